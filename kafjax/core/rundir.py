@@ -1,0 +1,161 @@
+"""The run directory: truth on disk. Every file appears whole or not at all; a run is known by the hash of its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kafjax.core.errors import UserError
+
+PACKAGES = ("kafjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann", "tokenizers")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a file through a temporary neighbour and a rename, so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises `UserError` naming file and line where the JSON is broken."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path, *, skip_broken_tail: bool = False) -> list[dict[str, Any]]:
+    """Reads one JSON object a line; blank lines are skipped.
+
+    Raises `UserError` naming file and line of the first broken one. `skip_broken_tail` forgives the last line:
+    in our own logs a kill can cut it short.
+    """
+    rows: list[dict[str, Any]] = []
+    # Not splitlines: U+2028 and U+0085 may stand unescaped in a string.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if skip_broken_tail and number >= len(lines) - 1:
+                break
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """First 12 hex digits of the sha256 of the config as canonical JSON."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run's directory, `root/name`."""
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def log(self, **row: Any) -> None:
+        """Appends a row to `metrics.jsonl`, stamped with the time in seconds since the epoch."""
+        append_jsonl(self.file("metrics.jsonl"), {"time": round(time.time(), 3), **row})
+
+
+def open_run(root: Path, name: str, config: dict[str, Any]) -> Run:
+    """Opens `root/name` for `config`: new, or the same run to be resumed.
+
+    Raises `UserError` if the name is no plain folder name or the directory holds a run of another config (naming the first
+    difference), so that two experiments never mix in one folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--name='{name}' is not a plain folder name (letters, digits, '.', '_', '-')")
+    run = Run(root / name)
+    stored = run.file("config.json")
+    if stored.exists():
+        old = read_json(stored)
+        for key in sorted({*old, *config}):
+            if old.get(key) != json.loads(json.dumps(config.get(key))):
+                raise UserError(
+                    f"{run.path} holds a run with {key}={old.get(key)!r}, not {config.get(key)!r}; "
+                    "pick another --name, or delete that folder"
+                )
+    else:
+        write_json(stored, config)
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on beside the config: versions, platform, git commit (None outside a checkout)."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout)
+    except (OSError, subprocess.CalledProcessError):
+        sha, dirty = None, None
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+        "git_sha": sha,
+        "git_dirty": dirty,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

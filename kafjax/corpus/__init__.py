@@ -1,0 +1,9 @@
+"""What there is to learn: documents, passages, and questions about them."""
+
+from kafjax.corpus.biographies import biographies, control
+from kafjax.corpus.chunking import chunk, sentences
+from kafjax.corpus.factbook import capitals, factbook, prose
+from kafjax.corpus.folder import load_folder, save_folder
+from kafjax.corpus.load import NAMES, load
+
+__all__ = ["NAMES", "biographies", "capitals", "chunk", "control", "factbook", "load", "load_folder", "prose", "save_folder", "sentences"]

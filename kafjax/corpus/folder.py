@@ -1,0 +1,278 @@
+"""A corpus in a directory, in FlashRAG's format, read and written.
+
+    corpus.jsonl      {"id": "17", "contents": "Title\\nText ..."} a line; or *.txt and *.md files, each a document, ids are relative paths
+    questions.jsonl   {"id": "q1", "question": "...", "golden_answers": ["...", ...]} a line; optionally
+                      "passages": ids of gold documents, or of single passages of them ("17#0")
+                      "split": see SPLITS (also accepted inside "metadata")
+                      "subject": whom or what it is about (likewise)
+    held_out.jsonl, replay.jsonl   optional prose for perplexity and for replay, as corpus.jsonl
+
+A question without a split takes part by its id: sha256 puts half of them among the training questions (asked again as `seen`), the others
+are `untrained`. Text files are only read where there is no corpus.jsonl. Hidden files, and links that lead outside, are not read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from kafjax.core.errors import UserError, nearest
+from kafjax.core.records import Corpus, Document, Passage, Question
+from kafjax.core.rundir import write_jsonl
+from kafjax.corpus.chunking import cut, deduplicate
+
+SPLITS = ("train", "seen", "paraphrase", "untrained", "retention", "replay", "reversed", "two_hop", "update")
+# Without a chunk size, documents up to this many words are passages as they are, and longer ones are packed into passages of CHUNK_WORDS.
+SHORT_WORDS = 100
+CHUNK_WORDS = 64
+# A first line of `contents` up to this long is a title.
+TITLE_WORDS = 12
+
+
+def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 0) -> Corpus:
+    """Reads a corpus from a directory; the module's docstring has the format.
+
+    `size` and `overlap` are those of `chunk`, for every document. By default (None) a document of at most 100 words is one passage, as it
+    is; a longer one is packed into passages of whole sentences, up to 64 words. A gold id that names a document stands for all its
+    passages.
+
+    Raises `UserError` naming the file and line of what is missing, empty, broken, twice there or pointing nowhere.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"corpus directory {root} {'is no directory' if root.exists() else 'does not exist'}")
+    documents = _documents(root)
+    passages, kept = deduplicate(_passages(documents, size, overlap))
+    questions = _questions(root, _gold_ids(documents, kept))
+    by_split = defaultdict(list)
+    for question in questions:
+        by_split[question.split if question.split in ("train", "retention", "replay") else "asked"].append(question)
+    return Corpus(
+        name=root.resolve().name,
+        documents=tuple(documents),
+        passages=passages,
+        training_questions=tuple(by_split["train"]),
+        questions=tuple(by_split["asked"]),
+        retention=tuple(by_split["retention"]),
+        held_out_texts=_texts(root, "held_out.jsonl"),
+        replay_texts=_texts(root, "replay.jsonl"),
+        replay_questions=tuple(by_split["replay"]),
+    )
+
+
+def save_folder(corpus: Corpus, path: str | Path) -> None:
+    """Writes a corpus so that `load_folder`, given the chunk size it was made with, returns an equal one (named after the directory).
+
+    Each file appears whole or not at all. Raises `UserError` if the directory holds anything already.
+    """
+    root = Path(path)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} exists and is not an empty directory; pick another one to save the corpus to")
+    write_jsonl(root / "corpus.jsonl", ({"id": d.id, "title": d.title, "contents": d.text} for d in corpus.documents))
+    for name, texts in (("held_out", corpus.held_out_texts), ("replay", corpus.replay_texts)):
+        if texts:
+            write_jsonl(root / f"{name}.jsonl", ({"id": f"{name}-{k}", "contents": text} for k, text in enumerate(texts)))
+    # Last: a directory without its questions is refused by `load_folder`, so a torn write is noticed.
+    asked = (*corpus.training_questions, *corpus.questions, *corpus.retention, *corpus.replay_questions)
+    write_jsonl(root / "questions.jsonl", map(_question_row, asked))
+
+
+def _question_row(question: Question) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "question": question.text,
+        "golden_answers": list(question.answers),
+        "passages": list(question.passages),
+        "split": question.split,
+        "subject": question.subject,
+    }
+
+
+def _documents(root: Path) -> list[Document]:
+    if (root / "corpus.jsonl").exists():
+        documents = [_document(place, row) for place, row in _rows(root, "corpus.jsonl")]
+        source = "corpus.jsonl is empty"
+    else:
+        documents = [Document(id=name, text=text) for name, text in _text_files(root) if text.strip()]
+        source = "there is no corpus.jsonl, and no *.txt or *.md file with text"
+    if not documents:
+        raise UserError(f"the corpus in {root} is empty: {source}")
+    return documents
+
+
+def _document(place: str, row: dict[str, Any]) -> Document:
+    contents = _string(place, row, "contents")
+    if "title" in row:
+        return Document(id=row["id"], text=contents, title=_string(place, row, "title", empty=True))
+    first, _, rest = contents.partition("\n")
+    title = first.strip().strip('"')
+    if title and rest.strip() and len(title.split()) <= TITLE_WORDS and title[-1] not in ".!?":
+        return Document(id=row["id"], text=f"{title}\n{rest}", title=title)
+    return Document(id=row["id"], text=contents)
+
+
+def _text_files(root: Path) -> Iterator[tuple[str, str]]:
+    """(relative path, text) of the text files, sorted by path."""
+    inside = root.resolve()
+    for file in sorted(root.rglob("*")):
+        name = file.relative_to(root)
+        if file.suffix.lower() not in (".txt", ".md") or not file.is_file() or any(part.startswith(".") for part in name.parts):
+            continue
+        if not file.resolve().is_relative_to(inside):
+            logging.warning("%s is a link that leads outside %s: not read", file, root)
+            continue
+        yield name.as_posix(), _read(file)
+
+
+def _passages(documents: Sequence[Document], size: str | int | None, overlap: int) -> list[Passage]:
+    if size is not None:
+        return cut(documents, size, overlap)
+    if overlap:
+        raise UserError(f"an overlap of {overlap} words needs a chunk size in words")
+    return [
+        passage
+        for document in documents
+        for passage in cut([document], "document" if len(document.text.split()) <= SHORT_WORDS else CHUNK_WORDS)
+    ]
+
+
+def _gold_ids(documents: Iterable[Document], kept: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """What each id stands for in a question's `passages`: a document for all its passages, a passage for the one kept in its place."""
+    of_document: dict[str, dict[str, None]] = {document.id: {} for document in documents}
+    for passage, representative in kept.items():
+        of_document[passage.rpartition("#")[0]][representative] = None
+    return {passage: (representative,) for passage, representative in kept.items()} | {
+        document: tuple(passages) for document, passages in of_document.items()
+    }
+
+
+def _questions(root: Path, gold: dict[str, tuple[str, ...]]) -> list[Question]:
+    if not (root / "questions.jsonl").exists():
+        raise UserError(f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line')
+    questions = []
+    for place, row in _rows(root, "questions.jsonl"):
+        metadata = row.get("metadata")
+        optional = {**(metadata if isinstance(metadata, dict) else {}), **row}
+        question = Question(
+            id=row["id"],
+            text=_string(place, row, "question"),
+            answers=_answers(place, row),
+            split=_split(place, optional),
+            passages=_gold(place, row, gold),
+            subject=_string(place, optional, "subject", empty=True) if "subject" in optional else "",
+        )
+        questions += [question] if question.split else _dealt(question)
+    if not questions:
+        raise UserError(f"{root / 'questions.jsonl'} is empty")
+    return questions
+
+
+def _dealt(question: Question) -> list[Question]:
+    """A question without a split: half of them, by a hash of the id, are trained on and asked again."""
+
+    def as_split(split: str, suffix: str = "") -> Question:
+        return Question(f"{question.id}{suffix}", question.text, question.answers, split, question.passages, question.subject)
+
+    if hashlib.sha256(question.id.encode()).digest()[0] % 2:
+        return [as_split("untrained")]
+    return [as_split("train", "/train"), as_split("seen")]
+
+
+def _answers(place: str, row: dict[str, Any]) -> tuple[str, ...]:
+    answers = _strings(place, row, "golden_answers")
+    answers = tuple(answer for answer in answers if answer.strip())
+    if not answers:
+        raise UserError(f"{place}: question '{row['id']}' has no answers ('golden_answers' is empty)")
+    return answers
+
+
+def _gold(place: str, row: dict[str, Any], gold: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for passage in _strings(place, row, "passages") if "passages" in row else ():
+        if passage not in gold:
+            close = difflib.get_close_matches(passage, itertools.islice(gold, 100_000), n=1, cutoff=0.0)
+            raise UserError(
+                f"{place}: gold passage '{passage}' of question '{row['id']}' matches nothing in the corpus "
+                f"(nearest: '{close[0]}'; ids with '#' depend on the chunk size)"
+            )
+        found |= dict.fromkeys(gold[passage])
+    return tuple(found)
+
+
+def _split(place: str, row: dict[str, Any]) -> str:
+    if "split" not in row:
+        return ""
+    split = _string(place, row, "split")
+    if split not in SPLITS:
+        raise UserError(f"{place}: unknown split '{split}'. {nearest(split, SPLITS)}")
+    return split
+
+
+def _texts(root: Path, name: str) -> tuple[str, ...]:
+    return tuple(_string(place, row, "contents") for place, row in _rows(root, name)) if (root / name).exists() else ()
+
+
+def _rows(root: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Returns ("file:line", row) for every line that is not blank; ids are unique strings (numbers become strings)."""
+    file = root / name
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{file} is a link that leads outside {root}; copy the file instead")
+    rows: list[tuple[str, dict[str, Any]]] = []
+    places: dict[str, str] = {}
+    # Not splitlines(): it also cuts at U+2028 and its like, which JSON allows within a string.
+    for number, line in enumerate(_read(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{file}:{number}"
+        try:
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # ValueError: broken JSON, endless numbers, lone surrogates
+            raise UserError(f"{place}: not valid JSON ({getattr(error, 'msg', None) or getattr(error, 'reason', error)})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
+        if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
+            row["id"] = str(row["id"])
+        identity = _string(place, row, "id")
+        if identity in places:
+            raise UserError(f"{place}: id '{identity}' is taken by {places[identity]}")
+        places[identity] = place
+        rows.append((place, row))
+    return rows
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {error.start}); convert it: iconv -f latin1 -t utf-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _string(place: str, row: dict[str, Any], key: str, *, empty: bool = False) -> str:
+    if key not in row:
+        raise UserError(f"{place}: '{key}' is missing (there is: {', '.join(map(repr, row)) or 'nothing'})")
+    value = row[key]
+    if not isinstance(value, str):
+        raise UserError(f"{place}: '{key}' must be a string, got {json.dumps(value)[:40]}")
+    if not empty and not value.strip():
+        raise UserError(f"{place}: '{key}' is empty")
+    return value
+
+
+def _strings(place: str, row: dict[str, Any], key: str) -> tuple[str, ...]:
+    if key not in row:
+        raise UserError(f"{place}: '{key}' is missing (there is: {', '.join(map(repr, row))})")
+    values = row[key]
+    if not isinstance(values, list) or not all(isinstance(value, str | int) and not isinstance(value, bool) for value in values):
+        raise UserError(f"{place}: '{key}' must be a list of strings, got {json.dumps(values)[:40]}")
+    return tuple(map(str, values))

@@ -1,0 +1,73 @@
+"""One way in to every corpus: a name, or a directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from kafjax.core.errors import UserError, nearest
+from kafjax.core.records import Corpus
+from kafjax.corpus.biographies import biographies, control
+from kafjax.corpus.factbook import capital_halves, capitals, factbook, prose
+from kafjax.corpus.folder import load_folder
+
+NAMES = ("biographies", "biographies-control", "factbook")
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    n_subjects: int = 24,
+    n_attributes: int = 4,
+    n_documents: int = 4,
+    questions_per_fact: int = 2,
+    seed: int = 0,
+    chunk: str | int | None = None,
+    overlap: int = 0,
+    n_retention: int = 40,
+    n_held_out: int = 16,
+) -> Corpus:
+    """Loads a corpus and attaches what measures and softens forgetting.
+
+    `source` is "biographies", "biographies-control" (its empty control), "factbook", or a directory (see `folder`; the counts and the seed
+    of generated corpora do not concern it). `chunk` is a number of words, "sentence" or "document"; by default sentences, or what suits
+    the documents of a directory.
+
+    Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
+    capitals and prose of other countries for replay. A directory's own retention questions, prose or replay come first; with all of them,
+    or with `n_retention=0` and `n_held_out=0`, the World Factbook is not needed.
+
+    Raises `UserError` if there is no such corpus (with the nearest name), or it is broken, or the World Factbook is not installed.
+    """
+    name = os.fspath(source)
+    generated = {
+        "n_attributes": n_attributes,
+        "n_documents": n_documents,
+        "questions_per_fact": questions_per_fact,
+        "seed": seed,
+        "size": "sentence" if chunk is None else chunk,
+        "overlap": overlap,
+    }
+    if name == "biographies":
+        corpus = biographies(n_subjects, **generated)
+    elif name == "biographies-control":
+        corpus = control(n_subjects, **generated)
+    elif name == "factbook":
+        # Training on a country must not touch what is asked about it for retention, so the corpus takes others.
+        exclude = {country.code for half in capital_halves(n_retention) for country in half}
+        corpus = factbook(n_subjects, **generated, exclude=exclude)
+    elif Path(name).exists() or os.sep in name:
+        corpus = load_folder(name, chunk, overlap)
+    else:
+        raise UserError(f"unknown corpus '{name}', and no such directory. {nearest(name, NAMES)}")
+    return _with_retention(corpus, n_retention, n_held_out)
+
+
+def _with_retention(corpus: Corpus, n_retention: int, n_held_out: int) -> Corpus:
+    attached = {}
+    if n_retention and not (corpus.retention and corpus.replay_questions):
+        attached["retention"], attached["replay_questions"] = capitals(n_retention)
+    if (n_retention or n_held_out) and not (corpus.held_out_texts and corpus.replay_texts):
+        attached["held_out_texts"], attached["replay_texts"] = prose(n_held_out, n_retention)
+    return dataclasses.replace(corpus, **{key: value for key, value in attached.items() if not getattr(corpus, key)})

@@ -1,0 +1,80 @@
+"""What to look at next, read off the numbers: each hint names the figure it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from kafjax.evaluation.error_budget import DISTRACTOR_HARM, RETRIEVAL_MISS
+from kafjax.evaluation.results import BASE, HEADLINE, KNOWLEDGE, ORACLE, RETENTION
+
+
+def hints(results: Mapping[str, Any]) -> list[str]:
+    """Plain sentences, most important first; empty if nothing stands out."""
+    methods = results["methods"]
+    qualities = {name: method["quality"] for name, method in methods.items()}
+    trained = {name for name, method in methods.items() if method["cost"]["trainable_parameters"]}
+    return [*_experiment(qualities), *_training(qualities, trained), *_retrieval(results["error_budget"])]
+
+
+def _experiment(qualities: Mapping[str, Any]) -> list[str]:
+    found = []
+    knows = qualities.get(BASE, {}).get(HEADLINE)
+    if knows and knows["low"] is not None and knows["low"] > 0.05:
+        found.append(
+            f"{BASE} already answers {knows['value']:.0%} on {HEADLINE}: part of this corpus is not new to it, "
+            "so read the other rows as gains over that."
+        )
+    reader = qualities.get(ORACLE, {}).get(HEADLINE)
+    if reader and reader["value"] is not None and reader["value"] < 0.85:
+        found.append(
+            f"{ORACLE} reads the right passage and still answers only {reader['value']:.0%}: "
+            "the prompt or the model limits retrieval, not the index."
+        )
+    widths = [
+        interval["high"] - interval["low"]
+        for quality in qualities.values()
+        for split in KNOWLEDGE
+        if (interval := quality.get(split)) and interval["n"]
+    ]
+    if widths and max(widths) > 0.2:
+        found.append(f"The widest interval spans {100 * max(widths):.0f} points: ask more questions before trusting small differences.")
+    return found
+
+
+def _training(qualities: Mapping[str, Any], trained: Collection[str]) -> list[str]:
+    lost, distracted, wording = {}, {}, {}
+    for name, quality in qualities.items():
+        change = quality.get(f"{RETENTION}_change")
+        if change and change["high"] is not None and change["high"] < -0.05:
+            (lost if name in trained else distracted)[name] = f"{-100 * change['value']:.0f}"
+        seen, paraphrase = quality.get("seen"), quality.get(HEADLINE)
+        if seen and paraphrase and seen["n"] and paraphrase["n"] and seen["low"] > paraphrase["high"]:
+            wording[name] = f"{100 * (seen['value'] - paraphrase['value']):.0f}"
+    found = []
+    if lost:
+        remedy = "mix in replay data, lower the learning rate or train for fewer epochs"
+        found.append(f"Points of what the base model knew that are lost: {_listed(lost)}. To soften it: {remedy}.")
+    if distracted:
+        found.append(f"Points by which passages in the prompt spoil what the base model knows: {_listed(distracted)}.")
+    if wording:
+        found.append(f"Points by which trained wording beats unseen wording: {_listed(wording)}. Train on more phrasings of each document.")
+    return found
+
+
+def _retrieval(budgets: Mapping[str, Any]) -> list[str]:
+    advice = {
+        RETRIEVAL_MISS: "Retrieve more passages, or cut and embed them differently",
+        DISTRACTOR_HARM: "Put fewer or shorter passages in the prompt, or rerank them",
+    }
+    found = []
+    for cause, remedy in advice.items():
+        shares = {name: budget[cause] for name, budget in budgets.items() if cause in budget and budget[cause]["n"]}
+        large = {name: f"{share['value']:.0%}" for name, share in shares.items() if share["low"] > 0.05}
+        if large:
+            found.append(f"Questions lost to {cause}: {_listed(large)}. {remedy}.")
+    return found
+
+
+def _listed(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,174 @@
+"""results.json: every quality value as {value, low, high, n}, every cost, and what follows from comparing the arms.
+
+    {"methods": {"lora": {"quality": {"seen": {...}, "paraphrase": {...}, "paraphrase_f1": {...}, ...}, "cost": {...}, "note": ""}, ...},
+     "pending": ["full", ...], "comparisons": [...], "break_even": [...], "error_budget": {...}, "config": {...}, "environment": {...}}
+
+Quality keys are flat: a split's name alone is its share of correct answers (`contains`), `SPLIT_METRIC` its other metrics;
+`recall_at_k` and `mrr` are over all questions that have gold passages; `retention_change` is the paired change from the base
+model; `perplexity` and `perplexity_ratio` (over the base model's) are on held-out text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafjax.core.records import Prediction
+from kafjax.evaluation import intervals
+from kafjax.evaluation.cost import TOTAL, Cost, break_even, break_even_rule
+from kafjax.evaluation.error_budget import error_budget, retrieves
+from kafjax.evaluation.intervals import Comparison, Interval
+
+BASE = "base"
+ORACLE = "oracle"
+RETENTION = "retention"
+HEADLINE = "paraphrase"
+KNOWLEDGE = ("seen", HEADLINE, "untrained")
+MARGIN = 0.05  # differences in accuracy below 5 points count as equal
+ALPHA = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What one finished method leaves behind.
+
+    `predictions` are scored. `held_out_nll` are summed negative log-likelihoods in nats and `held_out_tokens` token counts of the
+    held-out texts, in the same order for every arm. `oracle` are predictions of this arm's weights with only a gold passage in
+    the prompt; an arm with the base model's weights takes them from the arm named `oracle`. `note` is shown under the table.
+    """
+
+    predictions: Sequence[Prediction]
+    cost: Cost
+    held_out_nll: Sequence[float] = ()
+    held_out_tokens: Sequence[int] = ()
+    oracle: Sequence[Prediction] = ()
+    note: str = ""
+
+
+def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
+    """Quality of one arm, keyed as the module says. `base` is the untouched model's arm, for the changes from it."""
+    quality: dict[str, Interval] = {}
+    for split in dict.fromkeys(p.split for p in arm.predictions):
+        of_split = [p for p in arm.predictions if p.split == split]
+        quality[split] = intervals.mean_score([p.correct for p in of_split])
+        for metric in dict.fromkeys(name for p in of_split for name in p.score if name != "contains"):
+            quality[f"{split}_{metric}"] = _metric(of_split, metric)
+    for metric in ("recall_at_k", "mrr"):
+        if any(metric in p.score for p in arm.predictions):
+            quality[metric] = _metric(arm.predictions, metric)
+    if base is not None and base is not arm:
+        retention = [_split(one.predictions, RETENTION) for one in (arm, base)]
+        if all(retention):
+            quality[f"{RETENTION}_change"] = intervals.paired_difference(*_aligned(*retention))
+    if len(arm.held_out_nll):
+        quality["perplexity"] = intervals.perplexity(arm.held_out_nll, arm.held_out_tokens)
+        if base is not None and base is not arm and len(base.held_out_nll):
+            quality["perplexity_ratio"] = intervals.perplexity_ratio(arm.held_out_nll, base.held_out_nll, arm.held_out_tokens)
+    return quality
+
+
+def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str = HEADLINE) -> Comparison:
+    """Paired comparison of correctness on the questions of a split (all knowledge questions if neither arm has that split)."""
+    a_split, b_split = _split(a, split), _split(b, split)
+    if not a_split and not b_split:
+        a_split, b_split = ([p for p in arm if p.split != RETENTION] for arm in (a, b))
+    return intervals.compare(*_aligned(a_split, b_split), margin=MARGIN, alpha=ALPHA)
+
+
+def collect(
+    arms: Mapping[str, Arm], *, config: Mapping[str, Any], environment: Mapping[str, Any], pending: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The contents of results.json for the arms that are done, in their order; `pending` names those still to come."""
+    base = arms.get(BASE)
+    methods = {
+        name: {
+            "quality": {key: interval.to_json() for key, interval in summarise(arm, base).items()},
+            "cost": arm.cost.to_json(),
+            "note": arm.note,
+        }
+        for name, arm in arms.items()
+    }
+    return {
+        "methods": methods,
+        "pending": list(pending),
+        "comparisons": _comparisons(arms),
+        "break_even": [_break_even(arms, *pair) for pair in _trained_and_retrieving(arms)],
+        "error_budget": {
+            name: {cause: share.to_json() for cause, share in error_budget(_knowledge(arm.predictions), _oracle_for(arm, arms)).items()}
+            for name, arm in arms.items()
+        },
+        "config": dict(config),
+        "environment": dict(environment),
+    }
+
+
+def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """Every pair of arms on the headline split, p-values also adjusted for their number (Holm)."""
+    pairs = [(a, b, compare_arms(arms[a].predictions, arms[b].predictions)) for a, b in itertools.combinations(arms, 2)]
+    adjusted = intervals.holm([comparison.p_value for _, _, comparison in pairs])
+    return [
+        {"a": a, "b": b, **dataclasses.asdict(comparison), "p_holm": p_holm}
+        for (a, b, comparison), p_holm in zip(pairs, adjusted, strict=True)
+    ]
+
+
+def _trained_and_retrieving(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
+    trained = [name for name, arm in arms.items() if arm.cost.train_tokens and not retrieves(arm.predictions)]
+    from_index = [name for name, arm in arms.items() if not arm.cost.train_tokens and retrieves(arm.predictions) and name != ORACLE]
+    return list(itertools.product(trained, from_index))
+
+
+def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[str, Any]:
+    """Queries after which `trained` has been cheaper than `retrieval`: by the rule of thumb, by FLOPs (formula), by the clock.
+
+    None is never; `queries_seconds` is missing where latency was not measured. `comparable` is False where the arms differ
+    significantly in accuracy: then the cheaper one is no substitute.
+    """
+    learn, look_up = arms[trained].cost, arms[retrieval].cost
+    read = look_up.llm_tokens_per_query.prompt - look_up.llm_tokens_per_query.cached
+    read_anyway = learn.llm_tokens_per_query.prompt - learn.llm_tokens_per_query.cached
+    comparison = compare_arms(arms[trained].predictions, arms[retrieval].predictions)
+    row = {
+        "trained": trained,
+        "retrieval": retrieval,
+        "queries_rule": break_even_rule(learn.train_tokens, read - read_anyway, adapter_only=learn.adapter_only),
+        "queries_flops": break_even(
+            learn.train_flops_formula - look_up.index_flops_formula, look_up.query_flops_formula - learn.query_flops_formula
+        ),
+        "difference": comparison.difference.to_json(),
+        "p_value": comparison.p_value,
+        "verdict": comparison.verdict,
+        "comparable": comparison.difference.n > 0 and comparison.verdict in ("equivalent", "undecided"),
+    }
+    if look_up.latency_seconds and learn.latency_seconds:
+        saved_seconds = look_up.latency_seconds[TOTAL]["mean"] - learn.latency_seconds[TOTAL]["mean"]
+        row["queries_seconds"] = break_even(learn.train_seconds - look_up.index_seconds, saved_seconds)
+    return row
+
+
+def _oracle_for(arm: Arm, arms: Mapping[str, Arm]) -> Sequence[Prediction]:
+    if arm.oracle or arm.cost.trainable_parameters or ORACLE not in arms:
+        return arm.oracle
+    return _knowledge(arms[ORACLE].predictions)
+
+
+def _metric(predictions: Sequence[Prediction], metric: str) -> Interval:
+    return intervals.mean_score([p.score[metric] for p in predictions if metric in p.score])
+
+
+def _split(predictions: Sequence[Prediction], split: str) -> list[Prediction]:
+    return [p for p in predictions if p.split == split]
+
+
+def _knowledge(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return [p for p in predictions if p.split != RETENTION]
+
+
+def _aligned(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[bool], list[bool]]:
+    """Correctness of two arms in the same order of questions."""
+    correct_a, correct_b = ({p.id: p.correct for p in arm} for arm in (a, b))
+    if len(correct_a) != len(a) or correct_a.keys() != correct_b.keys():
+        raise ValueError("a paired comparison needs arms that answered the same questions, each once")
+    return list(correct_a.values()), [correct_b[id_] for id_ in correct_a]

@@ -1,0 +1,71 @@
+"""An adapter on disk: one safetensors file with the spec in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import write_atomic
+from kafjax.lora.spec import Spec
+from kafjax.lora.transform import Adapters, check
+
+_FORMAT = "kafjax-lora-1"
+
+
+def save(path: Path, adapters: Adapters, spec: Spec) -> None:
+    """Writes tensors `"<kernel path>/a"` and `"/b"`, whole or not at all. Raises `UserError` for NaN or infinity in them."""
+    tensors = {f"{kernel}/{name}": np.asarray(array) for kernel, pair in adapters.items() for name, array in pair.items()}
+    _check_finite(tensors, "the adapter to be saved")
+    metadata = {"format": _FORMAT, "spec": json.dumps(dataclasses.asdict(spec))}
+    write_atomic(path, safetensors.numpy.save(tensors, metadata))
+
+
+def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
+    """Reads what `save` wrote: `adapters, spec = load(path, params)`.
+
+    Args:
+      path: the file.
+      params: the base it is meant for; only shapes are read, so abstract ones will do.
+
+    Raises:
+      UserError: no such file, truncated or not written by `save`, NaN inside, or made for another base.
+    """
+    if not path.is_file():
+        raise UserError(f"no adapter at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or truncated safetensors file ({error})") from error
+    if metadata.get("format") != _FORMAT:
+        raise UserError(f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})")
+    try:
+        spec = Spec(**json.loads(metadata["spec"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its spec cannot be read ({error})") from error
+    _check_finite(tensors, str(path))
+    adapters: Adapters = {}
+    for name, tensor in tensors.items():
+        kernel, _, part = name.rpartition("/")
+        adapters.setdefault(kernel, {})[part] = jnp.asarray(tensor)
+    try:
+        check(params, adapters, spec)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return adapters, spec
+
+
+def _check_finite(tensors: dict[str, np.ndarray], source: str) -> None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{source}: '{name}' holds NaN or infinity")

@@ -1,0 +1,48 @@
+"""The corpus as training examples: its documents as text, its training questions as they will be asked, replay beside them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from kafjax.core.records import Corpus, Question
+from kafjax.methods.settings import Settings
+from kafjax.retrieval import prompt
+from kafjax.training import Example, answer_example, text_example
+
+
+def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]]:
+    """Lists of examples, one an epoch, in turn (see `training.train`).
+
+    Each list holds every `document_parts`-th document, all training questions and, for `replay` of it, texts and questions about
+    other matters. The loss looks at whole documents and at answers.
+    """
+    questions = [_question(tokenizer, question) for question in corpus.training_questions]
+    texts = [text_example(tokenizer, document.text, eos_id) for document in corpus.documents]
+    other = _interleaved(
+        [_question(tokenizer, question) for question in corpus.replay_questions],
+        [text_example(tokenizer, text, eos_id) for text in corpus.replay_texts],
+    )
+    variants, used = [], 0
+    for part in range(settings.document_parts):
+        examples = texts[part :: settings.document_parts] + questions
+        n_replay = round(len(examples) * settings.replay / (1 - settings.replay)) if other else 0
+        examples += [other[i % len(other)] for i in range(used, used + n_replay)]
+        used += n_replay
+        variants.append(examples)
+    return variants
+
+
+def _question(tokenizer: Tokenizer, question: Question) -> Example:
+    return answer_example(tokenizer, prompt.closed_book(question.text), f" {question.answers[0]}\n")
+
+
+def _interleaved(a: Sequence[Example], b: Sequence[Example]) -> list[Example]:
+    return [example for pair in itertools.zip_longest(a, b) for example in pair if example is not None]
+
+
+def loss_tokens(examples: Sequence[Example]) -> int:
+    return int(sum(np.count_nonzero(example.weights[1:]) for example in examples))

@@ -1,0 +1,23 @@
+"""`hyde`: the model first writes a passage that would answer the question; that is embedded too (HyDE, Gao et al. 2022)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kafjax.methods.rag import RAG
+from kafjax.retrieval import prompt
+
+
+class HyDE(RAG):
+    @property
+    def note(self) -> str:
+        return f"as rag, but the query is the mean of the question and a passage the model made up; {super().note}"
+
+    def vectors(self, questions):
+        prompts = [prompt.hyde(question.text) for question in questions]
+        calls = self.generate(prompt.hyde_prefix(), prompts, self.lab.settings.hyde_tokens)
+        embed = self.lab.embedder.embed
+        # Equation 8 of the paper with one hypothetical document: the mean of its vector and the question's.
+        mean_QxD = embed([q.text for q in questions]) + embed([call.text for call in calls])
+        queries_QxD = mean_QxD / np.maximum(np.linalg.norm(mean_QxD, axis=-1, keepdims=True), 1e-12)
+        return queries_QxD, [[call] for call in calls]

@@ -1,0 +1,142 @@
+"""The workshop that all methods of a comparison share: one base model, one generator, one index, one folder for what is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from kafjax import hub
+from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.core.records import Corpus
+from kafjax.core.rundir import read_json, write_json
+from kafjax.evaluation.cost import DecoderShape, encoder_flops
+from kafjax.generation import Generator
+from kafjax.methods.settings import Settings
+from kafjax.models import Decoder, Encoder
+from kafjax.retrieval.embed import Embedder
+from kafjax.retrieval.index import open_index
+from kafjax.retrieval.store import Store
+from kafjax.training import make_batch, text_example
+from kafjax.training.batches import pack
+from kafjax.training.memory import PeakMemory
+from kafjax.training.objective import loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """What methods learn and answer with. Nothing here changes but the cached properties, which are made on first use.
+
+    Attributes:
+      folder: where trained weights, adapters and the index are kept, and found again when a run is resumed.
+      log: takes rows for `metrics.jsonl`.
+      progress: `progress(label, total)` gives a context manager with `update(n)`, a progress bar.
+    """
+
+    model: Decoder
+    params: trees.Tree
+    tokenizer: Tokenizer
+    corpus: Corpus
+    settings: Settings
+    folder: Path
+    log: Callable[..., None]
+    progress: Callable[[str, int], Any]
+    embedder_name: str = "minilm"
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        return Generator(self.model, self.tokenizer, self.settings.batch)
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        model, params = hub.load(self.embedder_name)
+        if not isinstance(model, Encoder):
+            raise UserError(f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)")
+        return Embedder(model, params, hub.tokenizer(self.embedder_name))
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """The index over the corpus's passages, built once or loaded from the folder."""
+        path = self.folder / "index"
+        if (path / "store").exists():
+            return Store.load(path / "store")
+        passages = self.corpus.passages
+        began = time.perf_counter()
+        with PeakMemory() as peak, self.progress("embedding passages", len(passages)) as bar:
+            done = [0]
+
+            def advance(n: int, _: int) -> None:
+                bar.update(n - done[0])
+                done[0] = n
+
+            vectors_NxD = self.embedder.embed([p.text for p in passages], advance)
+            index = open_index(self.settings.engine)
+            index.build([p.id for p in passages], vectors_NxD)
+        store = Store(index, passages)
+        seconds = time.perf_counter() - began
+        store.save(path / "store")
+        write_json(path / "built.json", {
+            "seconds": seconds,
+            "engine": index.engine,
+            "flops": self._embedding_flops(),
+            "peak_memory_bytes": peak.n_bytes,
+        })
+        return store
+
+    @property
+    def index_record(self) -> dict[str, Any]:
+        """What building the index took: seconds, flops, engine, peak memory."""
+        return read_json(self.folder / "index" / "built.json")
+
+    def _embedding_flops(self) -> float:
+        model, params = hub.load(self.embedder_name)
+        tokenizer = hub.tokenizer(self.embedder_name)
+        kernels = {path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("kernel")}
+        lengths = [len(e.ids) for e in tokenizer.encode_batch([p.text for p in self.corpus.passages])]
+        config = model.config
+        return sum(encoder_flops(trees.count(trees.unflatten(kernels)), config.n_layers, config.hidden_size, n, n) for n in lengths)
+
+    @functools.cached_property
+    def shape(self) -> DecoderShape:
+        """The decoder in the numbers that the cost formulas ask for."""
+        config = self.model.config
+        kernels = {path: leaf for path, leaf in trees.flatten(self.params).items() if path.endswith("kernel")}
+        return DecoderShape(
+            block_params=trees.count(trees.unflatten(kernels)),
+            layers=config.n_layers,
+            heads=config.n_heads,
+            head_dim=config.head_dim,
+            d_model=config.hidden_size,
+            vocab=config.vocab_size,
+            sliding_layers=sum(config.sliding),
+            window=config.window,
+        )
+
+    def held_out_nll(self, params: trees.Tree) -> tuple[list[float], list[int]]:
+        """Summed negative log-likelihood (nats) and number of predicted tokens of each held-out text."""
+        examples = [text_example(self.tokenizer, text, self.model.config.eos_id) for text in self.corpus.held_out_texts]
+        length = max((len(e.tokens) for e in examples), default=0)
+        nll, tokens = [], []
+        for example in examples:
+            batch = make_batch(pack([example], length), seq_len=length, batch_rows=1, capacity=length)
+            total, weight = _text_loss(self.model, params, batch)
+            nll.append(float(total))
+            tokens.append(int(weight))
+        return nll, tokens
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
+    return loss(model, params, batch)
+
+
+def mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0

@@ -1,0 +1,78 @@
+"""The protocol of a method: `learn` from the corpus, `answer` questions, say what it `cost`."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+
+from kafjax.core import trees
+from kafjax.core.records import Passage, Prediction, Question
+from kafjax.evaluation.cost import Cost
+from kafjax.evaluation.score import score
+from kafjax.generation import Generation, Prefix, Sampling
+from kafjax.methods.lab import Lab
+from kafjax.retrieval import prompt
+
+
+class Method(abc.ABC):
+    """One way to give a model the knowledge of a corpus. `note` is shown under the table."""
+
+    note = ""
+
+    def __init__(self, lab: Lab, name: str):
+        self.lab, self.name = lab, name
+        self._prefixes: dict[str, Prefix] = {}
+
+    def learn(self) -> None:
+        """Takes in the corpus; what was learned is kept in `lab.folder` and found there the next time."""
+
+    @property
+    def params(self) -> trees.Tree:
+        """The weights that answer."""
+        return self.lab.params
+
+    @abc.abstractmethod
+    def answer(self, questions: Sequence[Question], on_progress: Callable[[int], None] = lambda n: None) -> list[Prediction]:
+        """Scored answers in the order of the questions. Call `learn` before."""
+
+    def cost(self) -> Cost:
+        """What learning cost and what must be kept. What asking costs is measured from predictions."""
+        return Cost()
+
+    def generate(
+        self, prefix: str, prompts: Sequence[str], max_new_tokens: int, on_progress: Callable[[int], None] = lambda n: None
+    ) -> list[Generation]:
+        """One greedy line for each prompt, all of which begin with `prefix`, whose cache is kept."""
+        generator = self.lab.generator
+        if prefix not in self._prefixes:
+            self._prefixes[prefix] = generator.prefix(self.params, prefix)
+        sampling = Sampling(max_new_tokens=max_new_tokens, seed=self.lab.settings.seed)
+        return generator.generate(self.params, prompts, sampling, self._prefixes[prefix], on_progress)
+
+    def prediction(self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float) -> Prediction:
+        """The scored record of an answer. The last of `replies` is the answer; all of them are on the bill."""
+        prefill, decode = sum(r.prefill_seconds for r in replies), sum(r.decode_seconds for r in replies)
+        return score(Prediction(
+            id=question.id,
+            method=self.name,
+            split=question.split,
+            question=question.text,
+            answer=replies[-1].text.strip(),
+            answers=question.answers,
+            passages=tuple(passage.id for passage in passages),
+            gold_passages=question.passages,
+            prompt_tokens=sum(r.prompt_tokens for r in replies),
+            cached_tokens=sum(r.cached_tokens for r in replies),
+            output_tokens=sum(r.output_tokens for r in replies),
+            calls=len(replies),
+            seconds={**seconds, "prefill": prefill, "decode": decode},
+        ))
+
+
+class ClosedBook(Method):
+    """Answers from the weights alone."""
+
+    def answer(self, questions, on_progress=lambda n: None):
+        prompts = [prompt.closed_book(question.text) for question in questions]
+        replies = self.generate(prompt.closed_book_prefix(), prompts, self.lab.settings.max_new_tokens, on_progress)
+        return [self.prediction(question, [reply]) for question, reply in zip(questions, replies, strict=True)]

@@ -1,0 +1,14 @@
+"""`oracle`: a passage that answers the question is in the prompt. The reader's ceiling: no retrieval can do better."""
+
+from __future__ import annotations
+
+from kafjax.methods.rag import Reader
+
+
+class Oracle(Reader):
+    note = "one passage that states the answer in the prompt: what the reader could do with perfect retrieval"
+
+    def answer(self, questions, on_progress=lambda n: None):
+        by_id = {passage.id: passage for passage in self.lab.corpus.passages}
+        passages = [[by_id[id] for id in question.passages[:1]] for question in questions]
+        return self.read(questions, passages, 1, on_progress=on_progress)

@@ -1,0 +1,105 @@
+"""What `full` and `lora` have in common: train once, keep the result, find it again."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.core.rundir import read_json, write_json
+from kafjax.evaluation.cost import Cost
+from kafjax.methods.examples import training_examples
+from kafjax.methods.lab import Lab
+from kafjax.methods.method import ClosedBook
+from kafjax.training import TrainConfig, TrainResult, train
+
+
+class Trained(ClosedBook):
+    """Closed book, with weights trained on the corpus."""
+
+    kind: str  # names the folder, so that a hybrid finds what the plain method has trained
+    spec: lora.Spec | None = None
+
+    def __init__(self, lab: Lab, name: str):
+        super().__init__(lab, name)
+        self._params: trees.Tree | None = None
+
+    @property
+    def params(self) -> trees.Tree:
+        if self._params is None:
+            raise RuntimeError(f"{self.name} has not learned yet")
+        return self._params
+
+    @property
+    def folder(self) -> Path:
+        return self.lab.folder / self.kind
+
+    @property
+    @abc.abstractmethod
+    def learning_rate(self) -> float: ...
+
+    @abc.abstractmethod
+    def save(self, trainable: Any) -> int:
+        """Writes what must be kept for this corpus; returns its bytes."""
+
+    @abc.abstractmethod
+    def load(self) -> trees.Tree:
+        """The weights to answer with, from what was saved."""
+
+    @abc.abstractmethod
+    def flops(self, result: TrainResult, length: int) -> float:
+        """Training FLOPs by formula, for sequences of about `length` tokens."""
+
+    def learn(self) -> None:
+        record = self.folder / "learned.json"
+        if not record.exists():
+            self._train(record)
+        self._params = self.load()
+
+    def _train(self, record: Path) -> None:
+        lab, settings = self.lab, self.lab.settings
+        config = TrainConfig(
+            epochs=settings.epochs,
+            learning_rate=self.learning_rate,
+            batch_rows=settings.batch_rows,
+            seq_len=settings.seq_len,
+            freeze_embedding=settings.freeze_embedding,
+            checkpoint_every=settings.checkpoint_every,
+            loss_chunk=512,
+            seed=settings.seed,
+        )
+        variants = training_examples(lab.corpus, lab.tokenizer, settings, lab.model.config.eos_id)
+        lengths = [len(example.tokens) for examples in variants for example in examples]
+        result = train(
+            lab.model,
+            lab.params,
+            variants,
+            config,
+            spec=self.spec,
+            run_dir=self.folder,
+            log=lambda **row: lab.log(method=self.kind, **row),
+            label=self.kind,
+        )
+        kept = self.save(result.trainable)
+        write_json(record, {
+            "artifact_bytes": kept,
+            "train_flops_formula": self.flops(result, round(sum(lengths) / len(lengths))),
+            **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")},
+        })
+
+    def cost(self) -> Cost:
+        record = read_json(self.folder / "learned.json")
+        return Cost(
+            trainable_parameters=record["trainable_parameters"],
+            adapter_only=self.spec is not None,
+            optimizer_bytes=record["optimizer_bytes"],
+            train_tokens=record["tokens"],
+            train_flops_formula=record["train_flops_formula"],
+            train_flops_measured=record["flops_measured"],
+            train_seconds=record["seconds"] + record["compile_seconds"],
+            peak_memory_bytes=record["peak_memory_bytes"],
+            artifact_bytes=record["artifact_bytes"],
+        )

@@ -1,0 +1,193 @@
+"""The Gemma 3 text decoder (Gemma Team 2025, arXiv:2503.19786): embed -> layers -> norm -> tied logits.
+
+    params = {"embed":      {"embedding": [V, D]},
+              "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
+              "final_norm": {"scale": [D]}}
+
+Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kafjax.core import trees
+from kafjax.models.config import DecoderConfig
+from kafjax.models.layers import Embedding, Projection, RMSNorm
+from kafjax.models.split import Split, random_params, split
+from kafjax.ops.attention import attend
+from kafjax.ops.rope import rope_angles, rotate
+
+Cache = dict[str, jax.Array]
+"""Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s."""
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with per-head RMS norm of queries and keys before the rotation."""
+
+    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+        D, H, K, Dh = cfg.hidden_size, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        self.q_proj = Projection(D, H * Dh, ("embed", "heads"), rngs=rngs)
+        self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), rngs=rngs)
+        self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), rngs=rngs)
+        self.o_proj = Projection(H * Dh, D, ("heads", "embed"), rngs=rngs)
+        self.q_norm = RMSNorm(Dh, cfg.norm_eps, "head_dim")
+        self.k_norm = RMSNorm(Dh, cfg.norm_eps, "head_dim")
+        self.head_dim, self.scale = Dh, cfg.attention_scale
+
+    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS):
+        heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
+        q = rotate(self.q_norm(heads(self.q_proj(x_BxTxD))), angles)
+        k = rotate(self.k_norm(heads(self.k_proj(x_BxTxD))), angles)
+        v = heads(self.v_proj(x_BxTxD))
+        keys, values, masks = [k], [v], [mask_BxTxT]
+        if past_kv is not None:
+            keys, values, masks = [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT]
+        out = attend(q, keys, values, masks, self.scale)
+        return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), {"k": k, "v": v}
+
+
+class MLP(nnx.Module):
+    """`down(gelu(gate(x)) * up(x))`."""
+
+    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+        self.gate_proj = Projection(cfg.hidden_size, cfg.mlp_size, ("embed", "mlp"), rngs=rngs)
+        self.up_proj = Projection(cfg.hidden_size, cfg.mlp_size, ("embed", "mlp"), rngs=rngs)
+        self.down_proj = Projection(cfg.mlp_size, cfg.hidden_size, ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x):
+        return self.down_proj(jax.nn.gelu(self.gate_proj(x), approximate=True) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each with a norm before and a norm after."""
+
+    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+        norm = functools.partial(RMSNorm, cfg.hidden_size, cfg.norm_eps)
+        self.attn_norm, self.attn_post_norm = norm(), norm()
+        self.mlp_norm, self.mlp_post_norm = norm(), norm()
+        self.attn = Attention(cfg, rngs)
+        self.mlp = MLP(cfg, rngs)
+
+    def __call__(self, x, angles, mask, past_kv, past_mask):
+        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask)
+        x = x + self.attn_post_norm(attended)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
+
+
+class Ends(nnx.Module):
+    """What stands before and after the layers."""
+
+    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+        self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
+        self.final_norm = RMSNorm(cfg.hidden_size, cfg.norm_eps)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoder:
+    """A decoder without its parameters: pure functions of `params`, a plain nested dict of arrays.
+
+    `dtype` is the dtype of activations; kernels are cast to it where they are used. `unroll` lays the layers out one after
+    another instead of scanning them: faster steps on a CPU, longer compiles. `remat` recomputes each layer in the backward pass.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    unroll: bool = True
+    remat: bool = False
+
+    @functools.cached_property
+    def _layer(self) -> Split:
+        return split(lambda rngs: Layer(self.config, rngs), n_layers=self.config.n_layers)
+
+    @functools.cached_property
+    def _ends(self) -> Split:
+        return split(lambda rngs: Ends(self.config, rngs))
+
+    def abstract_params(self) -> trees.Tree:
+        """Shapes and dtypes (float32) of the parameters."""
+        return {**self._ends.abstract, "layers": self._layer.abstract}
+
+    def axes(self) -> trees.Tree:
+        """Names of the logical axes of each parameter, for the sharding rules."""
+        return {**self._ends.axes, "layers": self._layer.axes}
+
+    def init(self, key: jax.Array) -> trees.Tree:
+        """Random float32 parameters; jit it with `out_shardings` to create them where they belong."""
+        ends_key, layers_key = jax.random.split(key)
+        layer = lambda k: random_params(lambda rngs: Layer(self.config, rngs), k)  # noqa: E731
+        layers = jax.vmap(layer)(jax.random.split(layers_key, self.config.n_layers))
+        return {**random_params(lambda rngs: Ends(self.config, rngs), ends_key), "layers": layers}
+
+    def apply(self, params: trees.Tree, tokens_BxT: jax.Array) -> jax.Array:
+        """Tokens int32 -> logits float32 `[B, T, V]`, each position from the ones up to it."""
+        hidden_BxTxD, _ = self.hidden(params, tokens_BxT)
+        return self.logits(params, hidden_BxTxD)
+
+    def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
+        """Final hidden states `[.., D]` -> logits float32 `[.., V]` through the tied embedding."""
+        embedding = params["embed"]["embedding"].astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
+
+    def hidden(
+        self,
+        params: trees.Tree,
+        tokens_BxT: jax.Array,
+        positions_BxT: jax.Array | None = None,
+        segments_BxT: jax.Array | None = None,
+        past: Cache | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Final hidden states `[B, T, D]` and the keys and values of the new tokens `[L, B, T, K, Dh]`.
+
+        Args:
+          positions_BxT: int32, ascending within a segment; 0, 1, 2 ... if not given.
+          segments_BxT: int32 ids of packed sequences; tokens see their own segment only.
+          past: a cache, of which each row sees the slots below its first new position.
+        """
+        cfg = self.config
+        B, T = tokens_BxT.shape
+        if positions_BxT is None:
+            positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        ends = self._ends.module({name: params[name] for name in ("embed", "final_norm")})
+        x = ends.embed(tokens_BxT).astype(self.dtype) * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
+        masks = _masks(positions_BxT, segments_BxT, cfg.window)
+        past_masks = None if past is None else _past_masks(positions_BxT, past["k"].shape[2], cfg.window)
+        angles = (
+            rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_factor),
+            rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta_sliding),
+        )
+
+        def layer(x, scanned):
+            layer_params, sliding, layer_past = scanned
+            pick = lambda pair: jax.tree.map(lambda full, local: jnp.where(sliding, local, full), *pair)  # noqa: E731
+            past_mask = None if past_masks is None else pick(past_masks)
+            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask)
+
+        if self.remat:
+            layer = jax.checkpoint(layer)
+        scanned = (params["layers"], jnp.array(cfg.sliding), past)
+        x, kv = jax.lax.scan(layer, x, scanned, unroll=cfg.n_layers if self.unroll else 1)
+        return ends.final_norm(x), kv
+
+
+def _masks(positions_BxT, segments_BxT, window: int) -> tuple[jax.Array, jax.Array]:
+    """(full, sliding) masks `[B, T, T]` among the new tokens."""
+    T = positions_BxT.shape[1]
+    causal = jnp.arange(T)[:, None] >= jnp.arange(T)[None, :]
+    full = jnp.broadcast_to(causal, (positions_BxT.shape[0], T, T))
+    if segments_BxT is not None:
+        full = full & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
+    return full, full & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
+
+
+def _past_masks(positions_BxT, n_slots: int, window: int) -> tuple[jax.Array, jax.Array]:
+    """(full, sliding) masks `[B, T, S]` over the cache: slots below the first new position of the row are filled."""
+    slots = jnp.arange(n_slots)
+    full = jnp.broadcast_to(slots < positions_BxT[:, :1, None], (*positions_BxT.shape, n_slots))
+    return full, full & (positions_BxT[:, :, None] - slots < window)

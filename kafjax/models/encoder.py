@@ -1,0 +1,103 @@
+"""The BERT encoder (Devlin et al. 2018) with mean pooling and L2 normalisation, as in Sentence-BERT's MiniLM models.
+
+    params = {"embeddings": {"word": ..., "position": ..., "token_type": ..., "norm": ...}, "layers": {"attn": ..., "mlp": ...}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kafjax.core import trees
+from kafjax.models.config import EncoderConfig
+from kafjax.models.layers import Embedding, LayerNorm, Projection
+from kafjax.models.split import Split, random_params, split
+from kafjax.ops.attention import attend
+
+
+class Embeddings(nnx.Module):
+    """Word + position + token type (always 0), normed."""
+
+    def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
+        self.word = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
+        self.position = Embedding(cfg.max_length, cfg.hidden_size, (None, "embed"), rngs=rngs)
+        self.token_type = Embedding(cfg.type_vocab_size, cfg.hidden_size, (None, "embed"), rngs=rngs)
+        self.norm = LayerNorm(cfg.hidden_size, cfg.norm_eps)
+
+    def __call__(self, tokens_BxT):
+        positions = jnp.arange(tokens_BxT.shape[1])
+        return self.norm(self.word(tokens_BxT) + self.position(positions) + self.token_type(jnp.zeros_like(tokens_BxT)))
+
+
+class EncoderLayer(nnx.Module):
+    """Bidirectional attention and MLP, each added and then normed (post-norm)."""
+
+    def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
+        D, H = cfg.hidden_size, cfg.n_heads
+        into_heads = functools.partial(Projection, D, D, ("embed", "heads"), bias=True, rngs=rngs)
+        self.q_proj, self.k_proj, self.v_proj = into_heads(), into_heads(), into_heads()
+        self.o_proj = Projection(D, D, ("heads", "embed"), bias=True, rngs=rngs)
+        self.attn_norm = LayerNorm(D, cfg.norm_eps)
+        self.up_proj = Projection(D, cfg.mlp_size, ("embed", "mlp"), bias=True, rngs=rngs)
+        self.down_proj = Projection(cfg.mlp_size, D, ("mlp", "embed"), bias=True, rngs=rngs)
+        self.mlp_norm = LayerNorm(D, cfg.norm_eps)
+        self.n_heads = H
+
+    def __call__(self, x, mask_BxTxT):
+        heads = lambda y: y.reshape(*y.shape[:2], self.n_heads, -1)  # noqa: E731
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        attended = attend(q, [k], [v], [mask_BxTxT], q.shape[-1] ** -0.5).reshape(x.shape)
+        x = self.attn_norm(x + self.o_proj(attended))
+        return self.mlp_norm(x + self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """An encoder without its parameters: pure functions of `params`, a plain nested dict of arrays."""
+
+    config: EncoderConfig
+    unroll: bool = True
+
+    @functools.cached_property
+    def _embeddings(self) -> Split:
+        return split(lambda rngs: Embeddings(self.config, rngs))
+
+    @functools.cached_property
+    def _layer(self) -> Split:
+        return split(lambda rngs: EncoderLayer(self.config, rngs), n_layers=self.config.n_layers)
+
+    def abstract_params(self) -> trees.Tree:
+        """Shapes and dtypes (float32) of the parameters."""
+        return {"embeddings": self._embeddings.abstract, "layers": self._layer.abstract}
+
+    def axes(self) -> trees.Tree:
+        """Names of the logical axes of each parameter, for the sharding rules."""
+        return {"embeddings": self._embeddings.axes, "layers": self._layer.axes}
+
+    def init(self, key: jax.Array) -> trees.Tree:
+        """Random float32 parameters."""
+        first, rest = jax.random.split(key)
+        layer = lambda k: random_params(lambda rngs: EncoderLayer(self.config, rngs), k)  # noqa: E731
+        layers = jax.vmap(layer)(jax.random.split(rest, self.config.n_layers))
+        return {"embeddings": random_params(lambda rngs: Embeddings(self.config, rngs), first), "layers": layers}
+
+    def hidden(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+        """Token states float32 `[B, T, D]`; `mask` is True on real tokens."""
+        x = self._embeddings.module(params["embeddings"])(tokens_BxT)
+        mask_BxTxT = jnp.broadcast_to(mask_BxT[:, None, :], (*tokens_BxT.shape, tokens_BxT.shape[1]))
+
+        def layer(x, layer_params):
+            return self._layer.module(layer_params)(x, mask_BxTxT), None
+
+        return jax.lax.scan(layer, x, params["layers"], unroll=self.config.n_layers if self.unroll else 1)[0]
+
+    def apply(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+        """Tokens int32 and mask bool -> one unit vector a row, float32 `[B, D]`: the mean over real tokens, normalised."""
+        weights = mask_BxT[..., None].astype(jnp.float32)
+        hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT)
+        mean_BxD = jnp.sum(hidden_BxTxD * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1e-9)
+        return mean_BxD / jnp.maximum(jnp.linalg.norm(mean_BxD, axis=-1, keepdims=True), 1e-12)

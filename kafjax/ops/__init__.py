@@ -1,0 +1,1 @@
+"""Pure functions on arrays: the arithmetic that models are made of."""

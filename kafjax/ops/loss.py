@@ -1,0 +1,89 @@
+"""Next-token cross entropy against a tied vocabulary, in chunks: the `[N, V]` logits never exist at once."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def chunked_cross_entropy(
+    hidden_NxD: jax.Array, embedding_VxD: jax.Array, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
+) -> jax.Array:
+    """Weighted sum (not mean) of token losses in nats, a float32 scalar.
+
+    `loss = sum_n weights[n] * (logsumexp(h_n E^T) - h_n E^T[target_n])`. The gradients with respect to `hidden` and, if it
+    is asked for, `embedding` are computed chunk by chunk together with the loss, so the backward pass costs no
+    second product with the vocabulary and at most `chunk * V` logits are alive.
+
+    Args:
+      hidden_NxD: final hidden states at the places where the loss looks.
+      embedding_VxD: tied output embedding; cast to the dtype of `hidden`.
+      targets_N: int32 token ids.
+      weights_N: float32; 0 masks a place out (padding).
+      chunk: places per chunk; N is padded up to a multiple.
+    """
+    padding = -hidden_NxD.shape[0] % min(chunk, hidden_NxD.shape[0])
+    hidden_NxD = jnp.pad(hidden_NxD, ((0, padding), (0, 0)))
+    targets_N, weights_N = jnp.pad(targets_N, (0, padding)), jnp.pad(weights_N, (0, padding))
+    chunk = min(chunk, hidden_NxD.shape[0])
+    return _summed_loss(hidden_NxD, embedding_VxD.astype(hidden_NxD.dtype), targets_N, weights_N, chunk)
+
+
+def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in arrays)
+
+
+def _logits(h: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
+    return jnp.einsum("cd,vd->cv", h, embedding_VxD, preferred_element_type=jnp.float32)
+
+
+def _token_losses(logits_CxV: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_total = jax.nn.logsumexp(logits_CxV, axis=-1)
+    return log_total - jnp.take_along_axis(logits_CxV, targets[:, None], axis=-1)[:, 0], log_total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _summed_loss(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
+    def one_chunk(total, xs):
+        h, targets, weights = xs
+        losses, _ = _token_losses(_logits(h, embedding_VxD), targets)
+        return total + jnp.sum(losses * weights), None
+
+    return jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, hidden_NxD, targets_N, weights_N))[0]
+
+
+def _forward(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
+    train_embedding = embedding_VxD.perturbed
+    hidden_NxD, embedding_VxD, targets_N, weights_N = (x.value for x in (hidden_NxD, embedding_VxD, targets_N, weights_N))
+
+    def one_chunk(carry, xs):
+        total, d_embedding = carry
+        h, targets, weights = xs
+        logits_CxV = _logits(h, embedding_VxD)
+        losses, log_total = _token_losses(logits_CxV, targets)
+        d_logits = jnp.exp(logits_CxV - log_total[:, None])
+        d_logits = (d_logits.at[jnp.arange(chunk), targets].add(-1.0) * weights[:, None]).astype(h.dtype)
+        d_h = jnp.einsum("cv,vd->cd", d_logits, embedding_VxD, preferred_element_type=jnp.float32)
+        if train_embedding:
+            d_embedding += jnp.einsum("cv,cd->vd", d_logits, h, preferred_element_type=jnp.float32)
+        return (total + jnp.sum(losses * weights), d_embedding), d_h.astype(h.dtype)
+
+    d_embedding = jnp.zeros(embedding_VxD.shape, jnp.float32) if train_embedding else None
+    (total, d_embedding), d_hidden = jax.lax.scan(
+        one_chunk, (jnp.float32(0), d_embedding), _chunks(chunk, hidden_NxD, targets_N, weights_N)
+    )
+    return total, (d_hidden.reshape(hidden_NxD.shape), d_embedding)
+
+
+def _backward(chunk, saved, cotangent):
+    d_hidden, d_embedding = saved
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return None, None, None, None
+    if d_embedding is not None:
+        d_embedding = (d_embedding * cotangent).astype(d_hidden.dtype)
+    return (d_hidden * cotangent).astype(d_hidden.dtype), d_embedding, None, None
+
+
+_summed_loss.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -1,0 +1,134 @@
+"""The exact engine: every query against every vector, in JAX on whatever device there is. The other engines' oracle."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kafjax.core.errors import UserError
+from kafjax.retrieval.index import Index
+
+CHUNK = 16_384  # rows scored at once: bounds memory at QUERIES * CHUNK scores
+QUERIES = 256
+_SMALLEST = 256
+_VECTORS = "vectors.npy"
+
+
+class ExactIndex(Index):
+    """Exhaustive top-k. Equal scores are ordered by insertion.
+
+    The vectors lie in a device buffer `[C, D]` whose capacity `C` depends on their number alone: appending within it
+    compiles nothing, and an index after appends and deletes equals a fresh build bit by bit.
+    """
+
+    engine = "exact"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._vectors_CxD = jnp.zeros((0, 0), jnp.float32)
+
+    def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
+        self._vectors_CxD = jnp.asarray(_padded(vectors_NxD, capacity(len(ids))))
+
+    def _append(self, ids: list[str], vectors_MxD: np.ndarray) -> None:
+        n, m = len(self), len(ids)
+        if n == 0:
+            return self._build(ids, vectors_MxD)
+        missing = capacity(n + m) - len(self._vectors_CxD)
+        if missing:
+            self._vectors_CxD = jnp.pad(self._vectors_CxD, ((0, missing), (0, 0)))
+        self._vectors_CxD = _set_rows(self._vectors_CxD, _padded(vectors_MxD, capacity(m)), n)
+
+    def _delete(self, ids: list[str], kept: np.ndarray) -> None:
+        rows = np.zeros(capacity(len(kept)), np.int32)
+        rows[: len(kept)] = kept
+        self._vectors_CxD = _take_rows(self._vectors_CxD, rows)
+
+    def _search(self, queries_QxD: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
+        ids: list[list[str]] = []
+        scores = []
+        for start in range(0, len(queries_QxD), QUERIES):
+            batch = queries_QxD[start : start + QUERIES]
+            # Powers of two, so that a new number of queries seldom compiles.
+            padded = _padded(batch, 1 << (len(batch) - 1).bit_length())
+            scores_QxK, rows_QxK = jax.device_get(_top_k(self._vectors_CxD, len(self), padded, k))
+            scores.append(scores_QxK[: len(batch)])
+            ids.extend([self._ids[row] for row in rows_K] for rows_K in rows_QxK[: len(batch)])
+        return ids, np.concatenate(scores)
+
+    def _save(self, path: Path) -> dict[str, Any]:
+        np.save(path / _VECTORS, np.asarray(self._vectors_CxD)[: len(self)], allow_pickle=False)
+        return {}
+
+    def _load(self, path: Path, ids: list[str], manifest: dict[str, Any]) -> None:
+        self.build(ids, read_npy(path / _VECTORS, manifest))
+
+
+def read_npy(path: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """The vectors of a saved index, float32 `[count, dimension]`. Raises `UserError` if the file holds anything else."""
+    try:
+        # NumPy cannot map an array without rows.
+        vectors = np.load(path, mmap_mode="r" if manifest.get("count") else None, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not an array of vectors; build and save the index again") from error
+    shape = (manifest.get("count"), manifest.get("dimension"))
+    if vectors.shape != shape or vectors.dtype != np.float32:
+        raise UserError(f"{path} holds {vectors.dtype} {vectors.shape}, not float32 {shape}; build and save the index again")
+    return vectors
+
+
+def capacity(n: int) -> int:
+    """Rows to reserve for `n` vectors: few different values, all divisible into chunks, and at most a quarter empty if large."""
+    power = max(_SMALLEST, 1 << max(n - 1, 0).bit_length())
+    if power <= CHUNK:
+        return power
+    step = max(CHUNK, power // 8)
+    return -(-n // step) * step
+
+
+def _padded(rows_NxD: np.ndarray, n: int) -> np.ndarray:
+    padded = np.zeros((n, rows_NxD.shape[1]), np.float32)
+    padded[: len(rows_NxD)] = rows_NxD
+    return padded
+
+
+@functools.partial(jax.jit, donate_argnames="vectors_CxD")
+def _set_rows(vectors_CxD: jax.Array, new_MxD: jax.Array, first: jax.Array) -> jax.Array:
+    """Puts `new` at row `first`, in place; its rows past the capacity are padding and fall away."""
+    rows = first + jnp.arange(len(new_MxD))
+    return vectors_CxD.at[rows].set(new_MxD, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+
+@jax.jit
+def _take_rows(vectors_CxD: jax.Array, rows: jax.Array) -> jax.Array:
+    return vectors_CxD[rows]
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _top_k(vectors_CxD: jax.Array, n: jax.Array, queries_QxD: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Scores float32 and rows int32 `[Q, k]` of the best among the first `n` rows, a chunk of rows at a time."""
+    C, D = vectors_CxD.shape
+    Q = len(queries_QxD)
+    R = min(C, CHUNK)
+
+    def step(best: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, jax.Array]):
+        vectors_RxD, first = chunk
+        rows_R = first + jnp.arange(R, dtype=jnp.int32)
+        scores_QxR = jnp.einsum("qd,rd->qr", queries_QxD, vectors_RxD, precision=jax.lax.Precision.HIGHEST)
+        scores_QxR = jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k would put -0.0 behind 0.0: they are a tie
+        scores_QxR = jnp.where(rows_R < n, scores_QxR, -jnp.inf)
+        # top_k takes the lower position first among equals: the best so far come from earlier rows, so they stand first.
+        scores, positions = jax.lax.top_k(scores_QxR, min(k, R))
+        scores = jnp.concatenate([best[0], scores], axis=1)
+        rows = jnp.concatenate([best[1], rows_R[positions]], axis=1)
+        scores, positions = jax.lax.top_k(scores, k)
+        return (scores, jnp.take_along_axis(rows, positions, axis=1)), None
+
+    nothing = jnp.full((Q, k), -jnp.inf), jnp.zeros((Q, k), jnp.int32)
+    chunks = vectors_CxD.reshape(C // R, R, D), jnp.arange(0, C, R, dtype=jnp.int32)
+    return jax.lax.scan(step, nothing, chunks)[0]

@@ -1,0 +1,100 @@
+"""What the language model is asked. A prompt is a prefix of worked examples, the same for all questions, and the question.
+
+The prefix is computed once and its cache shared (`generation.Prefix`). A small base model answers in the right form only when it is
+shown how, and reads one short passage well where it fails on a page; so passages are sentences, the best stands last,
+next to the question, and the examples have passages beside the point too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """A worked example. `passages` are best first, as retrieval gives them; only the first one answers."""
+
+    question: str
+    answer: str
+    passages: tuple[str, ...]
+
+
+# Invented matters with short answers: nothing here is asked by any corpus, and nothing can be answered from memory.
+SHOTS = (
+    Shot(
+        "What subject does Tomas Berg teach?",
+        "chemistry",
+        ("Tomas Berg teaches chemistry at a school in Uppsala.", "Tomas Berg spends his summers in Norway.", "Lena Falk teaches history."),
+    ),
+    Shot(
+        "When was the bridge over the Elm opened?",
+        "1931",
+        ("The bridge over the Elm was opened in 1931.", "The Elm is a short river in the north.", "The mill by the bridge closed in 1960."),
+    ),
+    Shot(
+        "What colour is the van that Anita Rao drives?",
+        "green",
+        ("Anita Rao drives to work in a green van.", "Anita Rao has two brothers.", "Josef Rao sold his red car last year."),
+    ),
+    Shot(
+        "Name the head of the Corwin Museum.",
+        "Paul Dietz",
+        ("The Corwin Museum is headed by Paul Dietz.", "The Corwin Museum has nine rooms.", "Mara Klein once led the Aster Museum."),
+    ),
+)
+
+QUESTION = "Question: {}\nAnswer:"
+"""How a question is put, in training and in asking; an answer follows after one space and ends with the line."""
+
+
+def closed_book_prefix() -> str:
+    return "".join(f"{QUESTION.format(shot.question)} {shot.answer}\n\n" for shot in SHOTS)
+
+
+def closed_book(question: str) -> str:
+    return QUESTION.format(question)
+
+
+def reading_prefix(n_passages: int) -> str:
+    """Worked examples with as many passages as questions will have, up to the three that the examples come with."""
+    return "".join(f"{reading(shot.question, shot.passages[:n_passages])} {shot.answer}\n\n" for shot in SHOTS)
+
+
+def reading(question: str, passages: Sequence[str]) -> str:
+    """Passages (given best first) worst first, then the question."""
+    lines = "".join(f"Passage: {' '.join(passage.split())}\n" for passage in reversed(passages))
+    return lines + closed_book(question)
+
+
+HYDE_STOP = ("\n",)
+
+
+def hyde_prefix() -> str:
+    """Worked examples of a passage that would answer a question (Gao et al. 2022)."""
+    return "".join(f"{hyde(shot.question)} {shot.passages[0]}\n\n" for shot in SHOTS)
+
+
+def hyde(question: str) -> str:
+    return f"Question: {question}\nPassage:"
+
+
+def fit(question: str, passages: Sequence[str], room: int, count: Callable[[str], int]) -> tuple[str, ...]:
+    """The passages (best first) that fit with the question into `room` tokens, as `count` counts them.
+
+    The worst are dropped first; the best, if it alone is too long, is cut at a word. May be empty.
+    """
+    kept = list(passages)
+    while len(kept) > 1 and count(reading(question, kept)) > room:
+        kept.pop()
+    if not kept or count(reading(question, kept)) <= room:
+        return tuple(kept)
+    words = kept[0].split()
+    fitting, too_many = 0, len(words)
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if count(reading(question, [" ".join(words[:middle])])) <= room:
+            fitting = middle
+        else:
+            too_many = middle
+    return (" ".join(words[:fitting]),) if fitting else ()

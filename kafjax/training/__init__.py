@@ -1,0 +1,8 @@
+"""Training: examples packed into batches, the objective, the optimizer, the sharded step, checkpoints and the loop around them."""
+
+from kafjax.training.batches import Batch, Batches, Example, answer_example, make_batch, text_example
+from kafjax.training.config import TrainConfig
+from kafjax.training.loop import TrainResult, train
+from kafjax.training.task import updated
+
+__all__ = ["Batch", "Batches", "Example", "TrainConfig", "TrainResult", "answer_example", "make_batch", "text_example", "train", "updated"]

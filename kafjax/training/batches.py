@@ -1,0 +1,232 @@
+"""From texts to arrays: examples, first-fit packing into rows, and batches of one fixed shape.
+
+    example    tokens  BOS the cat sat EOS        weights  0 1 1 1 1
+    inputs             BOS the cat sat
+    targets            the cat sat EOS            each predicted from the inputs up to it
+
+    row        tokens     BOS the cat sat  BOS a  dog  .
+               segments     1   1   1   1    2 2    2  0       0 is padding; attention stays within a segment
+               positions    0   1   2   3    0 1    2  0
+
+Which rows a step trains on is a pure function of (seed, step), so the step number is all that a resumed run needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from kafjax.core.errors import UserError
+
+_TARGETS_MULTIPLE = 32  # the fixed number of loss targets of a batch is rounded up to a multiple of this
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One text to learn from.
+
+    `tokens` int32 `[n]`; `weights` float32 `[n]`: how much the loss counts predicting `tokens[i]` from the ones before it
+    (`weights[0]` is never used: nothing comes before the first token).
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+
+
+def text_example(tokenizer: Tokenizer, text: str, eos_id: int) -> Example:
+    """BOS, the text, EOS (BOS if the tokenizer adds one); the loss looks at every token but the first."""
+    tokens = np.array([*tokenizer.encode(text).ids, eos_id], np.int32)
+    weights = np.ones(len(tokens), np.float32)
+    weights[0] = 0
+    return Example(tokens, weights)
+
+
+def answer_example(tokenizer: Tokenizer, prompt: str, answer: str | Sequence[int], eos_id: int | None = None) -> Example:
+    """A prompt and its answer; the loss looks at the answer (and the EOS, if given) only.
+
+    The two are tokenized apart, as they are when the model has to answer: the prompt is then all there is. A closing
+    newline that the model should learn to write is part of `answer`.
+    """
+    before = tokenizer.encode(prompt).ids
+    after = tokenizer.encode(answer, add_special_tokens=False).ids if isinstance(answer, str) else list(answer)
+    after += [] if eos_id is None else [eos_id]
+    weights = np.zeros(len(before) + len(after), np.float32)
+    weights[max(len(before), 1) :] = 1
+    return Example(np.array([*before, *after], np.int32), weights)
+
+
+class Piece(NamedTuple):
+    """A part of an example that stands in one row: aligned inputs, targets and weights, `[n]` each."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+Row = list[Piece]
+
+
+def pieces(example: Example, seq_len: int) -> list[Piece]:
+    """Cuts an example into pieces of at most `seq_len` inputs; every token but the first is the target of exactly one.
+
+    Inputs after the last weighted target are dropped: nothing is learned from them.
+    """
+    weighted = np.flatnonzero(example.weights[1:])
+    n = int(weighted[-1]) + 1 if weighted.size else 0
+    inputs, targets, weights = example.tokens[:n], example.tokens[1 : n + 1], example.weights[1 : n + 1]
+    cuts = [slice(start, start + seq_len) for start in range(0, n, seq_len)]
+    return [Piece(inputs[cut], targets[cut], weights[cut]) for cut in cuts if weights[cut].any()]
+
+
+def pack(examples: Sequence[Example], seq_len: int) -> list[Row]:
+    """First-fit packing: each piece goes into the first row with room for it, in the order given."""
+    rows: list[Row] = []
+    room = np.zeros(0, np.int64)
+    for example in examples:
+        for piece in pieces(example, seq_len):
+            fits = room[: len(rows)] >= len(piece.inputs)
+            at = int(np.argmax(fits)) if fits.any() else len(rows)
+            if at == len(rows):
+                rows.append([])
+                if at == len(room):
+                    room = np.resize(room, max(64, 2 * at))
+                room[at] = seq_len
+            rows[at].append(piece)
+            room[at] -= len(piece.inputs)
+    return rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens and the places where the loss looks, in S groups of B / S rows each.
+
+    A group is what one data-parallel share of the devices holds (S = 1 on one device). `places_SxN` counts positions
+    within its group: place p is row p // T, column p % T of the group, and its hidden state predicts `targets_SxN`.
+    Unused places have weight 0. Every array may carry a leading axis A of microbatches.
+    """
+
+    tokens_BxT: np.ndarray | jax.Array
+    positions_BxT: np.ndarray | jax.Array
+    segments_BxT: np.ndarray | jax.Array
+    places_SxN: np.ndarray | jax.Array
+    targets_SxN: np.ndarray | jax.Array
+    weights_SxN: np.ndarray | jax.Array
+
+
+def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: int = 1, capacity: int | None = None) -> Batch:
+    """Lays rows out as arrays; missing rows are left empty. `capacity` (N) is by default what the fullest group needs."""
+    n_targets = [_n_targets(share) for share in _shares(rows, batch_rows, groups)]
+    capacity = max(*n_targets, 1) if capacity is None else capacity
+    tokens, positions, segments = (np.zeros((batch_rows, seq_len), np.int32) for _ in range(3))
+    places, targets = (np.zeros((groups, capacity), np.int32) for _ in range(2))
+    weights = np.zeros((groups, capacity), np.float32)
+    filled = [0] * groups
+    for r, row in enumerate(rows):
+        group, row_in_group = divmod(r, batch_rows // groups)
+        start = 0
+        for segment, piece in enumerate(row, 1):
+            n = len(piece.inputs)
+            where = slice(start, start + n)
+            tokens[r, where], positions[r, where], segments[r, where] = piece.inputs, np.arange(n), segment
+            looked_at = np.flatnonzero(piece.weights)
+            to = slice(filled[group], filled[group] + len(looked_at))
+            places[group, to] = row_in_group * seq_len + start + looked_at
+            targets[group, to], weights[group, to] = piece.targets[looked_at], piece.weights[looked_at]
+            filled[group] = to.stop
+            start += n
+    return Batch(tokens, positions, segments, places, targets, weights)
+
+
+class Batches:
+    """The batches of a whole run: `len(batches)` of them, each `batches[step]` a `Batch` of numpy arrays of one fixed shape.
+
+    Epoch e shuffles `variants[e % len(variants)]` (documents may be worded differently from epoch to epoch) by (seed, e), packs
+    it, and its rows follow those of epoch e - 1, so that only the very last batch has empty rows.
+
+    Args:
+      variants: one or more lists of examples.
+      seq_len: T, tokens per row. Longer examples are cut (`n_cut` says how many of an epoch).
+      batch_rows: B, rows per optimizer step.
+      epochs: passes over the data.
+      seed: of the order.
+      accumulate: A; if above 1, batches have a leading axis of A microbatches of B / A rows.
+      groups: S, data-parallel shares of a microbatch.
+
+    Raises:
+      UserError: nothing to learn from, or rows that do not divide into microbatches and groups.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Sequence[Example]],
+        *,
+        seq_len: int,
+        batch_rows: int,
+        epochs: int,
+        seed: int = 0,
+        accumulate: int = 1,
+        groups: int = 1,
+    ):
+        if batch_rows % (accumulate * groups):
+            raise UserError(
+                f"batch_rows={batch_rows} does not divide into accumulate={accumulate} microbatches over {groups} data-parallel devices; "
+                f"use a multiple of {accumulate * groups}"
+            )
+        self.seq_len, self.batch_rows, self.epochs = seq_len, batch_rows, epochs
+        self.accumulate, self.groups = accumulate, groups
+        self.rows: list[Row] = []
+        for epoch in range(epochs):
+            examples = variants[epoch % len(variants)]
+            order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+            self.rows += pack([examples[i] for i in order], seq_len)
+        if not self.rows:
+            raise UserError("nothing to train on: no example has a token that the loss looks at")
+        self.n_cut = sum(len(pieces(example, seq_len)) > 1 for example in variants[0])
+        micro_rows = batch_rows // accumulate
+        micros = [self.rows[start : start + micro_rows] for start in range(0, len(self.rows), micro_rows)]
+        most = max(_n_targets(share) for micro in micros for share in _shares(micro, micro_rows, groups))
+        self.capacity = -(-most // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_rows)
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        rows = self.rows[step * self.batch_rows : (step + 1) * self.batch_rows]
+        micro_rows = self.batch_rows // self.accumulate
+        micros = [
+            make_batch(
+                rows[a * micro_rows : (a + 1) * micro_rows],
+                seq_len=self.seq_len,
+                batch_rows=micro_rows,
+                groups=self.groups,
+                capacity=self.capacity,
+            )
+            for a in range(self.accumulate)
+        ]
+        return micros[0] if self.accumulate == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
+
+    def n_tokens(self, step: int) -> int:
+        """Tokens of a batch, padding not counted."""
+        rows = self.rows[step * self.batch_rows : (step + 1) * self.batch_rows]
+        return sum(len(piece.inputs) for row in rows for piece in row)
+
+    def n_targets(self, steps: int) -> int:
+        """Tokens whose prediction the loss looks at in the first `steps` batches."""
+        return _n_targets(self.rows[: steps * self.batch_rows])
+
+
+def _shares(rows: Sequence[Row], batch_rows: int, groups: int) -> list[Sequence[Row]]:
+    size = batch_rows // groups
+    return [rows[g * size : (g + 1) * size] for g in range(groups)]
+
+
+def _n_targets(rows: Sequence[Row]) -> int:
+    return sum(int(np.count_nonzero(piece.weights)) for row in rows for piece in row)

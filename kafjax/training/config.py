@@ -1,0 +1,54 @@
+"""How to train: the numbers that a run is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from kafjax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+      epochs: passes over the data.
+      steps: if given, stop after so many optimizer steps instead.
+      learning_rate: its peak.
+      warmup_fraction: share of the steps over which it rises.
+      floor_fraction: share of the peak that it falls to.
+      batch_rows: rows of `seq_len` packed tokens per optimizer step.
+      accumulate: microbatches that a step's rows are computed in, to save memory.
+      weight_decay: AdamW's, on matrices only.
+      clip_norm: bound of the gradient's global norm.
+      freeze_embedding: full fine-tuning leaves the (tied) embedding as it is. LoRA always does.
+      loss_chunk: most rows of logits alive at once on a device.
+      checkpoint_every: steps between checkpoints, 0 for none.
+      seed: of the data order and of the adapter's start.
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    learning_rate: float = 1e-4
+    warmup_fraction: float = 0.05
+    floor_fraction: float = 0.1
+    batch_rows: int = 8
+    seq_len: int = 128
+    accumulate: int = 1
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    freeze_embedding: bool = True
+    loss_chunk: int = 256
+    checkpoint_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_rows", "seq_len", "accumulate", "loss_chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps={self.steps}: must be 1 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UserError(f"{name}={getattr(self, name)}: must be above 0")

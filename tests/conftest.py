@@ -1,0 +1,49 @@
+"""What every test stands on: no network, no trace outside the session, and a reason for each test this machine cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before any test module imports the libraries that read these once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kafjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Converted weights go to a folder of this session: one left by older code would hide a broken conversion."""
+    if given := os.environ.get("KAFJAX_CACHE"):
+        yield Path(given)
+        return
+    folder = tmp_path_factory.mktemp("kafjax-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KAFJAX_CACHE", str(folder))
+        yield folder
+    shutil.rmtree(folder)  # a gigabyte; after a kill, pytest removes it with its old temporary folders
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, (available, reason) in NEEDS.items():
+        if item.get_closest_marker(marker) and not available():
+            pytest.skip(reason)
+
+
+def _has_gpu() -> bool:
+    import jax  # only a test that asks for a GPU pays for starting the backend
+
+    return jax.default_backend() == "gpu"
+
+
+NEEDS = {
+    "gpu": (_has_gpu, "JAX sees no GPU"),
+    "ray": (lambda: importlib.util.find_spec("ray") is not None, "ray is not installed (extra [launch])"),
+    "slurm": (lambda: shutil.which("slurmctld") is not None, "SLURM is not installed (no slurmctld on PATH)"),
+    "tpu_aot": (lambda: importlib.util.find_spec("libtpu") is not None, "libtpu is not installed (extra [tpu])"),
+}

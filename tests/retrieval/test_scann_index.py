@@ -1,0 +1,122 @@
+"""ScaNN against the exact engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kafjax.core.errors import UserError
+from kafjax.retrieval import ExactIndex, Index, ScannIndex, load_index
+
+N, D, K = 5_000, 64, 10
+
+
+def clustered(n: int, seed: int) -> np.ndarray:
+    """Unit vectors around 200 centres, the same ones for every seed."""
+    centres = np.random.default_rng(0).normal(size=(200, D))
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(0, 200, n)] + 0.5 * rng.normal(size=(n, D))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def names(n: int, prefix: str = "p") -> list[str]:
+    return [f"{prefix}{i}" for i in range(n)]
+
+
+def built(index: Index) -> Index:
+    index.build(names(N), clustered(N, 1))
+    return index
+
+
+def updated(index: Index) -> Index:
+    """After a fifth more and a fifth less."""
+    index.append(names(1_000, "new"), clustered(1_000, 2))
+    index.delete([*names(900), *names(100, "new")])
+    return index
+
+
+def agreement(index: Index, oracle: Index, k: int = K, n_queries: int = 300) -> tuple[float, float]:
+    """Share of queries with the same first neighbour, and recall@k; the scores of what both found must be equal."""
+    queries = clustered(n_queries, 3)
+    ids, scores = index.search(queries, k)
+    true_ids, true_scores = oracle.search(queries, k)
+    for row in range(len(queries)):
+        true = dict(zip(true_ids[row], true_scores[row], strict=True))
+        assert len(set(ids[row])) == k
+        np.testing.assert_allclose(scores[row], [true.get(id, score) for id, score in zip(ids[row], scores[row], strict=True)], atol=1e-6)
+    first = np.mean([a[0] == b[0] for a, b in zip(ids, true_ids, strict=True)])
+    recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(ids, true_ids, strict=True)])
+    return float(first), float(recall)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Index:
+    return built(ExactIndex())
+
+
+@pytest.fixture(scope="module")
+def updated_oracle() -> Index:
+    return updated(built(ExactIndex()))
+
+
+@pytest.fixture(scope="module")
+def tree() -> Index:
+    return built(ScannIndex(tree_from=1_000))
+
+
+def test_exhaustive_search_is_exact_also_after_updates(oracle, updated_oracle):
+    index = built(ScannIndex())
+    assert agreement(index, oracle) == (1.0, 1.0)
+    assert agreement(updated(index), updated_oracle) == (1.0, 1.0)
+
+
+def test_tree_finds_nearly_all(tree, oracle):
+    first, recall = agreement(tree, oracle)
+    assert first >= 0.99
+    assert recall >= 0.99
+
+
+def test_updated_tree_finds_nearly_all(updated_oracle, tmp_path):
+    index = updated(built(ScannIndex(tree_from=1_000)))
+    first, recall = agreement(index, updated_oracle)
+    assert first >= 0.98
+    assert recall >= 0.98
+    index.save(tmp_path / "a")
+    assert agreement(load_index(tmp_path / "a"), updated_oracle) == (first, recall)
+
+
+@pytest.mark.parametrize(("k", "enough"), [(60, 0.9), (150, 0.98), (1_000, 0.98), (N, 1.0)])
+def test_tree_gives_as_many_as_asked_for(tree, oracle, k, enough):
+    """Past the default reordering, past what the first leaves hold, and everything."""
+    first, recall = agreement(tree, oracle, k, n_queries=30)
+    assert first >= 0.95
+    assert recall >= enough
+
+
+def test_a_tree_grown_from_nothing_is_built_once_and_then_appended_to():
+    index = ScannIndex(tree_from=1_000)
+    for start in range(0, N, 2_500):
+        index.append(names(N)[start : start + 2_500], clustered(N, 1)[start : start + 2_500])
+    first, recall = agreement(index, built(ExactIndex()))
+    assert first >= 0.98
+    assert recall >= 0.98
+
+
+@pytest.mark.parametrize("vectors", ["equal", "zero", "one-dimensional"])
+def test_degenerate_vectors_train_a_tree(vectors):
+    n = 500
+    array = {"equal": np.ones((n, 8)), "zero": np.zeros((n, 8)), "one-dimensional": np.linspace(-1, 1, n)[:, None]}[vectors]
+    index = ScannIndex(tree_from=100)
+    index.build(names(n), array)
+    ids, scores = index.search(array[:2], n)
+    assert [set(row) for row in ids] == [set(names(n))] * 2
+    np.testing.assert_allclose(scores, np.sort(array[:2] @ array.T, axis=1)[:, ::-1], atol=1e-6)
+
+
+def test_bad_vectors_never_reach_scann():
+    """Each of these kills the process once ScaNN trains on it."""
+    for bad in (np.nan, np.inf, 3e18):
+        vectors = clustered(2_000, 4)
+        vectors[7] *= np.float32(bad)
+        with pytest.raises(UserError, match="id 'p7'"):
+            ScannIndex(tree_from=1_000).build(names(2_000), vectors)

@@ -1,0 +1,120 @@
+"""Passages beside their index: always the same ids, on disk too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from kafjax.core.errors import UserError
+from kafjax.core.records import Passage
+from kafjax.retrieval import Store, load_index, open_index
+
+TEXTS = ["plain", "two\nlines", 'quotes " and \\', "", "ends of lines: \u2028 \u0085 \x0b \r", "日本語 🜚"]
+PASSAGES = [Passage(f"p{i}", text, document=f"d{i // 2}") for i, text in enumerate(TEXTS)]
+VECTORS = np.eye(len(TEXTS), 8, dtype=np.float32)
+
+
+@pytest.fixture(params=["exact", "scann"])
+def store(request) -> Store:
+    index = open_index(request.param)
+    index.build([p.id for p in PASSAGES], VECTORS)
+    return Store(index, PASSAGES)
+
+
+def test_search_gives_the_passages(store):
+    found = store.search(VECTORS, 1)
+    assert found == [[p] for p in PASSAGES]
+    assert len(store.search(VECTORS[:1], 4)[0]) == 4
+
+
+def test_append_and_delete_keep_text_and_index_together(store):
+    new = Passage("new", "fresh")
+    vector = np.eye(8, dtype=np.float32)[7:]
+    store.append([new], vector)
+    store.delete(["p0", "p3"])
+    assert store.search(vector, 1) == [[new]]
+    assert len(store) == len(store.index) == len(PASSAGES) - 1
+    assert {p.id for p in store.search(vector, 50)[0]} == {"new", "p1", "p2", "p4", "p5"}
+
+
+def test_refused_updates_change_nothing(store):
+    with pytest.raises(UserError, match="'p1' is already"):
+        store.append([Passage("p1", "other")], VECTORS[:1])
+    with pytest.raises(UserError, match="'x' is not in the index"):
+        store.delete(["p1", "x"])
+    assert store.search(VECTORS, 1) == [[p] for p in PASSAGES]
+
+
+def test_saved_moved_loaded(store, tmp_path):
+    store.append([Passage("new", "fresh")], np.eye(8, dtype=np.float32)[7:])
+    store.delete(["p0"])
+    store.save(tmp_path / "a")
+    store.save(tmp_path / "a")  # replaces
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    loaded = Store.load(tmp_path / "b")
+    assert loaded.search(VECTORS, 6) == store.search(VECTORS, 6)
+    assert type(loaded.index) is type(store.index)
+    assert load_index(tmp_path / "b" / "index").ids == loaded.index.ids
+    loaded.delete(["p1"])
+    assert len(loaded) == 5
+
+
+def test_n_bytes_is_text_and_index_on_disk(store, tmp_path):
+    store.save(tmp_path / "a")
+    on_disk = sum(p.stat().st_size for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert store.n_bytes() == on_disk - (tmp_path / "a" / "manifest.json").stat().st_size
+
+
+def test_every_file_is_checked_when_loading(store, tmp_path):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    store.save(good)
+    for path in [p.relative_to(good) for p in good.rglob("*") if p.is_file()]:
+        for spoil in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2])):
+            shutil.rmtree(bad, ignore_errors=True)
+            shutil.copytree(good, bad)
+            spoil(bad / path)
+            with pytest.raises(UserError, match="bad"):
+                Store.load(bad)
+
+
+@pytest.mark.parametrize(("row", "message"), [('{"id": "p0"}', "not passages"), ("{", "passages.jsonl:1"), ("[]", "passages.jsonl:1")])
+def test_rows_that_are_no_passages(store, tmp_path, row, message):
+    store.save(tmp_path / "a")
+    (tmp_path / "a" / "passages.jsonl").write_text(row)
+    reseal(tmp_path / "a")
+    with pytest.raises(UserError, match=message):
+        Store.load(tmp_path / "a")
+
+
+def test_text_and_vectors_of_different_passages(store, tmp_path):
+    with pytest.raises(UserError, match="'p0' has a vector but no text"):
+        Store(store.index, PASSAGES[1:])
+    with pytest.raises(UserError, match="'zz' has a text but no vector"):
+        Store(store.index, [*PASSAGES, Passage("zz", "")])
+    with pytest.raises(UserError, match="'p0' is given twice"):
+        Store(store.index, [*PASSAGES, PASSAGES[0]])
+    store.save(tmp_path / "a")
+    lines = (tmp_path / "a" / "passages.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a" / "passages.jsonl").write_text("".join(lines[:-1]))
+    reseal(tmp_path / "a")
+    with pytest.raises(UserError, match="'p5' has a vector but no text"):
+        Store.load(tmp_path / "a")
+
+
+def reseal(directory):
+    """Makes the manifest agree with changed files, so that the next line of defence is the one tested."""
+    from kafjax.retrieval import folder
+
+    (directory / "manifest.json").unlink()
+    folder.write_manifest(directory, "store")
+    assert "passages.jsonl" in json.loads((directory / "manifest.json").read_text())["files"]
+
+
+def test_a_store_may_start_empty():
+    store = Store(open_index("auto"), [])
+    assert store.search(VECTORS[:2], 3) == [[], []]
+    store.append(PASSAGES, VECTORS)
+    assert store.search(VECTORS, 1) == [[p] for p in PASSAGES]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from kafjax.models import Decoder, DecoderConfig
+from kafjax.training import Example
+
+CONFIG = DecoderConfig(
+    vocab_size=61, hidden_size=16, mlp_size=24, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory):
+    """Several tests train the same program anew; each is compiled once a session."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0, 0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def model() -> Decoder:
+    return Decoder(CONFIG, unroll=False)
+
+
+@pytest.fixture(scope="session")
+def params(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def random_example(rng: np.random.Generator, n: int, answer_only: bool = False) -> Example:
+    weights = np.ones(n, np.float32)
+    weights[: n // 2 if answer_only else 1] = 0
+    return Example(rng.integers(1, CONFIG.vocab_size, n).astype(np.int32), weights)
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    """Texts and question-answer pairs of 2 to 14 tokens."""
+    rng = np.random.default_rng(0)
+    return [random_example(rng, int(n), answer_only=bool(n % 2)) for n in rng.integers(2, 15, 24)]

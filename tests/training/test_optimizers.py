@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from kafjax.training.optimizers import adamw, decayed, warmup_cosine
+
+
+def test_schedule_rises_then_falls_to_its_floor():
+    schedule = jax.vmap(warmup_cosine(0.5, 100, warmup_fraction=0.1, floor_fraction=0.2))
+    rates = np.asarray(schedule(jnp.arange(101)))
+    assert rates[0] > 0
+    assert rates.argmax() == 10 and rates[10] == pytest.approx(0.5)
+    assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+    assert rates[55] == pytest.approx((0.5 + 0.1) / 2)  # half way down the cosine
+    assert rates[100] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_schedule_of_a_very_short_run_is_positive(steps):
+    schedule = warmup_cosine(1.0, steps, warmup_fraction=0.5)
+    assert all(0 < float(schedule(step)) <= 1 for step in range(steps))
+
+
+def test_norms_and_biases_do_not_decay_and_adapters_do():
+    leaf = jnp.ones(1)
+    params = {"layers": {"q_proj": {"kernel": leaf, "bias": leaf}, "norm": {"scale": leaf}}, "embed": {"embedding": leaf}}
+    assert decayed(params) == {"layers": {"q_proj": {"kernel": True, "bias": False}, "norm": {"scale": False}}, "embed": {"embedding": True}}
+    assert decayed({"layers/norm/kernel": {"a": leaf, "b": leaf}}) == {"layers/norm/kernel": {"a": True, "b": True}}
+
+
+def test_equals_torch_adamw_with_clipping_and_decay():
+    rng = np.random.default_rng(0)
+    start = {"dense": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}, "norm": {"scale": rng.standard_normal(4)}}
+    start = jax.tree.map(lambda x: x.astype(np.float32), start)
+    gradients = [jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start) for scale in (3, 0.1, 1, 5, 0.01)]
+    schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
+
+    optimizer = adamw(schedule, weight_decay=0.3, clip_norm=1.0)
+    params, state = start, optimizer.init(start)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+
+    theirs = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(x)), start)
+    groups = [
+        {"params": [theirs["dense"]["kernel"]], "weight_decay": 0.3},
+        {"params": [theirs["dense"]["bias"], theirs["norm"]["scale"]], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+    for step, gradient in enumerate(gradients):
+        for group in reference.param_groups:
+            group["lr"] = float(schedule(step))
+        jax.tree.map(lambda p, g: setattr(p, "grad", torch.tensor(g)), theirs, gradient)
+        torch.nn.utils.clip_grad_norm_(jax.tree.leaves(theirs), 1.0)
+        reference.step()
+    for ours, expected in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=2e-5, atol=1e-6)
