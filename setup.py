@@ -55,7 +55,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "psutil>=6.0",
         "safetensors>=0.5",
-        "scipy>=1.14",
+        "scipy>=1.15",
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "wandb>=0.20",

@@ -8,12 +8,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before any test module imports the libraries that read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+# Examples are not timed: the first one may compile, and a busy machine is slow. pytest-timeout ends a test that hangs.
+hypothesis.settings.register_profile("kafjax", deadline=None)
+hypothesis.settings.load_profile("kafjax")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
-from absl import app
+from absl import app, flags
 
 
 class UserError(Exception):
@@ -14,23 +15,22 @@ class UserError(Exception):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the closest known name, else the list of what there is."""
+    """The end of a message about an unknown name: `"Did you mean 'x'?"` for the closest known one, else the list of what there is."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs an absl main; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")
         try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")
             main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(str(error))
         except KeyboardInterrupt:
             print("\ninterrupted: run the same command again to resume", file=sys.stderr)
             sys.exit(130)
@@ -39,12 +39,13 @@ def run_main(main: Callable[[list[str]], None]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    # absl exits with 1 on an unknown or malformed flag; bad input is exit code 2 everywhere here.
-    from absl import flags
-
+    # absl's own parser prints two lines and exits with 1.
     try:
-        return app.parse_flags_with_usage(argv)
-    except SystemExit as error:
-        if error.code == 1 and not (flags.FLAGS.is_parsed() and getattr(flags.FLAGS, "help", False)):
-            sys.exit(2)
-        raise
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(f"{error} (--help lists the flags)")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

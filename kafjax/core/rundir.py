@@ -22,37 +22,56 @@ PACKAGES = ("kafjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file through a temporary neighbour and a rename, so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file through a temporary neighbour and a rename, so that a kill leaves the old file or the new one.
+
+    Raises `UserError` if it cannot be written; the old file is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Raises `UserError` naming file and line where the JSON is broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON (no UTF-8 text)") from error
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Appends a row. A last line that a kill or a full disk cut short is dropped, so that the new one starts a line.
+
+    Raises `UserError` if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(_line(row))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_jsonl(path: Path, *, skip_broken_tail: bool = False) -> list[dict[str, Any]]:
@@ -62,17 +81,18 @@ def read_jsonl(path: Path, *, skip_broken_tail: bool = False) -> list[dict[str, 
     in our own logs a kill can cut it short.
     """
     rows: list[dict[str, Any]] = []
-    # Not splitlines: U+2028 and U+0085 may stand unescaped in a string.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    # Bytes, because a line may be cut within a character; not splitlines, because U+2028 and U+0085 may stand in a string.
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if skip_broken_tail and number >= len(lines) - 1:
+        except ValueError as error:
+            if skip_broken_tail and number == len(lines):
                 break
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from error
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "no UTF-8 text"
+            raise UserError(f"{path}:{number}: not valid JSON ({reason})") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
@@ -80,7 +100,11 @@ def read_jsonl(path: Path, *, skip_broken_tail: bool = False) -> list[dict[str, 
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, b"".join(map(_line, rows)))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -102,8 +126,8 @@ class Run:
         append_jsonl(self.file("metrics.jsonl"), {"time": round(time.time(), 3), **row})
 
 
-def open_run(root: Path, name: str, config: dict[str, Any]) -> Run:
-    """Opens `root/name` for `config`: new, or the same run to be resumed.
+def find_run(root: Path, name: str, config: dict[str, Any]) -> Run:
+    """`root/name` for `config`: free, or the same run to be resumed. Writes nothing.
 
     Raises `UserError` if the name is no plain folder name or the directory holds a run of another config (naming the first
     difference), so that two experiments never mix in one folder.
@@ -120,8 +144,14 @@ def open_run(root: Path, name: str, config: dict[str, Any]) -> Run:
                     f"{run.path} holds a run with {key}={old.get(key)!r}, not {config.get(key)!r}; "
                     "pick another --name, or delete that folder"
                 )
-    else:
-        write_json(stored, config)
+    return run
+
+
+def open_run(root: Path, name: str, config: dict[str, Any]) -> Run:
+    """`find_run`, and a new run gets its folder with `config.json`. Raises `UserError` also if that cannot be written."""
+    run = find_run(root, name, config)
+    if not run.file("config.json").exists():
+        write_json(run.file("config.json"), config)
     return run
 
 

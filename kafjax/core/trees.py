@@ -27,13 +27,17 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """Inverse of `flatten`."""
+    """Inverse of `flatten` (an empty dict inside the tree is lost). Raises `ValueError` naming a path that lies below another's leaf."""
     tree: Tree = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"'{path}' lies below a leaf")
+        if name in node:
+            raise ValueError(f"'{path}' is a leaf, and others lie below it")
         node[name] = leaf
     return tree
 

@@ -3,7 +3,20 @@
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk, sentences
 from kafjax.corpus.factbook import capitals, factbook, prose
-from kafjax.corpus.folder import load_folder, save_folder
+from kafjax.corpus.folder import load_folder, load_passages, save_folder
 from kafjax.corpus.load import NAMES, load
 
-__all__ = ["NAMES", "biographies", "capitals", "chunk", "control", "factbook", "load", "load_folder", "prose", "save_folder", "sentences"]
+__all__ = [
+    "NAMES",
+    "biographies",
+    "capitals",
+    "chunk",
+    "control",
+    "factbook",
+    "load",
+    "load_folder",
+    "load_passages",
+    "prose",
+    "save_folder",
+    "sentences",
+]

@@ -68,6 +68,21 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
     )
 
 
+def load_passages(path: str | Path, size: str | int | None = None, overlap: int = 0) -> tuple[Passage, ...]:
+    """The passages alone of a corpus directory, which then needs no questions, or of one file of `corpus.jsonl`'s format.
+
+    `size`, `overlap` and what is raised are as for `load_folder`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.is_dir():
+        documents = _documents(path)
+    elif not (documents := [_document(place, row) for place, row in _rows(path.parent, path.name)]):
+        raise UserError(f"{path} is empty")
+    return deduplicate(_passages(documents, size, overlap))[0]
+
+
 def save_folder(corpus: Corpus, path: str | Path) -> None:
     """Writes a corpus so that `load_folder`, given the chunk size it was made with, returns an equal one (named after the directory).
 

@@ -8,7 +8,7 @@ to buckets, so a new prompt length finds its program compiled.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,23 @@ from kafjax.core import trees
 from kafjax.generation.sample import Sampling, next_token
 from kafjax.models import Cache, Decoder
 
-BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)
+STRIDE = 16
+"""Room for replies comes in steps of so many tokens, and after so many the text is searched for stop strings."""
 
 
 def bucket(length: int) -> int:
-    """The smallest bucket that holds `length`."""
-    return next(size for size in BUCKETS if size >= length)
+    """The smallest power of two, from 32 on, that holds `length`."""
+    return max(32, 1 << (length - 1).bit_length())
+
+
+class State(NamedTuple):
+    """Where the decode loop is: `step` tokens of each reply are in `out`, and EOS behind them. The last one has not been run yet."""
+
+    out_BxN: jax.Array
+    step: jax.Array
+    position_B: jax.Array
+    done_B: jax.Array
+    key_B: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_free"))
@@ -61,48 +72,64 @@ def prefill(
     return last_BxD, {name: join(new[name], None if past is None else past[name]) for name in new}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling"))
+@functools.partial(jax.jit, static_argnames=("model", "n_new", "sampling"))
 def first_token(
-    model: Decoder, params: trees.Tree, last_BxD: jax.Array, length_B: jax.Array, start: jax.Array, stops_V: jax.Array, sampling: Sampling
-) -> dict[str, Any]:
-    """The state of the decode loop (without its cache) after the prompt: the first new token and an empty page to write on."""
-    key, now = jax.random.split(jax.random.key(sampling.seed))
-    token_B = next_token(model.logits(params, last_BxD), now, sampling)
-    out_BxN = jnp.full((token_B.shape[0], sampling.max_new_tokens), model.config.eos_id, jnp.int32).at[:, 0].set(token_B)
-    return {"key": key, "token": token_B, "position": start + length_B, "done": stops_V[token_B], "out": out_BxN, "step": jnp.int32(1)}
+    model: Decoder,
+    params: trees.Tree,
+    last_BxD: jax.Array,
+    position_B: jax.Array,
+    number_B: jax.Array,
+    key: jax.Array,
+    stops_V: jax.Array,
+    n_new: int,
+    sampling: Sampling,
+) -> State:
+    """The state after the prompts: the first token of each reply, and room for `n_new` of them.
+
+    `number_B` tells the rows apart: a row's random numbers come from `key` and its number, whatever batch it is in. A negative
+    number marks a row that only fills the batch.
+    """
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, number_B)
+    token_B = _draw(model, params, last_BxD, key_B, jnp.int32(0), sampling)
+    out_BxN = jnp.full((token_B.shape[0], n_new), model.config.eos_id, jnp.int32).at[:, 0].set(token_B)
+    return State(out_BxN, jnp.int32(1), position_B, stops_V[token_B] | (number_B < 0), key_B)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("state", "cache"))
 def decode(
     model: Decoder,
     params: trees.Tree,
-    state: dict[str, Any],
+    state: State,
     cache: Cache,
     stops_V: jax.Array,
     limit: jax.Array,
     sampling: Sampling,
-) -> tuple[dict[str, Any], Cache]:
+) -> tuple[State, Cache]:
     """Decodes until every row is done or `limit` tokens are written: one compiled loop, no host round trip per token.
 
     `stops_V` is True for tokens that end a reply. A row that is done goes on being computed and keeps writing EOS.
     """
-    rows = jnp.arange(state["token"].shape[0])
+    rows = jnp.arange(state.done_B.shape[0])
 
-    def step(carry):
+    def step(carry: tuple[State, Cache]) -> tuple[State, Cache]:
         state, cache = carry
-        position_Bx1 = state["position"][:, None]
-        hidden, new = model.hidden(params, state["token"][:, None], position_Bx1, past=cache)
-        cache = {name: cache[name].at[:, rows, state["position"]].set(new[name][:, :, 0]) for name in cache}
-        key, now = jax.random.split(state["key"])
-        token_B = next_token(model.logits(params, hidden[:, 0]), now, sampling)
-        token_B = jnp.where(state["done"], model.config.eos_id, token_B)
-        out_BxN = state["out"].at[:, state["step"]].set(token_B)
-        done_B = state["done"] | stops_V[token_B]
-        position_B = state["position"] + 1
-        return {"key": key, "token": token_B, "position": position_B, "done": done_B, "out": out_BxN, "step": state["step"] + 1}, cache
+        token_Bx1 = jax.lax.dynamic_slice_in_dim(state.out_BxN, state.step - 1, 1, axis=1)
+        hidden_Bx1xD, new = model.hidden(params, token_Bx1, state.position_B[:, None], past=cache)
+        cache = {name: cache[name].at[:, rows, state.position_B].set(new[name][:, :, 0]) for name in cache}
+        token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
+        token_B = jnp.where(state.done_B, model.config.eos_id, token_B)
+        out_BxN = state.out_BxN.at[:, state.step].set(token_B)
+        return State(out_BxN, state.step + 1, state.position_B + 1, state.done_B | stops_V[token_B], state.key_B), cache
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[State, Cache]) -> jax.Array:
         state, _ = carry
-        return (state["step"] < limit) & ~jnp.all(state["done"])
+        return (state.step < limit) & ~jnp.all(state.done_B)
 
     return jax.lax.while_loop(unfinished, step, (state, cache))
+
+
+def _draw(
+    model: Decoder, params: trees.Tree, hidden_BxD: jax.Array, key_B: jax.Array, step: jax.Array, sampling: Sampling
+) -> jax.Array:
+    now_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
+    return next_token(model.logits(params, hidden_BxD), now_B, sampling)

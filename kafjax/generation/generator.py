@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.generation.decode import bucket, decode, first_token, prefill
+from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
 from kafjax.generation.sample import Sampling
+from kafjax.generation.stops import Stops
 from kafjax.models import Cache, Decoder
 
 
@@ -29,9 +30,13 @@ class Prefix:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A reply and its bill. `prompt_tokens` counts all of the prompt, `cached_tokens` the part that came from a `Prefix`.
+    """A reply and its bill.
 
-    Seconds are of the whole batch that the reply was made in.
+    Attributes:
+      text: of the reply, up to EOS or a stop string.
+      tokens: of the reply, the one that ended it included.
+      prompt_tokens: of all of the prompt; `cached_tokens` of them came from a `Prefix`.
+      prefill_seconds, decode_seconds: of the whole batch that the reply was made in.
     """
 
     text: str
@@ -47,22 +52,27 @@ class Generation:
 
 
 class Generator:
-    """Generates with one model and tokenizer; parameters are given at each call, so many sets of weights share the programs."""
+    """Generates with one model and tokenizer; parameters are given at each call, so many sets of weights share the programs.
+
+    Up to `batch` prompts are answered at a time.
+    """
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, batch: int = 32):
+        if batch < 1:
+            raise UserError(f"batch={batch} must be at least 1")
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
-        self._stop_masks: dict[tuple[str, ...], tuple[jax.Array, bool]] = {}
+        self._stops: dict[tuple[str, ...], Stops] = {}
 
     def count(self, text: str) -> int:
         """Tokens of a text, without BOS."""
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def prefix(self, params: trees.Tree, text: str) -> Prefix:
-        """Computes the cache of a shared beginning (BOS and `text`)."""
-        ids = self.tokenizer.encode(text).ids
-        tokens_1xT, length_1 = _pad([ids], 1)
+        """Computes the cache of a shared beginning (BOS and `text`). Raises `UserError` if it is longer than the model's context."""
+        tokens = self._tokens(text, 0, 0, bos=True)
+        tokens_1xT, length_1 = _pad([tokens], 1)
         _, cache = prefill(self.model, params, tokens_1xT, length_1, None, jnp.int32(0), n_free=0)
-        return Prefix(text, len(ids), cache)
+        return Prefix(text, len(tokens), cache)
 
     def generate(
         self,
@@ -74,88 +84,79 @@ class Generator:
     ) -> list[Generation]:
         """Completes each prompt; the answers come back in the order of the prompts.
 
-        With a `prefix` the prompts go on where it ends and carry no BOS. `on_progress(n)` is told of every n prompts done.
-        Raises `UserError` for a prompt that with its reply would not fit into the model's context.
-        """
-        ids = [self.tokenizer.encode(p, add_special_tokens=prefix is None).ids for p in prompts]
-        n_prefix = prefix.n_tokens if prefix else 0
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            total = n_prefix + len(tokens) + sampling.max_new_tokens
-            if not tokens:
-                raise UserError("an empty prompt has nothing to complete")
-            if total > self.model.config.max_length:
-                limit = self.model.config.max_length
-                raise UserError(f"prompt '{prompt[:40]}...' needs {total} tokens with its reply, the model's context has {limit}")
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        replies: list[Generation | None] = [None] * len(ids)
-        for at in range(0, len(order), self.batch):
-            chosen = order[at : at + self.batch]
-            for i, reply in zip(chosen, self._batch(params, [ids[i] for i in chosen], sampling, prefix), strict=True):
-                replies[i] = reply
-            on_progress(len(chosen))
-        return [reply for reply in replies if reply is not None]
+        With a `prefix`, made with the same `params`, the prompts go on where it ends and carry no BOS. What is drawn for a
+        prompt depends on the seed and its place among the prompts, not on the batch. `on_progress(n)` is told of every n
+        prompts done.
 
-    def _batch(self, params: trees.Tree, ids: list[list[int]], sampling: Sampling, prefix: Prefix | None) -> list[Generation]:
-        tokens_BxT, length_B = _pad(ids, 1 << (len(ids) - 1).bit_length())
-        stops_V, every_stop_is_a_token = self._stops(sampling.stop)
-        start = jnp.int32(prefix.n_tokens if prefix else 0)
-        past = prefix.cache if prefix else None
+        Raises `UserError` for an empty prompt and for one that with its reply would not fit into the model's context.
+        """
+        n_prefix = prefix.n_tokens if prefix else 0
+        prompt_tokens = [self._tokens(prompt, n_prefix, sampling.max_new_tokens, bos=prefix is None) for prompt in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompt_tokens[i]))
+        replies: dict[int, Generation] = {}
+        for at in range(0, len(by_length), self.batch):
+            numbers = by_length[at : at + self.batch]
+            made = self._batch(params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix)
+            replies.update(zip(numbers, made, strict=True))
+            on_progress(len(numbers))
+        return [replies[i] for i in range(len(prompts))]
+
+    def _tokens(self, text: str, n_before: int, n_after: int, *, bos: bool) -> list[int]:
+        """Of a part of a prompt; checks that it fits between those before and after it."""
+        tokens = self.tokenizer.encode(text, add_special_tokens=bos).ids
+        if not text or not tokens:
+            raise UserError("an empty prompt has nothing to complete")
+        total, config = n_before + len(tokens) + n_after, self.model.config
+        if total > config.max_length:
+            reply = " with its reply" if n_after else ""
+            raise UserError(f"prompt '{text[:40]}...' needs {total} tokens{reply}, the model's context has {config.max_length}")
+        if max(tokens) >= config.vocab_size:
+            raise UserError(f"the tokenizer is not this model's: token {max(tokens)} of a vocabulary of {config.vocab_size}")
+        return tokens
+
+    def _batch(
+        self, params: trees.Tree, numbers: list[int], prompt_tokens: list[list[int]], sampling: Sampling, prefix: Prefix | None
+    ) -> list[Generation]:
+        # Few sizes, so that few programs are compiled; rows that fill up are done from the start.
+        n, rows = len(numbers), next(size for size in (1, min(8, self.batch), self.batch) if size >= len(numbers))
+        tokens_BxT, length_B = _pad(prompt_tokens, rows)
+        number_B = jnp.asarray(numbers + [-1] * (rows - n), jnp.int32)
+        n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
+        n_cached, past = (prefix.n_tokens, prefix.cache) if prefix else (0, None)
+        stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
+
         began = time.perf_counter()
-        # The last token needs no slot; rounding keeps one program for nearby reply lengths.
-        last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, start, n_free=-(-sampling.max_new_tokens // 8) * 8)
-        state = first_token(self.model, params, last_BxD, length_B, start, stops_V, sampling)
+        last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, jnp.int32(n_cached), n_free=n_new)
+        key = jax.random.key(sampling.seed)
+        state = first_token(self.model, params, last_BxD, n_cached + length_B, number_B, key, stops.mask_V, n_new, distribution)
         jax.block_until_ready((state, cache))
         filled = time.perf_counter()
-        # A stop string may be spread over several tokens; those are looked for here, every few tokens.
-        stride = sampling.max_new_tokens if every_stop_is_a_token else 16
+        stride = sampling.max_new_tokens if stops.in_one_token else STRIDE
         for limit in range(stride, sampling.max_new_tokens + stride, stride):
-            state, cache = decode(self.model, params, state, cache, stops_V, jnp.int32(min(limit, sampling.max_new_tokens)), sampling)
-            out_BxN = np.asarray(state["out"])
-            replies = [self._cut(row[: int(state["step"])], stops_V, sampling.stop) for row in out_BxN[: len(ids)]]
-            state["done"] = jnp.asarray(
-                [bool(done) or i >= len(ids) or replies[i][2] for i, done in enumerate(np.asarray(state["done"]))]
-            )
-            if bool(jnp.all(state["done"])):
+            limit = jnp.int32(min(limit, sampling.max_new_tokens))
+            state, cache = decode(self.model, params, state, cache, stops.mask_V, limit, distribution)
+            replies = [stops.cut(row) for row in np.asarray(state.out_BxN)[:n, : int(state.step)].tolist()]
+            done_B = np.array(state.done_B)
+            done_B[:n] |= [ended for _, _, ended in replies]
+            if done_B.all():
                 break
+            state = state._replace(done_B=jnp.asarray(done_B))
         ended = time.perf_counter()
-        cached = prefix.n_tokens if prefix else 0
         return [
-            Generation(text, tokens, cached + len(row), cached, filled - began, ended - filled)
-            for row, (text, tokens, _) in zip(ids, replies, strict=True)
+            Generation(text, made, n_cached + len(given), n_cached, filled - began, ended - filled)
+            for given, (text, made, _) in zip(prompt_tokens, replies, strict=True)
         ]
 
-    def _cut(self, row: np.ndarray, stops_V: np.ndarray, stop: tuple[str, ...]) -> tuple[str, tuple[int, ...], bool]:
-        """(text up to the first stop string, tokens made for it, whether it was stopped)."""
-        tokens = []
-        for token in row.tolist():
-            tokens.append(token)
-            if self._stops_host(stop)[token]:
-                break
-        text = self.tokenizer.decode(tokens)
-        ends = [at for s in stop if (at := text.find(s)) >= 0]
-        return text[: min(ends)] if ends else text, tuple(tokens), bool(ends)
-
-    def _stops_host(self, stop: tuple[str, ...]) -> np.ndarray:
-        self._stops(stop)
-        return self._stop_masks[stop][2]
-
-    def _stops(self, stop: tuple[str, ...]):
-        """(mask over the vocabulary of tokens that end a reply, whether that catches every stop string)."""
-        if stop not in self._stop_masks:
-            mask = np.zeros(self.model.config.vocab_size, bool)
-            mask[self.model.config.eos_id] = True
-            for piece, i in self.tokenizer.get_vocab().items():
-                if i < mask.size and any(s in piece.replace("▁", " ") for s in stop):
-                    mask[i] = True
-            self._stop_masks[stop] = (jnp.asarray(mask), all(len(s) == 1 for s in stop), mask)
-        mask, covered, _ = self._stop_masks[stop]
-        return mask, covered
+    def _stops_at(self, strings: tuple[str, ...]) -> Stops:
+        if strings not in self._stops:
+            self._stops[strings] = Stops.of(self.tokenizer, strings, self.model.config.vocab_size, self.model.config.eos_id)
+        return self._stops[strings]
 
 
-def _pad(ids: list[list[int]], rows: int) -> tuple[jax.Array, jax.Array]:
+def _pad(token_lists: list[list[int]], rows: int) -> tuple[jax.Array, jax.Array]:
     """Tokens `[rows, bucket]` padded on the right and their lengths; missing rows repeat the first."""
-    ids = ids + [ids[0]] * (rows - len(ids))
-    tokens = np.zeros((rows, bucket(max(map(len, ids)))), np.int32)
-    for row, tokens_of_row in zip(tokens, ids, strict=True):
-        row[: len(tokens_of_row)] = tokens_of_row
-    return jnp.asarray(tokens), jnp.asarray([len(row) for row in ids], jnp.int32)
+    token_lists = token_lists + [token_lists[0]] * (rows - len(token_lists))
+    tokens = np.zeros((rows, bucket(max(map(len, token_lists)))), np.int32)
+    for row, given in zip(tokens, token_lists, strict=True):
+        row[: len(given)] = given
+    return jnp.asarray(tokens), jnp.asarray([len(given) for given in token_lists], jnp.int32)

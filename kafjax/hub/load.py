@@ -61,7 +61,10 @@ def tokenizer(name: str) -> Tokenizer:
     path = _NAMED[name].tokenizer() if name in _NAMED else _folder(name) / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{path.parent}: no tokenizer.json in it")
-    loaded = Tokenizer.from_file(str(path))
+    try:
+        loaded = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: damaged tokenizer.json ({error})") from error
     loaded.no_padding()
     loaded.no_truncation()
     return loaded
@@ -78,13 +81,16 @@ def _folder(name: str) -> Path:
 
 def _load_folder(folder: Path) -> tuple[Model, trees.Tree]:
     config = read_json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind == "gemma3_text":
-        model, family, entries = Decoder(DecoderConfig.from_hf(config)), "gemma3", names.GEMMA3
-    elif kind == "bert":
-        model, family, entries = Encoder(EncoderConfig.from_hf(config)), "bert", names.BERT
-    else:
-        raise UserError(f"{folder}: model_type '{kind}' is not supported (gemma3_text, bert)")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    try:
+        if kind == "gemma3_text":
+            model, family, entries = Decoder(DecoderConfig.from_hf(config)), "gemma3", names.GEMMA3
+        elif kind == "bert":
+            model, family, entries = Encoder(EncoderConfig.from_hf(config)), "bert", names.BERT
+        else:
+            raise UserError(f"config.json: model_type '{kind}' is not supported (gemma3_text, bert)")
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     tensors = safetensors_in.read_tensors(folder)
     unused, prefix = names.UNUSED[family], names.PREFIX[family]
     return model, assemble(tensors, entries, model.abstract_params(), str(folder), unused=unused, prefix=prefix)

@@ -28,9 +28,11 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        if not names:
+        index = read_json(folder / INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{folder / INDEX}: has no 'weight_map'")
+        names = sorted({str(name) for name in weight_map.values()})
     elif single.exists():
         names = [single.name]
     else:

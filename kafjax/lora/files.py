@@ -51,13 +51,13 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
         raise UserError(f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})")
     try:
         spec = Spec(**json.loads(metadata["spec"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: its spec cannot be read ({error})") from error
     _check_finite(tensors, str(path))
     adapters: Adapters = {}
     for name, tensor in tensors.items():
         kernel, _, part = name.rpartition("/")
-        adapters.setdefault(kernel, {})[part] = jnp.asarray(tensor)
+        adapters.setdefault(kernel, {})[part] = jnp.asarray(tensor, jnp.float32)
     try:
         check(params, adapters, spec)
     except UserError as error:

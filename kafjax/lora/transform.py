@@ -90,9 +90,9 @@ def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) ->
             raise UserError(f"the adapter has nothing for '{path}', which targets={spec.targets!r} asks for")
         if path not in expected:
             raise UserError(f"the adapter holds '{path}', which is no target of this base (targets={spec.targets!r})")
+        if set(adapters[path]) != {"a", "b"}:
+            raise UserError(f"the adapter holds {sorted(adapters[path])} for '{path}', not 'a' and 'b'")
         for name, want in expected[path].items():
-            if name not in adapters[path]:
-                raise UserError(f"the adapter has no '{name}' for '{path}'")
             if (have := tuple(adapters[path][name].shape)) != want.shape:
                 raise UserError(
                     f"the adapter's '{path}/{name}' has shape {list(have)}, this base with rank={spec.rank} needs {list(want.shape)}; "

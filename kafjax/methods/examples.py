@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from kafjax.core.records import Corpus, Question
@@ -42,7 +41,3 @@ def _question(tokenizer: Tokenizer, question: Question) -> Example:
 
 def _interleaved(a: Sequence[Example], b: Sequence[Example]) -> list[Example]:
     return [example for pair in itertools.zip_longest(a, b) for example in pair if example is not None]
-
-
-def loss_tokens(examples: Sequence[Example]) -> int:
-    return int(sum(np.count_nonzero(example.weights[1:]) for example in examples))

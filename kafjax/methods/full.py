@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import safetensors.numpy
 
 from kafjax.core import trees
@@ -28,8 +29,6 @@ class Full(Trained):
         return self.folder / "weights.safetensors"
 
     def save(self, trainable):
-        import numpy as np
-
         arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(trainable).items()}
         write_atomic(self._file, safetensors.numpy.save(arrays))
         return self._file.stat().st_size

@@ -13,11 +13,11 @@ class HyDE(RAG):
     def note(self) -> str:
         return f"as rag, but the query is the mean of the question and a passage the model made up; {super().note}"
 
-    def vectors(self, questions):
+    def calls(self, questions):
         prompts = [prompt.hyde(question.text) for question in questions]
-        calls = self.generate(prompt.hyde_prefix(), prompts, self.lab.settings.hyde_tokens)
-        embed = self.lab.embedder.embed
+        return [[call] for call in self.generate(prompt.hyde_prefix(), prompts, self.lab.settings.hyde_tokens)]
+
+    def vectors(self, questions, calls):
         # Equation 8 of the paper with one hypothetical document: the mean of its vector and the question's.
-        mean_QxD = embed([q.text for q in questions]) + embed([call.text for call in calls])
-        queries_QxD = mean_QxD / np.maximum(np.linalg.norm(mean_QxD, axis=-1, keepdims=True), 1e-12)
-        return queries_QxD, [[call] for call in calls]
+        mean_QxD = super().vectors(questions, calls) + self.lab.embedder.embed([call.text for (call,) in calls])
+        return mean_QxD / np.maximum(np.linalg.norm(mean_QxD, axis=-1, keepdims=True), 1e-12)

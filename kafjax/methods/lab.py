@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tokenizers import Tokenizer
 
 from kafjax import hub
@@ -38,7 +37,7 @@ class Lab:
     Attributes:
       folder: where trained weights, adapters and the index are kept, and found again when a run is resumed.
       log: takes rows for `metrics.jsonl`.
-      progress: `progress(label, total)` gives a context manager with `update(n)`, a progress bar.
+      progress: `progress(label, total)` gives a context manager with `advance(n)`, a progress bar.
     """
 
     model: Decoder
@@ -53,7 +52,8 @@ class Lab:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        return Generator(self.model, self.tokenizer, self.settings.batch)
+        # Scanned layers: a tenth of a generation program's time is worth less than its compile, of which a comparison has many.
+        return Generator(dataclasses.replace(self.model, unroll=False), self.tokenizer, self.settings.batch)
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -74,7 +74,7 @@ class Lab:
             done = [0]
 
             def advance(n: int, _: int) -> None:
-                bar.update(n - done[0])
+                bar.advance(n - done[0])
                 done[0] = n
 
             vectors_NxD = self.embedder.embed([p.text for p in passages], advance)
@@ -120,23 +120,20 @@ class Lab:
             window=config.window,
         )
 
-    def held_out_nll(self, params: trees.Tree) -> tuple[list[float], list[int]]:
+    def held_out_nll(self, params: trees.Tree, on_text: Callable[[], None] = lambda: None) -> tuple[list[float], list[int]]:
         """Summed negative log-likelihood (nats) and number of predicted tokens of each held-out text."""
         examples = [text_example(self.tokenizer, text, self.model.config.eos_id) for text in self.corpus.held_out_texts]
         length = max((len(e.tokens) for e in examples), default=0)
         nll, tokens = [], []
         for example in examples:
             batch = make_batch(pack([example], length), seq_len=length, batch_rows=1, capacity=length)
-            total, weight = _text_loss(self.model, params, batch)
+            total, weight = _text_loss(self.generator.model, params, batch)
             nll.append(float(total))
             tokens.append(int(weight))
+            on_text()
         return nll, tokens
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss(model, params, batch)
-
-
-def mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else 0.0

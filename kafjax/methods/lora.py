@@ -17,7 +17,8 @@ class LoRA(Trained):
 
     @property
     def note(self) -> str:
-        return f"adapter of rank {self.spec.rank}, alpha {self.spec.alpha:g}, learning rate {self.learning_rate:g}, merged to answer, no passages"
+        spec = self.spec
+        return f"adapter of rank {spec.rank}, alpha {spec.alpha:g}, learning rate {self.learning_rate:g}, merged to answer, no passages"
 
     @property
     def learning_rate(self) -> float:

@@ -23,7 +23,15 @@ class Method(abc.ABC):
         self.lab, self.name = lab, name
         self._prefixes: dict[str, Prefix] = {}
 
-    def learn(self) -> None:
+    def check(self) -> None:  # noqa: B027 (nothing to check is a good default)
+        """Raises `UserError` for settings and models that `learn` would refuse, before other methods have run for minutes."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether what needs training has been trained already, so that `learn` is quick."""
+        return True
+
+    def learn(self) -> None:  # noqa: B027 (nothing to learn is a good default)
         """Takes in the corpus; what was learned is kept in `lab.folder` and found there the next time."""
 
     @property
@@ -49,10 +57,12 @@ class Method(abc.ABC):
         sampling = Sampling(max_new_tokens=max_new_tokens, seed=self.lab.settings.seed)
         return generator.generate(self.params, prompts, sampling, self._prefixes[prefix], on_progress)
 
-    def prediction(self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float) -> Prediction:
-        """The scored record of an answer. The last of `replies` is the answer; all of them are on the bill."""
+    def prediction(
+        self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float
+    ) -> Prediction:
+        """The record of an answer, scored if the right one is known. The last of `replies` is the answer; all are on the bill."""
         prefill, decode = sum(r.prefill_seconds for r in replies), sum(r.decode_seconds for r in replies)
-        return score(Prediction(
+        prediction = Prediction(
             id=question.id,
             method=self.name,
             split=question.split,
@@ -66,7 +76,8 @@ class Method(abc.ABC):
             output_tokens=sum(r.output_tokens for r in replies),
             calls=len(replies),
             seconds={**seconds, "prefill": prefill, "decode": decode},
-        ))
+        )
+        return score(prediction) if question.answers else prediction
 
 
 class ClosedBook(Method):

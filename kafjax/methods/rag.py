@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kafjax.core import trees
+from kafjax.core.progress import say
 from kafjax.core.records import Passage, Prediction, Question
 from kafjax.evaluation.cost import Cost
 from kafjax.generation import Generation
@@ -24,6 +25,13 @@ class Reader(Method):
     def __init__(self, lab: Lab, name: str, weights: Method):
         super().__init__(lab, name)
         self.weights = weights
+
+    def check(self) -> None:
+        self.weights.check()
+
+    @property
+    def is_trained(self) -> bool:
+        return self.weights.is_trained
 
     def learn(self) -> None:
         self.weights.learn()
@@ -53,7 +61,8 @@ class Reader(Method):
             for question, found in zip(questions, passages, strict=True)
         ]
         if cut := sum(tuple(p.text for p in found) != kept for found, kept in zip(passages, fitted, strict=True)):
-            print(f"{self.name}: {cut} prompts were longer than the model's context; passages were dropped or cut", flush=True)
+            context = f"the model's context of {self.lab.model.config.max_length} tokens"
+            say(self.name, f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut")
         prompts = [prompt.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
         replies = self.generate(prefix, prompts, settings.max_new_tokens, on_progress)
         earlier = earlier or [[]] * len(questions)
@@ -66,27 +75,36 @@ class Reader(Method):
 class RAG(Reader):
     @property
     def note(self) -> str:
-        record = self.lab.index_record
         whose = "" if self.weights.name == "base" else f"{self.weights.name}'s weights read; "
-        return f"{whose}{self.lab.settings.k} sentences in the prompt, the nearest last, found by {self.lab.embedder_name} + {record['engine']}"
+        found = f"found by {self.lab.embedder_name} + {self.lab.index_record['engine']}"
+        return f"{whose}{self.lab.settings.k} passages in the prompt, the nearest last, {found}"
+
+    def check(self) -> None:
+        super().check()
+        _ = self.lab.embedder  # loads it
 
     def learn(self) -> None:
+        n_passages, k = len(self.lab.store), self.lab.settings.k  # builds the store or loads it
+        if k > n_passages:
+            say(self.name, f"k={k} is more than the {n_passages} passages there are: all of them go into the prompt")
         super().learn()
-        _ = self.lab.store  # builds or loads it
 
-    def vectors(self, questions: Sequence[Question]) -> tuple[np.ndarray, list[list[Generation]]]:
-        """What is searched for, `[Q, D]`, and the calls of the language model made for it."""
-        return self.lab.embedder.embed([question.text for question in questions]), [[] for _ in questions]
+    def calls(self, questions: Sequence[Question]) -> list[list[Generation]]:
+        """What the language model writes for each question before anything is searched."""
+        return [[] for _ in questions]
+
+    def vectors(self, questions: Sequence[Question], calls: Sequence[Sequence[Generation]]) -> np.ndarray:
+        """What is searched for: unit vectors, float32 `[Q, D]`."""
+        return self.lab.embedder.embed([question.text for question in questions])
 
     def answer(self, questions, on_progress=lambda n: None):
+        calls = self.calls(questions)
         began = time.perf_counter()
-        queries_QxD, calls = self.vectors(questions)
-        # Calls of the language model are on the bill as prefill and decode.
-        in_llm = sum(c.prefill_seconds + c.decode_seconds for c in {id(c): c for row in calls[:1] for c in row}.values())
+        queries_QxD = self.vectors(questions, calls)
         embedded = time.perf_counter()
         passages = self.lab.store.search(queries_QxD, self.lab.settings.k)
         searched = time.perf_counter()
-        seconds = {"embed": max(embedded - began - in_llm, 0.0), "search": searched - embedded}
+        seconds = {"embed": embedded - began, "search": searched - embedded}
         return self.read(questions, passages, self.lab.settings.k, calls, on_progress, **seconds)
 
     def cost(self) -> Cost:

@@ -28,7 +28,7 @@ class Settings:
       seed: of data order, adapter start and sampling.
     """
 
-    epochs: int = 12
+    epochs: int = 8
     lr_full: float = 1e-4
     lr_lora: float = 1e-3
     rank: int = 16
@@ -40,7 +40,7 @@ class Settings:
     replay: float = 0.0
     document_parts: int = 1
     checkpoint_every: int = 50
-    k: int = 3
+    k: int = 5
     engine: str = "auto"
     max_new_tokens: int = 12
     hyde_tokens: int = 24

@@ -14,7 +14,7 @@ from kafjax.evaluation.cost import Cost
 from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
-from kafjax.training import TrainConfig, TrainResult, train
+from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
 
 
 class Trained(ClosedBook):
@@ -25,6 +25,7 @@ class Trained(ClosedBook):
 
     def __init__(self, lab: Lab, name: str):
         super().__init__(lab, name)
+        self.folder = lab.folder / self.kind
         self._params: trees.Tree | None = None
 
     @property
@@ -32,10 +33,6 @@ class Trained(ClosedBook):
         if self._params is None:
             raise RuntimeError(f"{self.name} has not learned yet")
         return self._params
-
-    @property
-    def folder(self) -> Path:
-        return self.lab.folder / self.kind
 
     @property
     @abc.abstractmethod
@@ -53,15 +50,34 @@ class Trained(ClosedBook):
     def flops(self, result: TrainResult, length: int) -> float:
         """Training FLOPs by formula, for sequences of about `length` tokens."""
 
+    def check(self) -> None:
+        _ = self._config
+        if self.spec is not None:
+            lora.abstract(self.spec, self.lab.params)
+
+    @property
+    def is_trained(self) -> bool:
+        return self._params is not None or self._record.exists()
+
     def learn(self) -> None:
-        record = self.folder / "learned.json"
-        if not record.exists():
-            self._train(record)
+        if not self.is_trained:
+            self._train()
+        if self._params is None:
+            self._params = self.load()
+
+    def adopt(self, folder: Path) -> None:
+        """Answers with the weights or the adapter that another training has left in `folder`."""
+        self.folder = folder
         self._params = self.load()
 
-    def _train(self, record: Path) -> None:
-        lab, settings = self.lab, self.lab.settings
-        config = TrainConfig(
+    @property
+    def _record(self) -> Path:
+        return self.folder / "learned.json"
+
+    @property
+    def _config(self) -> TrainConfig:
+        settings = self.lab.settings
+        return TrainConfig(
             epochs=settings.epochs,
             learning_rate=self.learning_rate,
             batch_rows=settings.batch_rows,
@@ -71,27 +87,31 @@ class Trained(ClosedBook):
             loss_chunk=512,
             seed=settings.seed,
         )
-        variants = training_examples(lab.corpus, lab.tokenizer, settings, lab.model.config.eos_id)
+
+    def _train(self) -> None:
+        lab = self.lab
+        variants = training_examples(lab.corpus, lab.tokenizer, lab.settings, lab.model.config.eos_id)
         lengths = [len(example.tokens) for examples in variants for example in examples]
         result = train(
             lab.model,
             lab.params,
             variants,
-            config,
+            self._config,
             spec=self.spec,
             run_dir=self.folder,
             log=lambda **row: lab.log(method=self.kind, **row),
             label=self.kind,
         )
         kept = self.save(result.trainable)
-        write_json(record, {
+        write_json(self._record, {
             "artifact_bytes": kept,
             "train_flops_formula": self.flops(result, round(sum(lengths) / len(lengths))),
             **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")},
         })
+        discard_checkpoints(self.folder)
 
     def cost(self) -> Cost:
-        record = read_json(self.folder / "learned.json")
+        record = read_json(self._record)
         return Cost(
             trainable_parameters=record["trainable_parameters"],
             adapter_only=self.spec is not None,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.models.config import EncoderConfig
 from kafjax.models.layers import Embedding, LayerNorm, Projection
 from kafjax.models.split import Split, random_params, split
@@ -86,7 +87,9 @@ class Encoder:
         return {"embeddings": random_params(lambda rngs: Embeddings(self.config, rngs), first), "layers": layers}
 
     def hidden(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
-        """Token states float32 `[B, T, D]`; `mask` is True on real tokens."""
+        """Token states float32 `[B, T, D]`; `mask` is True on real tokens. Raises `UserError` if T is above the config's `max_length`."""
+        if tokens_BxT.shape[1] > self.config.max_length:
+            raise UserError(f"{tokens_BxT.shape[1]} tokens in a row, this encoder takes {self.config.max_length}; cut the text")
         x = self._embeddings.module(params["embeddings"])(tokens_BxT)
         mask_BxTxT = jnp.broadcast_to(mask_BxT[:, None, :], (*tokens_BxT.shape, tokens_BxT.shape[1]))
 

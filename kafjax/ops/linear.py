@@ -60,7 +60,9 @@ def _backward(saved, cotangent):
         return None, None
     dx = dkernel = None
     if kernel is not None:
-        dx = jnp.matmul(cotangent, kernel.T, preferred_element_type=jnp.float32).astype(cotangent.dtype)
+        # Contracted over the kernel's second axis as it lies: `kernel.T` would be a temporary of its size.
+        contract = (((cotangent.ndim - 1,), (1,)), ((), ()))
+        dx = jax.lax.dot_general(cotangent, kernel, contract, preferred_element_type=jnp.float32).astype(cotangent.dtype)
     if x is not None:
         rows = tuple(range(x.ndim - 1))
         dkernel = jnp.tensordot(x, cotangent, (rows, rows), preferred_element_type=jnp.float32).astype(x.dtype)

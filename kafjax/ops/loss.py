@@ -63,11 +63,13 @@ def _forward(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
         h, targets, weights = xs
         logits_CxV = _logits(h, embedding_VxD)
         losses, log_total = _token_losses(logits_CxV, targets)
-        d_logits = jnp.exp(logits_CxV - log_total[:, None])
-        d_logits = (d_logits.at[jnp.arange(chunk), targets].add(-1.0) * weights[:, None]).astype(h.dtype)
-        d_h = jnp.einsum("cv,vd->cd", d_logits, embedding_VxD, preferred_element_type=jnp.float32)
+        # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the softmax goes through products.
+        weighted = (jnp.exp(logits_CxV - log_total[:, None]) * weights[:, None]).astype(h.dtype)
+        d_h = jnp.einsum("cv,vd->cd", weighted, embedding_VxD, preferred_element_type=jnp.float32)
+        d_h -= weights[:, None] * embedding_VxD[targets].astype(jnp.float32)
         if train_embedding:
-            d_embedding += jnp.einsum("cv,cd->vd", d_logits, h, preferred_element_type=jnp.float32)
+            d_embedding += jnp.einsum("cv,cd->vd", weighted, h, preferred_element_type=jnp.float32)
+            d_embedding = d_embedding.at[targets].add(-weights[:, None] * h.astype(jnp.float32))
         return (total + jnp.sum(losses * weights), d_embedding), d_h.astype(h.dtype)
 
     d_embedding = jnp.zeros(embedding_VxD.shape, jnp.float32) if train_embedding else None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kafjax.core.errors import UserError
-from kafjax.retrieval.index import Index
+from kafjax.retrieval.base import Index
 
 CHUNK = 16_384  # rows scored at once: bounds memory at QUERIES * CHUNK scores
 QUERIES = 256

@@ -25,7 +25,7 @@ def replacing(directory: Path) -> Iterator[Path]:
     before: someone's files are not ours to delete.
     """
     directory = settled(directory)
-    if directory.exists() and not _is_replaceable(directory):
+    if directory.exists() and not is_replaceable(directory):
         raise UserError(f"{directory} exists and holds files that were not saved by kafjax; choose another folder")
     saving, previous = _beside(directory, "saving"), _beside(directory, "previous")
     try:
@@ -114,7 +114,7 @@ def _beside(directory: Path, suffix: str) -> Path:
     return directory.with_name(f".{directory.name}.{suffix}")
 
 
-def _is_replaceable(directory: Path) -> bool:
+def is_replaceable(directory: Path) -> bool:
     """Whether it is an empty folder, or one that holds what a manifest of ours lists and nothing else."""
     if not directory.is_dir():
         return False

@@ -28,19 +28,19 @@ SHOTS = (
         ("Tomas Berg teaches chemistry at a school in Uppsala.", "Tomas Berg spends his summers in Norway.", "Lena Falk teaches history."),
     ),
     Shot(
+        "What is the occupation of Ilse Brandt?",
+        "baker",
+        ("Ilse Brandt has been a baker since 2009.", "Ilse Brandt lives by the sea.", "Karl Weber used to drive a bus."),
+    ),
+    Shot(
         "When was the bridge over the Elm opened?",
         "1931",
         ("The bridge over the Elm was opened in 1931.", "The Elm is a short river in the north.", "The mill by the bridge closed in 1960."),
     ),
     Shot(
-        "What colour is the van that Anita Rao drives?",
-        "green",
-        ("Anita Rao drives to work in a green van.", "Anita Rao has two brothers.", "Josef Rao sold his red car last year."),
-    ),
-    Shot(
-        "Name the head of the Corwin Museum.",
-        "Paul Dietz",
-        ("The Corwin Museum is headed by Paul Dietz.", "The Corwin Museum has nine rooms.", "Mara Klein once led the Aster Museum."),
+        "Who pays the wages of Otto Lind?",
+        "Harrow Paints",
+        ("The wages of Otto Lind are paid by Harrow Paints.", "Otto Lind likes to swim.", "Greta Moss left Dunmore Steel."),
     ),
 )
 

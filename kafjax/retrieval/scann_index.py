@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from kafjax.core.errors import UserError
+from kafjax.retrieval.base import Index
 from kafjax.retrieval.exact import read_npy
-from kafjax.retrieval.index import Index
 
 TREE_FROM = 10_000  # below, an exhaustive scan takes well under a millisecond a query, needs no training and is exact
 SCANNED = 50_000

@@ -14,7 +14,8 @@ from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
 from kafjax.core.rundir import read_jsonl, write_atomic
 from kafjax.retrieval import folder
-from kafjax.retrieval.index import Index, load_index
+from kafjax.retrieval.base import Index
+from kafjax.retrieval.index import load_index
 
 _PASSAGES = "passages.jsonl"
 _INDEX = "index"

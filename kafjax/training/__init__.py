@@ -2,7 +2,19 @@
 
 from kafjax.training.batches import Batch, Batches, Example, answer_example, make_batch, text_example
 from kafjax.training.config import TrainConfig
-from kafjax.training.loop import TrainResult, train
+from kafjax.training.loop import TrainResult, discard_checkpoints, train
 from kafjax.training.task import updated
 
-__all__ = ["Batch", "Batches", "Example", "TrainConfig", "TrainResult", "answer_example", "make_batch", "text_example", "train", "updated"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Example",
+    "TrainConfig",
+    "TrainResult",
+    "answer_example",
+    "discard_checkpoints",
+    "make_batch",
+    "text_example",
+    "train",
+    "updated",
+]

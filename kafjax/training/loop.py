@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,17 +19,18 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import rundir, trees
 from kafjax.core.errors import UserError
+from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares, shard
 from kafjax.training.batches import Batches, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
 from kafjax.training.memory import PeakMemory
-from kafjax.training.progress import Progress, say, waiting
 from kafjax.training.step import TrainState, batch_sharding
 from kafjax.training.task import CompiledStep, Task
 
 Log = Callable[..., None]
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ class _Run:
         seconds = time.perf_counter() - self._clock
         self.history["seconds"] = self._seconds_before + seconds
         self._tokens += row["tokens"]
-        self._progress.update(step + 1, f"loss {row['loss']:.3f}, {self._tokens / seconds:.0f} tokens/s")
+        self._progress.advance(1, f"loss {row['loss']:.3f}, {self._tokens / seconds:.0f} tokens/s")
         if self.log is not None and jax.process_index() == 0:
             self.log(label=self.label, **row)
 
@@ -185,6 +187,11 @@ class _Run:
         with jax.transfer_guard("allow"):
             self.checkpoints.save(step, state, self.history)
         self._clock += time.perf_counter() - began  # saving is not training
+
+
+def discard_checkpoints(run_dir: Path) -> None:
+    """Deletes what `train` left in `run_dir` to resume from: of no use once the result is saved, and several times its size."""
+    shutil.rmtree(run_dir / _CHECKPOINTS, ignore_errors=True)
 
 
 def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups: int) -> Batches:
@@ -212,7 +219,7 @@ def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: st
         return contextlib.nullcontext()
     if run_dir is None:
         raise UserError("checkpoint_every is set, but there is no run directory to put checkpoints in")
-    return Checkpoints(run_dir / "checkpoints", fingerprint)
+    return Checkpoints(run_dir / _CHECKPOINTS, fingerprint)
 
 
 def _fingerprint(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafjax.core.records import Prediction
@@ -43,6 +43,7 @@ questions = st.lists(
 
 
 @given(questions)
+@settings(deadline=None)
 def test_the_parts_sum_to_one_and_cover_every_question(rows):
     arm = [prediction(str(i), correct, tuple(passages)) for i, (correct, passages, _) in enumerate(rows)]
     oracle = [prediction(str(i), right, ("g",)) for i, (_, _, right) in enumerate(rows) if right is not None]

@@ -11,6 +11,7 @@ from kafjax.evaluation.intervals import Interval
 
 
 @given(st.integers(1, 500), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
+@settings(deadline=None)
 def test_wilson_equals_scipy(n, data, confidence):
     k = data.draw(st.integers(0, n))
     reference = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html.parser
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,11 +68,14 @@ def test_a_method_name_cannot_break_the_table():
     assert "a\\|b c" in lines[2]
 
 
-def test_figures_are_drawn_and_none_stays_open(results, tmp_path):
-    paths = draw_all(results, tmp_path, METRICS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths.values())
-    assert {path.stem for path in paths.values()} == {"quality_cost", "forgetting", "error_budget", "latency", "loss"}
-    for path in paths.values():
+@pytest.fixture(scope="module")
+def figures(results, tmp_path_factory) -> dict[str, Path]:
+    return draw_all(results, tmp_path_factory.mktemp("figures"), METRICS)
+
+
+def test_figures_are_drawn_and_none_stays_open(figures):
+    assert {path.stem for path in figures.values()} == {"quality_cost", "forgetting", "error_budget", "latency", "loss"}
+    for path in figures.values():
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L"))
         assert min(pixels.shape) > 400
@@ -117,22 +121,21 @@ def hostile(arms):
     return attack, dataclasses.replace(rag, predictions=predictions, note=attack)
 
 
-def test_report_escapes_what_people_and_models_write(hostile, arms, tmp_path):
+def test_report_escapes_what_people_and_models_write(hostile, arms, figures, tmp_path):
     attack, rag = hostile
     results = collect({"base": arms["base"], "rag": rag}, config={"corpus": attack}, environment={"processor": attack}, pending=[attack])
-    figures = {attack: draw_all(results, tmp_path).popitem()[1]}
     path = tmp_path / "report.html"
     texts = {passage: attack for p in rag.predictions for passage in p.passages}
-    write_report(path, results, title=attack, predictions={attack: rag.predictions}, figures=figures, reproduce=attack, passages=texts)
+    shown = {attack: next(iter(figures.values()))}
+    write_report(path, results, title=attack, predictions={attack: rag.predictions}, figures=shown, reproduce=attack, passages=texts)
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert sum(attack in text for text in page.text) > 10
 
 
-def test_report_is_one_file_with_everything_in_it(results, arms, tmp_path):
+def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_path):
     path = tmp_path / "report.html"
-    figures = draw_all(results, tmp_path, METRICS)
     predictions = {name: arm.predictions for name, arm in arms.items()}
     write_report(path, results, title="A run", predictions=predictions, figures=figures, reproduce="make compare")
     page = Page(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import torch
 from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf_gemma
 
 from kafjax.core import trees
-from kafjax.models import Cache, Decoder, DecoderConfig
+from kafjax.models import Cache, DecoderConfig
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -168,7 +168,7 @@ def test_rows_of_different_length_decode_from_one_cache(tiny, apply, hidden):
 
 
 def test_packed_sequences_do_not_see_each_other(tiny, hidden):
-    _, model, params = tiny
+    params = tiny[2]
     lengths = (7, 1, 9)  # two of them on either side of the window
     parts = [random_tokens(i, (1, n), 101) for i, n in enumerate(lengths)]
     positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]

@@ -102,6 +102,20 @@ def test_a_tree_grown_from_nothing_is_built_once_and_then_appended_to():
     assert recall >= 0.98
 
 
+def test_neighbours_beyond_leaves_that_deletes_emptied():
+    """Three quarters of the leaves lie around the query, and all but two of their vectors are gone."""
+    rng = np.random.default_rng(5)
+    near = np.eye(1, D) + 0.1 * rng.normal(size=(1_500, D))
+    far = -np.eye(1, D) + 0.1 * rng.normal(size=(500, D))
+    index = ScannIndex(tree_from=1_000)
+    index.build([*names(1_500, "near"), *names(500, "far")], np.concatenate([near, far]))
+    index.delete(names(1_500, "near")[2:])
+    ids, scores = index.search(np.eye(1, D), 5)
+    assert set(ids[0][:2]) == {"near0", "near1"}
+    assert len({id for id in ids[0] if id.startswith("far")}) == 3
+    assert not np.isnan(scores).any()
+
+
 @pytest.mark.parametrize("vectors", ["equal", "zero", "one-dimensional"])
 def test_degenerate_vectors_train_a_tree(vectors):
     n = 500

@@ -12,15 +12,24 @@ CONFIG = DecoderConfig(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """Several tests train the same program anew; each is compiled once a session."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0, 0), strict=True):
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles(compiled):
+    """The time of tiny models goes into compiling: optimise little, and compile a program that several tests train with only once."""
+    cache = {
+        "jax_compilation_cache_dir": str(compiled),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in {**cache, "jax_disable_most_optimizations": True}.items():
         jax.config.update(name, value)
     yield
-    for name, value in zip(names, before, strict=True):
+    for name, value in {**before, "jax_disable_most_optimizations": False}.items():
         jax.config.update(name, value)
 
 

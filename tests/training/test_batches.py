@@ -65,7 +65,8 @@ def test_packed_loss_is_the_sum_of_separate_losses(model, params, examples):
     rows = pack(examples, seq_len)
     assert max(len(row) for row in rows) > 1
     packed, weight = loss(params, make_batch(rows, seq_len=seq_len, batch_rows=len(rows), capacity=256))
-    alone = [loss(params, make_batch([[piece]], seq_len=seq_len, batch_rows=1, capacity=16)) for e in examples for piece in pieces(e, seq_len)]
+    singles = [make_batch([[piece]], seq_len=seq_len, batch_rows=1, capacity=16) for e in examples for piece in pieces(e, seq_len)]
+    alone = [loss(params, batch) for batch in singles]
     np.testing.assert_allclose(packed, sum(float(total) for total, _ in alone), rtol=1e-5)
     assert float(weight) == sum(float(w) for _, w in alone)
 

@@ -28,8 +28,8 @@ def test_schedule_of_a_very_short_run_is_positive(steps):
 
 def test_norms_and_biases_do_not_decay_and_adapters_do():
     leaf = jnp.ones(1)
-    params = {"layers": {"q_proj": {"kernel": leaf, "bias": leaf}, "norm": {"scale": leaf}}, "embed": {"embedding": leaf}}
-    assert decayed(params) == {"layers": {"q_proj": {"kernel": True, "bias": False}, "norm": {"scale": False}}, "embed": {"embedding": True}}
+    params = {"q_proj": {"kernel": leaf, "bias": leaf}, "norm": {"scale": leaf}, "embed": {"embedding": leaf}}
+    assert decayed(params) == {"q_proj": {"kernel": True, "bias": False}, "norm": {"scale": False}, "embed": {"embedding": True}}
     assert decayed({"layers/norm/kernel": {"a": leaf, "b": leaf}}) == {"layers/norm/kernel": {"a": True, "b": True}}
 
 
@@ -37,7 +37,8 @@ def test_equals_torch_adamw_with_clipping_and_decay():
     rng = np.random.default_rng(0)
     start = {"dense": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}, "norm": {"scale": rng.standard_normal(4)}}
     start = jax.tree.map(lambda x: x.astype(np.float32), start)
-    gradients = [jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start) for scale in (3, 0.1, 1, 5, 0.01)]
+    random_like = lambda scale: jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start)  # noqa: E731
+    gradients = [random_like(scale) for scale in (3, 0.1, 1, 5, 0.01)]
     schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
 
     optimizer = adamw(schedule, weight_decay=0.3, clip_norm=1.0)

@@ -1,0 +1,149 @@
+"""One arm of a comparison after the other: learn, answer, measure, write down. What is finished is read, not run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.common import compiling
+from kafjax.core.errors import UserError, nearest
+from kafjax.core.progress import Progress, say
+from kafjax.core.records import Prediction, Question, prediction_from_json
+from kafjax.core.rundir import Run, read_json, read_jsonl, write_atomic, write_json, write_jsonl
+from kafjax.evaluation import figures, table
+from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
+from kafjax.evaluation.report import write_report
+from kafjax.evaluation.results import RETENTION, Arm, collect
+from kafjax.methods import METHODS, Lab, Method
+from kafjax.methods.oracle import Oracle
+from kafjax.methods.rag import RAG
+from kafjax.training.memory import PeakMemory
+
+
+def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
+    """Runs one method from end to end."""
+    method = METHODS[name](lab)
+    say(name, "learning" if name not in ("base", "oracle") else "answering")
+    method.learn()
+    questions = [q for q in (*lab.corpus.questions, *lab.corpus.retention) if name != "oracle" or q.passages]
+    with PeakMemory() as peak, Progress(name, len(questions), unit="question") as bar:
+        predictions = method.answer(questions, lambda n: bar.advance(n, "answering"))
+    if base is not None and method.params is lab.params:
+        nll, tokens = base.held_out_nll, base.held_out_tokens
+    else:
+        with Progress(name, len(lab.corpus.held_out_texts), unit="text") as bar:
+            nll, tokens = lab.held_out_nll(method.params, lambda: bar.advance(1, "perplexity of held-out text"))
+    latencies = _latencies(method, [q for q in questions if q.split != RETENTION], n_latency)
+    cost = _with_queries(method.cost(), predictions, latencies, lab, peak.n_bytes)
+    return Arm(predictions, cost, nll, tokens, _oracle_of_misses(method, predictions, lab), method.note)
+
+
+def _latencies(method: Method, questions: Sequence[Question], n: int) -> list[dict[str, float]]:
+    """Seconds of each stage of single queries, as a user would wait for them once their programs are compiled."""
+    by_length = sorted(questions, key=lambda q: len(q.text))
+    chosen = by_length[:: max(1, len(by_length) // n)][:n] if n else []
+    latencies = []
+    with Progress(method.name, len(chosen), unit="query") as bar:
+        for question in chosen:
+            with compiling() as compiled:
+                latency = _latency(method, question)
+            latencies.append(_latency(method, question) if compiled else latency)
+            bar.advance(1, "one at a time, for the latency")
+    return latencies
+
+
+def _latency(method: Method, question: Question) -> dict[str, float]:
+    began = time.perf_counter()
+    (prediction,) = method.answer([question])
+    return {**prediction.seconds, "total": time.perf_counter() - began}
+
+
+def _with_queries(cost: Cost, predictions: Sequence[Prediction], latencies: Sequence[Mapping[str, float]], lab: Lab, peak: int) -> Cost:
+    """The bill of learning, completed by that of asking: means over the knowledge questions."""
+    asked = [p for p in predictions if p.split != RETENTION] or list(predictions)
+
+    def mean(field: str) -> float:
+        return sum(getattr(p, field) for p in asked) / len(asked) if asked else 0.0
+
+    tokens = TokensPerQuery(mean("prompt_tokens"), mean("cached_tokens"), mean("output_tokens"))
+    return dataclasses.replace(
+        cost,
+        peak_memory_bytes=max(cost.peak_memory_bytes or 0, peak),
+        llm_calls_per_query=mean("calls"),
+        llm_tokens_per_query=tokens,
+        query_flops_formula=query_flops(lab.shape, tokens.prompt, tokens.output, tokens.cached, calls=mean("calls")),
+        latency_seconds=latency_summary(latencies),
+    )
+
+
+def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: Lab) -> list[Prediction]:
+    """What a hybrid's own weights make of the gold passage alone, for the questions it missed with that passage in the prompt.
+
+    Arms that read with the base model's weights have the oracle arm for this.
+    """
+    if not isinstance(method, RAG) or method.params is lab.params:
+        return []
+    missed = {p.id for p in predictions if not p.correct and not set(p.passages).isdisjoint(p.gold_passages)}
+    questions = [q for q in lab.corpus.questions if q.id in missed]
+    return Oracle(lab, "oracle", method.weights).answer(questions) if questions else []
+
+
+def save_arm(run: Run, name: str, arm: Arm) -> None:
+    folder = run.file("arms") / name
+    write_jsonl(folder / "predictions.jsonl", [p.to_json() for p in arm.predictions])
+    write_jsonl(folder / "oracle.jsonl", [p.to_json() for p in arm.oracle])
+    # Last: an arm with this file is finished.
+    write_json(folder / "arm.json", {
+        "cost": arm.cost.to_json(),
+        "held_out_nll": list(arm.held_out_nll),
+        "held_out_tokens": list(arm.held_out_tokens),
+        "note": arm.note,
+    })
+
+
+def load_arm(run: Run, name: str) -> Arm | None:
+    """The finished arm of an earlier start of this run, if there is one."""
+    folder = run.file("arms") / name
+    if not (folder / "arm.json").exists():
+        return None
+    stored = read_json(folder / "arm.json")
+    cost = {**stored["cost"], "llm_tokens_per_query": TokensPerQuery(**stored["cost"]["llm_tokens_per_query"])}
+    predictions, oracle = (
+        [prediction_from_json(row) for row in read_jsonl(folder / file)] for file in ("predictions.jsonl", "oracle.jsonl")
+    )
+    return Arm(predictions, Cost(**cost), stored["held_out_nll"], stored["held_out_tokens"], oracle, stored["note"])
+
+
+def write_results(
+    run: Run, lab: Lab, arms: Mapping[str, Arm], pending: Sequence[str], environment: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """Writes everything that the arms so far allow: results.json, table.md, predictions.jsonl, figures, report.html."""
+    config = read_json(run.file("config.json"))
+    results = collect(arms, config=config, environment=environment, pending=pending)
+    write_json(run.file("results.json"), results)
+    write_atomic(run.file("table.md"), table.render(table.all_tables(results), [*table.setting(results), *table.method_notes(results)]))
+    write_jsonl(run.file("predictions.jsonl"), [p.to_json() for arm in arms.values() for p in arm.predictions])
+    metrics = run.file("metrics.jsonl")
+    drawn = figures.draw_all(results, run.file("figures"), read_jsonl(metrics, skip_broken_tail=True) if metrics.exists() else ())
+    write_report(
+        run.file("report.html"),
+        results,
+        title=f"kafjax: {lab.corpus.name}, {config['model']}",
+        predictions={name: arm.predictions for name, arm in arms.items()},
+        figures=drawn,
+        reproduce=command,
+        passages={p.id: p.text for p in lab.corpus.passages},
+    )
+    return results
+
+
+def select(names: Sequence[str]) -> list[str]:
+    """The methods asked for, in the order in which they run. Raises `UserError` for an unknown one."""
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"unknown method '{name}'. {nearest(name, METHODS)}")
+    if not names:
+        raise UserError(f"--methods is empty; choose from {', '.join(METHODS)}")
+    return [name for name in METHODS if name in names]

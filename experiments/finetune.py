@@ -1,0 +1,186 @@
+"""Fine-tunes a language model on a corpus: all of its weights, or a LoRA adapter.
+
+    python -m experiments.finetune                                   a LoRA adapter for invented biographies
+    python -m experiments.finetune --method=full --epochs=6          all weights of the blocks instead
+    python -m experiments.finetune --corpus=DIR --name=mine          your own documents and questions (FlashRAG's format)
+    python -m experiments.finetune --rank=64 --lr=3e-4 --wandb       other settings, mirrored to an offline wandb run
+    python -m experiments.finetune --mesh=data:2,fsdp:4 --dtype=bfloat16 --batch_rows=64     on eight devices
+
+An epoch reads every document (of a generated corpus, one telling of every fact) and every training question; rows are packed to
+--seq_len tokens. Learning rates: LoRA's best one is about ten times that of full fine-tuning. Out of memory? Keep --batch_rows and
+raise --accumulate, which computes a step in so many parts. The model forgets what it does not see: --replay mixes other matters in.
+
+The run's folder, runs/NAME, holds config.json, metrics.jsonl (a row a step), loss.png, result.json (what it took) and what was
+learned: adapter.safetensors, or weights.safetensors with the trained weights. The same command again goes on where a broken run
+stopped: same data, same losses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from absl import flags
+
+from experiments import common
+from kafjax import hub, lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError, run_main
+from kafjax.core.progress import say, waiting
+from kafjax.core.records import Question
+from kafjax.core.rundir import Run, config_hash, environment, open_run, read_json, write_atomic, write_json
+from kafjax.corpus import NAMES as GENERATED
+from kafjax.evaluation.figures import loss_curves
+from kafjax.generation import Generator, Sampling
+from kafjax.methods import Settings
+from kafjax.methods.examples import training_examples
+from kafjax.models import Decoder
+from kafjax.parallel import make_mesh
+from kafjax.retrieval import prompt
+from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train, updated
+from kafjax.training.track import tracker
+
+LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
+N_SHOWN = 3  # questions asked at the end
+
+common.define_corpus_flags()
+flags.adopt_module_key_flags(common)
+flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+flags.DEFINE_enum("method", "lora", list(LEARNING_RATE), "What to train: a LoRA adapter, or all weights.")
+flags.DEFINE_float("lr", None, "Peak learning rate (default: 1e-3 for lora, 1e-4 for full).", lower_bound=0)
+flags.DEFINE_integer("epochs", 12, "Passes over the corpus.", lower_bound=1)
+flags.DEFINE_integer("steps", None, "Optimizer steps, instead of --epochs.", lower_bound=1)
+flags.DEFINE_integer("rank", 16, "LoRA: rank of the adapter. More rank holds more facts, and costs memory.", lower_bound=1)
+flags.DEFINE_float("alpha", 32.0, "LoRA: alpha; the update is scaled by alpha / rank.")
+flags.DEFINE_string("targets", lora.Spec().targets, "LoRA: regular expression found in the paths of the kernels to adapt.")
+flags.DEFINE_boolean("freeze_embedding", True, "Full: leave the (tied) embedding as it is; it is most of a small model.")
+flags.DEFINE_float("replay", 0.0, "Share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
+flags.DEFINE_integer("batch_rows", 4, "Rows of packed tokens per optimizer step.", lower_bound=1)
+flags.DEFINE_integer("seq_len", 128, "Tokens per row; longer texts are cut into pieces.", lower_bound=2)
+flags.DEFINE_integer("accumulate", 1, "Parts that a step's rows are computed in. Same result, less memory.", lower_bound=1)
+flags.DEFINE_float("warmup", 0.05, "Share of the steps over which the learning rate rises; then it falls along a cosine.")
+flags.DEFINE_float("weight_decay", 0.0, "AdamW's, on matrices only.", lower_bound=0)
+flags.DEFINE_float("clip_norm", 1.0, "Bound of the gradient's global norm.")
+flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in float32 either way.")
+flags.DEFINE_boolean("remat", False, "Compute each layer again in the backward pass: less memory, about a third more work.")
+flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: all on fsdp.")
+flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints; 0 for none.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.")
+flags.DEFINE_boolean("wandb", False, "Mirror the metrics to an offline wandb run in the run's folder.")
+flags.DEFINE_string("name", None, "Name of the run's folder (default: the method and a hash of the configuration).")
+flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
+
+# Flags that change what is learned; the rest change how, where, or what is kept of it.
+_IDENTITY = (
+    *("model", "method", "lr", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len"),
+    *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "seed"),
+)
+
+
+def main(_: list[str]) -> None:
+    values = flags.FLAGS
+    # Everything that can be refused is, before anything slow or anything on disk.
+    spec = lora.Spec(values.rank, values.alpha, values.targets) if values.method == "lora" else None
+    train_config, settings = _train_config(), _settings()
+    mesh = make_mesh(values.mesh)
+    corpus = common.corpus_from_flags()
+    config = common.config_from_flags(*_IDENTITY)
+    run = open_run(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
+    common.use_compilation_cache()
+    with waiting("model", f"loading {values.model}"):
+        model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
+        if not isinstance(model, Decoder):
+            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
+        tokenizer = hub.tokenizer(values.model)
+    if run.file("result.json").exists():
+        say("finetune", f"finished earlier; delete {run.path} to train again")
+    else:
+        examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
+        counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
+        say("finetune", f"{corpus.name}: {counts}; writing to {run.path}")
+        with tracker(run.path, values.wandb, config) as track:
+
+            def log(**row: Any) -> None:
+                run.log(method=values.method, **row)
+                track(**row)
+
+            learner = dataclasses.replace(model, remat=values.remat)
+            result = train(
+                learner, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method
+            )
+        _save(run, result, spec)
+    _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
+
+
+def _train_config() -> TrainConfig:
+    values = flags.FLAGS
+    return TrainConfig(
+        epochs=values.epochs,
+        steps=values.steps,
+        learning_rate=LEARNING_RATE[values.method] if values.lr is None else values.lr,
+        warmup_fraction=values.warmup,
+        batch_rows=values.batch_rows,
+        seq_len=values.seq_len,
+        accumulate=values.accumulate,
+        weight_decay=values.weight_decay,
+        clip_norm=values.clip_norm,
+        freeze_embedding=values.freeze_embedding,
+        checkpoint_every=values.checkpoint_every,
+        seed=values.seed,
+    )
+
+
+def _settings() -> Settings:
+    # A generated corpus says everything `documents` times over: each epoch reads one telling of it.
+    parts = flags.FLAGS.documents if flags.FLAGS.corpus in GENERATED else 1
+    return Settings(replay=flags.FLAGS.replay, document_parts=parts)
+
+
+def _file(run: Run, spec: lora.Spec | None) -> Path:
+    return run.file("weights.safetensors" if spec is None else "adapter.safetensors")
+
+
+def _save(run: Run, result: TrainResult, spec: lora.Spec | None) -> None:
+    if spec is None:
+        arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(result.trainable).items()}
+        write_atomic(_file(run, spec), safetensors.numpy.save(arrays))
+    else:
+        lora.save(_file(run, spec), result.trainable, spec)
+    bill = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")}
+    png = io.BytesIO()
+    loss_curves({**row, "method": flags.FLAGS.method} for row in result.curve).savefig(png, format="png")
+    write_atomic(run.file("loss.png"), png.getvalue())
+    write_json(run.file("result.json"), {"final_loss": result.curve[-1]["loss"], **bill, "environment": environment()})
+    discard_checkpoints(run.path)
+
+
+def _learned(run: Run, params: trees.Tree, spec: lora.Spec | None) -> trees.Tree:
+    """The model's parameters with what the run has learned, from disk: what is shown is what was saved."""
+    if spec is None:
+        return updated(params, trees.unflatten(safetensors.numpy.load_file(_file(run, spec))))
+    adapters, spec = lora.load(_file(run, spec), params)
+    return lora.merge(params, adapters, spec)
+
+
+def _show(run: Run, model: Decoder, tokenizer: Any, params: trees.Tree, questions: Sequence[Question]) -> None:
+    result = read_json(run.file("result.json"))
+    shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
+    prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
+    replies = Generator(model, tokenizer).generate(jax.device_put(params), prompts, Sampling(max_new_tokens=12))
+    print(f"\nTrained {result['trainable_parameters']:,} parameters for {result['steps']} steps on {result['tokens']:,} tokens")
+    print(f"  in {result['seconds']:.0f} s ({result['tokens_per_second']:.0f} tokens/s), compiled in {result['compile_seconds']:.0f} s;")
+    print(f"  {result['peak_memory_bytes'] / 1e9:.1f} GB at the peak, final loss {result['final_loss']:.3f} nats per token.")
+    for question, reply in zip(shown, replies, strict=True):
+        print(f"\n  {question.text}\n    model:  {reply.text.strip()}\n    answer: {question.answers[0]}")
+    print(f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr.")
+    print("Next: python -m experiments.compare --methods=base,lora,full,rag shows what training buys, costs and forgets.")
+
+
+if __name__ == "__main__":
+    run_main(main)

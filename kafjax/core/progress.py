@@ -1,0 +1,107 @@
+"""Signs of life: a bar on a terminal; elsewhere (log files, CI) a line at least every ten seconds, also while nothing advances."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+BAR_SECONDS = 1.0
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # tqdm's own watching thread would outlive the bar; ours does its work
+
+
+def say(label: str, text: str) -> None:
+    """A line on stderr that leaves a bar on the screen whole."""
+    _Bar.write(f"{label}: {text}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+class Progress:
+    """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as bar: bar.advance(1, "loss 1.2")`.
+
+    A thread keeps it alive while a step compiles or takes long; it ends with the block, however that ends.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step"):
+        self._label, self._total, self._done, self._start, self._unit = label, total, done, done, unit
+        self._text = ""
+        self._bar: _Bar | None = None
+        self._lock = threading.Lock()
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Progress:
+        self._began = self._last_line = time.monotonic()
+        if _shows_bars():
+            bar = _Bar(total=self._total, initial=self._done, desc=self._label, unit=self._unit, dynamic_ncols=True)
+            self._bar = self._open.enter_context(bar)
+            self._open.enter_context(_repeating(bar.refresh, lambda: BAR_SECONDS))
+        else:
+            self._open.enter_context(_repeating(self._line_if_due, self._seconds_to_line))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def advance(self, n: int, text: str = "") -> None:
+        """`n` more are done; `text` is shown beside the count."""
+        self._done += n
+        self._text = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(n)
+        else:
+            self._line_if_due()
+
+    def _seconds_to_line(self) -> float:
+        return self._last_line + LINE_SECONDS - time.monotonic()
+
+    def _line_if_due(self) -> None:
+        with self._lock:
+            if self._done < self._total and self._seconds_to_line() > 0:
+                return
+            self._last_line = time.monotonic()
+            seconds, new, left = self._last_line - self._began, self._done - self._start, self._total - self._done
+            when = f"{seconds / new * left:.0f} s left" if new and left > 0 else f"{seconds:.0f} s"
+            say(self._label, f"{self._done}/{self._total}  {self._text}".rstrip() + f", {when}")
+
+
+@contextlib.contextmanager
+def waiting(label: str, what: str) -> Iterator[None]:
+    """Says what is being waited for, and again every ten seconds until it is done."""
+    say(label, f"{what} ...")
+    began = time.monotonic()
+    with _repeating(lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: LINE_SECONDS):
+        yield
+
+
+def _shows_bars() -> bool:
+    # Some pseudo-terminals have no size; tqdm would draw a bar of no width there.
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
+@contextlib.contextmanager
+def _repeating(action: Callable[[], None], pause: Callable[[], float]) -> Iterator[None]:
+    """Calls `action` from a thread, each time after `pause()` seconds, until the block is left."""
+    left = threading.Event()
+
+    def run() -> None:
+        while not left.wait(pause()):
+            action()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()

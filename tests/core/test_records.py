@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kafjax.core.records import Prediction, prediction_from_json
+from kafjax.core.rundir import read_jsonl, write_jsonl
+
+words = st.lists(st.text(max_size=5), max_size=2).map(tuple)
+numbers = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=2)
+predictions = st.builds(
+    Prediction, answers=words, passages=words, gold_passages=words, output_tokens=..., correct=..., score=numbers, seconds=numbers
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.lists(predictions, max_size=2))
+def test_predictions_come_back_from_a_file_as_they_were(tmp_path, made):
+    path = tmp_path / "predictions.jsonl"
+    write_jsonl(path, [prediction.to_json() for prediction in made])
+    assert [prediction_from_json(row) for row in read_jsonl(path)] == made

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kafjax.core import rundir
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import (
+    append_jsonl,
+    config_hash,
+    open_run,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
+
+SEPARATORS = "one\u2028two\u2029three\u0085four\x0bfive\r\nsix"
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def fail(name: str, number: int):
+    def call(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return name, call
+
+
+@pytest.mark.parametrize("failing", [fail("replace", errno.EACCES), fail("fsync", errno.ENOSPC)], ids=["no rename", "disk full"])
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, failing):
+    path = tmp_path / "results.json"
+    write_atomic(path, "old")
+    monkeypatch.setattr(os, *failing)
+    with pytest.raises(UserError, match=rf"cannot write {re.escape(str(path))}: (Permission denied|No space left on device)"):
+        write_atomic(path, "new" * 10_000)
+    assert path.read_text() == "old"
+    assert files(tmp_path) == ["results.json"]
+
+
+def test_an_interrupt_while_writing_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    write_atomic(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "a", "new")
+    assert files(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX file size limits")
+def test_a_disk_that_takes_half_a_file(tmp_path):
+    """A real write that fails midway: the process may write no more than 4 KiB into a file."""
+    path = tmp_path / "a"
+    write_atomic(path, "old")
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import append_jsonl, write_atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+path = Path(sys.argv[1])
+for write in (lambda: write_atomic(path, "x" * 10_000), lambda: append_jsonl(path.with_name("log"), {"text": "x" * 10_000})):
+    try:
+        write()
+    except UserError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [f"cannot write {path}: File too large", f"cannot write {tmp_path / 'log'}: File too large"]
+    assert path.read_text() == "old"
+    assert files(tmp_path) == ["a", "log"]
+    # What was cut short is not in the way of what comes next.
+    append_jsonl(tmp_path / "log", {"step": 1})
+    assert read_jsonl(tmp_path / "log") == [{"step": 1}]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "runs").write_text("not a folder")
+    for write in (lambda path: write_atomic(path, ""), lambda path: append_jsonl(path, {})):
+        with pytest.raises(UserError, match=r"cannot write .*runs/x/config\.json"):
+            write(tmp_path / "runs" / "x" / "config.json")
+
+
+def test_bytes_and_missing_folders_are_written(tmp_path):
+    write_atomic(tmp_path / "a" / "b" / "c.bin", b"\x00\xff")
+    assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"\x00\xff"
+
+
+def test_json_comes_back_and_stays_readable(tmp_path):
+    value = {"b": [1, 2.5, None, True], "a": {"é": SEPARATORS, "emoji": "🦊"}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert list(json.loads(text)) == ["b", "a"]
+    assert "🦊" in text
+    assert text.endswith("}\n")
+
+
+def test_broken_json_is_named_by_file_and_line(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1,\n "b": }')
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}:2: not valid JSON"):
+        read_json(path)
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: not valid JSON \(no UTF-8 text\)"):
+        read_json(path)
+
+
+def test_jsonl_comes_back_with_line_separators_inside_strings(tmp_path):
+    rows = [{"text": SEPARATORS}, {}, {"n": 1, "nested": {"text": [SEPARATORS]}}]
+    write_jsonl(tmp_path / "whole.jsonl", rows)
+    for row in rows:
+        append_jsonl(tmp_path / "grown.jsonl", row)
+    assert read_jsonl(tmp_path / "whole.jsonl") == read_jsonl(tmp_path / "grown.jsonl") == rows
+    # Others write them unescaped, which JSON allows.
+    (tmp_path / "theirs.jsonl").write_bytes(b'\n{"text": "a\xe2\x80\xa8b\xc2\x85c"}\r\n   \n{"n": 2}')
+    assert read_jsonl(tmp_path / "theirs.jsonl") == [{"text": "a\u2028b\u0085c"}, {"n": 2}]
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"text": "\xe2\x80', b"{"], ids=["cut", "cut within a character", "one byte"])
+def test_a_broken_tail_is_forgiven_only_when_asked(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\n{"step": 2}\n' + tail)
+    assert read_jsonl(path, skip_broken_tail=True) == [{"step": 1}, {"step": 2}]
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}:4: not valid JSON"):
+        read_jsonl(path)
+    # A resumed run goes on in the same file: what was cut short goes, what stood before stays.
+    append_jsonl(path, {"step": 3})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}\n{"a": \n{"a": 3}\n', r":2: not valid JSON"),
+        ('{"a": 1}\n{"a": 2\n\n', r":2: not valid JSON"),
+        ('{"a": 1}\n\n[1]\n{}\n', r":3: expected a JSON object, got list"),
+        ("null", r":1: expected a JSON object, got NoneType"),
+    ],
+)
+def test_a_broken_line_is_named_by_number_even_where_a_tail_is_forgiven(tmp_path, text, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text(text)
+    for skip in (False, True):
+        with pytest.raises(UserError, match=re.escape(str(path)) + message):
+            read_jsonl(path, skip_broken_tail=skip)
+
+
+CONFIG = {"model": "gemma3-270m", "methods": ["base", "rag"], "lr": 1e-4, "seed": None}
+
+
+def test_a_run_is_opened_again_by_the_same_config_only(tmp_path):
+    run = open_run(tmp_path, "first", {**CONFIG, "methods": ("base", "rag")})  # JSON has no tuples
+    run.log(step=1, loss=2.5)
+    again = open_run(tmp_path, "first", CONFIG)
+    assert again == run
+    assert open_run(tmp_path, "first", {**CONFIG, "new": None}) == run  # a flag added later, not given
+    again.log(step=2, loss=2.25)
+    rows = read_jsonl(run.file("metrics.jsonl"))
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 2.5), (2, 2.25)]
+    assert rows[0]["time"] <= rows[1]["time"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 2e-4}, "lr=0.0001, not 0.0002"),
+        ({"methods": ["base"]}, r"methods=\['base', 'rag'\], not \['base'\]"),
+        ({"extra": 1}, "extra=None, not 1"),
+    ],
+)
+def test_another_config_is_refused_and_the_key_named(tmp_path, change, message):
+    open_run(tmp_path, "first", CONFIG)
+    with pytest.raises(UserError, match=f"{tmp_path / 'first'} holds a run with {message}; pick another --name"):
+        open_run(tmp_path, "first", {**CONFIG, **change})
+    assert read_json(tmp_path / "first" / "config.json") == CONFIG
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/etc", "a b", "a\n", "-x", "é"])
+def test_a_name_that_is_no_plain_folder_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="not a plain folder name"):
+        open_run(tmp_path / "runs", name, CONFIG)
+    assert files(tmp_path) == []
+
+
+def test_the_hash_depends_on_values_not_on_their_order():
+    assert config_hash(CONFIG) == config_hash(dict(reversed(CONFIG.items())))
+    assert len({config_hash({**CONFIG, **change}) for change in ({}, {"lr": 2e-4}, {"seed": 0}, {"x": None})}) == 4
+
+
+def test_the_environment_is_json_and_knows_this_interpreter(tmp_path, monkeypatch):
+    environment = json.loads(json.dumps(rundir.environment()))
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment["packages"]["numpy"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
+    assert rundir.environment()["git_sha"] is None

@@ -1,0 +1,212 @@
+"""Text to text with a tiny random model, against forward passes over the whole text without a cache."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kafjax import lora
+from kafjax.core.errors import UserError
+from kafjax.generation import Generator, Sampling
+from kafjax.generation.decode import STRIDE, decode, first_token, prefill
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+# 2 to 35 tokens with BOS: within the window of 7, past it, past the smallest bucket.
+PROMPTS = [
+    "Whoever asks for the name of the miller will be told three",
+    "q",
+    "A fox, two hens",
+    "The lamp stood by the window and the river ran past the old mill, where nobody had lived since",
+    "0123456789 0123456789 abcdefghij XYZ",
+    "a fox and the fox",
+]
+GREEDY = Sampling(max_new_tokens=40, stop=())
+WARM = Sampling(max_new_tokens=20, temperature=1.0, stop=(), seed=3)
+
+
+@pytest.fixture(scope="module")
+def natural(naive, params):
+    """40 greedy tokens of each prompt, the plain way."""
+    return naive(params, PROMPTS, 40)
+
+
+def tokens_of(replies):
+    return [list(reply.tokens) for reply in replies]
+
+
+def test_greedy_equals_full_forward_passes(generator, params, tokenizer, natural):
+    lengths = [len(tokenizer.encode(prompt).ids) for prompt in PROMPTS]
+    assert min(lengths) == 2 and max(lengths) > 32  # else this says less than it seems to
+    assert all(len(set(tokens)) > 5 for tokens in natural)
+    replies = generator.generate(params, PROMPTS, GREEDY)
+    assert tokens_of(replies) == natural
+    assert [reply.text for reply in replies] == [tokenizer.decode(tokens) for tokens in natural]
+    assert [(reply.prompt_tokens, reply.cached_tokens, reply.output_tokens) for reply in replies] == [(n, 0, 40) for n in lengths]
+    assert all(reply.prefill_seconds > 0 and reply.decode_seconds > 0 for reply in replies)
+
+
+@pytest.mark.parametrize("n_prefix", [3, 12], ids=["prefix within the window", "prefix past the window"])
+def test_a_shared_prefix_changes_nothing_but_the_bill(generator, params, tokenizer, naive, n_prefix):
+    beginning = tokenizer.decode(tokenizer.encode(PROMPTS[3]).ids[:n_prefix])
+    endings = [" 9", " X, two hens", " #the name of the miller will be told three different ones; and each of them", " zq q"]
+    ids = tokenizer.encode
+    for ending in endings:  # the tokenizer does not merge across this border
+        assert ids(beginning).ids + ids(ending, add_special_tokens=False).ids == ids(beginning + ending).ids
+    prefix = generator.prefix(params, beginning)
+    assert prefix.n_tokens == n_prefix
+    replies = generator.generate(params, endings, GREEDY, prefix)
+    assert tokens_of(replies) == naive(params, [beginning + ending for ending in endings], 40)
+    assert {reply.cached_tokens for reply in replies} == {n_prefix}
+    assert [reply.prompt_tokens for reply in replies] == [n_prefix + generator.count(ending) for ending in endings]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_replies_do_not_depend_on_batch_or_company(model, tokenizer, params, sampling):
+    expected = Generator(model, tokenizer).generate(params, PROMPTS, sampling)
+    for batch in (1, 4):
+        done = []
+        replies = Generator(model, tokenizer, batch).generate(params, PROMPTS, sampling, on_progress=done.append)
+        assert [(r.text, r.tokens) for r in replies] == [(r.text, r.tokens) for r in expected]
+        assert done == {1: [1] * 6, 4: [4, 2]}[batch]
+    if sampling is GREEDY:
+        backwards = Generator(model, tokenizer).generate(params, PROMPTS[::-1], sampling)
+        assert tokens_of(backwards[::-1]) == tokens_of(expected)
+
+
+def test_a_seed_gives_the_same_replies_and_another_one_others(generator, params):
+    prompts = ["A fox"] * 3
+    first, again, other = (
+        tokens_of(generator.generate(params, prompts, dataclasses.replace(WARM, seed=seed))) for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert len({tuple(tokens) for tokens in first + other}) == 6  # also equal prompts draw each for itself
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}], ids=str)
+def test_sampling_from_next_to_nothing_is_greedy(generator, params, natural, narrow):
+    replies = generator.generate(params, PROMPTS, Sampling(**{"max_new_tokens": 40, "temperature": 1.3, "stop": (), **narrow}))
+    assert tokens_of(replies) == natural
+
+
+def test_an_adapter_is_heard(generator, params, naive):
+    spec = lora.Spec(rank=2, alpha=4, targets=r"(q|down)_proj")
+    adapters = lora.init(spec, params, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    for pair in adapters.values():
+        pair["b"] = jnp.asarray(rng.normal(0, 0.3, pair["b"].shape), jnp.float32)  # it starts at zero
+    attached = lora.attach(params, adapters, spec)
+    replies = tokens_of(generator.generate(attached, PROMPTS[:2], GREEDY))
+    assert replies == naive(attached, PROMPTS[:2], 40)
+    assert replies != tokens_of(generator.generate(params, PROMPTS[:2], GREEDY))
+
+
+def test_in_bfloat16_each_token_is_nearly_the_likeliest(model, tokenizer, params):
+    model = dataclasses.replace(model, dtype=jnp.bfloat16)
+    apply = jax.jit(model.apply)
+    prefix = "The lamp "
+    generator = Generator(model, tokenizer)
+    for reply, prompt in zip(generator.generate(params, PROMPTS, GREEDY, generator.prefix(params, prefix)), PROMPTS, strict=True):
+        given = tokenizer.encode(prefix).ids + tokenizer.encode(prompt, add_special_tokens=False).ids
+        row = [*given, *reply.tokens]
+        logits_TxV = apply(params, jnp.asarray([row + [0] * (128 - len(row))]))[0, len(given) - 1 : len(row) - 1]
+        chosen = jnp.take_along_axis(logits_TxV, jnp.asarray(reply.tokens)[:, None], axis=1)[:, 0]
+        assert jnp.max(jnp.max(logits_TxV, axis=1) - chosen) < 0.05 * jnp.std(logits_TxV)
+
+
+def test_eos_ends_each_row_for_itself(model, tokenizer, params, natural):
+    # The token that ends the rows at the most different places takes the part of EOS.
+    places = {t: [row.index(t) if t in row else None for row in natural] for row in natural for t in row}
+    eos = max(places, key=lambda t: len(set(places[t])))
+    assert len(set(places[eos])) >= 3 and None in places[eos]
+    ending = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_id=eos))
+    replies = Generator(ending, tokenizer).generate(params, PROMPTS, GREEDY)
+    expected = [row if at is None else row[: at + 1] for row, at in zip(natural, places[eos], strict=True)]
+    assert tokens_of(replies) == expected
+    assert [reply.text for reply in replies] == [tokenizer.decode([t for t in row if t != eos]) for row in expected]
+    # One of max_new_tokens at a time: the limit and EOS do not get into each other's way.
+    for n in (1, 2):
+        few = Generator(ending, tokenizer).generate(params, PROMPTS, dataclasses.replace(GREEDY, max_new_tokens=n))
+        assert tokens_of(few) == [row[:n] for row in expected]
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 13, 14, 15, 16, 17, 30, 31, 37])
+def test_a_stop_string_over_several_tokens_ends_the_reply(generator, params, tokenizer, natural, first):
+    """Made of three tokens of the first reply, on every side of the border of a stride."""
+    assert STRIDE == 16
+    stop = tokenizer.decode(natural[0][first : first + 3])
+    replies = generator.generate(params, PROMPTS, dataclasses.replace(GREEDY, stop=(stop,)))
+    for reply, row in zip(replies, natural, strict=True):
+        sizes = [n for n in range(1, 41) if stop in tokenizer.decode(row[:n])]
+        kept = row[: sizes[0]] if sizes else row
+        assert list(reply.tokens) == kept
+        assert reply.text == tokenizer.decode(kept).split(stop)[0]
+    assert replies[0].output_tokens <= first + 3
+
+
+def test_the_first_of_many_stop_strings_ends_the_reply(generator, params, tokenizer, natural):
+    stops = ("t", "the ", "\n", "he l", "zzz")
+    for reply, row in zip(generator.generate(params, PROMPTS, dataclasses.replace(GREEDY, stop=stops)), natural, strict=True):
+        whole = tokenizer.decode(row)
+        at = min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))
+        assert reply.text == whole[:at]
+        assert not any(stop in reply.text for stop in stops)
+
+
+def test_new_lengths_seeds_and_stops_find_their_programs_compiled(model, tokenizer, params):
+    fresh = dataclasses.replace(model)  # of which nothing is compiled yet
+    generator = Generator(fresh, tokenizer)
+
+    def compiled() -> list[int]:
+        return [program._cache_size() for program in (prefill, first_token, decode)]
+
+    def generate(prompts, **changes):
+        generator.generate(params, prompts, dataclasses.replace(WARM, **changes))
+        return compiled()
+
+    before = compiled()
+    once = generate(["abc", "q"])
+    assert once == [n + 1 for n in before]
+    for n_rows in range(2, 9):
+        assert generate([PROMPTS[n_rows % 3][:n_rows]] * n_rows) == once
+    assert generate(["the " * 10, "q"], seed=99, stop=("zz", "\n"), max_new_tokens=17) == once
+    assert generate(["abc", "q"], max_new_tokens=32) == once
+    # Where it has to, it does compile: a longer bucket has a prefill and, with its longer cache, a loop of its own.
+    assert generate([PROMPTS[4], "q"]) == [once[0] + 1, once[1], once[2] + 1]
+
+
+def test_what_does_not_fit_or_cannot_be_completed_is_refused(generator, model, tokenizer, params):
+    room = model.config.max_length - 20
+    fits = "#" * (room - 1)  # one token each, and BOS
+    assert len(tokenizer.encode(fits).ids) == room
+    assert generator.generate(params, [fits], dataclasses.replace(WARM, max_new_tokens=20))[0].output_tokens == 20
+    with pytest.raises(UserError, match=r"prompt '#{40}\.\.\.' needs 129 tokens with its reply, the model's context has 128"):
+        generator.generate(params, ["q", fits + "#"], dataclasses.replace(WARM, max_new_tokens=20))
+    prefix = generator.prefix(params, "##")
+    with pytest.raises(UserError, match="needs 129 tokens"):
+        generator.generate(params, [fits[1:]], dataclasses.replace(WARM, max_new_tokens=20), prefix)
+    with pytest.raises(UserError, match="needs 129 tokens, the model's context has 128"):
+        generator.prefix(params, "#" * 128)
+    for some_prefix in (None, prefix):
+        with pytest.raises(UserError, match="empty prompt"):
+            generator.generate(params, ["q", ""], WARM, some_prefix)
+    smaller = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=100))
+    with pytest.raises(UserError, match=r"not this model's: token 1.. of a vocabulary of 100"):
+        Generator(smaller, tokenizer).generate(params, [PROMPTS[0]], WARM)
+    with pytest.raises(UserError, match="batch=0"):
+        Generator(model, tokenizer, batch=0)
+
+
+def test_nothing_to_do_is_done_at_once(generator, params):
+    calls = collections.Counter()
+    assert generator.generate(params, [], GREEDY, on_progress=calls.update) == []
+    assert not calls
+
+
+def test_count_is_without_bos(generator, tokenizer):
+    assert generator.count(PROMPTS[0]) == len(tokenizer.encode(PROMPTS[0]).ids) - 1

@@ -1,0 +1,139 @@
+"""What a user brings, a thousand times smaller: folders of random models with trained tokenizers, and a folder of documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import safetensors.numpy
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from kafjax.hub import names
+from kafjax.hub.safetensors_out import hf_tensors
+from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
+from kafjax.retrieval import prompt
+
+GEMMA = {
+    "model_type": "gemma3_text",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "sliding_window": 64,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 16,
+    "max_position_embeddings": 1024,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+TOWNS = ("Veltmora", "Ostrand", "Quillby", "Harnsea", "Tolvik", "Brezna")
+CRAFTS = ("glass", "clocks", "bread", "boats", "maps", "bells")
+PEOPLE = ("Mira Toll", "Jon Askew", "Edda Brume", "Kasimir Vane", "Lotte Pryce", "Oskar Wynd")
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Norway": "Oslo"}
+
+
+def documents() -> list[dict[str, str]]:
+    """One a person, of two sentences."""
+    return [
+        {"id": f"doc{i}", "contents": f"{name} was born in {town}. {name} makes {craft} and sells them on the market."}
+        for i, (name, town, craft) in enumerate(zip(PEOPLE, TOWNS, CRAFTS, strict=True))
+    ]
+
+
+def questions() -> list[dict[str, Any]]:
+    """Three people are trained on and asked again, in the same words and in others; three are never trained on."""
+    rows = []
+    for i, (name, town, craft) in enumerate(zip(PEOPLE, TOWNS, CRAFTS, strict=True)):
+        born, makes = f"Where was {name} born?", f"What does {name} make?"
+        asked = [("train", born, town), ("train", makes, craft), ("seen", born, town), ("paraphrase", f"{name} comes from which town?", town)]
+        for split, text, answer in asked if i < 3 else [("untrained", born, town), ("untrained", makes, craft)]:
+            rows.append({"id": f"q{len(rows)}", "question": text, "golden_answers": [answer], "passages": [f"doc{i}"], "split": split})
+    for k, (country, capital) in enumerate(CAPITALS.items()):
+        split = "retention" if k < 2 else "replay"
+        row = {"id": f"q{len(rows)}", "question": f"What is the capital of {country}?", "golden_answers": [capital], "split": split}
+        rows.append(row)
+    return rows
+
+
+def write_corpus(folder: Path, **files: Iterable[dict[str, Any]] | None) -> Path:
+    """A corpus in FlashRAG's format; `files` replaces the rows of one file (`questions=...`), or leaves it out (None)."""
+    rows = {
+        "corpus": documents(),
+        "questions": questions(),
+        "held_out": [{"id": "h0", "contents": "The river runs to the sea."}, {"id": "h1", "contents": "Snow fell on the hills all night."}],
+        "replay": [{"id": "r0", "contents": "Bees visit the lime trees in June."}, {"id": "r1", "contents": "The ferry leaves at noon."}],
+        **files,
+    }
+    folder.mkdir(parents=True)
+    for name, of_file in rows.items():
+        if of_file is not None:
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_file))
+    return folder
+
+
+def write_gemma(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    """A random Gemma 3 in Hugging Face's format, with a BPE trained on the tiny corpus and the prompts around it."""
+    tokenizer = _bpe()
+    config = {**GEMMA, "vocab_size": tokenizer.get_vocab_size(), **overrides}
+    model = Decoder(DecoderConfig.from_hf(config))
+    return _write(folder, config, dict(hf_tensors(jax.jit(model.init)(jax.random.key(seed)), names.GEMMA3)), tokenizer)
+
+
+def write_bert(folder: Path, seed: int = 0) -> Path:
+    """A random BERT likewise. Texts that share words have nearby vectors even so."""
+    tokenizer = _wordpiece()
+    config = {**BERT, "vocab_size": tokenizer.get_vocab_size()}
+    model = Encoder(EncoderConfig.from_hf(config))
+    return _write(folder, config, dict(hf_tensors(jax.jit(model.init)(jax.random.key(seed)), names.BERT)), tokenizer)
+
+
+def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Any], tokenizer: Tokenizer) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _texts() -> list[str]:
+    shown = [prompt.reading_prefix(3), prompt.closed_book_prefix(), prompt.hyde_prefix()]
+    return shown + [row["contents"] for row in documents()] + [f"{row['question']} {row['golden_answers'][0]}\n" for row in questions()]
+
+
+def _bpe() -> Tokenizer:
+    """Spaces are part of the word that follows, a line end is a token: as in Gemma's own."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split("\n", "isolated"),
+        pre_tokenizers.Split(Regex("▁?[^▁]+"), "isolated"),
+    ])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokenizer.train_from_iterator(_texts(), trainers.BpeTrainer(vocab_size=500, special_tokens=specials, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return tokenizer
+
+
+def _wordpiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(_texts(), trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer
