@@ -13,6 +13,7 @@ figures and report.html. The same command again goes on where a broken run stopp
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -63,17 +64,16 @@ def main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
     counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
     say("compare", f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {run.path}")
-    arms = {}
-    for i, name in enumerate(names):
-        arm = load_arm(run, name)
-        if arm is None:
-            arm = run_arm(lab, name, values.latency_queries, arms.get("base"))
-            save_arm(run, name, arm)
-        else:
-            say(name, "finished earlier")
-        arms[name] = arm
-        results = write_results(run, lab, arms, names[i + 1 :], environment(), command)
-        print(f"\n{table.to_markdown(table.quality_table(results))}", flush=True)
+    arms = {name: arm for name in names if (arm := load_arm(run, name)) is not None}
+    for name in arms:
+        say(name, "finished earlier")
+    while pending := [name for name in names if name not in arms]:
+        if arms:
+            results = write_results(run, lab, names, arms, environment(), command)
+            print(f"\n{table.to_markdown(table.quality_table(results))}", flush=True)
+        arms[pending[0]] = run_arm(lab, pending[0], values.latency_queries, arms.get("base"))
+        save_arm(run, pending[0], arms[pending[0]])
+    results = write_results(run, lab, names, arms, environment(), command)
     print(f"\n{table.render(table.main_tables(results), [*table.setting(results), *table.method_notes(results)])}")
     peak = psutil.Process().memory_info()
     say("compare", f"{time.monotonic() - began:.0f} s, {getattr(peak, 'peak_wset', peak.rss) / 1e9:.1f} GB resident at the end")

@@ -117,16 +117,20 @@ def load_arm(run: Run, name: str) -> Arm | None:
 
 
 def write_results(
-    run: Run, lab: Lab, arms: Mapping[str, Arm], pending: Sequence[str], environment: Mapping[str, Any], command: str
+    run: Run, lab: Lab, names: Sequence[str], arms: Mapping[str, Arm], environment: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
-    """Writes everything that the arms so far allow: results.json, table.md, predictions.jsonl, figures, report.html."""
+    """Writes everything that the arms so far allow: results.json, table.md, predictions.jsonl, report.html; figures with the last arm.
+
+    `names` are all arms asked for, in the order of the rows.
+    """
     config = read_json(run.file("config.json"))
+    pending = [name for name in names if name not in arms]
+    arms = {name: arms[name] for name in names if name in arms}
     results = collect(arms, config=config, environment=environment, pending=pending)
     write_json(run.file("results.json"), results)
     write_atomic(run.file("table.md"), table.render(table.all_tables(results), [*table.setting(results), *table.method_notes(results)]))
     write_jsonl(run.file("predictions.jsonl"), [p.to_json() for arm in arms.values() for p in arm.predictions])
-    metrics = run.file("metrics.jsonl")
-    drawn = figures.draw_all(results, run.file("figures"), read_jsonl(metrics, skip_broken_tail=True) if metrics.exists() else ())
+    drawn = {} if pending else figures.draw_all(results, run.file("figures"), _metrics(run))
     write_report(
         run.file("report.html"),
         results,
@@ -137,6 +141,11 @@ def write_results(
         passages={p.id: p.text for p in lab.corpus.passages},
     )
     return results
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    file = run.file("metrics.jsonl")
+    return read_jsonl(file, skip_broken_tail=True) if file.exists() else []
 
 
 def select(names: Sequence[str]) -> list[str]:

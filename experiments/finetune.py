@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 from absl import flags
+from tokenizers import Tokenizer
 
 from experiments import common
 from kafjax import hub, lora
@@ -43,7 +44,7 @@ from kafjax.methods.examples import training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh
 from kafjax.retrieval import prompt
-from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train, updated
+from kafjax.training import TrainConfig, TrainResult, check, discard_checkpoints, train, updated
 from kafjax.training.track import tracker
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
@@ -78,30 +79,25 @@ flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
 
 # Flags that change what is learned; the rest change how, where, or what is kept of it.
 _IDENTITY = (
-    *("model", "method", "lr", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len"),
+    *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len"),
     *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "seed"),
 )
 
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    # Everything that can be refused is, before anything slow or anything on disk.
+    # All that can be refused is refused before anything is on disk.
     spec = lora.Spec(values.rank, values.alpha, values.targets) if values.method == "lora" else None
-    train_config, settings = _train_config(), _settings()
-    mesh = make_mesh(values.mesh)
+    train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
     corpus = common.corpus_from_flags()
-    config = common.config_from_flags(*_IDENTITY)
+    model, params, tokenizer = _load_model()
+    examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
+    check(model, params, examples, train_config, spec=spec, mesh=mesh)
+    config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
     run = open_run(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
-    common.use_compilation_cache()
-    with waiting("model", f"loading {values.model}"):
-        model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-        tokenizer = hub.tokenizer(values.model)
     if run.file("result.json").exists():
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
-        examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
         counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
         say("finetune", f"{corpus.name}: {counts}; writing to {run.path}")
         with tracker(run.path, values.wandb, config) as track:
@@ -111,11 +107,19 @@ def main(_: list[str]) -> None:
                 track(**row)
 
             learner = dataclasses.replace(model, remat=values.remat)
-            result = train(
-                learner, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method
-            )
+            result = train(learner, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method)
         _save(run, result, spec)
     _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
+
+
+def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
+    values = flags.FLAGS
+    common.use_compilation_cache()
+    with waiting("model", f"loading {values.model}"):
+        model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
+        if not isinstance(model, Decoder):
+            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
+        return model, params, hub.tokenizer(values.model)
 
 
 def _train_config() -> TrainConfig:
@@ -168,18 +172,20 @@ def _learned(run: Run, params: trees.Tree, spec: lora.Spec | None) -> trees.Tree
     return lora.merge(params, adapters, spec)
 
 
-def _show(run: Run, model: Decoder, tokenizer: Any, params: trees.Tree, questions: Sequence[Question]) -> None:
+def _show(run: Run, model: Decoder, tokenizer: Tokenizer, params: trees.Tree, questions: Sequence[Question]) -> None:
     result = read_json(run.file("result.json"))
-    shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
-    prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
-    replies = Generator(model, tokenizer).generate(jax.device_put(params), prompts, Sampling(max_new_tokens=12))
     print(f"\nTrained {result['trainable_parameters']:,} parameters for {result['steps']} steps on {result['tokens']:,} tokens")
     print(f"  in {result['seconds']:.0f} s ({result['tokens_per_second']:.0f} tokens/s), compiled in {result['compile_seconds']:.0f} s;")
     print(f"  {result['peak_memory_bytes'] / 1e9:.1f} GB at the peak, final loss {result['final_loss']:.3f} nats per token.")
+    shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
+    prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
+    generator = Generator(dataclasses.replace(model, unroll=False), tokenizer)  # compiles faster, for three answers
+    replies = generator.generate(jax.device_put(params), prompts, Sampling(max_new_tokens=12))
     for question, reply in zip(shown, replies, strict=True):
         print(f"\n  {question.text}\n    model:  {reply.text.strip()}\n    answer: {question.answers[0]}")
     print(f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr.")
-    print("Next: python -m experiments.compare --methods=base,lora,full,rag shows what training buys, costs and forgets.")
+    print(f"Next: ask it more with python -m experiments.answer --run={run.path},")
+    print("or see what training buys, costs and forgets beside retrieval with python -m experiments.compare.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UserError(Exception):
@@ -25,6 +25,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
 
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it does not find
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")

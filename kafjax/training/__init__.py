@@ -2,7 +2,7 @@
 
 from kafjax.training.batches import Batch, Batches, Example, answer_example, make_batch, text_example
 from kafjax.training.config import TrainConfig
-from kafjax.training.loop import TrainResult, discard_checkpoints, train
+from kafjax.training.loop import TrainResult, check, discard_checkpoints, train
 from kafjax.training.task import updated
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "answer_example",
+    "check",
     "discard_checkpoints",
     "make_batch",
     "text_example",

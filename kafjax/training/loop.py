@@ -21,7 +21,7 @@ from kafjax.core import rundir, trees
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
-from kafjax.parallel import make_mesh, n_data_shares, shard
+from kafjax.parallel import make_mesh, n_data_shares, shard, shardings
 from kafjax.training.batches import Batches, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
@@ -128,6 +128,24 @@ def train(
         temporary_bytes=compiled.temporary_bytes,
         peak_memory_bytes=peak.n_bytes,
     )
+
+
+def check(
+    model: Decoder,
+    params: trees.Tree,
+    variants: Sequence[Sequence[Example]],
+    config: TrainConfig,
+    *,
+    spec: lora.Spec | None = None,
+    mesh: Mesh | None = None,
+) -> None:
+    """Raises what `train` would raise before its first step: nothing to train on, an adapter or sizes that do not fit."""
+    mesh = make_mesh() if mesh is None else mesh
+    _batches(variants, config, n_data_shares(mesh))
+    shardings(model.axes(), params, mesh)
+    if spec is not None:
+        adapters = lora.abstract(spec, params)
+        shardings(lora.axes(adapters, model.axes()), adapters, mesh)
 
 
 @dataclasses.dataclass

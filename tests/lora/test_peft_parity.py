@@ -89,8 +89,7 @@ def test_gradients_equal_peft(twins):
     for path, layer, module in twins.lora_layers():
         for name, theirs in (("a", module.lora_A), ("b", module.lora_B)):
             expected = theirs["default"].weight.grad.T.numpy()
-            assert np.abs(expected).max() > 1e-3
-            np.testing.assert_allclose(grads[path][name][layer], expected, rtol=1e-4, atol=1e-4)
+            assert np.abs(grads[path][name][layer] - expected).max() < 5e-5 * np.abs(expected).max()
     assert all(p.grad is None for name, p in twins.theirs.named_parameters() if "lora_" not in name)
 
 
