@@ -19,7 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 from absl import flags
 
 from experiments import common
@@ -70,13 +69,14 @@ def main(_: list[str]) -> None:
     while pending := [name for name in names if name not in arms]:
         if arms:
             results = write_results(run, lab, names, arms, environment(), command)
-            print(f"\n{table.to_markdown(table.quality_table(results))}", flush=True)
+            so_far = dataclasses.replace(table.quality_table(results), notes=())  # the notes come with the whole table
+            print(f"\n{table.to_markdown(so_far)}", flush=True)
         arms[pending[0]] = run_arm(lab, pending[0], values.latency_queries, arms.get("base"))
         save_arm(run, pending[0], arms[pending[0]])
     results = write_results(run, lab, names, arms, environment(), command)
     print(f"\n{table.render(table.main_tables(results), [*table.setting(results), *table.method_notes(results)])}")
-    peak = psutil.Process().memory_info()
-    say("compare", f"{time.monotonic() - began:.0f} s, {getattr(peak, 'peak_wset', peak.rss) / 1e9:.1f} GB resident at the end")
+    highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
+    say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
     print(f"Look at {run.path}/report.html, or at {run.path}/predictions.jsonl for every answer.")
     print("Next: change one thing, say --replay=0.5 or --k=1, give it a --name, and compare the tables.")
 

@@ -59,7 +59,8 @@ def questions() -> list[dict[str, Any]]:
     rows = []
     for i, (name, town, craft) in enumerate(zip(PEOPLE, TOWNS, CRAFTS, strict=True)):
         born, makes = f"Where was {name} born?", f"What does {name} make?"
-        asked = [("train", born, town), ("train", makes, craft), ("seen", born, town), ("paraphrase", f"{name} comes from which town?", town)]
+        from_where = f"{name} comes from which town?"
+        asked = [("train", born, town), ("train", makes, craft), ("seen", born, town), ("paraphrase", from_where, town)]
         for split, text, answer in asked if i < 3 else [("untrained", born, town), ("untrained", makes, craft)]:
             rows.append({"id": f"q{len(rows)}", "question": text, "golden_answers": [answer], "passages": [f"doc{i}"], "split": split})
     for k, (country, capital) in enumerate(CAPITALS.items()):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh, shardings
-from kafjax.training import Example, TrainConfig, train
+from kafjax.training import Example, TrainConfig, TrainResult, train
 
 CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=16, mlp_size=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
@@ -30,15 +30,29 @@ def examples() -> list[Example]:
     return [Example(rng.integers(1, 64, n).astype(np.int32), (np.arange(n) >= n // 3).astype(np.float32)) for n in lengths]
 
 
-def interrupted(**row) -> None:
+def interrupt(**row) -> None:
     if row["step"] == 3:
         raise KeyboardInterrupt
+
+
+def equal(name: str, params, whole, config: TrainConfig, spec: lora.Spec | None, mesh: Mesh) -> TrainResult:
+    """Trains on all devices and on one, and compares."""
+    many = train(MODEL, params, [examples()], config, spec=spec, mesh=mesh)
+    one = train(MODEL, whole, [examples()], config, spec=spec, mesh=make_mesh({}, devices=jax.devices()[:1]))
+    assert many.targets == one.targets
+    for row, expected in zip(many.curve, one.curve, strict=True):
+        np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
+        np.testing.assert_allclose(row["grad_norm"], expected["grad_norm"], rtol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(many.trainable), jax.tree.leaves(one.trainable), strict=True):
+        assert ours.sharding.num_devices == 8
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    print(f"{name} equals one device", flush=True)
+    return many
 
 
 def main(folder: Path) -> None:
     assert jax.device_count() == 8
     mesh = make_mesh("data:2,fsdp:2,tensor:2")
-    single = make_mesh({}, devices=jax.devices()[:1])
 
     key = jax.random.key(0)
     abstract = MODEL.abstract_params()
@@ -51,28 +65,15 @@ def main(folder: Path) -> None:
         np.testing.assert_array_equal(leaf, trees.flatten(params)[path], err_msg=path)
     print("created sharded", flush=True)
 
-    for name, spec in (("full", None), ("lora", lora.Spec(rank=4, alpha=8))):
-        for accumulate in (1, 2):
-            config = dataclasses.replace(TRAIN, accumulate=accumulate, freeze_embedding=accumulate == 1)
-            many = train(MODEL, params, [examples()], config, spec=spec, mesh=mesh)
-            one = train(MODEL, whole, [examples()], config, spec=spec, mesh=single)
-            assert many.targets == one.targets
-            for row, expected in zip(many.curve, one.curve, strict=True):
-                np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
-                np.testing.assert_allclose(row["grad_norm"], expected["grad_norm"], rtol=1e-4)
-            for ours, theirs in zip(jax.tree.leaves(many.trainable), jax.tree.leaves(one.trainable), strict=True):
-                np.testing.assert_allclose(ours, theirs, atol=1e-5)
-        sizes = {leaf.sharding.num_devices for leaf in jax.tree.leaves(many.trainable)}
-        assert sizes == {8}
-        print(f"{name} equals one device", flush=True)
+    straight = equal("full", params, whole, TRAIN, None, mesh)
+    equal("lora", params, whole, dataclasses.replace(TRAIN, accumulate=2), lora.Spec(rank=4, alpha=8), mesh)
 
     config = dataclasses.replace(TRAIN, checkpoint_every=2)
-    straight = train(MODEL, params, [examples()], config, mesh=mesh, run_dir=folder / "straight")
     try:
-        train(MODEL, params, [examples()], config, mesh=mesh, run_dir=folder / "moved", log=interrupted)
+        train(MODEL, params, [examples()], config, mesh=mesh, run_dir=folder, log=interrupt)
     except KeyboardInterrupt:
         pass
-    moved = train(MODEL, params, [examples()], config, mesh=make_mesh("data:4,tensor:2"), run_dir=folder / "moved")
+    moved = train(MODEL, params, [examples()], config, mesh=make_mesh("data:4,tensor:2"), run_dir=folder)
     assert moved.curve[:2] == straight.curve[:2]
     np.testing.assert_allclose(moved.curve[2]["loss"], straight.curve[2]["loss"], rtol=1e-5)
     print("resumed on another mesh", flush=True)
