@@ -1,190 +1,87 @@
-"""Training steps of Gemma 3 270M beside PyTorch: tokens a second of LoRA and of full fine-tuning, as ratios within one run.
+"""Training speed beside torch: tokens/s of the full and the LoRA step, kafjax and torch + transformers + peft in turns.
 
-    python -m benchmarks.train_speed
-    python -m benchmarks.train_speed --cases=lora_all --steps=10 --rows=8
+    python -m benchmarks.train_speed                                 four cases, Gemma 3 270M, float32
+    python -m benchmarks.train_speed --dtype=bfloat16 --steps=20     other numbers, longer
+    python -m benchmarks.train_speed --cases=lora_last16 --rank=64   one case
 
-Both sides have the same weights, batches, loss places, optimizer (AdamW) and number of threads; the embedding is frozen in
-both, and in both the vocabulary is only multiplied where the loss looks. Steps alternate (ours, theirs, ours ...), so that a
-machine that changes its pace changes it for both. Before anything is timed, both must give the same loss on the same batch.
+Both sides get the same weights, tokens and threads and do the same work: forward, backward, clipping by global norm, AdamW, embedding
+frozen (and with it the tied head), logits only where the loss looks. That last point favours torch: its own training would compute
+logits everywhere, so here the hidden states are picked before the head. torch runs eagerly with its fused AdamW and its own choice of
+attention. In bfloat16 what trains is float32 on both sides (torch: autocast) and what is frozen is bfloat16.
+
+First both losses on the first batch are compared: a difference above 1e-3 (float32) ends the benchmark. Then the sides take turns, the
+first turn alternating, with a rest between so that no thread pool still spins in the other's time. The ratio is that of the
+median step times; its interval is a 95% bootstrap over rounds. Writes OUT/train_speed.json and .md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import torch
 import transformers
 from absl import flags
 
-from experiments.common import DTYPES, use_compilation_cache
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
-from kafjax.hub.names import GEMMA3
+from kafjax.corpus import biographies
+from kafjax.evaluation import table
+from kafjax.hub import names
 from kafjax.hub.safetensors_out import hf_tensors
-from kafjax.models import Decoder
-from kafjax.parallel import make_mesh
-from kafjax.training import Batch, Example, TrainConfig, make_batch
-from kafjax.training.batches import pack
+from kafjax.models import Decoder, DecoderConfig
+from kafjax.parallel import make_mesh, shard
+from kafjax.training import Example, TrainConfig
+from kafjax.training.batches import Batch, make_batch, pack
+from kafjax.training.step import batch_sharding
 from kafjax.training.task import Task
 
-# name -> (LoRA or full, loss on the last so many tokens of each row; None for all)
-CASES: dict[str, tuple[bool, int | None]] = {
-    "lora_all": (True, None),
-    "lora_last16": (True, 16),
-    "full_all": (False, None),
-    "full_last16": (False, 16),
+CASES = {
+    "lora_all": ("LoRA, loss on all tokens", True, None),
+    "lora_last16": ("LoRA, loss on the last 16", True, 16),
+    "full_all": ("full, loss on all tokens", False, None),
+    "full_last16": ("full, loss on the last 16", False, 16),
 }
-WARM_UP = 2
+DTYPES = {"float32": (jnp.float32, torch.float32), "bfloat16": (jnp.bfloat16, torch.bfloat16)}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+LEARNING_RATE = 1e-5
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
 
-flags.DEFINE_list("cases", list(CASES), "What to time, separated by commas.")
-flags.DEFINE_integer("steps", 5, "Timed steps of each side.", lower_bound=1)
+flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
+flags.DEFINE_integer("steps", 10, "Steps measured of each side and case.", lower_bound=1)
+flags.DEFINE_integer("warmup", 2, "Steps before those.", lower_bound=1)
 flags.DEFINE_integer("rows", 4, "Rows per step.", lower_bound=1)
 flags.DEFINE_integer("seq_len", 128, "Tokens per row.", lower_bound=17)
-flags.DEFINE_integer("rank", 8, "Rank of the adapter.", lower_bound=1)
-flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations on both sides.")
-flags.DEFINE_string("out", "runs/train_speed", "Folder for results.json and table.md.")
+flags.DEFINE_integer("rank", 8, "LoRA: rank of the adapter; alpha is twice that.", lower_bound=1)
+flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations and of frozen weights.")
+flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
+
+Step = Callable[[], float]
+"""One optimizer step, done when it returns; gives the loss before it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds of each timed step of both sides."""
+class Measured:
+    """Seconds of each measured step, `[rounds]`, of the two sides, and their first losses."""
 
-    case: str
-    ours: list[float]
-    theirs: list[float]
-
-    def ratio(self) -> tuple[float, float, float]:
-        """Ours over theirs in speed: the median over pairs of neighbouring steps, and the lowest and highest pair."""
-        pairs = [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-        return statistics.median(pairs), min(pairs), max(pairs)
-
-
-def batch_of(model: Decoder, rows: int, seq_len: int, last: int | None) -> Batch:
-    """Random tokens, one segment a row, the loss on all targets or on the last ones."""
-    tokens_BxT = np.random.default_rng(0).integers(5, model.config.vocab_size, (rows, seq_len + 1), dtype=np.int32)
-    weights_T = np.ones(seq_len + 1, np.float32)
-    weights_T[: seq_len + 1 - last if last else 1] = 0
-    packed = pack([Example(row, weights_T) for row in tokens_BxT], seq_len)
-    return make_batch(packed, seq_len=seq_len, batch_rows=rows)
-
-
-def our_step(model: Decoder, params: trees.Tree, batch: Batch, config: TrainConfig, spec: lora.Spec | None) -> Callable[[], float]:
-    """The step that `training.train` runs."""
-    mesh = make_mesh()
-    task = Task.full(model, params, config, mesh, 1000) if spec is None else Task.lora(model, params, config, mesh, 1000, spec)
-    step, state = task.compile(batch).step, [task.new_state()]
-
-    def run() -> float:
-        state[0], metrics = step(state[0], task.frozen, batch)
-        return float(metrics["loss"])
-
-    return run
-
-
-def torch_model(model: Decoder, params: trees.Tree) -> transformers.Gemma3ForCausalLM:
-    """The same model in transformers, with our weights."""
-    c = model.config
-    config = transformers.Gemma3TextConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.mlp_size,
-        num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads,
-        head_dim=c.head_dim,
-        sliding_window=c.window,
-        layer_types=["sliding_attention" if s else "full_attention" for s in c.sliding],
-        query_pre_attn_scalar=c.attention_scale**-2,
-        max_position_embeddings=c.max_length,
-        tie_word_embeddings=True,
-    )
-    theirs = transformers.Gemma3ForCausalLM(config)
-    theirs.load_state_dict({name: torch.from_numpy(t.copy()) for name, t in hf_tensors(params, GEMMA3)}, strict=False)
-    theirs.tie_weights()
-    return theirs
-
-
-def their_step(
-    theirs: transformers.Gemma3ForCausalLM, batch: Batch, config: TrainConfig, spec: lora.Spec | None, dtype: torch.dtype
-) -> Callable[[], float]:
-    """The same step in PyTorch; LoRA by peft."""
-    theirs = theirs.to(dtype)
-    theirs.requires_grad_(True)
-    theirs.get_input_embeddings().requires_grad_(False)
-    if spec is not None:
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets))
-    inner = theirs.get_base_model() if spec is not None else theirs
-    trainable = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    arrays = batch.tokens_BxT, batch.places_SxN[0], batch.targets_SxN[0]
-    tokens, places, targets = (torch.from_numpy(np.asarray(array)).long() for array in arrays)
-    head = inner.get_output_embeddings()
-
-    def run() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        hidden = inner.model(input_ids=tokens).last_hidden_state
-        logits = head(hidden.reshape(-1, hidden.shape[-1])[places]).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, config.clip_norm)
-        optimizer.step()
-        return float(loss)
-
-    return run
-
-
-def time_case(case: str, model: Decoder, params: trees.Tree) -> Timing:
-    """Checks that both sides agree on the loss, then times their steps in turn."""
-    values = flags.FLAGS
-    is_lora, last = CASES[case]
-    spec = lora.Spec(rank=values.rank, alpha=2.0 * values.rank) if is_lora else None
-    config = TrainConfig(learning_rate=1e-5, batch_rows=values.rows, seq_len=values.seq_len, loss_chunk=512)
-    batch = batch_of(model, values.rows, values.seq_len, last)
-    with waiting(case, "compiling ours"):
-        ours = our_step(model, params, batch, config, spec)
-    with waiting(case, "building theirs"):
-        theirs = their_step(torch_model(model, params), batch, config, spec, getattr(torch, values.dtype))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with Progress(case, values.steps + WARM_UP) as bar:
-        for step in range(values.steps + WARM_UP):
-            losses = []
-            for run, taken in zip((ours, theirs), seconds, strict=True):
-                began = time.perf_counter()
-                losses.append(run())
-                taken.append(time.perf_counter() - began)
-            if step == 0:
-                say(case, f"loss on the first batch: {losses[0]:.5f} here, {losses[1]:.5f} in torch")
-                allowed = 1e-3 if values.dtype == "float32" else 0.1
-                if abs(losses[0] - losses[1]) > allowed:
-                    raise UserError(f"{case}: the two sides do not compute the same loss; their speeds cannot be compared")
-            bar.advance(1, f"{seconds[0][-1]:.2f} s here, {seconds[1][-1]:.2f} s in torch")
-    return Timing(case, seconds[0][WARM_UP:], seconds[1][WARM_UP:])
-
-
-def render(timings: list[Timing]) -> str:
-    values, tokens = flags.FLAGS, flags.FLAGS.rows * flags.FLAGS.seq_len
-    setting = f"{values.dtype}, {values.rows} x {values.seq_len} tokens, rank {values.rank}"
-    lines = [
-        f"| case ({setting}) | kafjax, tokens/s | torch, tokens/s | ratio [lowest, highest pair] |",
-        "|---|---:|---:|---:|",
-    ]
-    for timing in timings:
-        ours, theirs = (tokens / statistics.median(seconds) for seconds in (timing.ours, timing.theirs))
-        ratio, low, high = timing.ratio()
-        lines.append(f"| {timing.case} | {ours:.0f} | {theirs:.0f} | {ratio:.2f} [{low:.2f}, {high:.2f}] |")
-    return "\n".join(lines) + f"\n\nMedians of {values.steps} steps that alternate in one process, {os.cpu_count()} threads each.\n"
+    jax_seconds: np.ndarray
+    torch_seconds: np.ndarray
+    jax_loss: float
+    torch_loss: float
 
 
 def main(_: list[str]) -> None:
@@ -193,17 +90,206 @@ def main(_: list[str]) -> None:
         if case not in CASES:
             raise UserError(f"unknown case '{case}'. {nearest(case, CASES)}")
     torch.set_num_threads(os.cpu_count() or 1)
-    use_compilation_cache()
-    model, params = hub.load("gemma3-270m", dtype=DTYPES[values.dtype])
-    timings = [time_case(case, model, params) for case in values.cases]
-    out = Path(values.out)
-    write_json(out / "results.json", {
-        "timings": [dataclasses.asdict(timing) for timing in timings],
-        "flags": {name: values[name].value for name in ("steps", "rows", "seq_len", "rank", "dtype")},
-        "environment": {**environment(), "torch": torch.__version__, "peft": peft.__version__, "jax_backend": jax.default_backend()},
-    })
-    write_atomic(out / "table.md", render(timings))
-    print(f"\n{render(timings)}")
+    with waiting("model", f"loading {values.model}"):
+        model, params = hub.load(values.model, dtype=DTYPES[values.dtype][0])
+        if not isinstance(model, Decoder):
+            raise UserError(f"--model={values.model} is an encoder; a language model is needed")
+        tokens_BxT1 = sample_tokens(hub.tokenizer(values.model), values.rows, values.seq_len)
+    rows = {}
+    for case in values.cases:
+        rows[case] = row = summary(measure(case, model, params, tokens_BxT1), tokens=values.rows * values.seq_len)
+        say(case, f"{row['ratio']['value']:.2f} times torch [{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}]")
+    settings = {name: values[name].value for name in ("model", "rows", "seq_len", "rank", "dtype", "steps", "warmup")}
+    settings["threads"] = torch.get_num_threads()
+    versions = {package.__name__: package.__version__ for package in (torch, transformers, peft)}
+    text = table.render([speed_table(rows)], [_listed(settings), _listed({**versions, "jax": jax.__version__})])
+    result = {"settings": settings, "cases": rows, "environment": environment(), "peers": versions}
+    write_json(Path(values.out) / "train_speed.json", result)
+    write_atomic(Path(values.out) / "train_speed.md", text)
+    print(f"\n{text}")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def measure(case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarray) -> Measured:
+    """Runs both sides of a case in turns. Raises `UserError` if their losses differ: they would not be doing the same work."""
+    _, adapter, n_last = CASES[case]
+    values = flags.FLAGS
+    batch = loss_batch(tokens_BxT1, n_last)
+    with waiting(case, "compiling and preparing both sides"):
+        sides = {"jax": jax_step(model, params, batch, adapter), "torch": torch_step(model.config, params, batch, adapter)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    first: dict[str, float] = {}
+    with Progress(case, values.warmup + values.steps, unit="round") as bar:
+        for round_ in range(values.warmup + values.steps):
+            for name in list(sides)[:: 1 if round_ % 2 else -1]:
+                time.sleep(REST_SECONDS)
+                began = time.perf_counter()
+                loss = sides[name]()
+                seconds[name].append(time.perf_counter() - began)
+                first.setdefault(name, loss)
+            if round_ == 0:
+                compare_losses(case, first)
+            bar.advance(1, f"jax {seconds['jax'][-1]:.2f} s, torch {seconds['torch'][-1]:.2f} s")
+    sides.clear()
+    gc.collect()
+    measured = (np.array(seconds[name][values.warmup :]) for name in ("jax", "torch"))
+    return Measured(*measured, first["jax"], first["torch"])
+
+
+def compare_losses(case: str, loss: Mapping[str, float]) -> None:
+    say(case, f"loss of the first batch: jax {loss['jax']:.6f}, torch {loss['torch']:.6f}")
+    tolerance = TOLERANCE[flags.FLAGS.dtype]
+    if not abs(loss["jax"] - loss["torch"]) <= tolerance:
+        raise UserError(f"{case}: the losses differ by more than {tolerance:g}; the two sides do not do the same work")
+
+
+def sample_tokens(tokenizer: Any, rows: int, seq_len: int) -> np.ndarray:
+    """Ordinary text, int32 `[rows, seq_len + 1]`."""
+    n = rows * (seq_len + 1)
+    ids = tokenizer.encode(" ".join(document.text for document in biographies(2 + n // 128).documents)).ids
+    return np.resize(np.array(ids, np.int32), (rows, seq_len + 1))
+
+
+def loss_batch(tokens_BxT1: np.ndarray, n_last: int | None) -> Batch:
+    """Rows of one text each; the loss looks at every token, or at the last `n_last` of each row."""
+    B, T1 = tokens_BxT1.shape
+    weights = np.ones(T1, np.float32)
+    weights[: 1 if n_last is None else T1 - n_last] = 0
+    examples = [Example(tokens, weights) for tokens in tokens_BxT1]
+    return make_batch(pack(examples, T1 - 1), seq_len=T1 - 1, batch_rows=B)
+
+
+def jax_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) -> Step:
+    """kafjax's own training step, compiled."""
+    values, mesh = flags.FLAGS, make_mesh()
+    n_steps = values.warmup + values.steps
+    config = TrainConfig(
+        steps=n_steps, learning_rate=LEARNING_RATE, batch_rows=values.rows, seq_len=values.seq_len, freeze_embedding=True, loss_chunk=512
+    )
+    if adapter:
+        task = Task.lora(model, params, config, mesh, n_steps, lora.Spec(values.rank, 2.0 * values.rank, rf"({'|'.join(TARGETS)})"))
+    else:
+        task = Task.full(model, params, config, mesh, n_steps)
+    compiled, state = task.compile(batch), task.new_state()
+    batch = shard(batch, batch_sharding(mesh))
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled.step(state, task.frozen, batch))
+        return float(metrics["loss"])
+
+    return step
+
+
+def torch_step(config: DecoderConfig, params: trees.Tree, batch: Batch, adapter: bool) -> Step:
+    """The same step in torch, with peft for LoRA."""
+    dtype = DTYPES[flags.FLAGS.dtype][1]
+    model = hf_model(config, params)
+    if adapter:
+        rank = flags.FLAGS.rank
+        model = model.to(dtype)
+        peft_config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), lora_dropout=0.0)
+        peft.get_peft_model(model, peft_config)  # adapts `model` in place; adapters are float32
+    else:
+        embedding = model.model.embed_tokens.weight.requires_grad_(False)  # the head is the same tensor
+        embedding.data = embedding.data.to(dtype)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    tokens_BxT = torch.from_numpy(batch.tokens_BxT).long()
+    places_N, targets_N = torch.from_numpy(batch.places_SxN[0]).long(), torch.from_numpy(batch.targets_SxN[0]).long()
+    model.train()
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            hidden_BxTxD = model.model(input_ids=tokens_BxT, use_cache=False).last_hidden_state
+            logits_NxV = model.lm_head(hidden_BxTxD.flatten(0, 1)[places_N])
+        loss = torch.nn.functional.cross_entropy(logits_NxV.float(), targets_N)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def hf_model(config: DecoderConfig, params: trees.Tree) -> transformers.Gemma3ForCausalLM:
+    """transformers' Gemma 3 in float32 with our weights. Raises `ValueError` for a weight that has no place on the other side."""
+    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in config.sliding]
+    scaling = {"rope_type": "default"} if config.rope_factor == 1 else {"rope_type": "linear", "factor": config.rope_factor}
+    hf_config = transformers.Gemma3TextConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.mlp_size,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        layer_types=kinds,
+        sliding_window=config.window,
+        query_pre_attn_scalar=config.attention_scale**-2,
+        rms_norm_eps=config.norm_eps,
+        max_position_embeddings=config.max_length,
+        rope_parameters={
+            "full_attention": {**scaling, "rope_theta": config.rope_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_theta_sliding},
+        },
+        pad_token_id=None,
+        tie_word_embeddings=True,
+    )
+    model = transformers.Gemma3ForCausalLM(hf_config)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in hf_tensors(params, names.GEMMA3)}
+    result = model.load_state_dict(tensors, strict=False)
+    if result.unexpected_keys or set(result.missing_keys) - {"lm_head.weight"}:
+        raise ValueError(f"weights without a place: {result.unexpected_keys}, places without a weight: {result.missing_keys}")
+    model.tie_weights()
+    return model
+
+
+def summary(measured: Measured, tokens: int) -> dict[str, Any]:
+    """Tokens/s of both sides (median, slowest, fastest step) and the ratio with its interval."""
+
+    def side(seconds: np.ndarray, loss: float) -> dict[str, float]:
+        rates = {"median": tokens / np.median(seconds), "min": tokens / seconds.max(), "max": tokens / seconds.min()}
+        return {**{name: float(rate) for name, rate in rates.items()}, "first_loss": loss}
+
+    pairs_Rx2 = np.stack([measured.torch_seconds, measured.jax_seconds], axis=1)
+    drawn_KxRx2 = pairs_Rx2[np.random.default_rng(0).integers(0, len(pairs_Rx2), (10_000, len(pairs_Rx2)))]
+    low, high = np.percentile(_ratio(drawn_KxRx2), [2.5, 97.5])
+    return {
+        "jax_tokens_per_second": side(measured.jax_seconds, measured.jax_loss),
+        "torch_tokens_per_second": side(measured.torch_seconds, measured.torch_loss),
+        "ratio": {"value": float(_ratio(pairs_Rx2)), "low": float(low), "high": float(high), "n": len(pairs_Rx2)},
+    }
+
+
+def _ratio(seconds: np.ndarray) -> np.ndarray:
+    """Median torch time over median JAX time of `[.., R, 2]`: above 1, JAX is faster."""
+    medians = np.median(seconds, axis=-2)
+    return medians[..., 0] / medians[..., 1]
+
+
+def speed_table(rows: Mapping[str, Mapping[str, Any]]) -> table.Table:
+    def speed(side: Mapping[str, float]) -> str:
+        return f"{side['median']:.0f} [{side['min']:.0f}, {side['max']:.0f}]"
+
+    def cells(case: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+        speeds = [speed(row[f"{side}_tokens_per_second"]) for side in ("jax", "torch")]
+        ratio = row["ratio"]
+        return CASES[case][0], *speeds, f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+    return table.Table(
+        "Training speed, tokens/s",
+        ("step", "kafjax", "torch", "kafjax / torch"),
+        tuple(cells(case, row) for case, row in rows.items()),
+        (
+            "Median step [slowest, fastest]; ratio of the medians [95% bootstrap over rounds]. The sides took turns in one process.",
+            "Same weights, tokens, losses, threads and work: embedding frozen, logits only where the loss looks, on both sides.",
+        ),
+    )
 
 
 if __name__ == "__main__":

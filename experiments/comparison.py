@@ -27,7 +27,11 @@ def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
     method = METHODS[name](lab)
     say(name, "learning" if name not in ("base", "oracle") else "answering")
     method.learn()
-    questions = [q for q in (*lab.corpus.questions, *lab.corpus.retention) if name != "oracle" or q.passages]
+    questions = [*lab.corpus.questions, *lab.corpus.retention]
+    if isinstance(method, Oracle):
+        questions = [q for q in lab.corpus.questions if q.passages]
+        if not questions:
+            say(name, "no question of this corpus names a passage that answers it: nothing to measure")
     with PeakMemory() as peak, Progress(name, len(questions), unit="question") as bar:
         predictions = method.answer(questions, lambda n: bar.advance(n, "answering"))
     if base is not None and method.params is lab.params:

@@ -105,8 +105,16 @@ def collect(
 
 
 def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """Every pair of arms on the headline split, p-values also adjusted for their number (Holm)."""
-    pairs = [(a, b, compare_arms(arms[a].predictions, arms[b].predictions)) for a, b in itertools.combinations(arms, 2)]
+    """Every pair of arms on the headline split, p-values also adjusted for their number (Holm).
+
+    The oracle can answer only questions whose gold passage is known: others are compared with it on those.
+    """
+    with_gold = {p.id for p in arms[ORACLE].predictions} if ORACLE in arms else set()
+
+    def predictions(name: str, other: str) -> list[Prediction]:
+        return [p for p in arms[name].predictions if ORACLE not in (name, other) or p.id in with_gold]
+
+    pairs = [(a, b, compare_arms(predictions(a, b), predictions(b, a))) for a, b in itertools.combinations(arms, 2)]
     adjusted = intervals.holm([comparison.p_value for _, _, comparison in pairs])
     return [
         {"a": a, "b": b, **dataclasses.asdict(comparison), "p_holm": p_holm}

@@ -1,0 +1,1 @@
+"""Speed beside the neighbours, both in one run on one machine. Runs from the checkout: `python -m benchmarks.NAME`."""
