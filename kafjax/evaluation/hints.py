@@ -49,7 +49,8 @@ def _training(qualities: Mapping[str, Any], trained: Collection[str]) -> list[st
         if change and change["high"] is not None and change["high"] < -0.05:
             (lost if name in trained else distracted)[name] = f"{-100 * change['value']:.0f}"
         seen, paraphrase = quality.get("seen"), quality.get(HEADLINE)
-        if seen and paraphrase and seen["n"] and paraphrase["n"] and seen["low"] > paraphrase["high"]:
+        both = name in trained and seen and paraphrase and seen["n"] and paraphrase["n"]
+        if both and seen["low"] > paraphrase["high"]:
             wording[name] = f"{100 * (seen['value'] - paraphrase['value']):.0f}"
     found = []
     if lost:

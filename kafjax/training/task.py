@@ -23,8 +23,9 @@ from kafjax.training.step import Combine, Step, TrainState, make_step, new_state
 
 
 def updated(params: trees.Tree, trained: trees.Tree) -> trees.Tree:
-    """`params` with the leaves of `trained` (what full fine-tuning returns) in their places."""
-    return trees.unflatten({**trees.flatten(params), **trees.flatten(trained)})
+    """`params` with the leaves of `trained` (what full fine-tuning returns, or numpy arrays read from disk) in their places."""
+    # On the device now, once: numpy arrays would be copied there at every call.
+    return trees.unflatten({**trees.flatten(params), **{path: jnp.asarray(leaf) for path, leaf in trees.flatten(trained).items()}})
 
 
 @dataclasses.dataclass(frozen=True)

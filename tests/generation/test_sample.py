@@ -9,11 +9,12 @@ import pytest
 import scipy.stats
 
 from kafjax.core.errors import UserError
-from kafjax.generation import Sampling
-from kafjax.generation.sample import next_token
+from kafjax.generation import Sampling, sample
 
 LOGITS = np.array([0.3, 2.0, -1.5, 1.1, 0.0, 2.6, -0.4, 1.9, -7.0, 0.9])
 N = 20_000
+
+next_token = jax.jit(sample.next_token, static_argnames="sampling")
 
 
 def reference(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
