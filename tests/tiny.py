@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 import safetensors.numpy
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from kafjax.core import trees
 from kafjax.hub import names
 from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
@@ -90,16 +91,28 @@ def write_gemma(folder: Path, seed: int = 0, **overrides: Any) -> Path:
     """A random Gemma 3 in Hugging Face's format, with a BPE trained on the tiny corpus and the prompts around it."""
     tokenizer = _bpe()
     config = {**GEMMA, "vocab_size": tokenizer.get_vocab_size(), **overrides}
-    model = Decoder(DecoderConfig.from_hf(config))
-    return _write(folder, config, dict(hf_tensors(jax.jit(model.init)(jax.random.key(seed)), names.GEMMA3)), tokenizer)
+    params = _random(Decoder(DecoderConfig.from_hf(config)).abstract_params(), seed, scale=0.0)  # Gemma's scales are 1 + w
+    return _write(folder, config, dict(hf_tensors(params, names.GEMMA3)), tokenizer)
 
 
 def write_bert(folder: Path, seed: int = 0) -> Path:
     """A random BERT likewise. Texts that share words have nearby vectors even so."""
     tokenizer = _wordpiece()
     config = {**BERT, "vocab_size": tokenizer.get_vocab_size()}
-    model = Encoder(EncoderConfig.from_hf(config))
-    return _write(folder, config, dict(hf_tensors(jax.jit(model.init)(jax.random.key(seed)), names.BERT)), tokenizer)
+    params = _random(Encoder(EncoderConfig.from_hf(config)).abstract_params(), seed, scale=1.0)
+    return _write(folder, config, dict(hf_tensors(params, names.BERT)), tokenizer)
+
+
+def _random(abstract: trees.Tree, seed: int, scale: float) -> trees.Tree:
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if path.endswith(("scale", "bias")):
+            return (scale if path.endswith("scale") else 0.0) + 0.1 * rng.standard_normal(shape, np.float32)
+        fan_in = shape[-1] if path.endswith("embedding") else shape[-2]
+        return rng.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
+
+    return trees.map_with_path(lambda path, leaf_: leaf(path, leaf_.shape), abstract)
 
 
 def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Any], tokenizer: Tokenizer) -> Path:

@@ -84,7 +84,7 @@ def read_tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     added = [(p, t) for p, t in zip(pieces, types, strict=True) if t in (_CONTROL, _USER_DEFINED)]
     tokenizer.add_special_tokens([AddedToken(p, normalized=False, special=True) for p, t in added if t == _CONTROL])
-    tokenizer.add_tokens([AddedToken(p, normalized=False) for p, t in added if t == _USER_DEFINED])
+    tokenizer.add_tokens([AddedToken(p, normalized=True) for p, t in added if t == _USER_DEFINED])  # "▁▁" is two spaces, too
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocab["<bos>"])]
     )

@@ -29,7 +29,7 @@ from kafjax.hub.assemble import assemble
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 
 Model = Decoder | Encoder
-_FORMAT = 1  # of the cache: raise it when conversion changes
+_FORMAT = 2  # of the cache: raise it when conversion changes
 
 
 def cache_dir() -> Path:
