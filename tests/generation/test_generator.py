@@ -198,7 +198,7 @@ def test_what_does_not_fit_or_cannot_be_completed_is_refused(generator, model, t
         with pytest.raises(UserError, match="empty prompt"):
             generator.generate(params, ["q", ""], WARM, some_prefix)
     smaller = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=100))
-    with pytest.raises(UserError, match="not this model's: token [0-9]+ of a vocabulary of 100"):
+    with pytest.raises(UserError, match=r"not this model's: token [0-9]+ of a vocabulary of 100"):
         Generator(smaller, tokenizer).generate(params, [PROMPTS[0]], WARM)
     with pytest.raises(UserError, match="batch=0"):
         Generator(model, tokenizer, batch=0)
