@@ -117,7 +117,6 @@ def compiling() -> Iterator[list[float]]:
 def use_compilation_cache() -> None:
     """Compiled programs are kept beside the converted weights, so that the second run starts at once."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:

@@ -1,45 +1,28 @@
+"""Fine-tuning from the command line: what it writes, and that it does not run twice."""
+
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny
 
 from kafjax import hub, lora
 from kafjax.core import trees
+from tests.experiments.commands import refused
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """A tiny model and a tiny corpus."""
-    folder = tmp_path_factory.mktemp("finetune")
-    tiny.write_gemma(folder / "model")
-    tiny.write_corpus(folder / "corpus")
-    return folder
-
-
-def finetune(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.finetune", "--model=model", "--corpus=corpus", "--seq_len=64", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+SETTINGS = ("--rank=4", "--epochs=3", "--batch_rows=2", "--seq_len=64")
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("method", "rate"), [("lora", "1e-2"), ("full", "3e-3")])
-def test_trains_saves_shows_and_is_not_run_again(here, method, rate):
-    arguments = (f"--method={method}", "--rank=4", f"--lr={rate}", "--epochs=3", "--batch_rows=2", f"--name={method}", "--wandb")
-    done = finetune(here, *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "experiments.answer --run=runs/" in done.stdout and done.stdout.count("model:") == 3
-    run = here / "runs" / method
+def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, method, rate):
+    arguments = (*world.flags(runs=tmp_path, embedder=None), *SETTINGS, f"--method={method}", f"--lr={rate}", "--name=tuned", "--wandb")
+    done = finetune(*arguments)
+    assert done.code == 0, done.err
+    run = tmp_path / "tuned"
+    assert f"experiments.answer --run={run}" in done.out and done.out.count("model:") == 3
     config = json.loads((run / "config.json").read_text())
     assert (config["method"], config["lr"]) == (method, float(rate)) and config["corpus_hash"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -49,7 +32,7 @@ def test_trains_saves_shows_and_is_not_run_again(here, method, rate):
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "wandb").glob("offline-run-*")) and not (run / "checkpoints").exists()
 
-    _, params = hub.load(str(here / "model"))
+    _, params = hub.load(str(world.gemma))
     if method == "lora":
         adapters, spec = lora.load(run / "adapter.safetensors", params)
         assert spec.rank == 4 and all(np.any(pair["b"]) for pair in adapters.values())
@@ -58,8 +41,8 @@ def test_trains_saves_shows_and_is_not_run_again(here, method, rate):
         assert set(trained) == set(before) - {"embed/embedding"}
         assert not any(np.array_equal(trained[path], before[path]) for path in trained)
 
-    again = finetune(here, *arguments)
-    assert again.returncode == 0 and "finished earlier" in again.stderr
+    again = finetune(*arguments)
+    assert again.code == 0 and "finished earlier" in again.err
     assert len((run / "metrics.jsonl").read_text().splitlines()) == len(rows)
 
 
@@ -76,9 +59,13 @@ def test_trains_saves_shows_and_is_not_run_again(here, method, rate):
         (["--method=loar"], "loar"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(here, arguments, told):
-    done = finetune(here, "--name=bad", *arguments)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("model: ")]
-    assert line.startswith("error: ") and told in line
-    assert not (here / "runs" / "bad").exists()
+def test_bad_input_is_one_line_and_leaves_nothing(finetune, world, tmp_path, arguments, told):
+    runs = tmp_path / "runs"
+    assert told in refused(finetune(*world.flags(runs=runs, embedder=None), *SETTINGS, *arguments))
+    assert not runs.exists()
+
+
+@pytest.mark.multiprocess
+def test_wandb_that_is_not_installed_is_told(finetune, world, tmp_path):
+    outcome = finetune(*world.flags(runs=tmp_path / "runs", embedder=None), *SETTINGS, "--wandb", hidden=("wandb",))
+    assert "pip install wandb" in refused(outcome)

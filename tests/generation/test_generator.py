@@ -68,10 +68,11 @@ def test_a_shared_prefix_changes_nothing_but_the_bill(generator, params, tokeniz
 
 def test_replies_do_not_depend_on_batch_or_company(model, generator, tokenizer, params):
     """Sampled ones, which show a change of the random numbers as well as one of the logits."""
-    expected = generator.generate(params, PROMPTS, WARM)
-    for batch, parts in ((1, [1] * 6), (4, [4, 2])):
+    prompts = PROMPTS[:4]
+    expected = generator.generate(params, prompts, WARM)
+    for batch, parts in ((1, [1] * 4), (3, [3, 1])):
         done = []
-        replies = Generator(model, tokenizer, batch).generate(params, PROMPTS, WARM, on_progress=done.append)
+        replies = Generator(model, tokenizer, batch).generate(params, prompts, WARM, on_progress=done.append)
         assert [(r.text, r.tokens) for r in replies] == [(r.text, r.tokens) for r in expected]
         assert done == parts
 

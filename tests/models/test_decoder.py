@@ -18,15 +18,15 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 # Each switch of the configuration: what transformers is told, and the field here that has to carry it.
 SWITCHES = {
-    "four query heads a key head": ({"num_key_value_heads": 1}, None),
-    "as many key heads as query heads": ({"num_key_value_heads": 4}, None),
-    "head size below hidden / heads": ({"head_dim": 4}, None),
-    "head size above hidden / heads": ({"head_dim": 16}, None),
-    "window of one": ({"sliding_window": 1}, {"window": 5}),
+    "four query heads a key head, head size above hidden / heads": ({"num_key_value_heads": 1, "head_dim": 16}, None),
+    "as many key heads as query heads, head size below": ({"num_key_value_heads": 4, "head_dim": 4}, None),
     "window of three": ({"sliding_window": 3}, {"window": 5}),
     "every layer slides": ({"layer_types": [SLIDING] * 4}, {"sliding": (True, False) * 2}),
     "no layer slides": ({"layer_types": [FULL] * 4}, {"sliding": (True, False) * 2}),
-    "the first layer is full": ({"layer_types": [FULL, SLIDING, SLIDING, SLIDING]}, {"sliding": (True, False) * 2}),
+    "only the first layer is full, window of one": (
+        {"layer_types": [FULL, SLIDING, SLIDING, SLIDING], "sliding_window": 1},
+        {"sliding": (True, False) * 2},
+    ),
     "other rotary bases": (
         {"rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 500.0}, SLIDING: {"rope_type": "default", "rope_theta": 50.0}}},
         {"rope_theta": 1e6, "rope_theta_sliding": 1e4},
@@ -138,7 +138,7 @@ def write(cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
     return jax.tree.map(lambda old, x: old.at[:, rows, positions_BxT].set(x), cache, new)
 
 
-@pytest.mark.parametrize("chunks", [(1,) * 16, (9,) + (1,) * 7, (4, 4, 4, 4), (2, 11, 3)], ids=str)
+@pytest.mark.parametrize("chunks", [(1,) * 16, (8,) + (1,) * 8, (4, 8, 4)], ids=str)
 def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
     """Token by token, prefill then token by token, and prefill in chunks: each past the window of five."""
     _, model, params = tiny
@@ -169,14 +169,15 @@ def test_rows_of_different_length_decode_from_one_cache(tiny, apply, hidden):
 
 def test_packed_sequences_do_not_see_each_other(tiny, hidden):
     params = tiny[2]
-    lengths = (7, 1, 9)  # two of them on either side of the window
-    parts = [random_tokens(i, (1, n), 101) for i, n in enumerate(lengths)]
+    lengths = (7, 1, 8)  # on either side of the window
+    rows = random_tokens(0, (3, 8), 101)  # padded at their end, which no earlier token sees
+    alone, _ = hidden(params, rows)
+    separate = jnp.concatenate([alone[i, :n] for i, n in enumerate(lengths)])
+    packed = jnp.concatenate([rows[i, :n] for i, n in enumerate(lengths)])[None]
     positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]
     segments = jnp.repeat(jnp.arange(3), jnp.array(lengths))[None]
-    packed, _ = hidden(params, jnp.concatenate(parts, axis=1), positions, segments)
-    separate = jnp.concatenate([hidden(params, part)[0] for part in parts], axis=1)
-    assert_close(packed, separate)
-    leaking, _ = hidden(params, jnp.concatenate(parts, axis=1), positions)
+    assert_close(hidden(params, packed, positions, segments)[0][0], separate)
+    leaking = hidden(params, packed, positions, jnp.zeros_like(segments))[0][0]
     assert jnp.max(jnp.abs(leaking - separate)) > 1e-2
 
 
@@ -200,7 +201,7 @@ def test_unrolling_and_remat_change_neither_loss_nor_gradient(tiny):
         return quick_jit(jax.value_and_grad(loss))(params)
 
     expected = value_and_grad(unroll=False, remat=False)
-    for unroll, remat in ((True, False), (False, True), (True, True)):
+    for unroll, remat in ((True, False), (False, True)):
         jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), value_and_grad(unroll, remat), expected)
 
 

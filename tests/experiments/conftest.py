@@ -1,0 +1,75 @@
+"""The experiments as a user starts them, on tiny models in folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.experiments.commands import ROOT, SETTINGS, Command, Outcome, World
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    world = World(tmp_path_factory.mktemp("world"))
+    tiny.write_gemma(world.gemma)
+    tiny.write_bert(world.bert)
+    tiny.write_corpus(world.corpus)
+    return world
+
+
+@pytest.fixture(scope="session")
+def environment(kafjax_cache) -> dict[str, str]:
+    """Of the processes that tests start. Compiling takes most of a tiny model's time, so it optimises little, and once."""
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def _preloaded(module: str, environment: dict[str, str]) -> Iterator[Command]:
+    script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("preloaded.py")), module]
+    process = subprocess.Popen(script, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def command(*arguments: str, hidden: tuple[str, ...] = (), stdin: str = "") -> Outcome:
+        request = {"arguments": list(map(str, arguments)), "hidden": list(hidden), "stdin": stdin}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return Outcome(**json.loads(process.stdout.readline()))
+
+    yield command
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def compare(environment) -> Iterator[Command]:
+    yield from _preloaded("experiments.compare", environment)
+
+
+@pytest.fixture(scope="session")
+def answer(environment) -> Iterator[Command]:
+    yield from _preloaded("experiments.answer", environment)
+
+
+@pytest.fixture(scope="session")
+def finetune(environment) -> Iterator[Command]:
+    yield from _preloaded("experiments.finetune", environment)
+
+
+@pytest.fixture(scope="session")
+def build_index(environment) -> Iterator[Command]:
+    yield from _preloaded("experiments.build_index", environment)
+
+
+@pytest.fixture(scope="session")
+def finished(compare, world) -> Outcome:
+    """A comparison of all eight methods, in the folder `all`."""
+    outcome = compare(*world.flags(), *SETTINGS, "--name=all")
+    assert outcome.code == 0, outcome.err
+    return outcome
