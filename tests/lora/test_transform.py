@@ -38,9 +38,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 def trained(spec, params, seed=1):
     """Adapters as after some training: `b` is not zero."""
-    shapes = lora.abstract(spec, params)
-    keys = iter(jax.random.split(jax.random.key(seed), 2 * len(shapes)))
-    return jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape), shapes)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), lora.abstract(spec, params))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,8 @@ def test_init_draws_as_peft_does_and_each_layer_its_own():
 
 
 def test_init_depends_on_the_key_and_abstract_describes_it(params):
-    one, other = (lora.init(SPEC, params, jax.random.key(i)) for i in (0, 1))
+    init = quick_jit(lambda key: lora.init(SPEC, params, key))
+    one, other = (init(jax.random.key(i)) for i in (0, 1))
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert describe(one) == describe(lora.abstract(SPEC, MODEL.abstract_params()))
     assert all((one[path]["a"] != other[path]["a"]).any() for path in one)
@@ -80,15 +80,11 @@ def test_init_depends_on_the_key_and_abstract_describes_it(params):
 
 
 @settings(max_examples=15, deadline=None)
-@given(
-    rank=st.sampled_from([1, 3, 16]),
-    targets=st.sets(st.sampled_from(PROJECTIONS), min_size=1),
-    more=st.sets(st.sampled_from(PROJECTIONS)),
-)
-def test_adding_a_target_changes_no_other(rank, targets, more):
+@given(targets=st.sets(st.sampled_from(PROJECTIONS), min_size=1), more=st.sets(st.sampled_from(PROJECTIONS)))
+def test_adding_a_target_changes_no_other(targets, more):
     abstract = MODEL.abstract_params()
-    spec = lora.Spec(rank=rank, targets="|".join(sorted(targets)))
-    wider = lora.Spec(rank=rank, targets="|".join(sorted(targets | more)))
+    spec = lora.Spec(rank=2, targets="|".join(sorted(targets)))
+    wider = lora.Spec(rank=2, targets="|".join(sorted(targets | more)))
     few, many = (lora.init(s, abstract, jax.random.key(3)) for s in (spec, wider))
     assert {path.split("/")[-2] for path in few} == targets
     assert {path.split("/")[-2] for path in many} == targets | more
@@ -98,27 +94,23 @@ def test_adding_a_target_changes_no_other(rank, targets, more):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rank=st.sampled_from([1, 2, 5]),
+    rank=st.sampled_from([1, 5]),
     alpha=st.floats(0.01, 64),
-    stacked=st.sampled_from([(), (2,)]),
-    n_in=st.sampled_from([5, 8]),
-    n_out=st.sampled_from([5, 9]),
+    shape=st.sampled_from([(5, 9), (9, 5), (2, 5, 9)]),
 )
-def test_attached_and_merged_kernels_multiply_alike(rank, alpha, stacked, n_in, n_out):
-    params = {"x": {"kernel": jax.random.normal(jax.random.key(0), (*stacked, n_in, n_out))}}
+def test_attached_and_merged_kernels_multiply_alike(rank, alpha, shape):
+    params = {"x": {"kernel": np.random.default_rng(0).standard_normal(shape, np.float32)}}
     spec = lora.Spec(rank=rank, alpha=alpha, targets="x")
     adapters = trained(spec, params)
     attached = lora.attach(params, adapters, spec)["x"]["kernel"]
     merged = lora.merge(params, adapters, spec)["x"]["kernel"]
-    product = jnp.stack([linear(jnp.eye(n_in), jax.tree.map(lambda x, i=i: x[i], attached)) for i in range(2)]) if stacked else (
-        linear(jnp.eye(n_in), attached)
-    )
-    np.testing.assert_allclose(product, merged, rtol=1e-5, atol=1e-5)
-    update = np.einsum("...ir,...ro->...io", adapters["x/kernel"]["a"], adapters["x/kernel"]["b"]) * alpha / rank
+    multiply = jax.vmap(linear, (None, 0)) if len(shape) == 3 else linear
+    np.testing.assert_allclose(multiply(np.eye(shape[-2], dtype=np.float32), attached), merged, rtol=1e-5, atol=1e-5)
+    update = np.asarray(adapters["x/kernel"]["a"]) @ np.asarray(adapters["x/kernel"]["b"]) * alpha / rank
     np.testing.assert_allclose(merged - params["x"]["kernel"], update, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("targets", [SPEC.targets, "q_proj|v_proj", "mlp", "down_proj"])
+@pytest.mark.parametrize("targets", [SPEC.targets, "q_proj|v_proj", "mlp"])
 def test_attached_logits_equal_merged_logits(params, apply, targets):
     spec = dataclasses.replace(SPEC, targets=targets)
     adapters = trained(spec, params)
@@ -134,10 +126,8 @@ def test_scanned_equals_unrolled(params):
         loss = lambda a: jnp.mean(jax.nn.log_softmax(model.apply(lora.attach(params, a, SPEC), TOKENS))[..., 3])  # noqa: E731
         return quick_jit(jax.value_and_grad(loss))(adapters)
 
-    expected = value_and_grad(MODEL)
-    for variant in ({"unroll": True}, {"remat": True}):
-        ours = value_and_grad(dataclasses.replace(MODEL, **variant))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected)
+    unrolled = value_and_grad(dataclasses.replace(MODEL, unroll=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), unrolled, value_and_grad(MODEL))
 
 
 def test_attach_and_merge_leave_the_base_alone(params):
