@@ -7,6 +7,8 @@ PYTHON  ?= python3
 PROFILE ?= default
 NAME    ?=
 ARGS    ?=
+# Processes that share the tests: most of a test's time is Python and the compiler, which use one core.
+WORKERS ?= 2
 
 VENV := .venv
 VPY  := $(VENV)/bin/python
@@ -25,7 +27,7 @@ compare: $(VENV)/.for-run  ## Compare all methods: PROFILE=default|smoke|large N
 
 .PHONY: test
 test: lint  ## Lint, then run every test that this machine can run: ARGS="-k lora"
-	$(VPY) -m pytest $(ARGS)
+	$(VPY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.for-test  ## Run the tests that take seconds

@@ -20,6 +20,7 @@ TEST = [
     "peft>=0.17",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "sentence-transformers>=5.0",
     "torch>=2.8",
     "transformers>=5.0",

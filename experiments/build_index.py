@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
     common.use_compilation_cache()
     opens = not values["corpus"].present and (values.append or values.delete or values.query)
     embedder = _open_embedder()
-    store = Store.load(out) if opens else _build(out, embedder)
+    store = Store.load(out, embedder.fingerprint) if opens else _build(out, embedder)
     if values.delete:
         store.delete(_passage_ids(values.delete, store.index.ids))
     if values.append:
@@ -82,7 +82,7 @@ def _build(out: Path, embedder: Embedder) -> Store:
     index = open_index(flags.FLAGS.engine)
     with _timed(len(passages)):
         index.build([passage.id for passage in passages], _embed(embedder, passages))
-    return Store(index, passages)
+    return Store(index, passages, embedder.fingerprint)
 
 
 def _embed(embedder: Embedder, passages: Sequence[Passage]) -> np.ndarray:

@@ -179,7 +179,7 @@ def _show(run: Run, model: Decoder, tokenizer: Tokenizer, params: trees.Tree, qu
     print(f"  {result['peak_memory_bytes'] / 1e9:.1f} GB at the peak, final loss {result['final_loss']:.3f} nats per token.")
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
     prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
-    generator = Generator(dataclasses.replace(model, unroll=False), tokenizer)  # compiles faster, for three answers
+    generator = Generator(model, tokenizer)
     replies = generator.generate(jax.device_put(params), prompts, Sampling(max_new_tokens=12))
     for question, reply in zip(shown, replies, strict=True):
         print(f"\n  {question.text}\n    model:  {reply.text.strip()}\n    answer: {question.answers[0]}")

@@ -165,10 +165,10 @@ def latency_bars(results: Results) -> Figure | None:
 
 def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure | None:
     """Loss of each trained method over its steps: raw values faint, an exponential moving average over them."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, dict[float, float]] = {}
     for row in metrics:
         if {"method", "step", "loss"} <= row.keys() and math.isfinite(row["loss"]):
-            curves.setdefault(row["method"], []).append((row["step"], row["loss"]))
+            curves.setdefault(row["method"], {})[row["step"]] = row["loss"]  # a resumed run logs some steps twice
     if not curves:
         return None
     figure = _figure(6.2, 3.6)
@@ -176,7 +176,7 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure | None:
     colours = {name: _style(name, index)[0] for index, name in enumerate(curves)}
     ends = {}
     for name, points in curves.items():
-        step_N, loss_N = np.array(sorted(points)).T
+        step_N, loss_N = np.array(sorted(points.items())).T
         axes.plot(step_N, loss_N, color=colours[name], alpha=0.25, linewidth=0.8)
         smooth_N = _smooth(loss_N, half_window=loss_N.size // 40)
         axes.plot(step_N, smooth_N, color=colours[name], linewidth=1.8)

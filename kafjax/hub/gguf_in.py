@@ -16,10 +16,22 @@ from kafjax.models.config import DecoderConfig
 _CONTROL, _USER_DEFINED = 3, 4  # gguf's token types
 
 
+class _Reader(gguf.GGUFReader):
+    """Reads the mapped file through a plain array: a million slices of `np.memmap` take twice as long."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
 def open_gguf(path: Path) -> gguf.GGUFReader:
     """Raises `UserError` if the file is no GGUF file or is cut short."""
     try:
-        return gguf.GGUFReader(str(path))
+        return _Reader(str(path))
     except (ValueError, IndexError, OSError) as error:
         raise UserError(f"{path.name}: damaged or truncated GGUF file ({error})") from error
 

@@ -52,8 +52,7 @@ class Lab:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        # Scanned layers: a tenth of a generation program's time is worth less than its compile, of which a comparison has many.
-        return Generator(dataclasses.replace(self.model, unroll=False), self.tokenizer, self.settings.batch)
+        return Generator(self.model, self.tokenizer, self.settings.batch)
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -67,7 +66,7 @@ class Lab:
         """The index over the corpus's passages, built once or loaded from the folder."""
         path = self.folder / "index"
         if (path / "store").exists():
-            return Store.load(path / "store")
+            return Store.load(path / "store", self.embedder.fingerprint)
         passages = self.corpus.passages
         began = time.perf_counter()
         with PeakMemory() as peak, self.progress("embedding passages", len(passages)) as bar:
@@ -80,7 +79,7 @@ class Lab:
             vectors_NxD = self.embedder.embed([p.text for p in passages], advance)
             index = open_index(self.settings.engine)
             index.build([p.id for p in passages], vectors_NxD)
-        store = Store(index, passages)
+        store = Store(index, passages, self.embedder.fingerprint)
         seconds = time.perf_counter() - began
         store.save(path / "store")
         write_json(path / "built.json", {

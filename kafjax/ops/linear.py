@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ def linear(x: jax.Array, kernel: jax.Array | LoRAWeight) -> jax.Array:
     With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3): nothing of the size of the base is made.
     """
     if isinstance(kernel, LoRAWeight):
-        return _dot(x, kernel.base) + _dot(_dot(x, kernel.a), kernel.b)
+        return _dot(x, kernel.base) + low_rank_dot(x, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype))
     return _dot(x, kernel)
 
 
@@ -38,14 +37,47 @@ def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel if x.dtype == jnp.float32 else low_precision_dot(x, kernel)
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
+def low_rank_dot(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`(x [.., in] @ a [in, rank]) @ b [rank, out]`, sums in float32.
+
+    Plain autodiff contracts the long axes of `x` and of the cotangent by transposing both in memory, which on a CPU costs more
+    than the products themselves; here only arrays with the rank as one side are transposed.
+    """
+    return _low_rank_forward(x, a, b)[0]
+
+
+def _low_rank_forward(x, a, b):
+    z = _product(x, a, 0)
+    return _product(z, b, 0), (x, z, a, b)
+
+
+def _low_rank_backward(saved, cotangent):
+    x, z, a, b = saved
+    d_z = _product(cotangent, b, 1)
+    rows = lambda v: v.reshape(-1, v.shape[-1])  # noqa: E731
+    # The barrier keeps XLA from folding this transpose into a product that would transpose `x` instead.
+    d_a = jax.lax.optimization_barrier(_product(rows(d_z).T, rows(x), 0)).T
+    return _product(d_z, a, 1), d_a, _product(rows(z).T, rows(cotangent), 0)
+
+
+def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    """`x [.., n]` times `y` over that axis of it, as it lies."""
+    contract = (((x.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+low_rank_dot.defvjp(_low_rank_forward, _low_rank_backward)
+
+
+@jax.custom_vjp
 def low_precision_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x [.., in] @ kernel [in, out]` with low-precision operands and a float32 accumulator, in the backward pass too.
 
     Plain autodiff of a float32-accumulating product multiplies a float32 cotangent with a bfloat16 kernel, which
     leaves the fast path of every backend; here the cotangent is cast down first.
     """
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+    return _product(x, kernel, 0)
 
 
 def _forward(x, kernel):
@@ -60,9 +92,7 @@ def _backward(saved, cotangent):
         return None, None
     dx = dkernel = None
     if kernel is not None:
-        # Contracted over the kernel's second axis as it lies: `kernel.T` would be a temporary of its size.
-        contract = (((cotangent.ndim - 1,), (1,)), ((), ()))
-        dx = jax.lax.dot_general(cotangent, kernel, contract, preferred_element_type=jnp.float32).astype(cotangent.dtype)
+        dx = _product(cotangent, kernel, 1)  # `kernel.T` would be a temporary of its size
     if x is not None:
         rows = tuple(range(x.ndim - 1))
         dkernel = jnp.tensordot(x, cotangent, (rows, rows), preferred_element_type=jnp.float32).astype(x.dtype)

@@ -39,17 +39,23 @@ def _logits(h: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
     return jnp.einsum("cd,vd->cv", h, embedding_VxD, preferred_element_type=jnp.float32)
 
 
-def _token_losses(logits_CxV: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_total = jax.nn.logsumexp(logits_CxV, axis=-1)
-    return log_total - jnp.take_along_axis(logits_CxV, targets[:, None], axis=-1)[:, 0], log_total
+def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Token losses `[C]`, and the softmax as `exps [C, V]` over `totals [C]`."""
+    at_targets_C = jnp.take_along_axis(logits_CxV, targets_C[:, None], axis=-1)[:, 0]
+    highest_C = jnp.max(logits_CxV, axis=-1)
+    exps_CxV = jnp.exp(logits_CxV - highest_C[:, None])
+    # Summed as a product: into a reduction XLA on a CPU fuses the exponentials, and computes them a second time in a slow loop.
+    ones_V = jnp.ones(exps_CxV.shape[1], jnp.float32)
+    totals_C = jnp.matmul(exps_CxV, ones_V, precision=jax.lax.Precision.HIGHEST)
+    return highest_C + jnp.log(totals_C) - at_targets_C, exps_CxV, totals_C
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _summed_loss(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
     def one_chunk(total, xs):
         h, targets, weights = xs
-        losses, _ = _token_losses(_logits(h, embedding_VxD), targets)
-        return total + jnp.sum(losses * weights), None
+        losses_C, _, _ = _losses(_logits(h, embedding_VxD), targets)
+        return total + jnp.sum(losses_C * weights), None
 
     return jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, hidden_NxD, targets_N, weights_N))[0]
 
@@ -61,16 +67,19 @@ def _forward(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
     def one_chunk(carry, xs):
         total, d_embedding = carry
         h, targets, weights = xs
-        logits_CxV = _logits(h, embedding_VxD)
-        losses, log_total = _token_losses(logits_CxV, targets)
-        # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the softmax goes through products.
-        weighted = (jnp.exp(logits_CxV - log_total[:, None]) * weights[:, None]).astype(h.dtype)
-        d_h = jnp.einsum("cv,vd->cd", weighted, embedding_VxD, preferred_element_type=jnp.float32)
+        losses_C, exps_CxV, totals_C = _losses(_logits(h, embedding_VxD), targets)
+        exps_CxV, scale_C = exps_CxV.astype(h.dtype), weights / totals_C
+        # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the softmax goes through products,
+        # and its denominator is applied to their results. [D, C] is the shape that takes half the time on a CPU where C is small;
+        # the barrier keeps XLA from turning it around again.
+        d_h_DxC = jnp.einsum("vd,cv->dc", embedding_VxD, exps_CxV, preferred_element_type=jnp.float32)
+        d_h = jax.lax.optimization_barrier(d_h_DxC).T * scale_C[:, None]
         d_h -= weights[:, None] * embedding_VxD[targets].astype(jnp.float32)
         if train_embedding:
-            d_embedding += jnp.einsum("cv,cd->vd", weighted, h, preferred_element_type=jnp.float32)
+            scaled = (h.astype(jnp.float32) * scale_C[:, None]).astype(h.dtype)
+            d_embedding += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
             d_embedding = d_embedding.at[targets].add(-weights[:, None] * h.astype(jnp.float32))
-        return (total + jnp.sum(losses * weights), d_embedding), d_h.astype(h.dtype)
+        return (total + jnp.sum(losses_C * weights), d_embedding), d_h.astype(h.dtype)
 
     d_embedding = jnp.zeros(embedding_VxD.shape, jnp.float32) if train_embedding else None
     (total, d_embedding), d_hidden = jax.lax.scan(

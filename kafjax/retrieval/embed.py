@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -38,6 +40,15 @@ class Embedder:
         self._tokenizer.enable_truncation(max_length)
         self._lengths = _steps(SHORTEST, max_length, 2)
         self._batches = _steps(1, batch, 4)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of a hash of weights and tokenizer: vectors of two embedders with different ones must not be compared."""
+        digest = hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=8)
+        for path, leaf in sorted(trees.flatten(self._params).items()):
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
 
     def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
         """Float32 `[N, D]`, L2-normalised, in the order of `texts`; longer ones are truncated, empty ones allowed.

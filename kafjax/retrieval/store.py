@@ -26,14 +26,18 @@ class Store:
 
         index = open_index()
         index.build([p.id for p in passages], embedder.embed([p.text for p in passages]))
-        store = Store(index, passages)
+        store = Store(index, passages, embedder.fingerprint)
 
     On disk: `passages.jsonl`, a folder `index`, and a manifest.
     """
 
-    def __init__(self, index: Index, passages: Iterable[Passage]):
-        """Raises `UserError` naming an id that is in only one of the two, or twice."""
+    def __init__(self, index: Index, passages: Iterable[Passage], encoder: str = ""):
+        """`encoder` is the fingerprint of the embedder that made the vectors, "" if unknown.
+
+        Raises `UserError` naming an id that is in only one of the two, or twice.
+        """
         self.index = index
+        self.encoder = encoder
         self._passages: dict[str, Passage] = {}
         for passage in passages:
             if passage.id in self._passages:
@@ -71,13 +75,20 @@ class Store:
         with folder.replacing(Path(directory)) as path:
             write_atomic(path / _PASSAGES, self._text())
             self.index.save(path / _INDEX)
-            folder.write_manifest(path, "store", count=len(self))
+            folder.write_manifest(path, "store", count=len(self), encoder=self.encoder)
 
     @classmethod
-    def load(cls, directory: Path | str) -> Self:
-        """Reads a saved store. Raises `UserError` naming what is missing or damaged."""
+    def load(cls, directory: Path | str, encoder: str | None = None) -> Self:
+        """Reads a saved store.
+
+        Raises `UserError` naming what is missing or damaged, or if its vectors come from another embedder than `encoder`, the
+        fingerprint of the one that will make the queries: their neighbours would mean nothing.
+        """
         directory = folder.settled(Path(directory))
         manifest = folder.read_manifest(directory, "store")
+        made_by = manifest.get("encoder", "")
+        if encoder is not None and made_by not in ("", encoder):
+            raise UserError(f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again")
         path = directory / _PASSAGES
         if _PASSAGES not in manifest["files"]:
             raise UserError(f"{path} is missing; build and save the store again")
@@ -85,7 +96,7 @@ class Store:
             passages = [Passage(**row) for row in read_jsonl(path)]
         except TypeError as error:
             raise UserError(f"{path} holds rows that are not passages; build and save the store again") from error
-        return cls(load_index(directory / _INDEX), passages)
+        return cls(load_index(directory / _INDEX), passages, made_by)
 
     def n_bytes(self) -> int:
         """Bytes of the text and of the index on disk."""

@@ -70,7 +70,8 @@ class Task:
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
         """A LoRA adapter beside `params`, drawn from `config.seed`."""
         attach = lambda adapters, base: lora.attach(base, adapters, spec)  # noqa: E731
-        draw = lambda: lora.init(spec, params, jax.random.key(config.seed))  # noqa: E731
+        # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
+        draw = jax.jit(lambda: lora.init(spec, model.abstract_params(), jax.random.key(config.seed)))
         shapes = lora.abstract(spec, params)
         return cls._build(model, config, mesh, n_steps, attach, params, draw, shapes, lora.axes(shapes, model.axes()))
 

@@ -13,7 +13,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus.biographies import biographies
 from kafjax.corpus.chunking import chunk
-from kafjax.corpus.folder import load_folder, save_folder
+from kafjax.corpus.folder import load_folder, load_passages, save_folder
 from kafjax.corpus.load import load
 
 PASSAGES = [{"id": "p1", "contents": "Rome\nIt is old. It is big."}, {"id": 2, "contents": "Oslo is in Norway."}]
@@ -208,3 +208,16 @@ def test_missing_directory_files_and_encoding(tmp_path: Path) -> None:
     (empty / "a.txt").write_bytes("Málaga".encode("latin1"))
     with pytest.raises(UserError, match=r"a.txt: not UTF-8 \(byte 1\)"):
         load_folder(empty)
+
+
+def test_passages_alone_need_no_questions_and_may_come_from_one_file(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "cities")
+    whole = load_folder(folder).passages
+    (folder / "questions.jsonl").unlink()
+    assert load_passages(folder) == load_passages(folder / "corpus.jsonl") == whole
+    assert [p.text for p in load_passages(folder, "sentence")] == ["Rome: It is old.", "Rome: It is big.", "Oslo is in Norway."]
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"none\.jsonl is empty"):
+        load_passages(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"gone\.jsonl does not exist"):
+        load_passages(tmp_path / "gone.jsonl")

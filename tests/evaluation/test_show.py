@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kafjax.evaluation import table
-from kafjax.evaluation.figures import draw_all
+from kafjax.evaluation.figures import draw_all, loss_curves
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import collect
 
@@ -81,6 +81,14 @@ def test_figures_are_drawn_and_none_stays_open(figures):
         assert min(pixels.shape) > 400
         assert (pixels < 200).mean() > 0.002
     assert plt.get_fignums() == []
+
+
+def test_a_step_that_a_resumed_run_did_twice_is_one_point_of_the_loss_curve():
+    again = [row for row in METRICS if row["method"] == "lora" and 20 <= row["step"] < 30]
+    curves = loss_curves([*METRICS, *again])
+    plain = loss_curves(METRICS)
+    assert [line.get_xydata().tolist() for line in curves.axes[0].lines] == [line.get_xydata().tolist() for line in plain.axes[0].lines]
+    assert all(len(line.get_xdata()) == 50 for line in curves.axes[0].lines)
 
 
 def test_figures_of_a_run_that_has_begun(partial_results, tmp_path):

@@ -47,24 +47,15 @@ def _preloaded(module: str, environment: dict[str, str]) -> Iterator[Command]:
     process.stdout.close()
 
 
-@pytest.fixture(scope="session")
-def compare(environment) -> Iterator[Command]:
-    yield from _preloaded("experiments.compare", environment)
+def _main(name: str):
+    @pytest.fixture(scope="session", name=name)
+    def command(environment) -> Iterator[Command]:
+        yield from _preloaded(f"experiments.{name}", environment)
+
+    return command
 
 
-@pytest.fixture(scope="session")
-def answer(environment) -> Iterator[Command]:
-    yield from _preloaded("experiments.answer", environment)
-
-
-@pytest.fixture(scope="session")
-def finetune(environment) -> Iterator[Command]:
-    yield from _preloaded("experiments.finetune", environment)
-
-
-@pytest.fixture(scope="session")
-def build_index(environment) -> Iterator[Command]:
-    yield from _preloaded("experiments.build_index", environment)
+compare, answer, finetune, build_index = map(_main, ("compare", "answer", "finetune", "build_index"))
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def model() -> Decoder:
-    return Decoder(CONFIG, unroll=False)
+    return Decoder(CONFIG)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +53,6 @@ def test_32_greedy_tokens_are_those_of_transformers(loaded, long_prompt):
 
 def test_decoding_past_the_window_gives_the_logits_of_a_full_forward(loaded, long_prompt):
     model, params, tokenizer = loaded
-    model = dataclasses.replace(model, unroll=False)  # compiles faster
     more = " He was the youngest of four and soon moved to the coast; there, in the spring of that year, two of them met again."
     tokens = tokenizer.encode(long_prompt + more).ids
     n_prompt, n_all = 500, len(tokens)

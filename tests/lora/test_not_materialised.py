@@ -94,7 +94,7 @@ def test_the_check_sees_what_it_is_for(unroll):
 def test_compiled_memory_stays_below_the_base():
     """Wide layers, few tokens: the step's temporaries are a fraction of the weights, a materialising step's are more than all."""
     config = dataclasses.replace(SMALL, hidden_size=160, mlp_size=512, head_dim=32, n_layers=6, sliding=(True, False) * 3)
-    model = Decoder(config, unroll=False)
+    model = Decoder(config)
     step_arguments = arguments(model, jnp.float32, (1, 8))
     kernels = {path: leaf for path, leaf in trees.flatten(step_arguments[1]).items() if path in step_arguments[0]}
     temporaries = [

@@ -51,7 +51,7 @@ def twins(request, tmp_path_factory):
     rng = np.random.default_rng(5)
     adapters = jax.tree.map(lambda x: jnp.array(0.3 * rng.standard_normal(x.shape, np.float32)), lora.abstract(spec, params))
     config = peft.LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=modules, lora_dropout=0.0)
-    pair = Twins(spec, dataclasses.replace(model, unroll=False), params, adapters, peft.get_peft_model(hf, config).eval())
+    pair = Twins(spec, model, params, adapters, peft.get_peft_model(hf, config).eval())
     seen = set()
     with torch.no_grad():
         for path, layer, module in pair.lora_layers():

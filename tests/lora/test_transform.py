@@ -30,7 +30,7 @@ CONFIG = DecoderConfig(
     window=4,
     attention_scale=8**-0.5,
 )
-MODEL = Decoder(CONFIG, unroll=False)
+MODEL = Decoder(CONFIG)
 SPEC = lora.Spec(rank=4, alpha=6.0)
 TOKENS = random_tokens(0, (2, 9), 97)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

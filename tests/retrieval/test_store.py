@@ -48,6 +48,13 @@ def test_refused_updates_change_nothing(store):
     assert store.search(VECTORS, 1) == [[p] for p in PASSAGES]
 
 
+def test_vectors_of_another_embedder_are_refused(store, tmp_path):
+    Store(store.index, PASSAGES, "0123abcd").save(tmp_path / "a")
+    assert Store.load(tmp_path / "a", "0123abcd").encoder == Store.load(tmp_path / "a").encoder == "0123abcd"
+    with pytest.raises(UserError, match="was built with another embedding model"):
+        Store.load(tmp_path / "a", "ffff0000")
+
+
 def test_saved_moved_loaded(store, tmp_path):
     store.append([Passage("new", "fresh")], np.eye(8, dtype=np.float32)[7:])
     store.delete(["p0"])

@@ -35,7 +35,7 @@ def quick_compiles(compiled):
 
 @pytest.fixture(scope="session")
 def model() -> Decoder:
-    return Decoder(CONFIG, unroll=False)
+    return Decoder(CONFIG)
 
 
 @pytest.fixture(scope="session")

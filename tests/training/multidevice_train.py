@@ -20,7 +20,7 @@ from kafjax.training import Example, TrainConfig, TrainResult, train
 CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=16, mlp_size=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
 )
-MODEL = Decoder(CONFIG, unroll=False)
+MODEL = Decoder(CONFIG)
 TRAIN = TrainConfig(steps=3, batch_rows=8, seq_len=16, learning_rate=1e-3, freeze_embedding=False)
 
 

@@ -1,0 +1,128 @@
+"""Asking: the same answers as in the comparison whose work is used, one line for what cannot be answered, and a clean end."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kafjax.core.rundir import read_jsonl
+from tests import tiny
+from tests.experiments.commands import ROOT, SETTINGS, refused
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "Where was Mira Toll born?"  # the corpus's own: asked of every method in the comparison
+STRANGE = "Who keeps bees?"
+
+
+@pytest.fixture(scope="module")
+def run(finished, world):
+    return world.runs / "all"
+
+
+@pytest.mark.parametrize("method", ["base", "oracle", "rag", "hyde", "lora", "full+rag"])
+def test_answers_as_in_the_comparison(answer, run, method):
+    outcome = answer(f"--run={run}", f"--method={method}", f"--question={QUESTION}")
+    assert outcome.code == 0, outcome.err
+    predictions = [p for p in read_jsonl(run / "predictions.jsonl") if p["method"] == method and p["question"] == QUESTION]
+    shown = {line[:10].strip(): line[10:] for line in outcome.out.splitlines() if line[:10].strip()}
+    assert shown["answer"] == predictions[0]["answer"]
+    assert shown["known"] == f"Veltmora  ({'right' if predictions[0]['correct'] else 'wrong'})"
+    assert re.findall(r"\d\. \[(\S+)\]", outcome.out) == predictions[0]["passages"]
+    texts = {f"{row['id']}#0": row["contents"] for row in tiny.documents()}
+    assert all(f"[{id}] {texts[id]}" in outcome.out for id in predictions[0]["passages"])
+    p = predictions[0]
+    calls = ", 2 calls" if method == "hyde" else ""
+    assert shown["tokens"] == f"{p['prompt_tokens']} prompt ({p['cached_tokens']} cached), {p['output_tokens']} output{calls}"
+    stages = {stage for stage in p["seconds"]}
+    milliseconds = {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)", shown["ms"])}
+    assert milliseconds.keys() == {*stages, "total"}
+    assert sum(milliseconds[stage] for stage in stages) <= milliseconds["total"] + 0.1 * len(stages)
+
+
+def test_a_question_of_ones_own_has_no_known_answer(answer, run):
+    outcome = answer(f"--run={run}", f"--question={STRANGE}", "--k=1")
+    assert outcome.code == 0, outcome.err
+    assert "known" not in outcome.out and len(re.findall(r"\d\. \[", outcome.out)) == 1  # --k may differ from the run's
+
+
+def test_an_index_is_built_once_without_a_run(answer, world, tmp_path):
+    command = [*world.flags(runs=tmp_path), *[flag for flag in SETTINGS if "latency" not in flag], f"--question={QUESTION}"]
+    first, second = answer(*command), answer(*command)
+    assert first.code == second.code == 0, first.err + second.err
+    assert first.out.splitlines()[0] == second.out.splitlines()[0]
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "artifacts" / "index" / "store" / "passages.jsonl").exists()
+    assert "embedding passages: 6/6" in first.err and "embedding passages" not in second.err
+
+
+def test_what_has_not_been_trained_names_the_command_that_trains_it(answer, compare, world, tmp_path):
+    runs = tmp_path / "runs"
+    trained_nothing = compare(*world.flags(runs=runs), *SETTINGS, "--name=plain", "--methods=base", "--epochs=1")
+    assert trained_nothing.code == 0, trained_nothing.err
+    ask = [f"--run={runs / 'plain'}", "--method=lora+rag", f"--question={QUESTION}"]
+    line = refused(answer(*ask))
+    assert "lora+rag has not been trained in" in line
+    command = shlex.split(re.search(r"run: (.*), then ask again", line)[1])
+    assert command[:3] == ["python", "-m", "experiments.compare"] and "--methods=lora" in command
+    training = compare(*command[3:])
+    assert training.code == 0, training.err
+    outcome = answer(*ask)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("answer ")
+
+
+def test_what_finetune_has_trained_can_be_asked(answer, finetune, world, tmp_path):
+    settings = ["--method=lora", "--epochs=1", "--rank=4", "--batch_rows=2", "--seq_len=64"]
+    trained = finetune(*world.flags(runs=tmp_path, embedder=None), *settings, "--name=tuned")
+    assert trained.code == 0, trained.err
+    run = [f"--run={tmp_path / 'tuned'}", "--max_new_tokens=4", f"--embedder={world.bert}"]
+    alone, with_passages = (answer(*run, *method, f"--question={QUESTION}") for method in ([], ["--method=lora+rag", "--engine=exact"]))
+    assert alone.code == with_passages.code == 0, alone.err + with_passages.err
+    assert "passages" not in alone.out and "passages" in with_passages.out
+    assert "full has not been trained in" in refused(answer(*run, "--method=full", f"--question={QUESTION}"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--method=rga"], "unknown method 'rga'. Did you mean 'rag'?"),
+        (["--question="], "--question is empty"),
+        (["--rank=8"], "--rank=8 differs from"),
+        (["--method=oracle", f"--question={STRANGE}"], "oracle needs a question whose answering passage the corpus names, such as '"),
+    ],
+)
+def test_bad_flags(answer, run, flags, expected):
+    assert expected in refused(answer(f"--run={run}", *flags))
+
+
+def test_a_run_that_is_not_there(answer, run):
+    assert f"Did you mean '{run}'?" in refused(answer(f"--run={run}l", "--question=Who?"))
+
+
+def test_asked_in_turn(answer, run):
+    lines = f"{QUESTION}\n{STRANGE}\n{QUESTION}\n\nnever asked\n"
+    outcome = answer(f"--run={run}", "--method=oracle", stdin=lines)
+    assert outcome.code == 0, outcome.err
+    answers = re.findall(r"^answer .*", outcome.out, re.MULTILINE)
+    assert len(answers) == 2 and answers[0] == answers[1]
+    assert len(re.findall(r"^error: oracle needs a question", outcome.err, re.MULTILINE)) == 1  # and it went on
+    ends = answer(f"--run={run}", "--method=base", stdin=f"{QUESTION}\n")  # no empty line: the end of the input
+    assert ends.code == 0 and ends.out.count("answer ") == 1
+
+
+def test_control_c_ends_it(environment, run):
+    command = [sys.executable, "-u", "-m", "experiments.answer", f"--run={run}", "--method=base"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        process.stdin.write(f"{QUESTION}\n")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith("answer ")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors

@@ -1,0 +1,205 @@
+"""What each method does beside answering: which passages, whose weights, what is on the bill; and that a new one is one class."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.comparison import run_arm
+from kafjax.core.errors import UserError
+from kafjax.core.records import Question
+from kafjax.evaluation.results import collect
+from kafjax.methods import METHODS, Method
+from kafjax.methods.base import Base
+from kafjax.methods.rag import Reader
+from kafjax.methods.trained import Trained
+from kafjax.retrieval import prompt
+
+
+def asked(lab, split="untrained"):
+    return [q for q in lab.corpus.questions if q.split == split]
+
+
+def test_names_and_order():
+    assert list(METHODS)[:3] == ["base", "oracle", "rag"]  # a first answer stands after the cheap ones
+    for plain in ("lora", "full"):
+        assert list(METHODS).index(plain) < list(METHODS).index(f"{plain}+rag")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_hybrid_reads_with_the_weights_that_the_plain_method_trained(make_lab, kind):
+    lab, logged = make_lab(epochs=1)
+    plain, hybrid = METHODS[kind](lab), METHODS[f"{kind}+rag"](lab)
+    assert not plain.is_trained and not hybrid.is_trained
+    plain.learn()
+    steps = len(logged)
+    assert steps > 0 and hybrid.is_trained
+    hybrid.learn()
+    assert len(logged) == steps
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), plain.params, hybrid.params)
+    assert all(jax.tree.leaves(same))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), plain.params, lab.params)
+    assert any(jax.tree.leaves(changed))
+
+
+def test_a_hybrid_alone_trains_what_it_needs(make_lab):
+    lab, logged = make_lab(epochs=1)
+    METHODS["lora+rag"](lab).learn()
+    assert {row["method"] for row in logged} == {"lora"}
+    assert METHODS["lora"](lab).is_trained
+
+
+def test_answers_before_learning_are_refused(make_lab):
+    lab, _ = make_lab()
+    with pytest.raises(RuntimeError, match="has not learned yet"):
+        METHODS["lora"](lab).answer(asked(lab))
+
+
+def test_oracle_reads_one_gold_passage_and_nothing_else(make_lab):
+    lab, _ = make_lab()
+    oracle = METHODS["oracle"](lab)
+    two = [dataclasses.replace(q, passages=(*q.passages, "doc5#0")) for q in asked(lab)]
+    for question, prediction in zip(two, oracle.answer(two), strict=True):
+        assert prediction.passages == question.passages[:1]
+        assert prediction.score["recall_at_k"] == 1
+    assert not lab.folder.joinpath("index").exists()  # nothing was searched
+
+
+def test_oracle_and_rag_agree_when_retrieval_finds_only_the_gold_passage(make_lab):
+    lab, _ = make_lab(k=1)
+    rag = METHODS["rag"](lab)
+    rag.learn()
+    found = [p for p in rag.answer(asked(lab)) if p.passages == p.gold_passages]
+    assert found
+    by_id = {p.id: p for p in METHODS["oracle"](lab).answer(asked(lab))}
+    for p in found:
+        assert (p.answer, p.prompt_tokens, p.output_tokens) == (by_id[p.id].answer, by_id[p.id].prompt_tokens, by_id[p.id].output_tokens)
+
+
+def test_hyde_is_two_calls_and_both_are_on_the_bill(lab):
+    hyde = METHODS["hyde"](lab)
+    hyde.learn()
+    questions = asked(lab)
+    generator = lab.generator
+    guesses = hyde.calls(questions)
+    predictions = hyde.answer(questions)
+    texts = {passage.id: passage.text for passage in lab.corpus.passages}
+    for question, (guess,), p in zip(questions, guesses, predictions, strict=True):
+        assert p.calls == 2
+        first = 1 + generator.count(prompt.hyde_prefix()), generator.count(prompt.hyde(question.text))  # 1 is BOS
+        reading = prompt.reading(question.text, [texts[id] for id in p.passages])
+        second = 1 + generator.count(prompt.reading_prefix(2)), generator.count(reading)
+        assert p.prompt_tokens == sum(first) + sum(second)
+        assert p.cached_tokens == first[0] + second[0]
+        assert guess.output_tokens < p.output_tokens <= guess.output_tokens + lab.settings.max_new_tokens
+        assert p.seconds.keys() == {"embed", "search", "prefill", "decode"}
+
+
+def test_hyde_searches_with_the_mean_of_question_and_guess(lab):
+    hyde = METHODS["hyde"](lab)
+    questions = asked(lab)
+    calls = hyde.calls(questions)
+    vectors_QxD = hyde.vectors(questions, calls)
+    question_QxD = lab.embedder.embed([q.text for q in questions])
+    guess_QxD = lab.embedder.embed([call.text for (call,) in calls])
+    assert np.allclose(np.linalg.norm(vectors_QxD, axis=1), 1, atol=1e-5)
+    # The bisector of two unit vectors: as near to one as to the other, and in their plane.
+    near_question, near_guess = (np.sum(vectors_QxD * other, axis=1) for other in (question_QxD, guess_QxD))
+    assert np.allclose(near_question, near_guess, atol=1e-5)
+    between = np.sum(question_QxD * guess_QxD, axis=1)
+    assert np.allclose(near_question, np.sqrt((1 + between) / 2), atol=1e-5)
+
+
+def test_the_bill_of_rag_over_trained_weights_is_the_sum(make_lab):
+    lab, _ = make_lab(epochs=1)
+    bills = {}
+    for name in ("lora", "rag", "lora+rag"):
+        method = METHODS[name](lab)
+        method.learn()
+        bills[name] = method.cost()
+    both = bills["lora+rag"]
+    assert both.artifact_bytes == bills["lora"].artifact_bytes + bills["rag"].artifact_bytes
+    assert (both.train_seconds, both.train_tokens) == (bills["lora"].train_seconds, bills["lora"].train_tokens)
+    assert both.index_seconds == bills["rag"].index_seconds > 0
+    assert bills["rag"].trainable_parameters == 0 < both.trainable_parameters
+
+
+def test_the_index_is_built_once_and_found_again(make_lab):
+    lab, _ = make_lab()
+    METHODS["rag"](lab).learn()
+    stamps = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*")}
+    again = dataclasses.replace(lab)  # as in a later process: nothing is remembered but the folder
+    METHODS["hyde"](again).learn()
+    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*")} == stamps
+    query_1xD = lab.embedder.embed(["Who makes maps?"])
+    assert again.store.search(query_1xD, 3) == lab.store.search(query_1xD, 3)
+
+
+def test_adopt_answers_with_what_another_training_left(make_lab):
+    elsewhere, _ = make_lab(epochs=1)
+    trained = METHODS["lora"](elsewhere)
+    trained.learn()
+    lab, logged = make_lab()
+    hybrid = METHODS["lora+rag"](lab)
+    assert isinstance(hybrid.weights, Trained)
+    hybrid.weights.adopt(trained.folder)
+    assert hybrid.is_trained
+    hybrid.learn()
+    assert not logged
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), hybrid.params, trained.params)))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("lora", {"rank": 999}, "rank=999 is above min"),
+        ("lora+rag", {"targets": "nothing"}, "match no kernel"),
+        ("full", {"lr_full": 0.0}, "learning_rate=0.0"),
+    ],
+)
+def test_check_finds_what_learning_would_only_find_later(make_lab, name, settings, expected):
+    lab, _ = make_lab(**settings)
+    with pytest.raises(UserError, match=expected):
+        METHODS[name](lab).check()
+
+
+def test_a_question_without_a_known_answer_is_answered_but_not_scored(lab):
+    (prediction,) = METHODS["base"](lab).answer([Question(id="", text="Who keeps bees?", answers=(), split="")])
+    assert prediction.output_tokens > 0 and prediction.score == {}
+
+
+class FirstNamed(Reader):
+    """A method of one's own: reads the passage that names the person asked about, found by its words."""
+
+    note = "the passage that shares most words with the question"
+
+    def answer(self, questions, on_progress=lambda n: None):
+        def shared(passage, question):
+            return len(set(passage.text.split()) & set(question.text.split()))
+
+        found = [[max(self.lab.corpus.passages, key=lambda p: shared(p, question))] for question in questions]
+        return self.read(questions, found, 1, on_progress=on_progress)
+
+
+class Parrot(Method):
+    """A method of one's own from nothing but the protocol: repeats the last word of the question."""
+
+    def answer(self, questions, on_progress=lambda n: None):
+        replies = self.generate(prompt.closed_book_prefix(), [prompt.closed_book(q.text) for q in questions], 1, on_progress)
+        last_words = [q.text.rstrip("?").split()[-1] for q in questions]
+        said = [dataclasses.replace(reply, text=word) for reply, word in zip(replies, last_words, strict=True)]
+        return [self.prediction(question, [reply]) for question, reply in zip(questions, said, strict=True)]
+
+
+def test_a_new_method_runs_through_the_comparison(lab, monkeypatch):
+    monkeypatch.setitem(METHODS, "words", lambda lab: FirstNamed(lab, "words", Base(lab, "base")))
+    monkeypatch.setitem(METHODS, "parrot", lambda lab: Parrot(lab, "parrot"))
+    arms = {name: run_arm(lab, name, 1, None) for name in ("base", "words", "parrot")}
+    results = collect(arms, config={}, environment={})
+    assert list(results["methods"]) == ["base", "words", "parrot"]
+    assert results["methods"]["words"]["quality"]["recall_at_k"]["value"] == 1
+    assert {p.answer for p in arms["parrot"].predictions if p.split == "seen"} == {"born"}
+    assert results["methods"]["parrot"]["cost"]["llm_calls_per_query"] == 1
