@@ -31,7 +31,7 @@ from kafjax.methods import METHODS
 
 # What differs from the flags' own defaults. `default` is made for two cores and twenty minutes.
 PROFILES = {
-    "smoke": {"subjects": 4, "retention": 8, "held_out": 4, "epochs": 6, "latency_queries": 2},
+    "smoke": {"subjects": 4, "attributes": 3, "retention": 6, "held_out": 2, "epochs": 5, "latency_queries": 1},
     "default": {},
     "large": {"subjects": 200, "attributes": 6, "retention": 70, "held_out": 40, "batch_rows": 8, "latency_queries": 100},
 }
