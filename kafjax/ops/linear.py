@@ -22,13 +22,31 @@ class LoRAWeight:
     b: jax.Array
 
 
-def linear(x: jax.Array, kernel: jax.Array | LoRAWeight) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdapterSlots:
+    """A frozen kernel `base [.., in, out]` with N adapters beside it, `a [.., N, in, rank]`, `b [.., N, rank, out]`, scales folded in.
+
+    Row i of a batch of B uses adapter `rows[i]`, `rows [.., B]` int32 (S-LoRA, Sheng et al. 2023, arXiv:2311.03285).
+    """
+
+    base: jax.Array
+    a: jax.Array
+    b: jax.Array
+    rows: jax.Array
+
+
+def linear(x: jax.Array, kernel: jax.Array | LoRAWeight | AdapterSlots) -> jax.Array:
     """`x [.., in] @ kernel [in, out]`, in the dtype of `x`, accumulated in float32.
 
     With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3): nothing of the size of the base is made.
+    With `AdapterSlots`, `x [B, T, in]`, each row has its own `a` and `b`; the product with the base is one for all of them.
     """
     if isinstance(kernel, LoRAWeight):
         return _dot(x, kernel.base) + low_rank_dot(x, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype))
+    if isinstance(kernel, AdapterSlots):
+        a_BxIxR, b_BxRxO = kernel.a[kernel.rows].astype(x.dtype), kernel.b[kernel.rows].astype(x.dtype)
+        return _dot(x, kernel.base) + jax.vmap(low_rank_dot)(x, a_BxIxR, b_BxRxO)
     return _dot(x, kernel)
 
 

@@ -16,6 +16,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
 
 RULES: dict[str, str | None] = {
+    "lanes": "lane",
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",

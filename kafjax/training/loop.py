@@ -93,12 +93,12 @@ def train(
         training in `run_dir`, a disk that takes no checkpoint.
     """
     mesh = make_mesh() if mesh is None else mesh
-    batches = _batches(variants, config, n_data_shares(mesh))
+    batches = batches_of(variants, config, n_data_shares(mesh))
     n_steps = len(batches) if config.steps is None else config.steps
     if batches.n_cut:
         say(label, f"{batches.n_cut} texts are longer than seq_len={config.seq_len} tokens and were cut")
-    fingerprint = _fingerprint(model, params, variants, config, spec)
-    with PeakMemory() as peak, _open_checkpoints(run_dir, config, fingerprint) as checkpoints:
+    fingerprint = fingerprint_of(model, params, variants, config, spec)
+    with PeakMemory() as peak, open_checkpoints(run_dir, config, fingerprint) as checkpoints:
         if spec is None:
             task = Task.full(model, params, config, mesh, n_steps)
         else:
@@ -141,7 +141,7 @@ def check(
 ) -> None:
     """Raises what `train` would raise before its first step: nothing to train on, an adapter or sizes that do not fit."""
     mesh = make_mesh() if mesh is None else mesh
-    _batches(variants, config, n_data_shares(mesh))
+    batches_of(variants, config, n_data_shares(mesh))
     shardings(model.axes(), params, mesh)
     if spec is not None:
         adapters = lora.abstract(spec, params)
@@ -212,7 +212,7 @@ def discard_checkpoints(run_dir: Path) -> None:
     shutil.rmtree(run_dir / _CHECKPOINTS, ignore_errors=True)
 
 
-def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups: int) -> Batches:
+def batches_of(variants: Sequence[Sequence[Example]], config: TrainConfig, groups: int) -> Batches:
     def build(epochs: int) -> Batches:
         return Batches(
             variants,
@@ -232,7 +232,7 @@ def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups:
     return batches
 
 
-def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str) -> contextlib.AbstractContextManager[Checkpoints | None]:
+def open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str) -> contextlib.AbstractContextManager[Checkpoints | None]:
     if config.checkpoint_every <= 0:
         return contextlib.nullcontext()
     if run_dir is None:
@@ -240,7 +240,7 @@ def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: st
     return Checkpoints(run_dir / _CHECKPOINTS, fingerprint)
 
 
-def _fingerprint(
+def fingerprint_of(
     model: Decoder, params: trees.Tree, variants: Sequence[Sequence[Example]], config: TrainConfig, spec: lora.Spec | None
 ) -> str:
     """Of what the sequence of losses depends on. Of the base model that is its config and shapes, not its values."""

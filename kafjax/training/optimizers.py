@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 _NOT_DECAYED = ("scale", "bias")
@@ -13,14 +14,21 @@ _NOT_DECAYED = ("scale", "bias")
 def warmup_cosine(learning_rate: float, steps: int, *, warmup_fraction: float = 0.05, floor_fraction: float = 0.1) -> optax.Schedule:
     """Learning rate by step: up linearly over the first `warmup_fraction` of `steps` (never from 0, so no step is wasted), then
     down along a half cosine to `floor_fraction` of the peak at the end."""
-    warmup = min(round(warmup_fraction * steps), steps - 1)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=learning_rate / (warmup + 1),
-        peak_value=learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(steps, warmup + 1),
-        end_value=floor_fraction * learning_rate,
-    )
+    warmup = warmup_steps(steps, warmup_fraction)
+    return lambda step: rate(step, learning_rate, warmup, steps, floor_fraction)
+
+
+def warmup_steps(steps: int, fraction: float) -> int:
+    return min(round(fraction * steps), steps - 1)
+
+
+def rate(step: jax.Array, peak: Any, warmup: Any, steps: Any, floor_fraction: float) -> jax.Array:
+    """The learning rate of `warmup_cosine` after `step` steps; every argument but the floor may be traced, so that one program
+    serves trainings of any rate and length."""
+    rising = (step + 1) / (warmup + 1)
+    share = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
+    falling = floor_fraction + (1 - floor_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+    return peak * jnp.where(step < warmup, rising, falling)
 
 
 def decayed(params: Any) -> Any:

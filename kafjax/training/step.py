@@ -37,16 +37,23 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
 
 
-def state_shardings(trainable_shardings: Any, abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shardings of a whole state: moments lie with their parameters, counters everywhere."""
+def state_shardings(
+    trainable_shardings: Any,
+    abstract: TrainState,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    counters: NamedSharding | None = None,
+) -> TrainState:
+    """Shardings of a whole state: moments lie with their parameters, counters everywhere, or where `counters` says."""
+    counters = replicated(mesh) if counters is None else counters
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
         abstract.opt_state,
         trainable_shardings,
-        transform_non_params=lambda _: replicated(mesh),
+        transform_non_params=lambda _: counters,
     )
-    return TrainState(replicated(mesh), trainable_shardings, opt_state)
+    return TrainState(counters, trainable_shardings, opt_state)
 
 
 def batch_sharding(mesh: Mesh, accumulate: int = 1) -> NamedSharding:

@@ -20,7 +20,8 @@ ENCODER = Encoder(EncoderConfig(vocab_size=64, hidden_size=16, mlp_size=24, n_la
 
 def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
     """Shardings can be worked out for devices that are not there."""
-    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def specs(axes, abstract, mesh) -> dict[str, PartitionSpec]:
