@@ -23,6 +23,7 @@ import numpy as np
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.lora.spec import Spec
+from kafjax.lora.spec import scales as scales_of
 from kafjax.lora.transform import abstract
 from kafjax.ops.linear import AdapterSlots, LoRAWeight
 
@@ -48,9 +49,12 @@ def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = 
     """
     if not specs:
         raise UserError("there is no adapter to lay out: the list is empty")
-    kernels = trees.flatten(params)
-    targets = {path: shapes for spec in specs for path, shapes in abstract(spec, params).items()}
-    highest = max(spec.rank for spec in specs)
+    kernels, targets = trees.flatten(params), {}
+    for spec in specs:
+        check(spec)
+        for path, pair in abstract(spec, params).items():
+            targets[path] = max(targets.get(path, 0), pair["a"].shape[-1])
+    highest = max(targets.values())
     rank = bucket(highest) if rank is None else rank
     if highest > rank:
         raise UserError(f"LoRA rank={highest} is above {rank}, the rank that these lanes are made for")
@@ -63,6 +67,22 @@ def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = 
         }
 
     return {path: pair(kernels[path]) for path in kernels if path in targets}
+
+
+def check(spec: Spec) -> None:
+    """Raises `UserError` naming what an adapter cannot have in a lane or a slot: whatever more than a pair of matrices beside the base.
+
+    Ranks, alphas, targets, their patterns, layers and rsLoRA may be any.
+    """
+    refused = {
+        "dora": (spec.dora, "its magnitudes need the norm of each lane's sum with the base"),
+        "init": (spec.changes_base, "it takes something of each lane's own out of the base, which is shared"),
+        "dropout": (spec.dropout > 0, "lanes drop nothing"),
+        "trained": (bool(spec.trained), "parameters trained in full would be a copy a lane"),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise UserError(f"an adapter with {name}={getattr(spec, name)!r} cannot share the base with others: {why}; train it alone")
 
 
 def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.ndarray]]:
@@ -95,10 +115,8 @@ def unpad(padded: Mapping[str, Any], shapes: Layout) -> dict[str, dict[str, np.n
 
 def scales(spec: Spec, params: Mapping[str, Any], layout: Layout) -> dict[str, np.ndarray]:
     """What `b` is multiplied with, `{kernel path: float32 [..]}`: a number a layer where there are layers, 1 where nothing is adapted."""
-    targets = abstract(spec, params)
-    return {
-        path: np.full(pair["b"].shape[:-2], spec.scale if path in targets else 1.0, np.float32) for path, pair in layout.items()
-    }
+    own = scales_of(spec, params)
+    return {path: own.get(path, np.ones(pair["b"].shape[:-2], np.float32)) for path, pair in layout.items()}
 
 
 def attach(params: Mapping[str, Any], padded: Mapping[str, Any], scales: Mapping[str, jax.Array]) -> trees.Tree:

@@ -158,6 +158,7 @@ def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> Non
             raise UserError(f"two lanes are named '{name}'")
     for lane in lanes:
         lane.config(config)
+        lora.lanes.check(lane.spec)
         lora.abstract(lane.spec, params)
 
 

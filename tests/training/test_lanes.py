@@ -22,9 +22,11 @@ from kafjax.training.loop import batches_of
 CONFIG = TrainConfig(steps=50, batch_rows=4, seq_len=16, weight_decay=0.01)
 LANES = [
     Lane("r1", lora.Spec(1, 4.0), 3e-3, seed=0),
-    Lane("r4", lora.Spec(4, 8.0), 1e-2, seed=1),
+    Lane("r4", lora.Spec(4, 8.0, rslora=True), 5e-3, seed=1),
     Lane("r8q", lora.Spec(8, 2.0, "q_proj"), 2e-3, seed=0),
     Lane("r3mlp", lora.Spec(3, 12.0, "(gate|up|down)_proj"), 5e-3, seed=2),
+    Lane("patterns", lora.Spec(2, 6.0, rank_pattern={"layers/1/.*up_proj": 5}, alpha_pattern={"q_proj": 3.0}), 3e-3, seed=1),
+    Lane("layer1", lora.Spec(4, 8.0, "(q|down)_proj", layers=(1,)), 5e-3, seed=2),
 ]
 
 
@@ -153,11 +155,11 @@ def test_the_loss_is_chunked_over_all_lanes(model, params, examples):
 
 
 def test_a_lane_that_diverges_leaves_alone(model, params, examples, together, capsys):
-    lanes = [LANES[0], dataclasses.replace(LANES[1], name="wild", learning_rate=1e30), LANES[2], LANES[3]]
+    lanes = [dataclasses.replace(lane, name="wild", learning_rate=1e30) if lane.name == "r4" else lane for lane in LANES]
     results = train_lanes(model, params, [examples], CONFIG, lanes)
     assert results["wild"].ending == "diverged" and len(results["wild"].curve) < 5
     assert "wild: the loss is" in capsys.readouterr().err
-    for lane in (LANES[0], LANES[2], LANES[3]):
+    for lane in (lane for lane in lanes if lane.name != "wild"):
         np.testing.assert_allclose(losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-6)
 
 
@@ -232,6 +234,10 @@ def test_on_done_gets_each_lane_as_it_ends(model, params, examples):
         ([Lane("r99", lora.Spec(99), 1e-3)], "rank=99 is above min"),
         ([Lane("none", lora.Spec(1, targets="nothing"), 1e-3)], "match no kernel"),
         ([Lane("zero", lora.Spec(1), 0.0)], "learning_rate=0.0"),
+        ([Lane("dora", lora.Spec(1, dora=True), 1e-3)], "dora=True cannot share the base"),
+        ([Lane("pissa", lora.Spec(1, init="pissa"), 1e-3)], "init='pissa' cannot share the base"),
+        ([Lane("drop", lora.Spec(1, dropout=0.1), 1e-3)], "dropout=0.1 cannot share the base"),
+        ([Lane("full", lora.Spec(1, trained="final_norm"), 1e-3)], "trained='final_norm' cannot share the base"),
     ],
 )
 def test_lanes_that_cannot_be_are_told(model, params, examples, lanes, told):
