@@ -32,11 +32,11 @@ from absl import flags
 
 from experiments import common
 from kafjax import hub, lora
-from kafjax.core import trees
+from kafjax.core import rundir, trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus, Prediction, Question, prediction_from_json
-from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, read_jsonl, write_atomic, write_json, write_jsonl
+from kafjax.core.rundir import Run, read_json, read_jsonl, write_json, write_jsonl
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.evaluation import sweep, table
 from kafjax.evaluation.score import score
@@ -47,8 +47,8 @@ from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, discard_checkpoints
-from kafjax.training.lane_step import LaneTask, check_lanes
-from kafjax.training.lanes import EarlyStop, Lane, LaneResult, check, lanes_that_fit, train_lanes
+from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit
+from kafjax.training.lanes import EarlyStop, Lane, LaneResult, check, train_lanes
 from kafjax.training.loop import batches_of
 
 BASE = "base"
@@ -112,8 +112,8 @@ def main(_: list[str]) -> None:
         check_lanes(values.lanes, mesh)
     corpus = common.corpus_from_flags()
     config = {**common.config_from_flags(*_IDENTITY), **common.corpus_identity(corpus)}
-    where = Path(values.runs), values.name or f"sweep-{config_hash(config)}", config
-    find_run(*where)
+    where = Path(values.runs), values.name or f"sweep-{rundir.config_hash(config)}", config
+    rundir.find_run(*where)
     common.use_compilation_cache()
     with waiting("model", f"loading {values.model}"):
         model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
@@ -123,8 +123,9 @@ def main(_: list[str]) -> None:
     check(params, train_config, lanes)
     examples, stop = examples_of(corpus, tokenizer, model.config.eos_id)
     batches_of(examples, train_config, n_data_shares(mesh))
-    run = open_run(*where)
-    say("sweep", f"{corpus.name}: {len(lanes)} lanes, {len(corpus.questions) + len(corpus.retention)} questions each; writing to {run.path}")
+    run = rundir.open_run(*where)
+    n_questions = len(corpus.questions) + len(corpus.retention)
+    say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
     train_missing(run, dataclasses.replace(model, remat=values.remat), params, examples, train_config, lanes, mesh, stop)
     answer_missing(run, Generator(model, tokenizer, values.batch), params, corpus, lanes)
     results = write_results(run, lanes)
@@ -308,11 +309,11 @@ def write_results(run: Run, lanes: Sequence[Lane]) -> dict[str, Any]:
         "cells": [sweep.base_cell(predictions(BASE)), *sweep.cells(trials)],
         "lanes": trained,
         "config": read_json(run.file("config.json")),
-        "environment": environment(),
+        "environment": rundir.environment(),
     }
     write_json(run.file("results.json"), results)
     write_jsonl(run.file("predictions.jsonl"), [p.to_json() for name in (BASE, *trained) for p in predictions(name)])
-    write_atomic(run.file("table.md"), table.render([sweep.ablation_table(results["cells"])], []))
+    rundir.write_atomic(run.file("table.md"), table.render([sweep.ablation_table(results["cells"])], []))
     sweep.draw(results["cells"], run.file("figures"))
     return results
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kafjax import lora
@@ -229,6 +230,35 @@ def check_lanes(n_lanes: int, mesh: Mesh) -> None:
     size = mesh.shape["lane"]
     if n_lanes < 1 or n_lanes % size:
         raise UserError(f"{n_lanes} lanes do not divide over mesh axis lane:{size}; use a multiple of {size}")
+
+
+def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
+    """As many lanes as memory holds, at most `most` and evenly dealt over the rounds that `most` lanes need; and the reason, in words.
+
+    Asks the compiler what one lane (a device of the `lane` axis) takes and what two do, and fills four fifths of what is free.
+
+    Args:
+      task: of as few lanes as the mesh allows.
+      batch: of one lane.
+    """
+    unit, base = task.n_lanes, sum(x.nbytes for x in jax.tree.leaves(task.frozen))
+    programs = [(sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)]
+    needs = [program.argument_bytes + program.temporary_bytes for program in programs]
+    a_unit, free = max(needs[1] - needs[0], 1), _free_bytes() * 4 // 5
+    room = max(1, 1 + int((free - (needs[0] - base)) // a_unit)) * unit
+    if room >= most:
+        slots = -(-most // unit) * unit
+        return slots, f"all of them; the {free / 1e9:.1f} GB that may be used would hold {room}"
+    rounds = -(-most // room)
+    slots = -(-most // (rounds * unit)) * unit
+    held = f"the {free / 1e9:.1f} GB that may be used hold {room}, at {a_unit / unit / 1e9:.2f} GB a lane"
+    return slots, f"{held}, so {most} lanes take {rounds} rounds"
+
+
+def _free_bytes() -> int:
+    """On the fullest accelerator of this process, or in the machine's memory where the runtime does not count."""
+    counted = [stats for device in jax.local_devices() if (stats := device.memory_stats()) and "bytes_limit" in stats]
+    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted), default=psutil.virtual_memory().available)
 
 
 def places_of(tree: Any) -> Any:
