@@ -41,10 +41,11 @@ from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
 from kafjax.methods import Settings
 from kafjax.methods.examples import training_examples
-from kafjax.models import Decoder
+from kafjax.models import REMAT, Decoder
 from kafjax.parallel import make_mesh
 from kafjax.retrieval import prompt
 from kafjax.training import TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training.optimizers import OPTIMIZERS
 from kafjax.training.track import tracker
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
@@ -68,8 +69,13 @@ flags.DEFINE_integer("accumulate", 1, "Parts that a step's rows are computed in.
 flags.DEFINE_float("warmup", 0.05, "Share of the steps over which the learning rate rises; then it falls along a cosine.")
 flags.DEFINE_float("weight_decay", 0.0, "AdamW's, on matrices only.", lower_bound=0)
 flags.DEFINE_float("clip_norm", 1.0, "Bound of the gradient's global norm.")
-flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in float32 either way.")
-flags.DEFINE_boolean("remat", False, "Compute each layer again in the backward pass: less memory, about a third more work.")
+flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in --param_dtype.")
+flags.DEFINE_enum(
+    "remat", "none", REMAT, "What of each layer is kept for the backward pass: none is computed again, all but products with kernels "
+    "(dots), or all (full: least memory, about a third more work; offload: its inputs go to the host's memory, on a TPU or GPU)."
+)
+flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "AdamW; Adafactor (hardly any state); Muon (one moment, orthogonalised updates).")
+flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Type of what trains; bfloat16 halves its memory and rounds stochastically.")
 flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: all on fsdp.")
 flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints; 0 for none.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.")
@@ -80,7 +86,7 @@ flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
 # Flags that change what is learned; the rest change how, where, or what is kept of it.
 _IDENTITY = (
     *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len"),
-    *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "seed"),
+    *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "optimizer", "param_dtype", "seed"),
 )
 
 
@@ -106,8 +112,7 @@ def main(_: list[str]) -> None:
                 run.log(method=values.method, **row)
                 track(**row)
 
-            learner = dataclasses.replace(model, remat=values.remat)
-            result = train(learner, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method)
+            result = train(model, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method)
         _save(run, result, spec)
     _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
 
@@ -132,6 +137,9 @@ def _train_config() -> TrainConfig:
         batch_rows=values.batch_rows,
         seq_len=values.seq_len,
         accumulate=values.accumulate,
+        optimizer=values.optimizer,
+        param_dtype=values.param_dtype,
+        remat=values.remat,
         weight_decay=values.weight_decay,
         clip_norm=values.clip_norm,
         freeze_embedding=values.freeze_embedding,

@@ -79,7 +79,7 @@ def train(
     """Trains all parameters of `model`, or with `spec` a LoRA adapter. `params` stays as it was.
 
     Args:
-      model: its `dtype` is that of the activations; what trains is kept in float32.
+      model: its `dtype` is that of the activations; what trains is kept in `config.param_dtype`.
       params: float32.
       variants: lists of examples; epoch e reads `variants[e % len(variants)]`.
       mesh: all devices by default.
@@ -252,7 +252,7 @@ def _fingerprint(
         "model": dataclasses.asdict(model.config),
         "dtype": str(np.dtype(model.dtype)),
         "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
-        "config": {name: value for name, value in dataclasses.asdict(config).items() if name != "checkpoint_every"},
+        "config": {name: value for name, value in dataclasses.asdict(config).items() if name not in ("checkpoint_every", "remat")},
         "spec": None if spec is None else dataclasses.asdict(spec),
         "data": data,
     })
