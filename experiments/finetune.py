@@ -10,6 +10,9 @@ An epoch reads every document (of a generated corpus, one telling of every fact)
 --seq_len tokens. Learning rates: LoRA's best one is about ten times that of full fine-tuning. Out of memory? Keep --batch_rows and
 raise --accumulate, which computes a step in so many parts. The model forgets what it does not see: --replay mixes other matters in.
 
+On many hosts start the same command on each, under srun, in a Kubernetes Job or on all hosts of a TPU slice (docs/scale.md), with
+--runs in a folder that all of them see. SIGTERM saves, and exits with 143.
+
 The run's folder, runs/NAME, holds config.json, metrics.jsonl (a row a step), loss.png, result.json (what it took) and what was
 learned: adapter.safetensors, or weights.safetensors with the trained weights. The same command again goes on where a broken run
 stopped: same data, same losses.
@@ -29,20 +32,20 @@ import safetensors.numpy
 from absl import flags
 from tokenizers import Tokenizer
 
-from experiments import common
+from experiments import common, processes
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import say, waiting
 from kafjax.core.records import Question
-from kafjax.core.rundir import Run, config_hash, environment, open_run, read_json, write_atomic, write_json
+from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, write_atomic, write_json
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
 from kafjax.methods import Settings
 from kafjax.methods.examples import training_examples
 from kafjax.models import Decoder
-from kafjax.parallel import make_mesh
+from kafjax.parallel import distributed, make_mesh
 from kafjax.retrieval import prompt
 from kafjax.training import TrainConfig, TrainResult, check, discard_checkpoints, train, updated
 from kafjax.training.track import tracker
@@ -52,6 +55,7 @@ N_SHOWN = 3  # questions asked at the end
 
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(processes)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
 flags.DEFINE_enum("method", "lora", list(LEARNING_RATE), "What to train: a LoRA adapter, or all weights.")
 flags.DEFINE_float("lr", None, "Peak learning rate (default: 1e-3 for lora, 1e-4 for full).", lower_bound=0)
@@ -85,6 +89,11 @@ _IDENTITY = (
 
 
 def main(_: list[str]) -> None:
+    with processes.processes_from_flags():
+        _finetune()
+
+
+def _finetune() -> None:
     values = flags.FLAGS
     # All that can be refused is refused before anything is on disk.
     spec = lora.Spec(values.rank, values.alpha, values.targets) if values.method == "lora" else None
@@ -94,13 +103,14 @@ def main(_: list[str]) -> None:
     examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
-    run = open_run(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
-    if run.file("result.json").exists():
+    opened = open_run if distributed.is_main() else find_run
+    run = opened(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
+    if distributed.of_main(run.file("result.json").exists()):
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
         counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
         say("finetune", f"{corpus.name}: {counts}; writing to {run.path}")
-        with tracker(run.path, values.wandb, config) as track:
+        with tracker(run.path, values.wandb and distributed.is_main(), config) as track:
 
             def log(**row: Any) -> None:
                 run.log(method=values.method, **row)
@@ -108,8 +118,9 @@ def main(_: list[str]) -> None:
 
             learner = dataclasses.replace(model, remat=values.remat)
             result = train(learner, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method)
-        _save(run, result, spec)
-    _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
+        _save(run, dataclasses.replace(result, trainable=distributed.to_host(result.trainable)), spec)
+    if distributed.is_main():
+        _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
 
 
 def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
@@ -151,6 +162,8 @@ def _file(run: Run, spec: lora.Spec | None) -> Path:
 
 
 def _save(run: Run, result: TrainResult, spec: lora.Spec | None) -> None:
+    if not distributed.is_main():
+        return
     if spec is None:
         arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(result.trainable).items()}
         write_atomic(_file(run, spec), safetensors.numpy.save(arrays))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
+from kafjax.parallel.distributed import spread
 
 RULES: dict[str, str | None] = {
     "embed": "fsdp",
@@ -84,4 +85,4 @@ def n_data_shares(mesh: Mesh) -> int:
 
 def shard(tree: Any, shardings: Any) -> Any:
     """Places arrays where `shardings` (a matching tree, or one for all) wants them; arrays that lie there already are not copied."""
-    return jax.device_put(tree, shardings)
+    return jax.device_put(tree, shardings) if jax.process_count() == 1 else spread(tree, shardings)

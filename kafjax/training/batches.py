@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -143,6 +143,16 @@ def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: in
     return Batch(tokens, positions, segments, places, targets, weights)
 
 
+class Layout(Protocol):
+    """The sizes of a batch: see `Batches`."""
+
+    seq_len: int
+    batch_rows: int
+    accumulate: int
+    groups: int
+    capacity: int
+
+
 class Batches:
     """The batches of a whole run: `len(batches)` of them, each `batches[step]` a `Batch` of numpy arrays of one fixed shape.
 
@@ -197,21 +207,14 @@ class Batches:
         return -(-len(self.rows) // self.batch_rows)
 
     def __getitem__(self, step: int) -> Batch:
+        return self.share(step, list(range(self.groups)))
+
+    def share(self, step: int, groups: Sequence[int]) -> Batch:
+        """The rows of some groups of a batch, as a batch of their own."""
         if not 0 <= step < len(self):
             raise IndexError(step)
         rows = self.rows[step * self.batch_rows : (step + 1) * self.batch_rows]
-        micro_rows = self.batch_rows // self.accumulate
-        micros = [
-            make_batch(
-                rows[a * micro_rows : (a + 1) * micro_rows],
-                seq_len=self.seq_len,
-                batch_rows=micro_rows,
-                groups=self.groups,
-                capacity=self.capacity,
-            )
-            for a in range(self.accumulate)
-        ]
-        return micros[0] if self.accumulate == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
+        return share_of(rows, groups, self)
 
     def n_tokens(self, step: int) -> int:
         """Tokens of a batch, padding not counted."""
@@ -221,6 +224,23 @@ class Batches:
     def n_targets(self, steps: int) -> int:
         """Tokens whose prediction the loss looks at in the first `steps` batches."""
         return _n_targets(self.rows[: steps * self.batch_rows])
+
+
+def share_of(rows: Sequence[Row], groups: Sequence[int], layout: Layout) -> Batch:
+    """Lays out the rows of `groups` of one step."""
+    micro_rows = layout.batch_rows // layout.accumulate
+    group_rows = micro_rows // layout.groups
+    micros = []
+    for start in range(0, layout.batch_rows, micro_rows):
+        # Missing rows are at the end, so an incomplete group has nothing behind it but empty ones.
+        starts = [start + group * group_rows for group in groups]
+        picked = [row for first in starts for row in [*rows[first : first + group_rows], *[[]] * group_rows][:group_rows]]
+        micros.append(
+            make_batch(
+                picked, seq_len=layout.seq_len, batch_rows=group_rows * len(groups), groups=len(groups), capacity=layout.capacity
+            )
+        )
+    return micros[0] if layout.accumulate == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
 
 
 def _shares(rows: Sequence[Row], batch_rows: int, groups: int) -> list[Sequence[Row]]:

@@ -18,13 +18,17 @@ from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import rundir, trees
-from kafjax.core.errors import UserError
+from kafjax.core.errors import Preempted, UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
-from kafjax.parallel import make_mesh, n_data_shares, shard, shardings
+from kafjax.parallel import make_mesh, n_data_shares, shardings
+from kafjax.parallel.distributed import is_main
+from kafjax.parallel.preemption import Preemption
+from kafjax.parallel.watchdog import Watchdog
 from kafjax.training.batches import Batches, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
+from kafjax.training.feed import feed
 from kafjax.training.memory import PeakMemory
 from kafjax.training.step import TrainState, batch_sharding
 from kafjax.training.task import CompiledStep, Task
@@ -83,7 +87,7 @@ def train(
       params: float32.
       variants: lists of examples; epoch e reads `variants[e % len(variants)]`.
       mesh: all devices by default.
-      run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set.
+      run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set. Many processes share it.
       log: called after each step as `log(label=..., step=..., loss=..., ...)`. After a resume it sees the steps since the last
         checkpoint again, with the same values.
       label: names this training in messages and logs.
@@ -91,6 +95,7 @@ def train(
     Raises:
       UserError: nothing to train on, sizes that do not fit the mesh, a loss that is no longer finite, a checkpoint of another
         training in `run_dir`, a disk that takes no checkpoint.
+      Preempted: SIGTERM came, and the step that it came in is saved, if checkpoints are. In all processes at the same step.
     """
     mesh = make_mesh() if mesh is None else mesh
     batches = _batches(variants, config, n_data_shares(mesh))
@@ -109,8 +114,9 @@ def train(
             say(label, f"resuming after step {done} of {n_steps}")
         with waiting(label, f"compiling for {n_steps} steps of {config.batch_rows} x {config.seq_len} tokens"):
             compiled = task.compile(batches[0])
-        run = _Run(task, compiled, batches, checkpoints, history, n_steps, log, label)
-        state = run.steps(state)
+        with Preemption() as preemption, contextlib.nullcontext() if run_dir is None else Watchdog(run_dir) as watchdog:
+            run = _Run(task, compiled, batches, checkpoints, history, n_steps, log, label, preemption, watchdog)
+            state = run.steps(state)
     tokens = sum(row["tokens"] for row in history["curve"])
     return TrainResult(
         trainable=state.trainable,
@@ -160,6 +166,8 @@ class _Run:
     n_steps: int
     log: Log | None
     label: str
+    preemption: Preemption
+    watchdog: Watchdog | None
 
     def steps(self, state: TrainState) -> TrainState:
         done = len(self.history["curve"])
@@ -169,16 +177,24 @@ class _Run:
         running = None  # the step that the device may still be working on
         with Progress(self.label, self.n_steps, done) as self._progress, jax.transfer_guard("disallow"):
             for step in range(done, self.n_steps):
-                batch = shard(self.batches[step], where)
+                if self.watchdog is not None:
+                    self.watchdog.reached(step + 1)
+                batch = feed(self.batches, step, where)
                 state, metrics = self.compiled.step(state, self.task.frozen, batch)
                 # Only now read the step before: the device has work meanwhile.
                 if running is not None:
                     self._record(*running)
                 running = (step, metrics)
-                if self._is_due(step + 1):
+                if self.checkpoints is not None:
+                    self.checkpoints.check()
+                # Asked at every step, as all processes have to: they agree on one.
+                leave = self.preemption.reached(step + 1) and step + 1 < self.n_steps
+                if leave or self._is_due(step + 1):
                     self._record(*running)
                     running = None
                     self._save(step + 1, state)
+                if leave:
+                    self._leave(step + 1)
             if running is not None:
                 self._record(*running)
         return state
@@ -194,17 +210,25 @@ class _Run:
         self.history["seconds"] = self._seconds_before + seconds
         self._tokens += row["tokens"]
         self._progress.advance(1, f"loss {row['loss']:.3f}, {self._tokens / seconds:.0f} tokens/s")
-        if self.log is not None and jax.process_index() == 0:
+        if self.log is not None and is_main():
             self.log(label=self.label, **row)
 
     def _is_due(self, step: int) -> bool:
         return self.checkpoints is not None and step % self.task.config.checkpoint_every == 0 and step < self.n_steps
 
     def _save(self, step: int, state: TrainState) -> None:
+        if self.checkpoints is None:
+            return
         began = time.perf_counter()
         with jax.transfer_guard("allow"):
             self.checkpoints.save(step, state, self.history)
         self._clock += time.perf_counter() - began  # saving is not training
+
+    def _leave(self, step: int) -> None:
+        if self.checkpoints is None:
+            raise Preempted(f"{self.label}: step {step} of {self.n_steps} is lost, as checkpoints are off")
+        self.checkpoints.wait()
+        raise Preempted(f"{self.label}: saved step {step} of {self.n_steps}; run the same command again to go on")
 
 
 def discard_checkpoints(run_dir: Path) -> None:
