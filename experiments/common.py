@@ -35,7 +35,9 @@ def define_model_flags() -> None:
 
 def define_corpus_flags() -> None:
     flags.DEFINE_string(
-        "corpus", "biographies", "biographies (invented people), factbook (CIA), or a folder with your documents and questions.jsonl."
+        "corpus",
+        "biographies",
+        "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
     )
     flags.DEFINE_integer("subjects", 16, "People or countries of a generated corpus; half of them have training questions.", lower_bound=2)
     flags.DEFINE_integer("attributes", 4, "Facts per person or country of a generated corpus.", lower_bound=1)

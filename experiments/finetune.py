@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import say, waiting
-from kafjax.core.records import Question
+from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, write_atomic, write_json
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.evaluation.figures import loss_curves
@@ -47,7 +48,8 @@ from kafjax.methods.examples import training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import distributed, make_mesh
 from kafjax.retrieval import prompt
-from kafjax.training import TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training import Example, TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
@@ -68,6 +70,7 @@ flags.DEFINE_boolean("freeze_embedding", True, "Full: leave the (tied) embedding
 flags.DEFINE_float("replay", 0.0, "Share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
 flags.DEFINE_integer("batch_rows", 4, "Rows of packed tokens per optimizer step.", lower_bound=1)
 flags.DEFINE_integer("seq_len", 128, "Tokens per row; longer texts are cut into pieces.", lower_bound=2)
+flags.DEFINE_string("rows", None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.")
 flags.DEFINE_integer("accumulate", 1, "Parts that a step's rows are computed in. Same result, less memory.", lower_bound=1)
 flags.DEFINE_float("warmup", 0.05, "Share of the steps over which the learning rate rises; then it falls along a cosine.")
 flags.DEFINE_float("weight_decay", 0.0, "AdamW's, on matrices only.", lower_bound=0)
@@ -83,7 +86,7 @@ flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
 
 # Flags that change what is learned; the rest change how, where, or what is kept of it.
 _IDENTITY = (
-    *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len"),
+    *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len", "rows"),
     *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "seed"),
 )
 
@@ -100,7 +103,7 @@ def _finetune() -> None:
     train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
     corpus = common.corpus_from_flags()
     model, params, tokenizer = _load_model()
-    examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
+    examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
     opened = open_run if distributed.is_main() else find_run
@@ -131,6 +134,17 @@ def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
         if not isinstance(model, Decoder):
             raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
         return model, params, hub.tokenizer(values.model)
+
+
+def _training_data(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]] | PackedRows:
+    if flags.FLAGS.rows is None:
+        return training_examples(corpus, tokenizer, settings, eos_id)
+    if settings.replay:
+        raise UserError("--replay does not go with --rows, which were packed without other matters")
+    rows = PackedRows.open(Path(flags.FLAGS.rows))
+    if rows.about["tokenizer"] != zlib.crc32(tokenizer.to_str().encode()):
+        raise UserError(f"{rows.folder} was packed with another tokenizer than that of {flags.FLAGS.model}")
+    return rows
 
 
 def _train_config() -> TrainConfig:

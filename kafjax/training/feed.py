@@ -17,8 +17,10 @@ class Source(Protocol):
     `share(step, groups)` makes only some of the `groups` of a batch, as a smaller batch, in the order given. `source[step]` is all.
     """
 
+    epochs: int
     groups: int
     accumulate: int
+    n_cut: int
 
     def __len__(self) -> int: ...
 

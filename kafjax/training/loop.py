@@ -28,12 +28,14 @@ from kafjax.parallel.watchdog import Watchdog
 from kafjax.training.batches import Batches, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
-from kafjax.training.feed import feed
+from kafjax.training.feed import Source, feed
 from kafjax.training.memory import PeakMemory
+from kafjax.training.packed import PackedRows
 from kafjax.training.step import TrainState, batch_sharding
 from kafjax.training.task import CompiledStep, Task
 
 Log = Callable[..., None]
+Data = Sequence[Sequence[Example]] | PackedRows
 _CHECKPOINTS = "checkpoints"
 
 
@@ -71,7 +73,7 @@ class TrainResult:
 def train(
     model: Decoder,
     params: trees.Tree,
-    variants: Sequence[Sequence[Example]],
+    variants: Data,
     config: TrainConfig,
     *,
     spec: lora.Spec | None = None,
@@ -85,7 +87,7 @@ def train(
     Args:
       model: its `dtype` is that of the activations; what trains is kept in float32.
       params: float32.
-      variants: lists of examples; epoch e reads `variants[e % len(variants)]`.
+      variants: lists of examples, of which epoch e reads `variants[e % len(variants)]`; or rows packed beforehand.
       mesh: all devices by default.
       run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set. Many processes share it.
       log: called after each step as `log(label=..., step=..., loss=..., ...)`. After a resume it sees the steps since the last
@@ -139,7 +141,7 @@ def train(
 def check(
     model: Decoder,
     params: trees.Tree,
-    variants: Sequence[Sequence[Example]],
+    variants: Data,
     config: TrainConfig,
     *,
     spec: lora.Spec | None = None,
@@ -160,7 +162,7 @@ class _Run:
 
     task: Task
     compiled: CompiledStep
-    batches: Batches
+    batches: Source
     checkpoints: Checkpoints | None
     history: dict[str, Any]
     n_steps: int
@@ -236,18 +238,16 @@ def discard_checkpoints(run_dir: Path) -> None:
     shutil.rmtree(run_dir / _CHECKPOINTS, ignore_errors=True)
 
 
-def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups: int) -> Batches:
-    def build(epochs: int) -> Batches:
-        return Batches(
-            variants,
-            seq_len=config.seq_len,
-            batch_rows=config.batch_rows,
-            epochs=epochs,
-            seed=config.seed,
-            accumulate=config.accumulate,
-            groups=groups,
-        )
+def _batches(variants: Data, config: TrainConfig, groups: int) -> Source:
+    shape = {"batch_rows": config.batch_rows, "seed": config.seed, "accumulate": config.accumulate, "groups": groups}
 
+    def build(epochs: int) -> Source:
+        if isinstance(variants, PackedRows):
+            return variants.batches(epochs=epochs, **shape)
+        return Batches(variants, seq_len=config.seq_len, epochs=epochs, **shape)
+
+    if isinstance(variants, PackedRows) and variants.about["seq_len"] != config.seq_len:
+        raise UserError(f"{variants.folder} holds rows of {variants.about['seq_len']} tokens, not seq_len={config.seq_len}")
     if config.steps is None:
         return build(config.epochs)
     batches = build(1)
@@ -265,11 +265,11 @@ def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: st
 
 
 def _fingerprint(
-    model: Decoder, params: trees.Tree, variants: Sequence[Sequence[Example]], config: TrainConfig, spec: lora.Spec | None
+    model: Decoder, params: trees.Tree, variants: Data, config: TrainConfig, spec: lora.Spec | None
 ) -> str:
     """Of what the sequence of losses depends on. Of the base model that is its config and shapes, not its values."""
-    data = 0
-    for examples in variants:
+    data = variants.about["checksum"] if isinstance(variants, PackedRows) else 0
+    for examples in () if isinstance(variants, PackedRows) else variants:
         for example in examples:
             data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))
     return rundir.config_hash({

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = "tests.multiprocess.worker"
+FINETUNE = "experiments.finetune"
 TIMEOUT = 120  # seconds, of a test's processes; far more than they take
 
 
@@ -22,60 +27,85 @@ class Ended(NamedTuple):
     err: str
 
 
+class Crowd:
+    """Processes of one program, and the folder that what they print goes to."""
+
+    def __init__(self, ask: Callable[[Any], Any], pids: list[int], log: Path):
+        self._ask, self._pids, self._log = ask, pids, log
+
+    def signal(self, process: int, number: signal.Signals) -> None:
+        os.kill(self._pids[process], number)
+
+    def text(self, process: int, stream: str = "err") -> str:
+        return (self._log / f"{process}.{stream}").read_text()
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not true():
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"waited {TIMEOUT} s until {what}: {self.text(0)}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def ended(self) -> list[Ended]:
+        """Waits for all of them; none is left behind."""
+        overdue = threading.Timer(TIMEOUT, self.kill)
+        overdue.start()
+        codes = [self._ask({"wait": pid}) for pid in self._pids]
+        overdue.cancel()
+        return [Ended(code, self.text(i, "out"), self.text(i)) for i, code in enumerate(codes)]
+
+
+class Launcher:
+    """`with Launcher() as launcher: launcher.run(WORKER, ["both", folder], n=2, log=folder)`."""
+
+    def __enter__(self) -> Launcher:
+        # Compiling takes most of a tiny model's time, so it optimises little.
+        quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environ = {**os.environ, **quick, "PYTHONPATH": str(ROOT)}
+        script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
+        self._process = subprocess.Popen(script, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def _ask(self, request: Any) -> Any:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1) -> Crowd:
+        """`n` processes of `python -m MODULE ARGUMENTS` with `devices` devices each."""
+        log.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{free_port()}"
+        request = {
+            "module": module,
+            "arguments": list(map(str, arguments)),
+            "devices": devices,
+            "environ": [
+                {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)} for i in range(n)
+            ],
+            "logs": [[str(log / f"{i}.{stream}") for stream in ("out", "err")] for i in range(n)],
+        }
+        return Crowd(self._ask, self._ask(request), log)
+
+    def run(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1) -> list[Ended]:
+        """`start`, and all of them have to end well."""
+        outcomes = self.start(module, arguments, n, log, devices).ended()
+        for i, outcome in enumerate(outcomes):
+            assert outcome.code == 0, f"process {i} of {n}: {outcome.code}\n{outcome.out}\n{outcome.err}"
+        return outcomes
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def start(
-    command: Sequence[str | Path], n: int, folder: Path, *, devices: int = 1, environ: dict[str, str] | None = None
-) -> list[subprocess.Popen]:
-    """`n` processes of `python COMMAND`, with `devices` devices each; what they print goes to files in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    address = f"127.0.0.1:{free_port()}"
-    common = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "JAX_COORDINATOR"))},
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        # Compiling takes most of a tiny model's time, so it optimises little.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        **(environ or {}),
-    }
-    started = []
-    for i in range(n):
-        own = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)}
-        with open(folder / f"{i}.out", "w") as out, open(folder / f"{i}.err", "w") as err:
-            arguments = [sys.executable, "-W", "ignore", *map(str, command)]
-            started.append(subprocess.Popen(arguments, cwd=ROOT, env={**common, **own}, stdout=out, stderr=err))
-    return started
-
-
-def ended(started: Sequence[subprocess.Popen], folder: Path, timeout: float = TIMEOUT) -> list[Ended]:
-    """Waits for all of them; none is left behind."""
-    deadline = time.monotonic() + timeout
-    try:
-        codes = [process.wait(max(deadline - time.monotonic(), 0.1)) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    return [Ended(code, (folder / f"{i}.out").read_text(), (folder / f"{i}.err").read_text()) for i, code in enumerate(codes)]
-
-
-def run(command: Sequence[str | Path], n: int, folder: Path, **options: object) -> list[Ended]:
-    """`start`, and all of them have to end well."""
-    outcomes = ended(start(command, n, folder, **options), folder)
-    for i, outcome in enumerate(outcomes):
-        assert outcome.code == 0, f"process {i} of {n}: {outcome}"
-    return outcomes
-
-
-def wait_until(true: Callable[[], bool], started: Sequence[subprocess.Popen], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not true():
-        assert time.monotonic() < deadline, f"waited {TIMEOUT} s until {what}"
-        assert all(process.poll() is None for process in started), f"a process ended before {what}"
-        time.sleep(0.02)

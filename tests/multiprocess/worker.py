@@ -1,15 +1,15 @@
-"""One of the processes that the tests start: `worker.py ACTION FOLDER ...`. What they have to compare lies in FOLDER."""
+"""One of the processes that the tests start: `--do=ACTION,FOLDER,...`. What they have to compare lies in FOLDER."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 
 from kafjax import lora
 from kafjax.core import trees
@@ -35,7 +35,7 @@ def examples() -> list[Example]:
 def learn(folder: Path, name: str, config: TrainConfig, spec: lora.Spec | None, mesh: str, **options) -> None:
     """Trains, and leaves curve and trained weights in the folder."""
     params = jax.jit(MODEL.init)(jax.random.key(0))
-    result = train(MODEL, params, [examples()], config, spec=spec, mesh=make_mesh(mesh), label=name, **options)
+    result = train(MODEL, params, [examples()], config, spec=spec, mesh=make_mesh(mesh.replace("/", ",")), label=name, **options)
     arrays = distributed.to_host(trees.flatten(result.trainable))
     if distributed.is_main():
         flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
@@ -71,17 +71,21 @@ def _pace(folder: Path, **row) -> None:
 
 def fail(folder: Path) -> None:
     """Process 1 cannot go on; the others wait for it."""
+    distributed.wait_for_all("start")
     if jax.process_index() == 1:
         raise UserError("the disk of this host is full")
     distributed.wait_for_all("never")
 
 
-def main(arguments: list[str]) -> None:
-    with distributed.processes(timeout_seconds=5 if arguments[0] == "alone" else 60):
-        actions = {"both": both, "resume": resume, "stall": stall, "fail": fail, "alone": fail}
-        actions[arguments[0]](Path(arguments[1]), *arguments[2:])
+ACTIONS = {"both": both, "resume": resume, "stall": stall, "fail": fail, "alone": fail}
+flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
+
+
+def main(_: list[str]) -> None:
+    action, folder, *rest = flags.FLAGS.do
+    with distributed.processes(timeout_seconds=5 if action == "alone" else 60):
+        ACTIONS[action](Path(folder), *rest)
 
 
 if __name__ == "__main__":
-    arguments, sys.argv[1:] = sys.argv[1:], []
-    run_main(lambda _: main(arguments))
+    run_main(main)
