@@ -39,7 +39,7 @@ def test_answers_as_in_the_comparison(answer, run, method):
     p = predictions[0]
     calls = ", 2 calls" if method == "hyde" else ""
     assert shown["tokens"] == f"{p['prompt_tokens']} prompt ({p['cached_tokens']} cached), {p['output_tokens']} output{calls}"
-    stages = {stage for stage in p["seconds"]}
+    stages = set(p["seconds"])
     milliseconds = {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)", shown["ms"])}
     assert milliseconds.keys() == {*stages, "total"}
     assert sum(milliseconds[stage] for stage in stages) <= milliseconds["total"] + 0.1 * len(stages)
