@@ -10,7 +10,8 @@ from kafjax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A Gemma 3 text decoder (Gemma Team 2025). `sliding[i]` says whether layer i sees only the last `window` tokens."""
+    """A Gemma 3 text decoder (Gemma Team 2025). `sliding[i]` says whether layer i sees only the last `window` tokens;
+    `tied` whether the embedding also makes the logits."""
 
     vocab_size: int
     hidden_size: int
@@ -26,6 +27,7 @@ class DecoderConfig:
     rope_factor: float = 1.0
     attention_scale: float = 256**-0.5
     norm_eps: float = 1e-6
+    tied: bool = True
     max_length: int = 32768
     bos_id: int = 2
     eos_id: int = 1

@@ -2,7 +2,8 @@
 
     params = {"embed":      {"embedding": [V, D]},
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
-              "final_norm": {"scale": [D]}}
+              "final_norm": {"scale": [D]},
+              "head":       {"embedding": [V, D]}}           only where the embedding does not make the logits, too
 
 Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, V vocabulary, L layers.
 """
@@ -93,6 +94,8 @@ class Ends(nnx.Module):
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
         self.final_norm = RMSNorm(cfg.hidden_size, cfg.norm_eps)
+        if not cfg.tied:
+            self.head = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,9 +141,13 @@ class Decoder:
         return self.logits(params, hidden_BxTxD)
 
     def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
-        """Final hidden states `[.., D]` -> logits float32 `[.., V]` through the tied embedding."""
-        embedding = params["embed"]["embedding"].astype(hidden.dtype)
+        """Final hidden states `[.., D]` -> logits float32 `[.., V]`."""
+        embedding = self.unembedding(params).astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
+
+    def unembedding(self, params: trees.Tree) -> Any:
+        """The leaf `[V, D]` whose product with a hidden state makes the logits: the embedding, or the head of an untied model."""
+        return params["embed" if self.config.tied else "head"]["embedding"]
 
     def hidden(
         self,
@@ -161,7 +168,7 @@ class Decoder:
         B, T = tokens_BxT.shape
         if positions_BxT is None:
             positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-        ends = self._ends.module({name: params[name] for name in ("embed", "final_norm")})
+        ends = self._ends.module({name: params[name] for name in self._ends.abstract})
         x = ends.embed(tokens_BxT).astype(self.dtype) * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
         masks = _masks(positions_BxT, segments_BxT, cfg.window)
         past_masks = None if past is None else _past_masks(positions_BxT, past["k"].shape[2], cfg.window)

@@ -1,4 +1,4 @@
-"""Next-token cross entropy against a tied vocabulary, in chunks: the `[N, V]` logits never exist at once."""
+"""Next-token cross entropy against the vocabulary, in chunks: the `[N, V]` logits never exist at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def chunked_cross_entropy(
 
     Args:
       hidden_NxD: final hidden states at the places where the loss looks.
-      embedding_VxD: tied output embedding; cast to the dtype of `hidden`.
+      embedding_VxD: output embedding; cast to the dtype of `hidden`.
       targets_N: int32 token ids.
       weights_N: float32; 0 masks a place out (padding).
       chunk: places per chunk; N is padded up to a multiple.

@@ -28,7 +28,7 @@ def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 2
     even_chunk = -(-N // n_chunks)  # equal chunks: no rows are computed only to fill the last one
 
     def share_loss(hidden_PxD, places_N, targets_N, weights_N):
-        return chunked_cross_entropy(hidden_PxD[places_N], params["embed"]["embedding"], targets_N, weights_N, even_chunk)
+        return chunked_cross_entropy(hidden_PxD[places_N], model.unembedding(params), targets_N, weights_N, even_chunk)
 
     shares = (hidden_SxPxD, batch.places_SxN, batch.targets_SxN, batch.weights_SxN)
     if S == 1:

@@ -61,8 +61,8 @@ class Task:
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int) -> Task:
-        """Full fine-tuning of `params`, without the embedding if `config.freeze_embedding`."""
-        initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith("embed/")))
+        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`."""
+        initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith(("embed/", "head/"))))
         copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
         return cls._build(model, config, mesh, n_steps, trees.combine, frozen, copy, jax.eval_shape(copy), model.axes())
 

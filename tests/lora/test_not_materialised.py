@@ -28,7 +28,7 @@ def loss_of(model: Decoder, attach: Callable = lora.attach) -> Loss:
         hidden_BxTxD, _ = model.hidden(attach(params, adapters, SPEC), tokens_BxT)
         targets_N = tokens_BxT[:, 1:].reshape(-1)
         hidden_NxD = hidden_BxTxD[:, :-1].reshape(-1, model.config.hidden_size)
-        return chunked_cross_entropy(hidden_NxD, params["embed"]["embedding"], targets_N, jnp.ones(targets_N.shape), chunk=4)
+        return chunked_cross_entropy(hidden_NxD, model.unembedding(params), targets_N, jnp.ones(targets_N.shape), chunk=4)
 
     return loss
 

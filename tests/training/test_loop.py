@@ -51,7 +51,7 @@ def test_updated_params_are_the_trained_ones_and_the_frozen_ones(params, trained
     assert not np.array_equal(after["layers/mlp/up_proj/kernel"], params["layers"]["mlp"]["up_proj"]["kernel"])
 
 
-def test_bill_adds_up(trained, examples, params):
+def test_bill_adds_up(trained, examples, model, params):
     _, result = trained
     n_parameters = sum(x.size for x in jax.tree.leaves(result.trainable))
     assert result.trainable_parameters == n_parameters
@@ -61,7 +61,7 @@ def test_bill_adds_up(trained, examples, params):
     assert [row["step"] for row in result.curve] == list(range(1, result.steps + 1))
     assert sum(row["targets"] for row in result.curve) == result.targets <= result.tokens
     # The head alone costs this much: forward and the gradient of the hidden states, at each padded target.
-    head = 4 * params["embed"]["embedding"].size * result.targets
+    head = 4 * model.unembedding(params).size * result.targets
     assert result.flops_measured > head
     assert result.peak_memory_bytes > result.optimizer_bytes
 
