@@ -116,7 +116,7 @@ class Lab:
             d_model=config.hidden_size,
             vocab=config.vocab_size,
             sliding_layers=sum(config.sliding),
-            window=config.window,
+            window=config.window or 0,
         )
 
     def held_out_nll(self, params: trees.Tree, on_text: Callable[[], None] = lambda: None) -> tuple[list[float], list[int]]:

@@ -3,5 +3,6 @@
 from kafjax.models.config import DecoderConfig, EncoderConfig
 from kafjax.models.decoder import Cache, Decoder
 from kafjax.models.encoder import Encoder
+from kafjax.models.shapes import CONFIGS, named
 
-__all__ = ["Cache", "Decoder", "DecoderConfig", "Encoder", "EncoderConfig"]
+__all__ = ["CONFIGS", "Cache", "Decoder", "DecoderConfig", "Encoder", "EncoderConfig", "named"]

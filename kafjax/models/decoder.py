@@ -1,9 +1,13 @@
-"""The Gemma 3 text decoder (Gemma Team 2025, arXiv:2503.19786): embed -> layers -> norm -> tied logits.
+"""One decoder for Gemma 3, Llama 3, Qwen 2.5 and 3, and Mistral: embed -> layers -> norm -> logits.
+
+The families differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
+arXiv:2503.19786) the parameters are
 
     params = {"embed":      {"embedding": [V, D]},
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
-              "final_norm": {"scale": [D]},
-              "head":       {"embedding": [V, D]}}           only where the embedding does not make the logits, too
+              "final_norm": {"scale": [D]}}
+
+and others have no post-norms or no q/k norms, biases, or a `"head": {"embedding": [V, D]}` where the embedding does not make the logits.
 
 Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, V vocabulary, L layers.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,23 +34,34 @@ Cache = dict[str, jax.Array]
 """Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s."""
 
 
+_ACTIVATIONS = {"gelu_tanh": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
+
+
+def _norm(cfg: DecoderConfig, size: int | None = None, axis: str = "embed", *, present: bool = True) -> RMSNorm | None:
+    return RMSNorm(size or cfg.hidden_size, cfg.norm_eps, cfg.norm_offset, axis) if present else None
+
+
+def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
 class Attention(nnx.Module):
-    """Grouped-query attention with per-head RMS norm of queries and keys before the rotation."""
+    """Grouped-query attention, with or without an RMS norm of each head's queries and keys before the rotation."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         D, H, K, Dh = cfg.hidden_size, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
-        self.q_proj = Projection(D, H * Dh, ("embed", "heads"), rngs=rngs)
-        self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), rngs=rngs)
-        self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), rngs=rngs)
-        self.o_proj = Projection(H * Dh, D, ("heads", "embed"), rngs=rngs)
-        self.q_norm = RMSNorm(Dh, cfg.norm_eps, "head_dim")
-        self.k_norm = RMSNorm(Dh, cfg.norm_eps, "head_dim")
+        self.q_proj = Projection(D, H * Dh, ("embed", "heads"), bias=cfg.qkv_bias, rngs=rngs)
+        self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
+        self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
+        self.o_proj = Projection(H * Dh, D, ("heads", "embed"), bias=cfg.o_bias, rngs=rngs)
+        self.q_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
+        self.k_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
         self.head_dim, self.scale = Dh, cfg.attention_scale
 
     def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
-        q = rotate(self.q_norm(heads(self.q_proj(x_BxTxD))), angles)
-        k = rotate(self.k_norm(heads(self.k_proj(x_BxTxD))), angles)
+        q = rotate(_normed(self.q_norm, heads(self.q_proj(x_BxTxD))), angles)
+        k = rotate(_normed(self.k_norm, heads(self.k_proj(x_BxTxD))), angles)
         v = heads(self.v_proj(x_BxTxD))
         keys, values, masks = [k], [v], [mask_BxTxT]
         if past_kv is not None:
@@ -55,37 +71,37 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`down(gelu(gate(x)) * up(x))`."""
+    """`down(activation(gate(x)) * up(x))`."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         self.gate_proj = Projection(cfg.hidden_size, cfg.mlp_size, ("embed", "mlp"), rngs=rngs)
         self.up_proj = Projection(cfg.hidden_size, cfg.mlp_size, ("embed", "mlp"), rngs=rngs)
         self.down_proj = Projection(cfg.mlp_size, cfg.hidden_size, ("mlp", "embed"), rngs=rngs)
+        self.activation = cfg.activation
 
     def __call__(self, x):
-        return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x), self.activation))
 
 
-@jax.checkpoint
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
     """Kept for the backward pass are the two inputs alone: the pieces of the GELU are cheaper to compute again than to store."""
-    return jax.nn.gelu(gate, approximate=True) * up
+    return _ACTIVATIONS[activation](gate) * up
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before and a norm after."""
+    """Attention and MLP, each with a norm before and, in Gemma, a norm after."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
-        norm = functools.partial(RMSNorm, cfg.hidden_size, cfg.norm_eps)
-        self.attn_norm, self.attn_post_norm = norm(), norm()
-        self.mlp_norm, self.mlp_post_norm = norm(), norm()
+        self.attn_norm, self.attn_post_norm = _norm(cfg), _norm(cfg, present=cfg.post_norms)
+        self.mlp_norm, self.mlp_post_norm = _norm(cfg), _norm(cfg, present=cfg.post_norms)
         self.attn = Attention(cfg, rngs)
         self.mlp = MLP(cfg, rngs)
 
     def __call__(self, x, angles, mask, past_kv, past_mask):
         attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask)
-        x = x + self.attn_post_norm(attended)
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), kv
+        x = x + _normed(self.attn_post_norm, attended)
+        return x + _normed(self.mlp_post_norm, self.mlp(self.mlp_norm(x))), kv
 
 
 class Ends(nnx.Module):
@@ -93,7 +109,7 @@ class Ends(nnx.Module):
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
-        self.final_norm = RMSNorm(cfg.hidden_size, cfg.norm_eps)
+        self.final_norm = _norm(cfg)
         if not cfg.tied:
             self.head = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
 
@@ -169,17 +185,17 @@ class Decoder:
         if positions_BxT is None:
             positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
         ends = self._ends.module({name: params[name] for name in self._ends.abstract})
-        x = ends.embed(tokens_BxT).astype(self.dtype) * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
-        masks = _masks(positions_BxT, segments_BxT, cfg.window)
-        past_masks = None if past is None else _past_masks(positions_BxT, past["k"].shape[2], cfg.window)
-        angles = (
-            rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_factor),
-            rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta_sliding),
-        )
+        x = ends.embed(tokens_BxT).astype(self.dtype)
+        if cfg.scale_embedding:
+            x = x * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
+        masks = _masks(cfg, positions_BxT, segments_BxT)
+        past_masks = None if past is None else _past_masks(cfg, positions_BxT, past["k"].shape[2])
+        angles = _angles(cfg, positions_BxT)
 
         def layer(x, scanned):
             layer_params, sliding, layer_past = scanned
-            pick = lambda pair: jax.tree.map(lambda full, local: jnp.where(sliding, local, full), *pair)  # noqa: E731
+            # Of a pair (for full layers, for sliding ones); where all layers take the same there is nothing to choose.
+            pick = lambda pair: jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)  # noqa: E731
             past_mask = None if past_masks is None else pick(past_masks)
             return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask)
 
@@ -190,18 +206,33 @@ class Decoder:
         return ends.final_norm(x), kv
 
 
-def _masks(positions_BxT, segments_BxT, window: int) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, T]` among the new tokens."""
+def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
+    """(full, sliding) rotations; one and the same where sliding layers have no base of their own."""
+    full = rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
+    if cfg.rope_theta_sliding is None:
+        return full, full
+    return full, rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta_sliding)
+
+
+def _masks(cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """(full, sliding) masks `[B, T, T]` among the new tokens; one and the same where all layers are of one kind."""
     T = positions_BxT.shape[1]
     causal = jnp.arange(T)[:, None] >= jnp.arange(T)[None, :]
     full = jnp.broadcast_to(causal, (positions_BxT.shape[0], T, T))
     if segments_BxT is not None:
         full = full & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
-    return full, full & (positions_BxT[:, :, None] - positions_BxT[:, None, :] < window)
+    return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - positions_BxT[:, None, :])
 
 
-def _past_masks(positions_BxT, n_slots: int, window: int) -> tuple[jax.Array, jax.Array]:
+def _past_masks(cfg: DecoderConfig, positions_BxT: jax.Array, n_slots: int) -> tuple[jax.Array, jax.Array]:
     """(full, sliding) masks `[B, T, S]` over the cache: slots below the first new position of the row are filled."""
     slots = jnp.arange(n_slots)
     full = jnp.broadcast_to(slots < positions_BxT[:, :1, None], (*positions_BxT.shape, n_slots))
-    return full, full & (positions_BxT[:, :, None] - slots < window)
+    return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - slots)
+
+
+def _with_window(cfg: DecoderConfig, full: jax.Array, distance: Callable[[], jax.Array]) -> tuple[jax.Array, jax.Array]:
+    if not any(cfg.sliding):
+        return full, full
+    sliding = full & (distance() < cfg.window)
+    return (sliding, sliding) if all(cfg.sliding) else (full, sliding)

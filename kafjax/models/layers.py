@@ -28,12 +28,14 @@ class Projection(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, size: int, eps: float, axis: str = "embed"):
-        self.scale = nnx.Param(jnp.zeros((size,), jnp.float32), axes=(axis,))
-        self.eps = eps
+    """Starts out multiplying by one: `offset + scale`."""
+
+    def __init__(self, size: int, eps: float, offset: float, axis: str = "embed"):
+        self.scale = nnx.Param(jnp.full((size,), 1.0 - offset, jnp.float32), axes=(axis,))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.scale.get_value(), self.eps)
+        return rms_norm(x, self.scale.get_value(), self.eps, self.offset)
 
 
 class LayerNorm(nnx.Module):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """`x / rms(x) * (1 + scale)` over the last axis, as in Gemma (its scales are stored around zero)."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 1.0) -> jax.Array:
+    """`x / rms(x) * (offset + scale)` over the last axis (Zhang & Sennrich 2019). Gemma stores its scales around zero: offset 1."""
     x_f32 = x.astype(jnp.float32)
     normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
-    return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    return (normed * (offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 
 
+@dataclasses.dataclass(frozen=True)
+class Llama3Stretch:
+    """Which frequencies Llama 3.1 divides by its factor (Llama Team 2024, arXiv:2407.21783, and its `config.json`).
+
+    A wave that turns `high` times or more within `original_length` tokens keeps its frequency, one that turns `low` times or
+    less is divided by the factor, and between them the share that is kept rises linearly with the turns.
+    """
+
+    low: float
+    high: float
+    original_length: int
+
+
 def rope_angles(
-    positions_BxT: jax.Array, head_dim: int, theta: jax.Array | float, factor: jax.Array | float = 1.0
+    positions_BxT: jax.Array,
+    head_dim: int,
+    theta: jax.Array | float,
+    factor: jax.Array | float = 1.0,
+    stretch: Llama3Stretch | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, each float32 `[B, T, 1, head_dim / 2]`; `factor` divides the positions (linear scaling)."""
+    """Cosine and sine, each float32 `[B, T, 1, head_dim / 2]`.
+
+    `factor` divides all frequencies, which is to divide the positions (linear scaling), or those that `stretch` says.
+    """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    inverse_frequency = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent) / factor
-    angles = positions_BxT.astype(jnp.float32)[..., None, None] * inverse_frequency
+    frequency = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent)
+    if stretch is None:
+        frequency = frequency / factor
+    else:
+        turns = stretch.original_length * frequency / (2 * math.pi)
+        kept = jnp.clip((turns - stretch.low) / (stretch.high - stretch.low), 0, 1)
+        frequency = frequency * (kept + (1 - kept) / factor)
+    angles = positions_BxT.astype(jnp.float32)[..., None, None] * frequency
     return jnp.cos(angles), jnp.sin(angles)
 
 

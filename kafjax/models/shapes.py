@@ -1,0 +1,93 @@
+"""Published decoders by name, for planning: what fits where, and what a step costs, before any weight is fetched.
+
+The numbers are those of the models' own `config.json` files; the test compares the parameter counts with the published ones. The
+larger Gemma 3 come with a vision tower, of which nothing is here; their vocabulary has 64 more rows for images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kafjax.core.errors import UserError, nearest
+from kafjax.models.config import DecoderConfig
+from kafjax.ops.rope import Llama3Stretch
+
+
+def named(name: str) -> DecoderConfig:
+    """`CONFIGS[name]`. Raises `UserError` with the nearest known name."""
+    if name not in CONFIGS:
+        raise UserError(f"no published model '{name}'. {nearest(name, CONFIGS)}")
+    return CONFIGS[name]
+
+
+def _gemma3(*sizes: int, window: int, vocab_size: int = 262_144, **changes: Any) -> DecoderConfig:
+    hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
+    sliding = tuple((i + 1) % 6 != 0 for i in range(n_layers))
+    gemma = DecoderConfig(vocab_size, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, 256, sliding, window)
+    return dataclasses.replace(gemma, **changes)
+
+
+def _plain(family: str, vocab_size: int, *sizes: int, head_dim: int = 128, **switches: Any) -> DecoderConfig:
+    hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
+    return DecoderConfig(
+        *(vocab_size, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, head_dim),
+        **{
+            "sliding": (False,) * n_layers,
+            "window": None,
+            "rope_theta_sliding": None,
+            "attention_scale": head_dim**-0.5,
+            "norm_offset": 0.0,
+            "post_norms": False,
+            "qk_norm": False,
+            "activation": "silu",
+            "scale_embedding": False,
+            "tied": False,
+            "family": family,
+            **switches,
+        },
+    )
+
+
+def _llama3(*sizes: int, factor: float = 8.0, **switches: Any) -> DecoderConfig:
+    stretch = Llama3Stretch(low=1.0, high=4.0, original_length=8192)
+    rope = {"rope_theta": 5e5, "rope_factor": factor, "rope_stretch": stretch, "max_length": 131_072}
+    return _plain("llama", 128_256, *sizes, **rope, norm_eps=1e-5, bos_id=128_000, eos_id=128_001, **switches)
+
+
+def _qwen3(*sizes: int, **switches: Any) -> DecoderConfig:
+    return _plain("qwen3", 151_936, *sizes, qk_norm=True, max_length=40_960, bos_id=151_643, eos_id=151_645, **switches)
+
+
+def _qwen25(vocab_size: int, *sizes: int, head_dim: int, max_length: int, **switches: Any) -> DecoderConfig:
+    ids = {"bos_id": 151_643, "eos_id": 151_643}
+    return _plain("qwen2", vocab_size, *sizes, head_dim=head_dim, max_length=max_length, qkv_bias=True, **ids, **switches)
+
+
+_MULTIMODAL = {"window": 1024, "vocab_size": 262_208, "rope_factor": 8.0, "max_length": 131_072}
+
+# Sizes are hidden, MLP, layers, query heads, key heads.
+CONFIGS: dict[str, DecoderConfig] = {
+    "gemma3-270m": _gemma3(640, 2048, 18, 4, 1, window=512),
+    "gemma3-1b": _gemma3(1152, 6912, 26, 4, 1, window=512),
+    "gemma3-4b": _gemma3(2560, 10_240, 34, 8, 4, **_MULTIMODAL),
+    "gemma3-12b": _gemma3(3840, 15_360, 48, 16, 8, **_MULTIMODAL),
+    "gemma3-27b": _gemma3(5376, 21_504, 62, 32, 16, **_MULTIMODAL, head_dim=128, attention_scale=168**-0.5),
+    "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, head_dim=64, factor=32.0, tied=True),
+    "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, factor=32.0, tied=True),
+    "llama3.1-8b": _llama3(4096, 14_336, 32, 32, 8),
+    "llama3.1-70b": _llama3(8192, 28_672, 80, 64, 8),
+    "llama3.1-405b": _llama3(16_384, 53_248, 126, 128, 8),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, 8, tied=True),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, 8, tied=True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, 8, tied=True),
+    "qwen3-8b": _qwen3(4096, 12_288, 36, 32, 8),
+    "qwen3-14b": _qwen3(5120, 17_408, 40, 40, 8),
+    "qwen3-32b": _qwen3(5120, 25_600, 64, 64, 8),
+    "qwen2.5-0.5b": _qwen25(151_936, 896, 4864, 24, 14, 2, head_dim=64, max_length=32_768, tied=True),
+    "qwen2.5-7b": _qwen25(152_064, 3584, 18_944, 28, 28, 4, head_dim=128, max_length=131_072),
+    "mistral-7b": _plain(
+        *("mistral", 32_000, 4096, 14_336, 32, 32, 8),
+        **{"sliding": (True,) * 32, "window": 4096, "rope_theta": 1e4, "norm_eps": 1e-5, "bos_id": 1, "eos_id": 2},
+    ),
+}
