@@ -1,5 +1,6 @@
-"""Weights and tokenizers, in: named models from packages, any Hugging Face folder of a supported family."""
+"""Weights and tokenizers, in and out: named models from packages, any Hugging Face folder of a supported family."""
 
 from kafjax.hub.load import cache_dir, load, tokenizer
+from kafjax.hub.safetensors_out import save
 
-__all__ = ["cache_dir", "load", "tokenizer"]
+__all__ = ["cache_dir", "load", "save", "tokenizer"]

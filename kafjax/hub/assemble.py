@@ -1,58 +1,109 @@
-"""Named tensors -> a parameter tree, streamed: at most one tensor is alive beside the tree. Anything odd is fatal."""
+"""Named tensors -> a parameter tree on its devices, streamed: the host never holds more than a tensor or two. Anything odd is fatal.
+
+Each tensor is read and put where its shards belong, and there written into its layer of the stacked parameter:
+
+    file: [out, in] of layer 3  ->  devices: [out, in]  ->  parameter [L, in, out], at [3]
+
+The parameter's memory is donated to that write, so it is changed in place. A device reads only its own part of a file's tensor.
+"""
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Iterable
+from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.hub.names import Entry
+from kafjax.hub.names import Entry, Table
 
 
-def assemble(
-    tensors: Iterable[tuple[str, np.ndarray]],
-    entries: Iterable[Entry],
-    abstract: trees.Tree,
-    source: str,
-    *,
-    unused: re.Pattern[str] | None = None,
-    prefix: str = "",
-) -> trees.Tree:
-    """Fills `abstract` (float32) from `(name, tensor)` pairs by the table `entries`.
+class Tensor(Protocol):
+    """A numpy array, or a tensor in a file of which `[index]` reads a part."""
 
-    Raises `UserError` that names the tensor for an extra, missing, duplicate, misshapen or non-finite one.
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> np.ndarray: ...
+
+
+def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: trees.Tree, source: str) -> trees.Tree:
+    """Fills `abstract` from `(name, tensor)` pairs by the table of the family.
+
+    Args:
+      abstract: shapes, dtypes and, where the parameters are to lie on a mesh, shardings (`NamedSharding`).
+      source: of the tensors, for messages.
+
+    Raises:
+      UserError: naming the tensor, for an extra, missing, duplicate, misshapen or non-finite one.
     """
-    shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
+    leaves = trees.flatten(abstract)
     expected: dict[str, tuple[Entry, int | None]] = {}
-    for entry in entries:
-        layers = range(shapes[entry.path][0]) if "{i}" in entry.tensor else (None,)
+    for entry in table.of(abstract):
+        layers = range(leaves[entry.path].shape[0]) if "{i}" in entry.tensor else (None,)
         expected.update({entry.tensor.replace("{i}", str(layer)): (entry, layer) for layer in layers})
-    params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+    params: dict[str, jax.Array] = {}
     seen: set[str] = set()
+    pending: list[tuple[str, jax.Array]] = []  # of the tensor before: devices take it while the next one is read
     for full_name, tensor in tensors:
-        name = full_name.removeprefix(prefix)
+        name = table.canonical(full_name)
         if name not in expected:
-            if unused and unused.fullmatch(name):
+            if table.unused.fullmatch(name):
                 continue
             raise UserError(f"{source}: extra tensor '{full_name}' that this model has no place for")
         if name in seen:
             raise UserError(f"{source}: tensor '{full_name}' is there twice")
         seen.add(name)
         entry, layer = expected[name]
-        target = params[entry.path] if layer is None else params[entry.path][layer]
-        value = tensor.T if entry.transpose else tensor
-        if value.shape != target.shape:
-            raise UserError(
-                f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, "
-                f"config.json asks for {list(target.shape[::-1] if entry.transpose else target.shape)}"
-            )
-        np.add(value, np.float32(entry.offset), out=target, casting="unsafe")
-        if not np.isfinite(target).all():
-            raise UserError(f"{source}: tensor '{full_name}' holds NaN or infinity; the file is damaged")
+        leaf = leaves[entry.path]
+        shape = leaf.shape if layer is None else leaf.shape[1:]
+        if tuple(tensor.shape) != (wanted := shape[::-1] if entry.transpose else shape):
+            raise UserError(f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, config.json asks for {list(wanted)}")
+        placed = _put(tensor, entry, leaf, layer)
+        if layer is None:
+            params[entry.path], finite = placed.astype(leaf.dtype), _finite(placed)
+        else:
+            stacked = params.pop(entry.path) if entry.path in params else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            params[entry.path], finite = _written(stacked, placed, layer, entry.transpose), _finite(placed)
+        _check(source, pending)
+        pending = [(full_name, finite)]
+    _check(source, pending)
     if missing := [name for name in expected if name not in seen]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{source}: tensor '{missing[0]}'{more} missing")
-    return trees.unflatten(params)
+    return trees.unflatten({path: params[path] for path in leaves})
+
+
+def _check(source: str, pending: list[tuple[str, jax.Array]]) -> None:
+    for name, finite in pending:
+        if not bool(finite):
+            raise UserError(f"{source}: tensor '{name}' holds NaN or infinity; the file is damaged")
+
+
+def _put(tensor: Tensor, entry: Entry, leaf: jax.ShapeDtypeStruct, layer: int | None) -> jax.Array:
+    """The tensor as it is stored, in the places of its layer of the parameter."""
+
+    def read(index: Any) -> np.ndarray:
+        part = tensor[index]
+        return part + np.float32(entry.offset) if entry.offset else part
+
+    if leaf.sharding is None:
+        return jnp.asarray(read(...))
+    spec = tuple(leaf.sharding.spec) + (None,) * (len(leaf.shape) - len(leaf.sharding.spec))
+    spec = spec if layer is None else spec[1:]
+    sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*(spec[::-1] if entry.transpose else spec)))
+    return jax.make_array_from_callback(tuple(tensor.shape), sharding, read)
+
+
+@jax.jit
+def _finite(tensor: jax.Array) -> jax.Array:
+    return jnp.isfinite(tensor).all()
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _written(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bool) -> jax.Array:
+    return stacked.at[layer].set((tensor.T if transpose else tensor).astype(stacked.dtype))

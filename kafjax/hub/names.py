@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from kafjax.core import trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,27 +24,66 @@ class Entry:
     offset: float = 0.0
 
 
-def _projections(path: str, tensor: str, names: dict[str, str], *, bias: bool = False) -> tuple[Entry, ...]:
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The tensors of a family.
+
+    Attributes:
+      entries: of all its models; one of them uses those whose path it has (`of`).
+      unused: names that checkpoints of the family carry and this code has no use for.
+      renamed: how some writers' names become those of `entries`: what is found of the pattern is replaced.
+    """
+
+    entries: tuple[Entry, ...]
+    unused: re.Pattern[str] = re.compile("(?!)")
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def of(self, params: Mapping[str, Any]) -> tuple[Entry, ...]:
+        """The entries of the model that has these parameters (arrays or abstract)."""
+        paths = trees.flatten(params).keys()
+        return tuple(entry for entry in self.entries if entry.path in paths)
+
+    def canonical(self, name: str) -> str:
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+def _projections(path: str, tensor: str, names: dict[str, str]) -> tuple[Entry, ...]:
     kernels = tuple(Entry(f"{path}/{ours}/kernel", f"{tensor}.{theirs}.weight", True) for ours, theirs in names.items())
-    biases = tuple(Entry(f"{path}/{ours}/bias", f"{tensor}.{theirs}.bias") for ours, theirs in names.items())
-    return kernels + biases if bias else kernels
+    return kernels + tuple(Entry(f"{path}/{ours}/bias", f"{tensor}.{theirs}.bias") for ours, theirs in names.items())
 
 
 def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-GEMMA3 = (
+def _scales(names: dict[str, str]) -> tuple[Entry, ...]:
+    return tuple(Entry(f"layers/{path}/scale", f"model.layers.{{i}}.{tensor}.weight") for path, tensor in names.items())
+
+
+_DECODER = (
     Entry("embed/embedding", "model.embed_tokens.weight"),
+    Entry("head/embedding", "lm_head.weight"),
     Entry("final_norm/scale", "model.norm.weight"),
-    Entry("layers/attn_norm/scale", "model.layers.{i}.input_layernorm.weight"),
-    Entry("layers/attn_post_norm/scale", "model.layers.{i}.post_attention_layernorm.weight"),
-    Entry("layers/mlp_norm/scale", "model.layers.{i}.pre_feedforward_layernorm.weight"),
-    Entry("layers/mlp_post_norm/scale", "model.layers.{i}.post_feedforward_layernorm.weight"),
-    Entry("layers/attn/q_norm/scale", "model.layers.{i}.self_attn.q_norm.weight"),
-    Entry("layers/attn/k_norm/scale", "model.layers.{i}.self_attn.k_norm.weight"),
+    *_scales({"attn_norm": "input_layernorm", "attn/q_norm": "self_attn.q_norm", "attn/k_norm": "self_attn.k_norm"}),
     *_projections("layers/attn", "model.layers.{i}.self_attn", _same("q_proj", "k_proj", "v_proj", "o_proj")),
     *_projections("layers/mlp", "model.layers.{i}.mlp", _same("gate_proj", "up_proj", "down_proj")),
+)
+_GEMMA_NORMS = {
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+# A head in the file of a tied model is the embedding under another name.
+GEMMA3 = Table(
+    entries=(*_DECODER, *_scales(_GEMMA_NORMS)),
+    unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*"),
+    renamed=((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head\.", "lm_head.")),
+)
+LLAMA = Table(
+    entries=(*_DECODER, *_scales({"mlp_norm": "post_attention_layernorm"})),
+    unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq"),
 )
 
 _GGUF_NORMS = {
@@ -61,10 +104,12 @@ _GGUF_KERNELS = {
     "layers/mlp/up_proj": "blk.{i}.ffn_up",
     "layers/mlp/down_proj": "blk.{i}.ffn_down",
 }
-GEMMA3_GGUF = (
-    Entry("embed/embedding", "token_embd.weight"),
-    *(Entry(f"{path}/scale", f"{tensor}.weight", offset=-1.0) for path, tensor in _GGUF_NORMS.items()),
-    *(Entry(f"{path}/kernel", f"{tensor}.weight", True) for path, tensor in _GGUF_KERNELS.items()),
+GEMMA3_GGUF = Table(
+    entries=(
+        Entry("embed/embedding", "token_embd.weight"),
+        *(Entry(f"{path}/scale", f"{tensor}.weight", offset=-1.0) for path, tensor in _GGUF_NORMS.items()),
+        *(Entry(f"{path}/kernel", f"{tensor}.weight", True) for path, tensor in _GGUF_KERNELS.items()),
+    )
 )
 
 
@@ -80,21 +125,20 @@ _BERT_PROJECTIONS = {
     "up_proj": "intermediate.dense",
     "down_proj": "output.dense",
 }
-BERT = (
-    Entry("embeddings/word/embedding", "embeddings.word_embeddings.weight"),
-    Entry("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
-    Entry("embeddings/token_type/embedding", "embeddings.token_type_embeddings.weight"),
-    *_layer_norm("embeddings/norm", "embeddings.LayerNorm"),
-    *_projections("layers", "encoder.layer.{i}", _BERT_PROJECTIONS, bias=True),
-    *_layer_norm("layers/attn_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
-    *_layer_norm("layers/mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
+# Mean pooling skips BERT's pooler; position ids are 0, 1, 2 ...
+BERT = Table(
+    entries=(
+        Entry("embeddings/word/embedding", "embeddings.word_embeddings.weight"),
+        Entry("embeddings/position/embedding", "embeddings.position_embeddings.weight"),
+        Entry("embeddings/token_type/embedding", "embeddings.token_type_embeddings.weight"),
+        *_layer_norm("embeddings/norm", "embeddings.LayerNorm"),
+        *_projections("layers", "encoder.layer.{i}", _BERT_PROJECTIONS),
+        *_layer_norm("layers/attn_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
+        *_layer_norm("layers/mlp_norm", "encoder.layer.{i}.output.LayerNorm"),
+    ),
+    unused=re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids|cls\..*"),
+    renamed=((r"^bert\.", ""),),
 )
 
-# Tensors that checkpoints of a family carry and this code has no use for: mean pooling skips BERT's pooler, position ids are
-# 0, 1, 2 ..., and a tied head is the embedding under another name.
-UNUSED = {
-    "gemma3": re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq"),
-    "bert": re.compile(r"pooler\.dense\.(weight|bias)|embeddings\.position_ids|cls\..*"),
-}
-# Some writers put a prefix before every name.
-PREFIX = {"gemma3": "", "bert": "bert."}
+TABLES = {"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "bert": BERT}
+"""By the model_type of `config.json`."""

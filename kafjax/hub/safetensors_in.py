@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -12,34 +15,74 @@ from kafjax.core.errors import UserError
 from kafjax.core.rundir import read_json
 
 INDEX = "model.safetensors.index.json"
+DTYPES = ("F64", "F32", "F16", "BF16")
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields `(name, array)` one at a time. Raises `UserError` naming a file that is missing, truncated or corrupt."""
-    for path in _files(folder):
+class StoredTensor:
+    """A tensor in an open file; `[index]` reads that part of it."""
+
+    def __init__(self, name: str, part: Any):
+        self.shape = tuple(part.get_shape())
+        self._name, self._part = name, part
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            return self._part[index]
+        except SafetensorError as error:
+            raise UserError(f"tensor '{self._name}' cannot be read ({error}); copy its file again") from error
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields `(name, tensor)` one at a time, to be read before the next one is asked for.
+
+    Raises `UserError` naming a file that is missing, truncated or corrupt, a tensor that is not where the index says, and one that
+    is not of floating-point numbers (quantised checkpoints are not read).
+    """
+    for file_name, promised in _files(folder).items():
+        path = folder / file_name
         try:
             with safe_open(path, framework="numpy") as file:
-                for name in file.keys():
-                    yield name, file.get_tensor(name)
+                names = list(file.keys())
+                if lost := sorted(promised - set(names)):
+                    raise UserError(f"{folder / INDEX}: names tensor '{lost[0]}' in {file_name}, which does not hold it")
+                for name in names:
+                    part = file.get_slice(name)
+                    if part.get_dtype() not in DTYPES:
+                        raise UserError(f"{path}: tensor '{name}' is of type {part.get_dtype()}; only {', '.join(DTYPES)} are read")
+                    yield name, StoredTensor(name, part)
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from error
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> dict[str, set[str]]:
+    """The files with tensors, and of each the tensors that the index promises."""
     single = folder / "model.safetensors"
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{folder / INDEX}: has no 'weight_map'")
-        names = sorted({str(name) for name in weight_map.values()})
-    elif single.exists():
-        names = [single.name]
-    else:
-        raise UserError(f"{folder}: no model.safetensors and no {INDEX} in it")
-    for name in names:
+    if not (folder / INDEX).exists():
+        if not single.exists():
+            raise UserError(f"{folder}: no model.safetensors and no {INDEX} in it")
+        return {single.name: set()}
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / INDEX}: has no 'weight_map'")
+    _refuse_repeated(folder / INDEX)
+    files: dict[str, set[str]] = {}
+    for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
+        files.setdefault(str(name), set()).add(tensor)
+    for name in files:
         if Path(name).name != name:
             raise UserError(f"{folder / INDEX}: shard '{name}' is not a plain file name")
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise UserError(f"{folder}: shard '{name}' is named by the index but missing")
-    return [folder / name for name in names]
+    return files
+
+
+def _refuse_repeated(path: Path) -> None:
+    """JSON takes the last of equal keys without a word."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        if repeated := [key for key, n in collections.Counter(key for key, _ in items).items() if n > 1]:
+            raise UserError(f"{path}: names '{repeated[0]}' twice")
+        return dict(items)
+
+    json.loads(path.read_bytes(), object_pairs_hook=pairs)

@@ -1,21 +1,122 @@
-"""Our parameters under the names, and in the layout, of a Hugging Face checkpoint: the way back of `assemble`."""
+"""A Hugging Face folder of our parameters, under the names and in the layout of the family: the way back of `load`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
+from tokenizers import Tokenizer
 
 from kafjax.core import trees
-from kafjax.hub.names import Entry
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import write_json
+from kafjax.hub.names import TABLES, Table
+from kafjax.hub.safetensors_in import INDEX
+from kafjax.models import Decoder, Encoder
+
+SHARD_BYTES = 5_000_000_000
 
 
-def hf_tensors(params: trees.Tree, entries: Iterable[Entry]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields `(name, contiguous float32 array)` one at a time, by the table of the model's family (`names.GEMMA3`, `names.BERT`)."""
+def save(
+    folder: Path | str,
+    model: Decoder | Encoder,
+    params: trees.Tree,
+    *,
+    tokenizer: Tokenizer | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a folder that `load` and transformers read: `config.json`, weights in their dtypes, `tokenizer.json`.
+
+    The folder is made beside its place and renamed when it is whole, so a kill leaves none that looks finished. The host holds
+    one shard at a time.
+
+    Args:
+      folder: must not exist, or be empty.
+      params: those of `model`, without adapters (`lora.merge` them first).
+      tokenizer: written beside the weights; without one the folder has none.
+      shard_bytes: weights above this are cut into several files with an index.
+
+    Raises:
+      UserError: the folder is taken or cannot be written, parameters that are not the model's, a configuration of no family.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another folder, or delete it")
+    config = _config(model, params)
+    made = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    try:
+        made.mkdir(parents=True)
+        try:
+            _write_weights(made, params, TABLES[config["model_type"]], shard_bytes)
+            if tokenizer is not None:
+                _write_tokenizer(made, tokenizer, config)
+            write_json(made / "config.json", config)
+            os.replace(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def hf_tensors(params: trees.Tree, table: Table) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields `(name, contiguous array in the parameter's dtype)` one at a time, by the table of the family."""
     flat = trees.flatten(params)
-    for entry in entries:
-        leaf = np.asarray(flat[entry.path])
-        layers = enumerate(leaf) if "{i}" in entry.tensor else [("", leaf)]
-        for layer, value in layers:
+    for entry in table.of(params):
+        leaf = flat[entry.path]
+        for layer in range(leaf.shape[0]) if "{i}" in entry.tensor else (None,):
+            value = np.asarray(leaf if layer is None else leaf[layer])
             value = value - np.float32(entry.offset) if entry.offset else value
-            yield entry.tensor.replace("{i}", str(layer)), np.ascontiguousarray(value.T if entry.transpose else value)
+            name = entry.tensor if layer is None else entry.tensor.replace("{i}", str(layer))
+            yield name, np.ascontiguousarray(value.T if entry.transpose else value)
+
+
+def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, object]:
+    expected = {path: leaf.shape for path, leaf in trees.flatten(model.abstract_params()).items()}
+    given = trees.flatten(params)
+    for path in [*expected, *given]:
+        if path not in given or path not in expected:
+            raise UserError(f"parameter '{path}' is {'missing' if path not in given else 'no part of the model'}: it cannot be saved")
+        if (shape := getattr(given[path], "shape", None)) != expected[path]:
+            what = "carries an adapter; merge it first" if shape is None else f"has shape {list(shape)}, not {list(expected[path])}"
+            raise UserError(f"parameter '{path}' {what}")
+    dtype = max((leaf for leaf in given.values()), key=lambda leaf: leaf.size).dtype
+    return {**model.config.to_hf(), "dtype": str(dtype), "torch_dtype": str(dtype)}
+
+
+def _write_weights(folder: Path, params: trees.Tree, table: Table, shard_bytes: int) -> None:
+    shards: list[dict[str, int]] = []  # of each file, bytes by tensor
+    waiting: dict[str, np.ndarray] = {}
+
+    def flush() -> None:
+        path = folder / f"{len(shards):05d}.safetensors"
+        safetensors.numpy.save_file(waiting, path, metadata={"format": "pt"})
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        shards.append({name: array.nbytes for name, array in waiting.items()})
+        waiting.clear()
+
+    for name, array in hf_tensors(params, table):
+        if waiting and sum(a.nbytes for a in waiting.values()) + array.nbytes > shard_bytes:
+            flush()
+        waiting[name] = array
+    flush()
+    n = len(shards)
+    files = ["model.safetensors"] if n == 1 else [f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+    for i, file in enumerate(files):
+        (folder / f"{i:05d}.safetensors").rename(folder / file)
+    if n > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(sum(shard.values()) for shard in shards)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: dict[str, object]) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    tokens = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    special = {name: tokenizer.id_to_token(i) for name, i in tokens.items() if i is not None and tokenizer.id_to_token(i) is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}, indent=2) + "\n")

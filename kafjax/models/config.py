@@ -98,6 +98,7 @@ class EncoderConfig:
     max_length: int = 512
     type_vocab_size: int = 2
     norm_eps: float = 1e-12
+    family: str = "bert"
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> EncoderConfig:
@@ -120,7 +121,7 @@ class EncoderConfig:
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` of a BERT."""
         return {
-            "model_type": "bert",
+            "model_type": self.family,
             "architectures": ["BertModel"],
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,

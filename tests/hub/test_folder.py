@@ -155,11 +155,20 @@ def test_json_that_is_no_object_is_named(gemma):
     assert "config.json" in load_error(gemma)
 
 
-@pytest.mark.parametrize("model_type", ["llama", None])
-def test_another_model_type_is_refused_with_the_supported_ones(gemma, model_type):
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("mixtral", "Did you mean 'mistral'"),
+        ("qwen3_moe", "Did you mean 'qwen3'"),
+        ("zzz", "Known: bert, gemma3, gemma3_text, llama, mistral, qwen2, qwen3"),
+        (None, "Known: bert, gemma3"),
+        (["llama"], "is not supported"),
+    ],
+)
+def test_another_model_type_is_refused_with_the_nearest_one(gemma, model_type, said):
     edit(gemma / "config.json", lambda config: config.update(model_type=model_type))
     message = load_error(gemma)
-    assert str(model_type) in message and "gemma3_text" in message and "bert" in message
+    assert str(model_type) in message and said in message
 
 
 def test_folders_that_are_no_models(tmp_path):

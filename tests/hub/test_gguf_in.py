@@ -261,16 +261,16 @@ def cut_in_half(path):
 
 def drop_one(path):
     tensors = safetensors.numpy.load_file(path)
-    tensors.pop("final_norm/scale")
+    tensors.pop("model.norm.weight")
     safetensors.numpy.save_file(tensors, path)
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("params.safetensors", cut_in_half),
-        ("params.safetensors", Path.unlink),
-        ("params.safetensors", drop_one),
+        ("model.safetensors", cut_in_half),
+        ("model.safetensors", Path.unlink),
+        ("model.safetensors", drop_one),
         ("config.json", cut_in_half),
         ("config.json", Path.unlink),
         ("config.json", lambda path: path.write_text("{}")),

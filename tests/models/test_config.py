@@ -59,8 +59,6 @@ def test_numbers_that_a_file_leaves_out_are_transformers_defaults():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"attention_bias": True}, "attention_bias"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ({"hidden_activation": "silu"}, "hidden_activation"),
