@@ -31,6 +31,25 @@ TINY_GEMMA = {
     "max_position_embeddings": 256,
     "pad_token_id": None,  # transformers gives a padding row no gradient
 }
+TINY_PLAIN = {  # of the other families
+    "vocab_size": 101,
+    "hidden_size": 24,
+    "intermediate_size": 44,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+FAMILIES = {
+    "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, TINY_PLAIN),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, TINY_PLAIN),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, TINY_PLAIN),
+}
 TINY_BERT = {
     "vocab_size": 67,
     "hidden_size": 24,
@@ -46,10 +65,14 @@ quick_jit = functools.partial(
 """`jax.jit` for tiny models: their time goes into compiling, so it optimises little."""
 
 
+def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A random decoder of a few thousand parameters, norm scales random too. A new one each time, to be changed at will."""
+    config, model, tiny = FAMILIES[family]
+    return _randomised(model(config(**{**tiny, **overrides}, attn_implementation="eager")), seed)
+
+
 def tiny_hf_gemma(seed: int = 0, **overrides: Any) -> transformers.Gemma3ForCausalLM:
-    """A random Gemma 3 of a few thousand parameters, norm scales random too. A new one each time, to be changed at will."""
-    config = transformers.Gemma3TextConfig(**{**TINY_GEMMA, **overrides}, attn_implementation="eager")
-    return _randomised(transformers.Gemma3ForCausalLM(config), seed)
+    return tiny_hf("gemma3_text", seed, **overrides)
 
 
 def tiny_hf_bert(seed: int = 0, family: type = transformers.BertModel, **overrides: Any) -> transformers.PreTrainedModel:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import transformers
-from oracles import TINY_BERT, TINY_GEMMA
+from oracles import FAMILIES, TINY_BERT, TINY_GEMMA, TINY_PLAIN
 
 from kafjax.core.errors import UserError
-from kafjax.models import DecoderConfig, EncoderConfig
+from kafjax.models import CONFIGS, DecoderConfig, EncoderConfig
 
 GEMMA = {**TINY_GEMMA, "model_type": "gemma3_text"}
 BERT = {**TINY_BERT, "model_type": "bert"}
@@ -41,6 +43,72 @@ def test_old_and_new_forms_mean_what_transformers_makes_of_them(overrides):
     assert ours.rope_theta_sliding == ropes["sliding_attention"]["rope_theta"]
     assert ours.rope_factor == ropes["full_attention"].get("factor", 1.0)
     assert [not s for s in ours.sliding] == [kind == "full_attention" for kind in normalised["layer_types"]]
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {}),
+        ("llama", {"num_key_value_heads": None, "head_dim": None, "rope_theta": 5e5, "attention_bias": True, "tie_word_embeddings": True}),
+        ("llama", {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}),
+        ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        ("mistral", {}),
+        ("mistral", {"sliding_window": None, "rope_theta": 1e6}),
+        ("qwen2", {"sliding_window": 131072, "use_sliding_window": False}),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}),
+        ("qwen3", {"head_dim": None, "eos_token_id": [5, 7]}),
+        ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+    ],
+    ids=str,
+)
+def test_the_other_families_mean_what_transformers_makes_of_them(family, overrides):
+    """Both given in full, and as little as possible: what a file leaves out is transformers' default."""
+    given = {key: value for key, value in {**TINY_PLAIN, **overrides}.items() if value is not None or key == "sliding_window"}
+    minimal = without(given, "max_position_embeddings", *(("eos_token_id", "bos_token_id") if family in ("llama", "mistral") else ()))
+    for raw in (given, minimal):
+        hf = FAMILIES[family][0](**raw)
+        ours = DecoderConfig.from_hf({**raw, "model_type": family})
+        assert ours == DecoderConfig.from_hf({**hf.to_dict(), "head_dim": ours.head_dim})
+        assert ours.max_length == hf.max_position_embeddings
+        assert (ours.n_kv_heads, ours.tied) == (hf.num_key_value_heads, hf.tie_word_embeddings)
+        assert ours.head_dim == getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+        rope = hf.rope_parameters
+        assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
+        assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
+        if family in ("qwen2", "qwen3"):
+            assert [kind == "sliding_attention" for kind in hf.layer_types] == list(ours.sliding)
+            assert ours.window == hf.sliding_window
+
+
+def test_the_text_of_a_multimodal_gemma_with_the_defaults_that_its_file_leaves_out():
+    """`text_config` of the published gemma-3-4b-it says no more than this."""
+    scaling = {"factor": 8.0, "rope_type": "linear"}
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "rope_scaling": scaling, "sliding_window": 1024}
+    raw = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **text}, "eos_token_id": [1, 106]}
+    assert DecoderConfig.from_hf(raw) == CONFIGS["gemma3-4b"]
+    assert DecoderConfig.from_hf(raw) == DecoderConfig.from_hf(transformers.Gemma3Config(**without(raw, "model_type")).to_dict())
+    with pytest.raises(UserError, match="text_config"):
+        DecoderConfig.from_hf({"model_type": "gemma3"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_configuration_is_written_as_transformers_reads_it(family):
+    ours = DecoderConfig.from_hf({**FAMILIES[family][2], "model_type": family})
+    written = ours.to_hf()
+    assert DecoderConfig.from_hf(FAMILIES[family][0](**without(written, "model_type")).to_dict()) == ours
+    assert written["architectures"] == [FAMILIES[family][1].__name__]
+    with pytest.raises(UserError, match=f"activation='relu' is no {family}"):
+        dataclasses.replace(ours, activation="relu").to_hf()
+
+
+@pytest.mark.parametrize("changes", [{"sliding": (True,)}, {"window": None}])
+def test_layers_that_do_not_fit_are_refused(changes):
+    with pytest.raises(UserError, match="slid"):
+        dataclasses.replace(CONFIGS["gemma3-270m"], **changes)
 
 
 def test_the_oldest_form_names_its_rope_type_type():
@@ -78,6 +146,37 @@ def test_numbers_that_a_file_leaves_out_are_transformers_defaults():
 def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
     with pytest.raises(UserError, match=named):
         DecoderConfig.from_hf({**GEMMA, **changes})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "named"),
+    [
+        ("llama", {"mlp_bias": True}, "mlp_bias"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("llama", {"sliding_window": 8}, "sliding_window"),
+        ("llama", {"head_dim": None, "hidden_size": 26}, "head_dim"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts"),
+        ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("mistral", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+        ("mistral", {"attention_bias": True}, "attention_bias"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),
+        ("qwen2", {"eos_token_id": None}, "eos_token_id"),
+        ("qwen3", {"num_experts": 128}, "num_experts"),
+        ("gemma3_text", {"rope_scaling": LLAMA3}, "llama3"),
+        ("qwen3_moe", {}, "Did you mean 'qwen3'"),
+    ],
+    ids=str,
+)
+def test_what_the_decoder_does_not_compute_of_other_families_is_refused_by_name(family, changes, named):
+    with pytest.raises(UserError, match=named):
+        DecoderConfig.from_hf({**FAMILIES.get(family, FAMILIES["llama"])[2], "model_type": family, **changes})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The decoder against transformers' Gemma 3 on tiny random checkpoints, and its paths against each other."""
+"""The decoder against transformers on tiny random checkpoints of every family, and its paths against each other."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf_gemma
+from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 
 from kafjax.core import trees
 from kafjax.models import Cache, DecoderConfig
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
+# Half of the waves are kept or partly kept, the longer ones divided; 16 tokens are more than the original 12.
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}
+STRETCHED = {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 12, "rope_theta": 100.0}}
+DIVIDED = {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}}
+
 # Each switch of the configuration: what transformers is told, and the field here that has to carry it.
-SWITCHES = {
+GEMMA_SWITCHES = {
+    "biases and a head of its own": ({"attention_bias": True, "tie_word_embeddings": False}, {"tied": True}),
     "four query heads a key head, head size above hidden / heads": ({"num_key_value_heads": 1, "head_dim": 16}, None),
     "as many key heads as query heads, head size below": ({"num_key_value_heads": 4, "head_dim": 4}, None),
     "window of three": ({"sliding_window": 3}, {"window": 5}),
@@ -38,6 +44,29 @@ SWITCHES = {
     "another attention scale": ({"query_pre_attn_scalar": 3}, {"attention_scale": 8**-0.5}),
     "another epsilon": ({"rms_norm_eps": 0.1}, {"norm_eps": 1e-6}),
 }
+SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA_SWITCHES.items()} | {
+    "llama: stretched": ("llama", STRETCHED, {"rope_stretch": None}),
+    "llama: biases, one large key head, another epsilon": (
+        "llama",
+        {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 0.1},
+        {"norm_eps": 1e-6},
+    ),
+    "llama: tied, positions divided": ("llama", {"tie_word_embeddings": True, **DIVIDED}, {"rope_factor": 1.0}),
+    "mistral: window of three, positions divided": ("mistral", {"sliding_window": 3, **DIVIDED}, {"sliding": (False,) * 4}),
+    "mistral: no window, small heads": ("mistral", {"sliding_window": None, "head_dim": 4}, {"norm_offset": 1.0}),
+    "qwen2: tied": ("qwen2", {"tie_word_embeddings": True}, {"activation": "gelu_tanh"}),
+    "qwen2: the last two layers slide": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
+        {"sliding": (False,) * 4},
+    ),
+    "qwen3: large heads": ("qwen3", {"head_dim": 16}, {"tied": True}),
+    "qwen3: biases, every other layer slides": (
+        "qwen3",
+        {"attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "layer_types": [FULL, SLIDING] * 2},
+        {"attention_scale": 1.0},
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +84,9 @@ def hidden(tiny):
     return quick_jit(tiny[1].hidden)
 
 
-def load_tiny(folder, **overrides):
+def load_tiny(folder, family="gemma3_text", **overrides):
     """(transformers' model, ours with scanned layers, parameters); a scan compiles faster than layers laid out."""
-    hf = tiny_hf_gemma(**overrides)
+    hf = tiny_hf(family, **overrides)
     model, params = carry_over(hf, folder)
     return hf, model, params
 
@@ -67,18 +96,19 @@ def assert_close(ours, reference, tolerance=2e-5):
 
 
 def silenced_after(params, n_layers):
-    """Parameters with which the later layers add nothing: their post-norms multiply by 1 + scale = 0."""
+    """Parameters with which the later layers add nothing."""
 
     def silence(path, leaf):
-        return leaf.at[n_layers:].set(-1.0) if path.endswith("post_norm/scale") else leaf
+        return leaf.at[n_layers:].set(0.0) if "o_proj" in path or "down_proj" in path else leaf
 
     return trees.map_with_path(silence, params)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
-    overrides, undone = SWITCHES[name]
-    hf, model, params = load_tiny(tmp_path, **overrides)
+    family, overrides, undone = SWITCHES[name]
+    hf, model, params = load_tiny(tmp_path, family, **overrides)
+    assert model.config.family == family
     tokens = random_tokens(1, (2, 16), 101)
     with torch.no_grad():
         reference = hf(torch.tensor(np.asarray(tokens)).long(), output_hidden_states=True)
@@ -95,9 +125,9 @@ def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
         assert jnp.max(jnp.abs(quick_jit(other.apply)(params, tokens) - logits)) > 1e-3
 
 
-def test_gradient_equals_torch(tiny):
-    _, model, params = tiny
-    hf = tiny_hf_gemma()
+@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
+def test_gradient_equals_torch(family, tmp_path):
+    hf, model, params = load_tiny(tmp_path, family)
     tokens = random_tokens(2, (2, 16), 101)
     ids = torch.tensor(np.asarray(tokens)).long()
     torch.nn.functional.cross_entropy(hf(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
@@ -111,16 +141,22 @@ def test_gradient_equals_torch(tiny):
     assert_close(grads["embed/embedding"], hf.model.embed_tokens.weight.grad, 1e-4)
     for i, layer in enumerate(hf.model.layers):
         assert_close(grads["layers/attn/q_proj/kernel"][i], layer.self_attn.q_proj.weight.grad.T, 1e-4)
-        assert_close(grads["layers/attn/k_norm/scale"][i], layer.self_attn.k_norm.weight.grad, 1e-4)
+        assert_close(grads["layers/attn_norm/scale"][i], layer.input_layernorm.weight.grad, 1e-4)
+        assert_close(grads["layers/mlp/gate_proj/kernel"][i], layer.mlp.gate_proj.weight.grad.T, 1e-4)
         assert_close(grads["layers/mlp/down_proj/kernel"][i], layer.mlp.down_proj.weight.grad.T, 1e-4)
-        assert_close(grads["layers/mlp_post_norm/scale"][i], layer.post_feedforward_layernorm.weight.grad, 1e-4)
+        if family == "gemma3_text":
+            assert_close(grads["layers/attn/k_norm/scale"][i], layer.self_attn.k_norm.weight.grad, 1e-4)
+            assert_close(grads["layers/mlp_post_norm/scale"][i], layer.post_feedforward_layernorm.weight.grad, 1e-4)
+    if family == "llama":
+        assert_close(grads["head/embedding"], hf.lm_head.weight.grad, 1e-4)
 
 
-def test_bfloat16_is_as_close_to_float32_as_in_torch(tiny):
-    hf, model, params = tiny
-    tokens = random_tokens(3, (2, 16), 101)
+@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
+def test_bfloat16_is_as_close_to_float32_as_in_torch(family, tmp_path):
+    hf, model, params = load_tiny(tmp_path, family)
+    tokens = random_tokens(3, (16, 16), 101)  # in a few tokens chance decides
     exact = hf_logits(hf, tokens)
-    theirs = hf_logits(tiny_hf_gemma().to(torch.bfloat16), tokens)
+    theirs = hf_logits(tiny_hf(family).to(torch.bfloat16), tokens)
     in_bfloat16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     logits = quick_jit(dataclasses.replace(model, dtype=jnp.bfloat16).apply)(in_bfloat16, tokens)
     assert logits.dtype == jnp.float32
@@ -146,6 +182,29 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
     expected = apply(params, tokens)
     cache, start = empty_cache(model.config, 2, 20), 0
     for size in chunks:
+        positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
+        h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)
+        cache = write(cache, new, positions)
+        assert_close(model.logits(params, h), expected[:, start : start + size])
+        start += size
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", STRETCHED),
+        ("mistral", {"sliding_window": 3}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
+        ("qwen3", {}),
+    ],
+)
+def test_cached_decoding_equals_the_full_forward_in_every_family(family, overrides, tmp_path):
+    _, model, params = load_tiny(tmp_path, family, **overrides)
+    hidden = quick_jit(model.hidden)
+    tokens = random_tokens(4, (2, 14), 101)
+    expected = quick_jit(model.apply)(params, tokens)
+    cache, start = empty_cache(model.config, 2, 20), 0
+    for size in (7,) + (1,) * 7:
         positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
         h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)
         cache = write(cache, new, positions)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from kafjax.ops.norms import layer_norm, rms_norm
 
@@ -34,6 +35,10 @@ def check(ours, theirs, parameters):
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
 def test_rms_norm_equals_gemmas(eps):
     check(lambda x, s: rms_norm(x, s, eps), Gemma3RMSNorm(16, eps), (SCALE,))
+
+
+def test_rms_norm_without_an_offset_equals_llamas():
+    check(lambda x, s: rms_norm(x, s, 1e-6, 0.0), LlamaRMSNorm(16, 1e-6), (SCALE,))
 
 
 @pytest.mark.parametrize("eps", [1e-12, 0.5])

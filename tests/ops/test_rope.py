@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.gemma3.modeling_gemma3 import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from kafjax.ops.rope import rope_angles, rotate
+from kafjax.ops.rope import Llama3Stretch, rope_angles, rotate
 
 B, T, H, D = 2, 9, 3, 8
 X = jax.random.normal(jax.random.key(0), (B, T, H, D))
@@ -31,6 +33,20 @@ def test_rotation_equals_transformers(theta, factor):
     angles = torch.cat([half, half], dim=-1)
     expected, _ = apply_rotary_pos_emb(x, x, angles.cos(), angles.sin())
     np.testing.assert_allclose(rotate(X, rope_angles(small, D, theta, factor)), expected.transpose(1, 2), atol=2e-4)
+
+
+@pytest.mark.parametrize(("head_dim", "factor"), [(64, 32.0), (128, 8.0)])
+def test_the_stretched_frequencies_of_llama_3_equal_transformers(head_dim, factor):
+    """Those of Llama 3.2 1B and of 3.1: a third is kept, a third divided, and some lie between."""
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 8192
+    config = transformers.LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=rope)
+    expected = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    cos, sin = rope_angles(jnp.ones((1, 1)), head_dim, 5e5, factor, Llama3Stretch(1.0, 4.0, 8192))
+    np.testing.assert_allclose(np.arctan2(sin, cos).ravel(), expected, rtol=1e-5)
+    plain = 5e5 ** -(np.arange(0, head_dim, 2) / head_dim)
+    ratio = plain / expected
+    assert {round(r, 3) for r in ratio} > {1.0, factor} and np.all((ratio > 0.999) & (ratio < factor * 1.001))
 
 
 @settings(max_examples=25, deadline=None)

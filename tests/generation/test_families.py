@@ -1,0 +1,34 @@
+"""Greedy replies of every family, token by token, against transformers' own generation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from oracles import carry_over, tiny_hf
+
+from kafjax.generation import Generator, Sampling
+
+PROMPTS = ["The lamp", "A fox, two hens and a grey goose share the yard", "Whoever asks for the name of the miller will be"]
+N_NEW = 12
+OVERRIDES = {
+    "llama": {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    "qwen3": {},
+}
+OVERRIDES["llama"]["rope_parameters"] |= {"rope_theta": 100.0, "original_max_position_embeddings": 12}
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("family", OVERRIDES)
+def test_greedy_replies_equal_transformers(family, tokenizer, tmp_path):
+    hf = tiny_hf(family, vocab_size=tokenizer.get_vocab_size(), **OVERRIDES[family])
+    model, params = carry_over(hf, tmp_path)
+    replies = Generator(model, tokenizer).generate(params, PROMPTS, Sampling(max_new_tokens=N_NEW, stop=()))
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        ids = torch.tensor([tokenizer.encode(prompt).ids])
+        with torch.no_grad():
+            out = hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=N_NEW, pad_token_id=0)
+        assert list(reply.tokens) == out[0, ids.shape[1] :].tolist()
+    assert len({reply.tokens for reply in replies}) == len(PROMPTS) and np.mean([len(set(r.tokens)) for r in replies]) > 3
