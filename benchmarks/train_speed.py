@@ -60,15 +60,6 @@ LEARNING_RATE = 1e-4
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
 
-flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
-flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
-flags.DEFINE_integer("steps", 10, "Steps measured of each side and case.", lower_bound=1)
-flags.DEFINE_integer("warmup", 2, "Steps before those.", lower_bound=1)
-flags.DEFINE_integer("rows", 4, "Rows per step.", lower_bound=1)
-flags.DEFINE_integer("seq_len", 128, "Tokens per row.", lower_bound=17)
-flags.DEFINE_integer("rank", 8, "LoRA: rank of the adapter; alpha is twice that.", lower_bound=1)
-flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations and of frozen weights.")
-flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
 
 Step = Callable[[], tuple[float, float]]
 """One optimizer step, done when it returns; gives the loss before it and the norm of the gradient before clipping."""
@@ -81,6 +72,19 @@ class Measured:
     seconds: np.ndarray
     losses: np.ndarray
     norms: np.ndarray
+
+
+def define_flags() -> None:
+    """Not at import: tests import several benchmarks, whose flags share names."""
+    flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+    flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
+    flags.DEFINE_integer("steps", 10, "Steps measured of each side and case.", lower_bound=1)
+    flags.DEFINE_integer("warmup", 2, "Steps before those.", lower_bound=1)
+    flags.DEFINE_integer("rows", 4, "Rows per step.", lower_bound=1)
+    flags.DEFINE_integer("seq_len", 128, "Tokens per row.", lower_bound=17)
+    flags.DEFINE_integer("rank", 8, "LoRA: rank of the adapter; alpha is twice that.", lower_bound=1)
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations and of frozen weights.")
+    flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
 
 
 def main(_: list[str]) -> None:
@@ -305,4 +309,5 @@ def speed_table(rows: Mapping[str, Mapping[str, Any]]) -> table.Table:
 
 
 if __name__ == "__main__":
+    define_flags()
     run_main(main)

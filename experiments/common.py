@@ -25,6 +25,11 @@ from kafjax.models import Decoder
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _DEFAULTS = Settings()
 
+REMAT_HELP = (
+    "What of each layer is kept for the backward pass: none is computed again, all but products with kernels "
+    "(dots), or all (full: least memory, about a third more work; offload: its inputs go to the host's memory, on a TPU or GPU)."
+)
+
 
 def define_model_flags() -> None:
     flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
@@ -35,7 +40,9 @@ def define_model_flags() -> None:
 
 def define_corpus_flags() -> None:
     flags.DEFINE_string(
-        "corpus", "biographies", "biographies (invented people), factbook (CIA), or a folder with your documents and questions.jsonl."
+        "corpus",
+        "biographies",
+        "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
     )
     flags.DEFINE_integer("subjects", 16, "People or countries of a generated corpus; half of them have training questions.", lower_bound=2)
     flags.DEFINE_integer("attributes", 4, "Facts per person or country of a generated corpus.", lower_bound=1)

@@ -99,12 +99,15 @@ def save_arm(run: Run, name: str, arm: Arm) -> None:
     write_jsonl(folder / "predictions.jsonl", [p.to_json() for p in arm.predictions])
     write_jsonl(folder / "oracle.jsonl", [p.to_json() for p in arm.oracle])
     # Last: an arm with this file is finished.
-    write_json(folder / "arm.json", {
-        "cost": arm.cost.to_json(),
-        "held_out_nll": list(arm.held_out_nll),
-        "held_out_tokens": list(arm.held_out_tokens),
-        "note": arm.note,
-    })
+    write_json(
+        folder / "arm.json",
+        {
+            "cost": arm.cost.to_json(),
+            "held_out_nll": list(arm.held_out_nll),
+            "held_out_tokens": list(arm.held_out_tokens),
+            "note": arm.note,
+        },
+    )
 
 
 def load_arm(run: Run, name: str) -> Arm | None:

@@ -10,6 +10,9 @@ An epoch reads every document (of a generated corpus, one telling of every fact)
 --seq_len tokens. Learning rates: LoRA's best one is about ten times that of full fine-tuning. Out of memory? Keep --batch_rows and
 raise --accumulate, which computes a step in so many parts. The model forgets what it does not see: --replay mixes other matters in.
 
+On many hosts start the same command on each, under srun, in a Kubernetes Job or on all hosts of a TPU slice (docs/scale.md), with
+--runs in a folder that all of them see. SIGTERM saves, and exits with 143.
+
 The run's folder, runs/NAME, holds config.json, metrics.jsonl (a row a step), loss.png, result.json (what it took) and what was
 learned: adapter.safetensors, or weights.safetensors with the trained weights. The same command again goes on where a broken run
 stopped: same data, same losses.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,22 +33,24 @@ import safetensors.numpy
 from absl import flags
 from tokenizers import Tokenizer
 
-from experiments import common
+from experiments import common, processes
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import say, waiting
-from kafjax.core.records import Question
-from kafjax.core.rundir import Run, config_hash, environment, open_run, read_json, write_atomic, write_json
+from kafjax.core.records import Corpus, Question
+from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, write_atomic, write_json
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
 from kafjax.methods import Settings
 from kafjax.methods.examples import training_examples
-from kafjax.models import Decoder
-from kafjax.parallel import make_mesh
+from kafjax.models import REMAT, Decoder
+from kafjax.parallel import distributed, make_mesh
 from kafjax.retrieval import prompt
-from kafjax.training import TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training import Example, TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training.optimizers import OPTIMIZERS
+from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
@@ -52,6 +58,7 @@ N_SHOWN = 3  # questions asked at the end
 
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(processes)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
 flags.DEFINE_enum("method", "lora", list(LEARNING_RATE), "What to train: a LoRA adapter, or all weights.")
 flags.DEFINE_float("lr", None, "Peak learning rate (default: 1e-3 for lora, 1e-4 for full).", lower_bound=0)
@@ -64,12 +71,15 @@ flags.DEFINE_boolean("freeze_embedding", True, "Full: leave the (tied) embedding
 flags.DEFINE_float("replay", 0.0, "Share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
 flags.DEFINE_integer("batch_rows", 4, "Rows of packed tokens per optimizer step.", lower_bound=1)
 flags.DEFINE_integer("seq_len", 128, "Tokens per row; longer texts are cut into pieces.", lower_bound=2)
+flags.DEFINE_string("rows", None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.")
 flags.DEFINE_integer("accumulate", 1, "Parts that a step's rows are computed in. Same result, less memory.", lower_bound=1)
 flags.DEFINE_float("warmup", 0.05, "Share of the steps over which the learning rate rises; then it falls along a cosine.")
 flags.DEFINE_float("weight_decay", 0.0, "AdamW's, on matrices only.", lower_bound=0)
 flags.DEFINE_float("clip_norm", 1.0, "Bound of the gradient's global norm.")
-flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in float32 either way.")
-flags.DEFINE_boolean("remat", False, "Compute each layer again in the backward pass: less memory, about a third more work.")
+flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in --param_dtype.")
+flags.DEFINE_enum("remat", "none", REMAT, common.REMAT_HELP)
+flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "AdamW; Adafactor (hardly any state); Muon (one moment, orthogonalised updates).")
+flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Type of what trains; bfloat16 halves its memory and rounds stochastically.")
 flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: all on fsdp.")
 flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints; 0 for none.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.")
@@ -79,37 +89,43 @@ flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
 
 # Flags that change what is learned; the rest change how, where, or what is kept of it.
 _IDENTITY = (
-    *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len"),
-    *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "seed"),
+    *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len", "rows"),
+    *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "optimizer", "param_dtype", "seed"),
 )
 
 
 def main(_: list[str]) -> None:
+    with processes.processes_from_flags():
+        _finetune()
+
+
+def _finetune() -> None:
     values = flags.FLAGS
     # All that can be refused is refused before anything is on disk.
     spec = lora.Spec(values.rank, values.alpha, values.targets) if values.method == "lora" else None
     train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
     corpus = common.corpus_from_flags()
     model, params, tokenizer = _load_model()
-    examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
+    examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
-    run = open_run(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
-    if run.file("result.json").exists():
+    opened = open_run if distributed.is_main() else find_run
+    run = opened(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
+    if distributed.of_main(run.file("result.json").exists()):
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
         counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
         say("finetune", f"{corpus.name}: {counts}; writing to {run.path}")
-        with tracker(run.path, values.wandb, config) as track:
+        with tracker(run.path, values.wandb and distributed.is_main(), config) as track:
 
             def log(**row: Any) -> None:
                 run.log(method=values.method, **row)
                 track(**row)
 
-            learner = dataclasses.replace(model, remat=values.remat)
-            result = train(learner, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method)
-        _save(run, result, spec)
-    _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
+            result = train(model, params, examples, train_config, spec=spec, mesh=mesh, run_dir=run.path, log=log, label=values.method)
+        _save(run, dataclasses.replace(result, trainable=distributed.to_host(result.trainable)), spec)
+    if distributed.is_main():
+        _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
 
 
 def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
@@ -122,6 +138,17 @@ def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
         return model, params, hub.tokenizer(values.model)
 
 
+def _training_data(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]] | PackedRows:
+    if flags.FLAGS.rows is None:
+        return training_examples(corpus, tokenizer, settings, eos_id)
+    if settings.replay:
+        raise UserError("--replay does not go with --rows, which were packed without other matters")
+    rows = PackedRows.open(Path(flags.FLAGS.rows))
+    if rows.about["tokenizer"] != zlib.crc32(tokenizer.to_str().encode()):
+        raise UserError(f"{rows.folder} was packed with another tokenizer than that of {flags.FLAGS.model}")
+    return rows
+
+
 def _train_config() -> TrainConfig:
     values = flags.FLAGS
     return TrainConfig(
@@ -132,6 +159,9 @@ def _train_config() -> TrainConfig:
         batch_rows=values.batch_rows,
         seq_len=values.seq_len,
         accumulate=values.accumulate,
+        optimizer=values.optimizer,
+        param_dtype=values.param_dtype,
+        remat=values.remat,
         weight_decay=values.weight_decay,
         clip_norm=values.clip_norm,
         freeze_embedding=values.freeze_embedding,
@@ -151,6 +181,8 @@ def _file(run: Run, spec: lora.Spec | None) -> Path:
 
 
 def _save(run: Run, result: TrainResult, spec: lora.Spec | None) -> None:
+    if not distributed.is_main():
+        return
     if spec is None:
         arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(result.trainable).items()}
         write_atomic(_file(run, spec), safetensors.numpy.save(arrays))

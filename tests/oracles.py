@@ -59,9 +59,7 @@ TINY_BERT = {
     "max_position_embeddings": 32,
 }
 
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 """`jax.jit` for tiny models: their time goes into compiling, so it optimises little."""
 
 

@@ -132,10 +132,12 @@ def _bpe() -> Tokenizer:
     """Spaces are part of the word that follows, a line end is a token: as in Gemma's own."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split("\n", "isolated"),
-        pre_tokenizers.Split(Regex("▁?[^▁]+"), "isolated"),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split(Regex("▁?[^▁]+"), "isolated"),
+        ]
+    )
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     specials = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer.train_from_iterator(_texts(), trainers.BpeTrainer(vocab_size=500, special_tokens=specials, show_progress=False))

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import difflib
 import sys
+import traceback
 from collections.abc import Callable, Iterable
-from typing import NoReturn
 
 from absl import app, flags, logging
 
 
 class UserError(Exception):
     """Something the user can fix. The message is one line that names the thing and the fix."""
+
+
+class Preempted(Exception):
+    """The machine is being taken away (SIGTERM), and what there was to save is saved. The message says where one can go on from."""
+
+
+def report(error: BaseException) -> int:
+    """Tells of an error on stderr, in one line if a user can do something about it, and returns the exit code that belongs to it."""
+    if isinstance(error, UserError):
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    if isinstance(error, Preempted):
+        print(f"stopped by SIGTERM: {error}", file=sys.stderr, flush=True)
+        return 143  # 128 + 15, as if the signal had ended it: not 0, or SLURM and Kubernetes would take the work for done
+    if isinstance(error, KeyboardInterrupt):
+        print("\ninterrupted: run the same command again to resume", file=sys.stderr, flush=True)
+        return 130
+    traceback.print_exception(error)
+    return 1
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -22,7 +41,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130, SIGTERM 143."""
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -31,11 +50,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")
             main(argv)
-        except UserError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            print("\ninterrupted: run the same command again to resume", file=sys.stderr)
-            sys.exit(130)
+        except (UserError, Preempted, KeyboardInterrupt) as error:
+            sys.exit(report(error))
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -45,9 +61,4 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _fail(f"{error} (--help lists the flags)")
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+        sys.exit(report(UserError(f"{error} (--help lists the flags)")))

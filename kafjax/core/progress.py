@@ -14,14 +14,23 @@ from tqdm import tqdm
 
 LINE_SECONDS = 10.0
 BAR_SECONDS = 1.0
+_silent = False
 
 
 class _Bar(tqdm):
     monitor_interval = 0  # tqdm's own watching thread would outlive the bar; ours does its work
 
 
+def silence() -> None:
+    """From here on this process shows no sign of life: it is one of many that do the same, and another one does."""
+    global _silent
+    _silent = True
+
+
 def say(label: str, text: str) -> None:
     """A line on stderr that leaves a bar on the screen whole."""
+    if _silent:
+        return
     _Bar.write(f"{label}: {text}", file=sys.stderr)
     sys.stderr.flush()
 
@@ -86,7 +95,7 @@ def waiting(label: str, what: str) -> Iterator[None]:
 
 def _shows_bars() -> bool:
     # Some pseudo-terminals have no size; tqdm would draw a bar of no width there.
-    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return not _silent and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
     if not root.is_dir():
         raise UserError(f"corpus directory {root} {'is no directory' if root.exists() else 'does not exist'}")
     documents = _documents(root)
-    passages, kept = deduplicate(_passages(documents, size, overlap))
+    passages, kept = deduplicate(default_passages(documents, size, overlap))
     questions = _questions(root, _gold_ids(documents, kept))
     by_split = defaultdict(list)
     for question in questions:
@@ -80,7 +80,7 @@ def load_passages(path: str | Path, size: str | int | None = None, overlap: int 
         documents = _documents(path)
     elif not (documents := [_document(place, row) for place, row in _rows(path.parent, path.name)]):
         raise UserError(f"{path} is empty")
-    return deduplicate(_passages(documents, size, overlap))[0]
+    return deduplicate(default_passages(documents, size, overlap))[0]
 
 
 def save_folder(corpus: Corpus, path: str | Path) -> None:
@@ -147,7 +147,8 @@ def _text_files(root: Path) -> Iterator[tuple[str, str]]:
         yield name.as_posix(), _read(file)
 
 
-def _passages(documents: Sequence[Document], size: str | int | None, overlap: int) -> list[Passage]:
+def default_passages(documents: Sequence[Document], size: str | int | None, overlap: int) -> list[Passage]:
+    """`cut`, but without a size short documents stay whole and longer ones are cut into some 64 words."""
     if size is not None:
         return cut(documents, size, overlap)
     if overlap:
@@ -184,13 +185,13 @@ def _questions(root: Path, gold: dict[str, tuple[str, ...]]) -> list[Question]:
             passages=_gold(place, row, gold),
             subject=_string(place, optional, "subject", empty=True) if "subject" in optional else "",
         )
-        questions += [question] if question.split else _dealt(question)
+        questions += [question] if question.split else deal(question)
     if not questions:
         raise UserError(f"{root / 'questions.jsonl'} is empty")
     return questions
 
 
-def _dealt(question: Question) -> list[Question]:
+def deal(question: Question) -> list[Question]:
     """A question without a split: half of them, by a hash of the id, are trained on and asked again."""
 
     def as_split(split: str, suffix: str = "") -> Question:

@@ -11,6 +11,7 @@ from kafjax.core.records import Corpus
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.factbook import capital_halves, capitals, factbook, prose
 from kafjax.corpus.folder import load_folder
+from kafjax.corpus.tfds_in import PREFIX, load_tfds
 
 NAMES = ("biographies", "biographies-control", "factbook")
 
@@ -30,9 +31,9 @@ def load(
 ) -> Corpus:
     """Loads a corpus and attaches what measures and softens forgetting.
 
-    `source` is "biographies", "biographies-control" (its empty control), "factbook", or a directory (see `folder`; the counts and the seed
-    of generated corpora do not concern it). `chunk` is a number of words, "sentence" or "document"; by default sentences, or what suits
-    the documents of a directory.
+    `source` is "biographies", "biographies-control" (its empty control), "factbook", a directory (see `folder`) or a TFDS dataset such
+    as "tfds:squad" (see `tfds_in`); the counts and the seed of generated corpora do not concern the last two. `chunk` is a number of
+    words, "sentence" or "document"; by default sentences, or what suits the documents of a directory.
 
     Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
     capitals and prose of other countries for replay. A directory's own retention questions, prose or replay come first; with all of them,
@@ -57,6 +58,8 @@ def load(
         # Training on a country must not touch what is asked about it for retention, so the corpus takes others.
         exclude = {country.code for half in capital_halves(n_retention) for country in half}
         corpus = factbook(n_subjects, **generated, exclude=exclude)
+    elif name.startswith(PREFIX):
+        corpus = load_tfds(name, chunk, overlap)
     elif Path(name).exists() or os.sep in name:
         corpus = load_folder(name, chunk, overlap)
     else:

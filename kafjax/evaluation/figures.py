@@ -88,7 +88,7 @@ def draw_all(results: Results, folder: Path, metrics: Iterable[Mapping[str, Any]
         for name, caption, draw in drawings:
             figure = draw()
             if figure is not None:
-                paths[caption] = _save(figure, folder / f"{name}.png")
+                paths[caption] = save_figure(figure, folder / f"{name}.png")
     return paths
 
 
@@ -102,7 +102,7 @@ def quality_against_cost(results: Results) -> Figure | None:
     methods = _with(results, HEADLINE)
     if not methods:
         return None
-    figure = _figure(10.5, 3.8)
+    figure = new_figure(10.5, 3.8)
     axes = figure.subplots(1, len(prices), sharey=True)
     axes[0].set_ylim(-0.06, 1.06)
     _percent_axis(axes[0].yaxis, f"correct on {HEADLINE}")
@@ -122,7 +122,7 @@ def learning_against_forgetting(results: Results) -> Figure | None:
     methods = _with(results, HEADLINE, RETENTION)
     if not methods:
         return None
-    figure = _figure(6.2, 4.4)
+    figure = new_figure(6.2, 4.4)
     axes = figure.subplots()
     points = {}
     for name, method in methods.items():
@@ -171,7 +171,7 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure | None:
             curves.setdefault(row["method"], {})[row["step"]] = row["loss"]  # a resumed run logs some steps twice
     if not curves:
         return None
-    figure = _figure(6.2, 3.6)
+    figure = new_figure(6.2, 3.6)
     axes = figure.subplots()
     colours = {name: _style(name, index)[0] for index, name in enumerate(curves)}
     ends = {}
@@ -191,7 +191,7 @@ def _stacked_bars(
 ) -> Figure | None:
     if not names:
         return None
-    figure = _figure(6.6, 1.3 + 0.36 * len(names))
+    figure = new_figure(6.6, 1.3 + 0.36 * len(names))
     axes = figure.subplots()
     left_N = np.zeros(len(names))
     for part, width in parts.items():
@@ -304,13 +304,13 @@ def _with(results: Results, *keys: str) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     write_atomic(path, buffer.getvalue())

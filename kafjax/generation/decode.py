@@ -128,8 +128,6 @@ def decode(
     return jax.lax.while_loop(unfinished, step, (state, cache))
 
 
-def _draw(
-    model: Decoder, params: trees.Tree, hidden_BxD: jax.Array, key_B: jax.Array, step: jax.Array, sampling: Sampling
-) -> jax.Array:
+def _draw(model: Decoder, params: trees.Tree, hidden_BxD: jax.Array, key_B: jax.Array, step: jax.Array, sampling: Sampling) -> jax.Array:
     now_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
     return next_token(model.logits(params, hidden_BxD), now_B, sampling)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
@@ -21,7 +22,10 @@ from kafjax.models import Cache, Decoder
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """The beginning of a prompt that many share, computed once. `n_tokens` slots of `cache` (batch 1) are filled."""
+    """The beginning of a prompt that many share, computed once. `n_tokens` slots of `cache` are filled.
+
+    The cache has one row, or one for each adapter that it was computed with.
+    """
 
     text: str
     n_tokens: int
@@ -68,10 +72,15 @@ class Generator:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def prefix(self, params: trees.Tree, text: str) -> Prefix:
-        """Computes the cache of a shared beginning (BOS and `text`). Raises `UserError` if it is longer than the model's context."""
+        """Computes the cache of a shared beginning (BOS and `text`). Raises `UserError` if it is longer than the model's context.
+
+        With slots for adapters in `params` (`lora.lanes.empty_slots`) it is computed with each of them: put them there before.
+        """
         tokens = self._tokens(text, 0, 0, bos=True)
-        tokens_1xT, length_1 = _pad([tokens], 1)
-        _, cache = prefill(self.model, params, tokens_1xT, length_1, None, jnp.int32(0), n_free=0)
+        n_slots = lora.lanes.n_slots(params)
+        tokens_RxT, length_R = _pad([tokens], n_slots or 1)
+        params = lora.lanes.of_rows(params, range(n_slots)) if n_slots else params
+        _, cache = prefill(self.model, params, tokens_RxT, length_R, None, jnp.int32(0), n_free=0)
         return Prefix(text, len(tokens), cache)
 
     def generate(
@@ -81,8 +90,12 @@ class Generator:
         sampling: Sampling,
         prefix: Prefix | None = None,
         on_progress: Callable[[int], None] = lambda n: None,
+        adapters: Sequence[int] | None = None,
     ) -> list[Generation]:
         """Completes each prompt; the answers come back in the order of the prompts.
+
+        With `adapters`, prompt i is completed with the adapter in slot `adapters[i]` of `params` (`lora.lanes.empty_slots`): one
+        program, whatever the mix.
 
         With a `prefix`, made with the same `params`, the prompts go on where it ends and carry no BOS. What is drawn for a
         prompt depends on the seed and its place among the prompts, not on the batch. `on_progress(n)` is told of every n
@@ -96,7 +109,8 @@ class Generator:
         replies: dict[int, Generation] = {}
         for at in range(0, len(by_length), self.batch):
             numbers = by_length[at : at + self.batch]
-            made = self._batch(params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix)
+            of_batch = None if adapters is None else [adapters[i] for i in numbers]
+            made = self._batch(params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix, of_batch)
             replies.update(zip(numbers, made, strict=True))
             on_progress(len(numbers))
         return [replies[i] for i in range(len(prompts))]
@@ -115,7 +129,13 @@ class Generator:
         return tokens
 
     def _batch(
-        self, params: trees.Tree, numbers: list[int], prompt_tokens: list[list[int]], sampling: Sampling, prefix: Prefix | None
+        self,
+        params: trees.Tree,
+        numbers: list[int],
+        prompt_tokens: list[list[int]],
+        sampling: Sampling,
+        prefix: Prefix | None,
+        adapters: list[int] | None,
     ) -> list[Generation]:
         # Few sizes, so that few programs are compiled; rows that fill up are done from the start.
         n, rows = len(numbers), next(size for size in (1, min(8, self.batch), self.batch) if size >= len(numbers))
@@ -123,6 +143,10 @@ class Generator:
         number_B = jnp.asarray(numbers + [-1] * (rows - n), jnp.int32)
         n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
         n_cached, past = (prefix.n_tokens, prefix.cache) if prefix else (0, None)
+        if adapters is not None:
+            of_rows = np.array(adapters + adapters[:1] * (rows - n), np.int32)
+            params = lora.lanes.of_rows(params, of_rows)
+            past = jax.tree.map(lambda x_LxRxSxKxD: x_LxRxSxKxD[:, of_rows], past)
         stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
 
         began = time.perf_counter()

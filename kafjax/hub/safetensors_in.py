@@ -19,13 +19,16 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class StoredTensor:
-    """A tensor in an open file; `[index]` reads that part of it."""
+    """A tensor in an open file; `[index]` reads that part of it, unless it is not of floating-point numbers."""
 
-    def __init__(self, name: str, part: Any):
+    def __init__(self, path: Path, name: str, part: Any):
         self.shape = tuple(part.get_shape())
-        self._name, self._part = name, part
+        self._path, self._name, self._part = path, name, part
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        # Told here, not at opening: what nobody reads, such as BERT's int64 position_ids, may be of any type.
+        if (dtype := self._part.get_dtype()) not in DTYPES:
+            raise UserError(f"{self._path}: tensor '{self._name}' is of type {dtype}; only {', '.join(DTYPES)} are read")
         try:
             return self._part[index]
         except SafetensorError as error:
@@ -35,8 +38,8 @@ class StoredTensor:
 def read_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Yields `(name, tensor)` one at a time, to be read before the next one is asked for.
 
-    Raises `UserError` naming a file that is missing, truncated or corrupt, a tensor that is not where the index says, and one that
-    is not of floating-point numbers (quantised checkpoints are not read).
+    Raises `UserError` naming a file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one
+    that is not of floating-point numbers raises it too (quantised checkpoints are not read).
     """
     for file_name, promised in _files(folder).items():
         path = folder / file_name
@@ -46,10 +49,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
                 if lost := sorted(promised - set(names)):
                     raise UserError(f"{folder / INDEX}: names tensor '{lost[0]}' in {file_name}, which does not hold it")
                 for name in names:
-                    part = file.get_slice(name)
-                    if part.get_dtype() not in DTYPES:
-                        raise UserError(f"{path}: tensor '{name}' is of type {part.get_dtype()}; only {', '.join(DTYPES)} are read")
-                    yield name, StoredTensor(name, part)
+                    yield name, StoredTensor(path, name, file.get_slice(name))
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from error
 

@@ -1,7 +1,27 @@
 """LoRA as a transform of parameter trees: `init` an adapter, `attach` it to train or run, `merge` it for good."""
 
+from kafjax.lora import lanes
 from kafjax.lora.files import load, save
-from kafjax.lora.spec import Spec
-from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge
+from kafjax.lora.spec import PRESETS, VARIANTS, Spec, count, ranks, scales, variant
+from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, residual
 
-__all__ = ["Adapters", "Spec", "abstract", "attach", "axes", "drift", "init", "load", "merge", "save"]
+__all__ = [
+    "PRESETS",
+    "VARIANTS",
+    "Adapters",
+    "Spec",
+    "abstract",
+    "attach",
+    "axes",
+    "count",
+    "drift",
+    "init",
+    "lanes",
+    "load",
+    "merge",
+    "ranks",
+    "residual",
+    "save",
+    "scales",
+    "variant",
+]

@@ -1,4 +1,4 @@
-"""What to adapt, and by how much."""
+"""What to adapt, by how much, and how: the hyperparameters of an adapter, and the one place that resolves them against a model."""
 
 from __future__ import annotations
 
@@ -9,68 +9,209 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from kafjax.core import trees
-from kafjax.core.errors import UserError
+from kafjax.core.errors import UserError, nearest
 from kafjax.ops.linear import LoRAWeight
+
+PRESETS = {"all-linear": r"^layers/", "attention": r"(q|k|v|o)_proj", "mlp": r"(gate|up|down)_proj"}
+"""Names that `Spec.targets` may be, beside a regular expression."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "pissa": {"init": "pissa"},
+    "olora": {"init": "olora"},
+}
+"""What each variant by name sets in a `Spec`; they go together. LoRA+ is the optimizer's (`TrainConfig.lora_plus`)."""
+
+INITS = ("lora", "pissa", "olora")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """A LoRA adapter's hyperparameters (Hu et al. 2021, arXiv:2106.09685).
 
+    A pattern is a regular expression. It means a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one
+    layer of it if it is found in that layer's, `layers/3/attn/q_proj/kernel`.
+
     Attributes:
       rank: columns of `a` and rows of `b`.
       alpha: the update is `alpha / rank * a @ b`.
-      targets: regular expression; each kernel in whose path it is found gets an adapter.
+      targets: pattern of the kernels that get an adapter, or one of `PRESETS`.
+      layers: numbers of the layers that get one; None for all.
+      rank_pattern, alpha_pattern: ranks and alphas that differ, by pattern; the first that is found counts.
+      rslora: scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
+      dora: train the norm of each output column apart (DoRA, Liu et al. 2024, arXiv:2402.09353).
+      init: how `a` and `b` start: lora (`b` zero), pissa (the largest singular values of the kernel, Meng et al. 2024,
+        arXiv:2404.02948) or olora (its QR decomposition, Büyükakyüz 2024, arXiv:2406.01775). The last two take what the
+        adapter starts as out of the base: see `transform.residual`.
+      dropout: share of the adapters' inputs that training drops.
+      trained: pattern of parameters that are trained in full beside the adapters (PEFT's `modules_to_save`); empty for none.
 
     Raises:
-      UserError: rank below 1, alpha not positive and finite, targets not a regular expression.
+      UserError: a rank below 1, an alpha not positive and finite, a pattern that is no regular expression, ...
     """
 
     rank: int = 16
     alpha: float = 32.0
     targets: str = r"(q|k|v|o|gate|up|down)_proj"
+    layers: tuple[int, ...] | None = None
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    rslora: bool = False
+    dora: bool = False
+    init: str = "lora"
+    dropout: float = 0.0
+    trained: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            raise UserError(f"LoRA rank={self.rank!r}: must be a whole number, 1 or more")
-        if not (isinstance(self.alpha, int | float) and math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"LoRA alpha={self.alpha!r}: must be a finite number above 0")
-        try:
-            re.compile(self.targets)
-        except (re.error, TypeError) as error:
-            raise UserError(f"LoRA targets={self.targets!r}: not a regular expression ({error})") from error
+        for name, rank in {"rank": self.rank, **{f"rank_pattern['{k}']": r for k, r in self.rank_pattern.items()}}.items():
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise UserError(f"LoRA {name}={rank!r}: must be a whole number, 1 or more")
+        for name, alpha in {"alpha": self.alpha, **{f"alpha_pattern['{k}']": a for k, a in self.alpha_pattern.items()}}.items():
+            if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
+                raise UserError(f"LoRA {name}={alpha!r}: must be a finite number above 0")
+        patterns = {"targets": [self.targets], "trained": [self.trained]}
+        patterns |= {"rank_pattern": [*self.rank_pattern], "alpha_pattern": [*self.alpha_pattern]}
+        for name, pattern in ((name, pattern) for name, given in patterns.items() for pattern in given):
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise UserError(f"LoRA {name}={pattern!r}: not a regular expression ({error})") from error
+        if self.init not in INITS:
+            raise UserError(f"LoRA init={self.init!r}: unknown. {nearest(str(self.init), INITS)}")
+        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
+            raise UserError(f"LoRA dropout={self.dropout!r}: must be at least 0 and below 1")
+        if self.layers is not None and not (self.layers and all(isinstance(i, int) and i >= 0 for i in self.layers)):
+            raise UserError(f"LoRA layers={self.layers!r}: must be one or more layer numbers, from 0")
 
     @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+    def changes_base(self) -> bool:
+        """Whether what the adapter starts as must be taken out of the base."""
+        return self.init != "lora"
+
+
+def variant(names: list[str], **fields: Any) -> Spec:
+    """A `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one."""
+    for name in names:
+        if name not in VARIANTS:
+            raise UserError(f"unknown LoRA variant '{name}'. {nearest(name, VARIANTS)}")
+    return Spec(**{key: value for name in names for key, value in VARIANTS[name].items()}, **fields)
+
+
+def layer_names(path: str, leaf: Any) -> list[str]:
+    """The path of each layer of a stacked leaf `[L, in, out]`, in order; of an unstacked one its own alone."""
+    return [path.replace("layers/", f"layers/{i}/", 1) for i in range(leaf.shape[0])] if len(leaf.shape) > 2 else [path]
 
 
 def targeted(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The kernels that `spec` adapts, `{path: leaf [.., in, out]}` (arrays or abstract).
+    """The kernels that `spec` adapts in at least one layer, `{path: leaf [.., in, out]}` (arrays or abstract).
 
-    Raises `UserError` if the targets match no kernel (naming the nearest paths), if the rank is above min(in, out) of a
-    target, or if a target already carries an adapter.
+    Raises `UserError` if the targets match no kernel (naming the nearest paths), if a pattern or a layer number means none of
+    them, or if a target already carries an adapter.
+    """
+    return {path: trees.flatten(params)[path] for path in ranks(spec, params)}
+
+
+def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The rank of each adapted kernel, layer by layer: `{path: int [..]}`, `..` being the kernel's layer axis where there is one.
+
+    0 is a layer without an adapter; a kernel without one in any layer is not there. The arrays of an adapter are as wide as the
+    widest layer's rank; what is beyond a layer's own is zero in `a` and in `b`, hence has no gradient and stays zero.
+    Raises `UserError` as `targeted` does.
     """
     leaves = trees.flatten(params)
-    kernels = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] == "kernel"}
-    chosen = {path: leaf for path, leaf in kernels.items() if re.search(spec.targets, path)}
-    if not chosen:
-        raise UserError(_no_match(spec.targets, leaves, kernels))
-    for path, leaf in chosen.items():
-        if isinstance(leaf, LoRAWeight):
-            raise UserError(f"'{path}' already carries an adapter; merge that one first")
-        if spec.rank > min(leaf.shape[-2:]):
-            raise UserError(f"LoRA rank={spec.rank} is above min(in, out) of '{path}', a kernel {list(leaf.shape[-2:])}")
-    return chosen
+    kernels = {path: leaf for path, leaf in leaves.items() if _is_kernel(path)}
+    targets = PRESETS.get(spec.targets, spec.targets)
+    found: dict[str, np.ndarray] = {}
+    for path, leaf in kernels.items():
+        names = _layers(path, leaf)
+        chosen = [_found(targets, path, name) and (spec.layers is None or i in spec.layers) for i, name in enumerate(names)]
+        if any(chosen):
+            if isinstance(leaf, LoRAWeight):
+                raise UserError(f"'{path}' already carries an adapter; merge that one first")
+            of_layers = [_first(spec.rank_pattern, path, name, spec.rank) if yes else 0 for name, yes in zip(names, chosen, strict=True)]
+            found[path] = np.array(of_layers).reshape(leaf.shape[:-2])
+    if not found:
+        raise UserError(_no_match(spec, leaves, kernels))
+    _check_patterns(spec, {path: kernels[path] for path in found})
+    return found
 
 
-def _no_match(targets: str, leaves: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
+def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What `a @ b` is multiplied by, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
+
+    def of_kernel(path: str, leaf: Any, rank: np.ndarray) -> np.ndarray:
+        alphas = np.array([_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaf)], float).reshape(rank.shape)
+        return np.where(rank > 0, alphas / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
+
+    leaves = trees.flatten(params)
+    return {path: of_kernel(path, leaves[path], rank) for path, rank in ranks(spec, params).items()}
+
+
+def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that `spec` trains in full, `{path: leaf}`. Raises `UserError` if there are none, or an adapter's kernel is one."""
+    if not spec.trained:
+        return {}
+    leaves = trees.flatten(params)
+    found = {path: leaf for path, leaf in leaves.items() if re.search(spec.trained, path)}
+    if not found:
+        raise UserError(f"LoRA trained={spec.trained!r} matches no parameter; nearest: {_nearest(spec.trained, leaves)}")
+    if both := [path for path in ranks(spec, params) if path in found]:
+        raise UserError(f"'{both[0]}' is both a target of adapters and trained in full (trained={spec.trained!r}); choose one")
+    return found
+
+
+def count(spec: Spec, params: Mapping[str, Any]) -> int:
+    """How many parameters `spec` trains in the model `params` (abstract will do): the true ones, without what pads ranks."""
+    leaves, n = trees.flatten(params), 0
+    for path, rank in ranks(spec, params).items():
+        n_in, n_out = leaves[path].shape[-2:]
+        n += int(rank.sum()) * (n_in + n_out) + (int((rank > 0).sum()) * n_out if spec.dora else 0)
+    return n + sum(math.prod(leaf.shape) for leaf in trained(spec, params).values())
+
+
+def _is_kernel(path: str) -> bool:
+    return path.split("/")[-1] == "kernel"
+
+
+def _layers(path: str, leaf: Any) -> list[str]:
+    return layer_names(path, leaf.base if isinstance(leaf, LoRAWeight) else leaf)
+
+
+def _found(pattern: str, path: str, layer_name: str) -> bool:
+    return bool(re.search(pattern, path) or re.search(pattern, layer_name))
+
+
+def _first(patterns: Mapping[str, Any], path: str, layer_name: str, default: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if _found(pattern, path, layer_name)), default)
+
+
+def _check_patterns(spec: Spec, kernels: Mapping[str, Any]) -> None:
+    named = [(path, name) for path, leaf in kernels.items() for name in _layers(path, leaf)]
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(spec, field):
+            if not any(_found(pattern, path, name) for path, name in named):
+                raise UserError(f"LoRA {field} {pattern!r} is found in no target; nearest: {_nearest(pattern, kernels)}")
+    n_layers = max(len(_layers(path, leaf)) for path, leaf in kernels.items())
+    if spec.layers is not None and (above := [i for i in spec.layers if i >= n_layers]):
+        raise UserError(f"LoRA layers: there is no layer {above[0]}, the targets have layers 0 to {n_layers - 1}")
+
+
+def _no_match(spec: Spec, leaves: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
+    targets = PRESETS.get(spec.targets, spec.targets)
+    if any(_found(targets, path, name) for path, leaf in kernels.items() for name in _layers(path, leaf)):
+        return f"LoRA layers={list(spec.layers or ())} are no layers of the kernels that targets={spec.targets!r} match"
     if others := [path for path in leaves if path not in kernels and re.search(targets, path)]:
-        return f"LoRA targets={targets!r} match no kernel, only '{others[0]}'; adapters go beside kernels: {', '.join(kernels)}"
+        return f"LoRA targets={spec.targets!r} match no kernel, only '{others[0]}'; adapters go beside kernels: {', '.join(kernels)}"
+    return f"LoRA targets={spec.targets!r} match no kernel; nearest: {_nearest(targets, kernels) or 'none, the tree has no kernels'}"
 
+
+def _nearest(pattern: str, paths: Mapping[str, Any]) -> str:
     def likeness(path: str) -> float:
-        return max(difflib.SequenceMatcher(None, targets, part).ratio() for part in path.split("/")[:-1] or [path])
+        return max(difflib.SequenceMatcher(None, pattern, part).ratio() for part in [path, *path.split("/")[:-1]])
 
-    nearest = sorted(kernels, key=likeness, reverse=True)[:3]
-    return f"LoRA targets={targets!r} match no kernel; nearest: {', '.join(nearest) or 'none, the tree has no kernels'}"
+    return ", ".join(sorted(paths, key=likeness, reverse=True)[:3])

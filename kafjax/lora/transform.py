@@ -21,11 +21,19 @@ before, and so is each `base`:
     │   │   └── k_proj/kernel  [L, D, K]
     ...
 
+`spec` may ask for more beside `a` and `b`: "magnitude" [L, H] with DoRA, and parameters that are trained in full, each under its path
+as {"<its name>": array of its shape}, such as "final_norm/scale": {"scale": [D]}. They take the place of the base's in `attach`.
+
 `merge(params, adapters, spec)` gives a tree of the old shapes, with `kernel + alpha / rank * a @ b` in place of the kernel.
 
 Train with the adapters as their own argument, so that the base is never differentiated:
 
     grads = jax.grad(lambda adapters: loss(attach(params, adapters, spec), batch))(adapters)
+
+With `Spec(init="pissa")` or "olora" the adapter starts as a part of the kernel, which is taken out of the base:
+
+    base = residual(params, adapters, spec)     # attach, merge and drift then take `base`; the same as `params` for other inits
+    adapters = plain(train(base, adapters), adapters, spec)    # in the end: an ordinary adapter for `params`
 """
 
 from __future__ import annotations
@@ -36,62 +44,76 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.lora.spec import Spec, targeted
+from kafjax.lora.inits import INIT, column_norm
+from kafjax.lora.spec import Spec, ranks, scales, trained
 from kafjax.ops.linear import LoRAWeight
 
 Adapters = dict[str, dict[str, jax.Array]]
-"""`{kernel path: {"a": float32 [.., in, rank], "b": float32 [.., rank, out]}}`; `..` is the layer axis, where there is one."""
+"""`{kernel path: {"a": float32 [.., in, rank], "b": float32 [.., rank, out]}}`; `..` is the layer axis, where there is one.
+
+`rank` is that of the widest layer: see `spec.ranks`. With DoRA also "magnitude" `[.., out]`. A parameter trained in full is there under
+its path as `{its name: array}`."""
 
 
 def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes and dtypes of `init(spec, params, key)`; `params` may be abstract too. Raises `UserError` as `init` does."""
-
-    def pair(kernel: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        *stacked, n_in, n_out = kernel.shape
-        return {
-            "a": jax.ShapeDtypeStruct((*stacked, n_in, spec.rank), jnp.float32),
-            "b": jax.ShapeDtypeStruct((*stacked, spec.rank, n_out), jnp.float32),
-        }
-
-    return {path: pair(kernel) for path, kernel in targeted(spec, params).items()}
+    leaves = trees.flatten(params)
+    for path, rank in ranks(spec, params).items():
+        if rank.max() > min(leaves[path].shape[-2:]):
+            raise UserError(f"LoRA rank={rank.max()} is above min(in, out) of '{path}', a kernel {list(leaves[path].shape[-2:])}")
+    return _shapes(spec, params)
 
 
 def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
-    """A fresh adapter, which changes nothing yet: `b` is zero.
+    """A fresh adapter, which changes nothing yet, if it is attached to `residual(params, adapters, spec)`.
 
-    `a ~ U(-1/sqrt(in), 1/sqrt(in))`, which is PEFT's default (Kaiming uniform with slope sqrt(5)). Each kernel draws from its own
-    stream, so that adding a target changes no other.
+    Each kernel draws from its own stream, so that adding a target changes no other.
 
     Args:
-      params: the base; only shapes are read, so abstract ones will do.
+      params: the base. Plain LoRA reads only its shapes, so abstract ones will do; DoRA, PiSSA and OLoRA read its values.
       key: a PRNG key.
 
     Raises:
-      UserError: no kernel matches, or the rank is above min(in, out) of one.
+      UserError: no kernel matches, the rank is above min(in, out) of one, or another fault of `spec` on this base.
     """
+    abstract(spec, params)
+    leaves, scale = trees.flatten(params), scales(spec, params)
 
-    def pair(path: str, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        a, b = shapes["a"], shapes["b"]
-        bound = a.shape[-2] ** -0.5
+    def pair(path: str, rank: np.ndarray) -> dict[str, jax.Array]:
         stream = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        return {"a": jax.random.uniform(stream, a.shape, a.dtype, -bound, bound), "b": jnp.zeros(b.shape, b.dtype)}
+        drawn = INIT[spec.init](leaves[path], rank, scale[path], stream)
+        return drawn | {"magnitude": column_norm(leaves[path])} if spec.dora else drawn
 
-    return {path: pair(path, shapes) for path, shapes in abstract(spec, params).items()}
+    in_full = {path: {_name(path): jnp.array(leaf, jnp.float32)} for path, leaf in trained(spec, params).items()}
+    return {path: pair(path, rank) for path, rank in ranks(spec, params).items()} | in_full
+
+
+def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.Tree:
+    """The base that an adapter which began as `initial` stands beside: `params` itself, or `kernel - scale * a @ b` with PiSSA and OLoRA.
+
+    Subtracted in float32, cast once. Raises `UserError` as `attach` does.
+    """
+    check(params, initial, spec)
+    flat, scale = trees.flatten(params), scales(spec, params)
+    for path in scale if spec.changes_base else ():
+        flat[path] = (flat[path].astype(jnp.float32) - _update(initial[path], scale[path])).astype(flat[path].dtype)
+    return trees.unflatten(flat)
 
 
 def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
     """Raises `UserError` naming the first path where `adapters` are not what `spec` makes for the base `params`."""
-    expected = abstract(spec, params)
+    expected = _shapes(spec, params)
     for path in [*expected, *adapters]:
         if path not in adapters:
             raise UserError(f"the adapter has nothing for '{path}', which targets={spec.targets!r} asks for")
         if path not in expected:
             raise UserError(f"the adapter holds '{path}', which is no target of this base (targets={spec.targets!r})")
-        if set(adapters[path]) != {"a", "b"}:
-            raise UserError(f"the adapter holds {sorted(adapters[path])} for '{path}', not 'a' and 'b'")
+        if set(adapters[path]) != set(expected[path]):
+            raise UserError(f"the adapter holds {sorted(adapters[path])} for '{path}', not {sorted(expected[path])}")
         for name, want in expected[path].items():
             if (have := tuple(adapters[path][name].shape)) != want.shape:
                 raise UserError(
@@ -100,61 +122,120 @@ def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) ->
                 )
 
 
-def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tree:
+def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.Array | None = None) -> trees.Tree:
     """`params` with a `LoRAWeight` for each adapted kernel, for use inside the loss or a forward pass.
 
-    The scale is folded into `b` in float32. Copies no array of the base. Raises `UserError` where base, adapters and
-    spec do not fit together.
+    The scale is folded into `b` in float32. Copies no array of the base.
+
+    Args:
+      params: the base; with PiSSA and OLoRA the `residual` one.
+      key: draws the dropout of this training step. Without it nothing is dropped.
+
+    Raises:
+      UserError: base, adapters and spec do not fit together.
     """
     check(params, adapters, spec)
-    flat = trees.flatten(params)
-    for path, pair in adapters.items():
-        flat[path] = LoRAWeight(flat[path], pair["a"], _scaled(pair["b"], spec))
+    flat, rank, scale = trees.flatten(params), ranks(spec, params), scales(spec, params)
+    for path, parts in adapters.items():
+        if path not in rank:
+            flat[path] = parts[_name(path)]
+            continue
+        base, a, b = flat[path], parts["a"], _scaled(parts["b"], scale[path])
+        gain = _gain(base, a, b, parts["magnitude"], rank[path]) if spec.dora else None
+        keys = _layer_keys(key, path, rank[path].shape) if spec.dropout and key is not None else None
+        flat[path] = LoRAWeight(base, a, b, gain, keys, spec.dropout)
     return trees.unflatten(flat)
 
 
 def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tree:
-    """`params` with `kernel + alpha / rank * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
+    """`params` with `kernel + scale * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
 
-    `drift` says what the cast costs. Raises `UserError` as `attach` does.
+    With DoRA the columns of that are brought to the length `magnitude`. `drift` says what the cast costs. Takes the base that
+    `attach` takes, and raises `UserError` as it does.
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
-    for path, pair in adapters.items():
-        flat[path] = _sum(flat[path], pair, spec).astype(flat[path].dtype)
-    return trees.unflatten(flat)
+    return trees.unflatten(flat | {path: exact.astype(flat[path].dtype) for path, exact in _merged(flat, params, adapters, spec)})
 
 
 def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str, float]:
-    """What `merge` loses to rounding: `{path: max |W + BA - cast(W + BA)|}`, zero for a float32 base.
+    """What `merge` loses to rounding: `{path: max |exact - cast(exact)|}`, zero for a float32 base.
 
     Compare it with the size of the update: in bfloat16 a small one can vanish. Raises `UserError` as `attach` does.
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
 
-    def lost(path: str, pair: dict[str, jax.Array]) -> float:
-        exact = _sum(flat[path], pair, spec)
+    def lost(path: str, exact: jax.Array) -> float:
         return float(jnp.max(jnp.abs(exact - exact.astype(flat[path].dtype).astype(jnp.float32))))
 
-    return {path: lost(path, pair) for path, pair in adapters.items()}
+    return {path: lost(path, exact) for path, exact in _merged(flat, params, adapters, spec)}
 
 
 def axes(adapters: Mapping[str, Any], model_axes: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
     """Logical axes of an adapter, inherited from its kernels (`model.axes()`): `a` has the input axis, `b` the output axis."""
     flat = trees.flatten(model_axes)
 
-    def pair(path: str) -> dict[str, tuple[str | None, ...]]:
+    def part(path: str, name: str) -> tuple[str | None, ...]:
         *stacked, n_in, n_out = flat[path]
-        return {"a": (*stacked, n_in, None), "b": (*stacked, None, n_out)}
+        return {"a": (*stacked, n_in, None), "b": (*stacked, None, n_out), "magnitude": (*stacked, n_out)}[name]
 
-    return {path: pair(path) for path in adapters}
-
-
-def _scaled(b: jax.Array, spec: Spec) -> jax.Array:
-    return b.astype(jnp.float32) * jnp.float32(spec.scale)
+    return {path: {name: flat[path] if name == _name(path) else part(path, name) for name in parts} for path, parts in adapters.items()}
 
 
-def _sum(kernel: jax.Array, pair: dict[str, jax.Array], spec: Spec) -> jax.Array:
-    update = jnp.matmul(pair["a"].astype(jnp.float32), _scaled(pair["b"], spec), precision=jax.lax.Precision.HIGHEST)
-    return kernel.astype(jnp.float32) + update
+def _name(path: str) -> str:
+    return path.split("/")[-1]
+
+
+def _shapes(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    leaves = trees.flatten(params)
+
+    def parts(path: str, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+        *stacked, n_in, n_out = leaves[path].shape
+        shapes = {"a": (*stacked, n_in, width), "b": (*stacked, width, n_out)}
+        shapes |= {"magnitude": (*stacked, n_out)} if spec.dora else {}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+    in_full = {path: {_name(path): jax.ShapeDtypeStruct(leaf.shape, jnp.float32)} for path, leaf in trained(spec, params).items()}
+    return {path: parts(path, int(rank.max())) for path, rank in ranks(spec, params).items()} | in_full
+
+
+def _scaled(b: jax.Array, scale: np.ndarray) -> jax.Array:
+    return b.astype(jnp.float32) * scale[..., None, None]
+
+
+def _update(parts: Mapping[str, jax.Array], scale: np.ndarray) -> jax.Array:
+    return jnp.matmul(parts["a"].astype(jnp.float32), _scaled(parts["b"], scale), precision=jax.lax.Precision.HIGHEST)
+
+
+def _merged(flat: Mapping[str, Any], params: Mapping[str, Any], adapters: Adapters, spec: Spec):
+    """Yields `(path, float32 array)` for each parameter that the adapters change."""
+    rank, scale = ranks(spec, params), scales(spec, params)
+    for path, parts in adapters.items():
+        if path not in rank:
+            yield path, parts[_name(path)].astype(jnp.float32)
+            continue
+        exact = flat[path].astype(jnp.float32) + _update(parts, scale[path])
+        if spec.dora:
+            gain = jnp.where((rank[path] > 0)[..., None], parts["magnitude"] / column_norm(exact), 1)
+            exact = exact * gain[..., None, :]
+        yield path, exact
+
+
+def _gain(base: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array, rank: np.ndarray) -> jax.Array:
+    """DoRA's factor of each output, `magnitude / |W + a @ b|`: float32 `[.., out]`, 1 in layers without an adapter.
+
+    The square of the norm is `|W|^2 + 2 <W, a b> + |a b|^2`, column by column: no array is larger than `[rank, out]`. The
+    norm counts as a constant in the gradient (Liu et al. 2024, section 4.3).
+    """
+    low = lambda x: jax.lax.stop_gradient(x).astype(base.dtype)  # noqa: E731  a base cast up would be a copy of it
+    product = lambda subscripts, *xs: jnp.einsum(subscripts, *xs, preferred_element_type=jnp.float32)  # noqa: E731
+    W, a, b = low(base), low(a), jax.lax.stop_gradient(b)
+    crossed = 2 * product("...ir,...io->...ro", a, W) + product("...rk,...ko->...ro", product("...ir,...ik->...rk", a, a), b)
+    square = product("...io,...io->...o", W, W) + jnp.sum(b * crossed, axis=-2)
+    return jnp.where((rank > 0)[..., None], magnitude / jnp.sqrt(square), 1)
+
+
+def _layer_keys(key: jax.Array, path: str, stacked: tuple[int, ...]) -> jax.Array:
+    stream = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return jax.random.split(stream, stacked) if stacked else stream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer
 
@@ -33,6 +33,14 @@ def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, 
         used += n_replay
         variants.append(examples)
     return variants
+
+
+def stream_examples(corpus: Corpus, tokenizer: Tokenizer, eos_id: int) -> Iterator[Example]:
+    """All documents, then all training questions, one at a time: for packing them into rows on disk."""
+    for document in corpus.documents:
+        yield text_example(tokenizer, document.text, eos_id)
+    for question in corpus.training_questions:
+        yield _question(tokenizer, question)
 
 
 def _question(tokenizer: Tokenizer, question: Question) -> Example:

@@ -82,12 +82,15 @@ class Lab:
         store = Store(index, passages, self.embedder.fingerprint)
         seconds = time.perf_counter() - began
         store.save(path / "store")
-        write_json(path / "built.json", {
-            "seconds": seconds,
-            "engine": index.engine,
-            "flops": self._embedding_flops(),
-            "peak_memory_bytes": peak.n_bytes,
-        })
+        write_json(
+            path / "built.json",
+            {
+                "seconds": seconds,
+                "engine": index.engine,
+                "flops": self._embedding_flops(),
+                "peak_memory_bytes": peak.n_bytes,
+            },
+        )
         return store
 
     @property

@@ -103,11 +103,14 @@ class Trained(ClosedBook):
             label=self.kind,
         )
         kept = self.save(result.trainable)
-        write_json(self._record, {
-            "artifact_bytes": kept,
-            "train_flops_formula": self.flops(result, round(sum(lengths) / len(lengths))),
-            **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")},
-        })
+        write_json(
+            self._record,
+            {
+                "artifact_bytes": kept,
+                "train_flops_formula": self.flops(result, round(sum(lengths) / len(lengths))),
+                **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")},
+            },
+        )
         discard_checkpoints(self.folder)
 
     def cost(self) -> Cost:

@@ -3,6 +3,7 @@
 from kafjax.models.config import DecoderConfig, EncoderConfig
 from kafjax.models.decoder import Cache, Decoder
 from kafjax.models.encoder import Encoder
+from kafjax.models.remat import REMAT
 from kafjax.models.shapes import CONFIGS, named
 
-__all__ = ["CONFIGS", "Cache", "Decoder", "DecoderConfig", "Encoder", "EncoderConfig", "named"]
+__all__ = ["CONFIGS", "REMAT", "Cache", "Decoder", "DecoderConfig", "Encoder", "EncoderConfig", "named"]

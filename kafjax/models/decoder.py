@@ -26,6 +26,7 @@ from flax import nnx
 from kafjax.core import trees
 from kafjax.models.config import DecoderConfig
 from kafjax.models.layers import Embedding, Projection, RMSNorm
+from kafjax.models.remat import rematerialised
 from kafjax.models.split import Split, random_params, split
 from kafjax.ops.attention import attend
 from kafjax.ops.rope import rope_angles, rotate
@@ -33,6 +34,10 @@ from kafjax.ops.rope import rope_angles, rotate
 Cache = dict[str, jax.Array]
 """Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s."""
 
+
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+"""`constrain(x, axes)` lays an activation over devices as its logical axes say."""
+RESIDUAL = ("batch", "length", None)
 
 _ACTIVATIONS = {"gelu_tanh": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
 
@@ -58,11 +63,12 @@ class Attention(nnx.Module):
         self.k_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
         self.head_dim, self.scale = Dh, cfg.attention_scale
 
-    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS):
+    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
-        q = rotate(_normed(self.q_norm, heads(self.q_proj(x_BxTxD))), angles)
-        k = rotate(_normed(self.k_norm, heads(self.k_proj(x_BxTxD))), angles)
-        v = heads(self.v_proj(x_BxTxD))
+        q = constrain(rotate(_normed(self.q_norm, heads(self.q_proj(x_BxTxD))), angles), ("batch", "length", "heads", None))
+        # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
+        k = constrain(rotate(_normed(self.k_norm, heads(self.k_proj(x_BxTxD))), angles), ("batch", None, "kv_heads", None))
+        v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
         keys, values, masks = [k], [v], [mask_BxTxT]
         if past_kv is not None:
             keys, values, masks = [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT]
@@ -79,8 +85,9 @@ class MLP(nnx.Module):
         self.down_proj = Projection(cfg.mlp_size, cfg.hidden_size, ("mlp", "embed"), rngs=rngs)
         self.activation = cfg.activation
 
-    def __call__(self, x):
-        return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x), self.activation))
+    def __call__(self, x, constrain):
+        inner = ("batch", "length", "mlp")
+        return self.down_proj(_gated(constrain(self.gate_proj(x), inner), constrain(self.up_proj(x), inner), self.activation))
 
 
 @functools.partial(jax.checkpoint, static_argnums=2)
@@ -98,10 +105,10 @@ class Layer(nnx.Module):
         self.attn = Attention(cfg, rngs)
         self.mlp = MLP(cfg, rngs)
 
-    def __call__(self, x, angles, mask, past_kv, past_mask):
-        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask)
-        x = x + _normed(self.attn_post_norm, attended)
-        return x + _normed(self.mlp_post_norm, self.mlp(self.mlp_norm(x))), kv
+    def __call__(self, x, angles, mask, past_kv, past_mask, constrain):
+        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask, constrain)
+        x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
+        return x + _normed(self.mlp_post_norm, constrain(self.mlp(self.mlp_norm(x), constrain), RESIDUAL)), kv
 
 
 class Ends(nnx.Module):
@@ -119,14 +126,15 @@ class Decoder:
     """A decoder without its parameters: pure functions of `params`, a plain nested dict of arrays.
 
     `dtype` is the dtype of activations; kernels are cast to it where they are used. `unroll` lays the layers out one after
-    another instead of scanning them: slightly faster steps on a CPU, four times the compile. `remat` recomputes each
-    layer in the backward pass.
+    another instead of scanning them: slightly faster steps on a CPU, four times the compile. `remat` says what of a layer is kept
+    for the backward pass: a name in `REMAT`. `constrain` states where activations lie; by default the compiler decides.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     unroll: bool = False
-    remat: bool = False
+    remat: str = "none"
+    constrain: Constrain = lambda x, axes: x
 
     @functools.cached_property
     def _layer(self) -> Split:
@@ -188,6 +196,7 @@ class Decoder:
         x = ends.embed(tokens_BxT).astype(self.dtype)
         if cfg.scale_embedding:
             x = x * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
+        x = self.constrain(x, RESIDUAL)
         masks = _masks(cfg, positions_BxT, segments_BxT)
         past_masks = None if past is None else _past_masks(cfg, positions_BxT, past["k"].shape[2])
         angles = _angles(cfg, positions_BxT)
@@ -197,12 +206,10 @@ class Decoder:
             # Of a pair (for full layers, for sliding ones); where all layers take the same there is nothing to choose.
             pick = lambda pair: jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)  # noqa: E731
             past_mask = None if past_masks is None else pick(past_masks)
-            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask)
+            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask, self.constrain)
 
-        if self.remat:
-            layer = jax.checkpoint(layer)
         scanned = (params["layers"], jnp.array(cfg.sliding), past)
-        x, kv = jax.lax.scan(layer, x, scanned, unroll=cfg.n_layers if self.unroll else 1)
+        x, kv = jax.lax.scan(rematerialised(layer, self.remat), x, scanned, unroll=cfg.n_layers if self.unroll else 1)
         return ends.final_norm(x), kv
 
 

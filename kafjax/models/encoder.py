@@ -1,6 +1,6 @@
 """The BERT encoder (Devlin et al. 2018) with mean pooling and L2 normalisation, as in Sentence-BERT's MiniLM models.
 
-    params = {"embeddings": {"word": ..., "position": ..., "token_type": ..., "norm": ...}, "layers": {"attn": ..., "mlp": ...}}
+params = {"embeddings": {"word": ..., "position": ..., "token_type": ..., "norm": ...}, "layers": {"attn": ..., "mlp": ...}}
 """
 
 from __future__ import annotations

@@ -13,28 +13,62 @@ import jax.numpy as jnp
 class LoRAWeight:
     """A frozen kernel `base [.., in, out]` with its adapter `a [.., in, rank]`, `b [.., rank, out]`.
 
-    The scale alpha / rank is already folded into `b`. It stands where a kernel stands in the parameter tree, and only
-    `linear` knows it. It defines no array conversion, so that making `base + a @ b` by accident raises.
+    The scale is already folded into `b`. It stands where a kernel stands in the parameter tree, and only `linear` knows
+    it. It defines no array conversion, so that making `base + a @ b` by accident raises.
+
+    Attributes:
+      gain: `[.., out]`, what DoRA multiplies each output by: magnitude over column norm. None without it.
+      key: `[..]`, draws the dropout of the adapter's input, one key a layer. None where nothing is dropped.
+      dropout: share of the adapter's inputs that are dropped under `key`.
     """
 
     base: jax.Array
     a: jax.Array
     b: jax.Array
+    gain: jax.Array | None = None
+    key: jax.Array | None = None
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
 
 
-def linear(x: jax.Array, kernel: jax.Array | LoRAWeight) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdapterSlots:
+    """A frozen kernel `base [.., in, out]` with N adapters beside it, `a [.., N, in, rank]`, `b [.., N, rank, out]`, scales folded in.
+
+    Row i of a batch of B uses adapter `rows[i]`, `rows [.., B]` int32 (S-LoRA, Sheng et al. 2023, arXiv:2311.03285).
+    """
+
+    base: jax.Array
+    a: jax.Array
+    b: jax.Array
+    rows: jax.Array
+
+
+def linear(x: jax.Array, kernel: jax.Array | LoRAWeight | AdapterSlots) -> jax.Array:
     """`x [.., in] @ kernel [in, out]`, in the dtype of `x`, accumulated in float32.
 
     With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3): nothing of the size of the base is made.
+    DoRA's gain multiplies that; dropout is applied to the `x` of the second term.
+    With `AdapterSlots`, `x [B, T, in]`, each row has its own `a` and `b`; the product with the base is one for all of them.
     """
-    if isinstance(kernel, LoRAWeight):
-        return _dot(x, kernel.base) + low_rank_dot(x, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype))
-    return _dot(x, kernel)
+    if isinstance(kernel, AdapterSlots):
+        a_BxIxR, b_BxRxO = kernel.a[kernel.rows].astype(x.dtype), kernel.b[kernel.rows].astype(x.dtype)
+        return base_dot(x, kernel.base) + jax.vmap(low_rank_dot)(x, a_BxIxR, b_BxRxO)
+    if not isinstance(kernel, LoRAWeight):
+        return base_dot(x, kernel)
+    beside = x if kernel.key is None else _dropped(x, kernel.key, kernel.dropout)
+    y = base_dot(x, kernel.base) + low_rank_dot(beside, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype))
+    return y if kernel.gain is None else y * kernel.gain.astype(x.dtype)
 
 
-def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def base_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [.., in] @ kernel [in, out]` for a kernel without an adapter: the one place that knows how a base is stored."""
     kernel = kernel.astype(x.dtype)
     return x @ kernel if x.dtype == jnp.float32 else low_precision_dot(x, kernel)
+
+
+def _dropped(x: jax.Array, key: jax.Array, share: float) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(key, 1 - share, x.shape), x / (1 - share), 0)
 
 
 @jax.custom_vjp

@@ -24,11 +24,20 @@ def chunked_cross_entropy(
       weights_N: float32; 0 masks a place out (padding).
       chunk: places per chunk; N is padded up to a multiple.
     """
-    padding = -hidden_NxD.shape[0] % min(chunk, hidden_NxD.shape[0])
+    return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk)[0]
+
+
+def summed_and_single_losses(
+    hidden_NxD: jax.Array, embedding_VxD: jax.Array, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
+) -> tuple[jax.Array, jax.Array]:
+    """`chunked_cross_entropy`, and the weighted losses `[N]` that it sums. Only the sum has a gradient."""
+    n = hidden_NxD.shape[0]
+    chunk = min(chunk, n)
+    padding = -n % chunk
     hidden_NxD = jnp.pad(hidden_NxD, ((0, padding), (0, 0)))
     targets_N, weights_N = jnp.pad(targets_N, (0, padding)), jnp.pad(weights_N, (0, padding))
-    chunk = min(chunk, hidden_NxD.shape[0])
-    return _summed_loss(hidden_NxD, embedding_VxD.astype(hidden_NxD.dtype), targets_N, weights_N, chunk)
+    total, losses_N = _summed_loss(hidden_NxD, embedding_VxD.astype(hidden_NxD.dtype), targets_N, weights_N, chunk)
+    return total, jax.lax.stop_gradient(losses_N[:n])
 
 
 def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -54,10 +63,11 @@ def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax
 def _summed_loss(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
     def one_chunk(total, xs):
         h, targets, weights = xs
-        losses_C, _, _ = _losses(_logits(h, embedding_VxD), targets)
-        return total + jnp.sum(losses_C * weights), None
+        weighted_C = _losses(_logits(h, embedding_VxD), targets)[0] * weights
+        return total + jnp.sum(weighted_C), weighted_C
 
-    return jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, hidden_NxD, targets_N, weights_N))[0]
+    total, losses = jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, hidden_NxD, targets_N, weights_N))
+    return total, losses.reshape(-1)
 
 
 def _forward(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
@@ -79,17 +89,19 @@ def _forward(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
             scaled = (h.astype(jnp.float32) * scale_C[:, None]).astype(h.dtype)
             d_embedding += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
             d_embedding = d_embedding.at[targets].add(-weights[:, None] * h.astype(jnp.float32))
-        return (total + jnp.sum(losses_C * weights), d_embedding), d_h.astype(h.dtype)
+        weighted_C = losses_C * weights
+        return (total + jnp.sum(weighted_C), d_embedding), (weighted_C, d_h.astype(h.dtype))
 
     d_embedding = jnp.zeros(embedding_VxD.shape, jnp.float32) if train_embedding else None
-    (total, d_embedding), d_hidden = jax.lax.scan(
+    (total, d_embedding), (losses, d_hidden) = jax.lax.scan(
         one_chunk, (jnp.float32(0), d_embedding), _chunks(chunk, hidden_NxD, targets_N, weights_N)
     )
-    return total, (d_hidden.reshape(hidden_NxD.shape), d_embedding)
+    return (total, losses.reshape(-1)), (d_hidden.reshape(hidden_NxD.shape), d_embedding)
 
 
-def _backward(chunk, saved, cotangent):
+def _backward(chunk, saved, cotangents):
     d_hidden, d_embedding = saved
+    cotangent, _ = cotangents
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
     if d_embedding is not None:

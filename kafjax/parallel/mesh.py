@@ -10,15 +10,18 @@ from jax.sharding import AxisType, Mesh
 
 from kafjax.core.errors import UserError, nearest
 
-AXES = ("data", "fsdp", "tensor")
-"""`data` splits batches; `fsdp` splits batches and parameters; `tensor` splits the inside of a layer."""
+AXES = ("lane", "data", "fsdp", "sequence", "tensor")
+"""`lane` splits adapters that train together; `data` splits batches; `fsdp` splits batches and parameters; `sequence` splits the
+tokens of a row; `tensor` splits the inside of a layer. In this order, so that the axis that talks most, `tensor`, has the nearest
+neighbours."""
 
 
 def make_mesh(spec: str | Mapping[str, int] = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes data, fsdp and tensor, all of type Auto (the compiler places collectives).
+    """A mesh with the axes of `AXES`, all of type Auto (the compiler places collectives).
 
     Args:
-      spec: sizes such as `"data:2,fsdp:4"` or `{"data": 2, "fsdp": 4}`, 1 where not named; `"auto"` puts all devices on fsdp.
+      spec: sizes such as `"data:2,fsdp:4"` or `{"data": 2, "fsdp": 4}`, 1 where not named; `"auto"` puts all devices on
+        fsdp (`estimate.choose` knows better, for a given model).
       devices: all devices by default.
 
     Raises:

@@ -1,12 +1,13 @@
 """One table from logical axis names to mesh axes, and the shardings that follow from it. What does not fit is an error.
 
 Parameters name their axes where they are declared (`("layers", "embed", "mlp")`); the table turns that into
-`PartitionSpec(None, "fsdp", "tensor")`.
+`PartitionSpec(None, "fsdp", "tensor")`. Activations name theirs where they are computed (`("batch", "length", "heads")`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
+from kafjax.parallel.distributed import spread
 
-RULES: dict[str, str | None] = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "lanes": "lane",
+    "batch": ("data", "fsdp"),
+    "length": "sequence",
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",
@@ -24,8 +29,10 @@ RULES: dict[str, str | None] = {
     "head_dim": None,
     "layers": None,
 }
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = RULES["batch"]
 """Mesh axes that the rows of a batch are split over."""
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+"""`constrain(x, axes)` is `x`, laid over the mesh as its logical axes say."""
 
 
 def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) -> Any:
@@ -59,8 +66,8 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
     for dimension, (name, size) in enumerate(zip(names, shape, strict=True)):
         if name is not None and name not in RULES:
             raise UserError(f"parameter '{path}', dimension {dimension}: axis '{name}' has no sharding rule. {nearest(name, RULES)}")
-        axis = None if name is None else RULES[name]
-        if axis is not None:
+        rule = None if name is None else RULES[name]
+        for axis in (rule,) if isinstance(rule, str) else rule or ():
             if axis in used:
                 raise UserError(f"parameter '{path}': dimensions {used[axis]} and {dimension} both map to mesh axis '{axis}'")
             used[axis] = dimension
@@ -69,8 +76,28 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
                     f"parameter '{path}', dimension {dimension} ('{name}', size {size}) does not divide over "
                     f"mesh axis {axis}:{mesh.shape[axis]}"
                 )
-        spec.append(axis)
+        spec.append(rule)
     return PartitionSpec(*spec)
+
+
+def constrainer(mesh: Mesh) -> Constrain:
+    """A function that states where an activation lies, so that the compiler need not guess: `constrain(x, ("batch", "length", None))`.
+
+    A dimension that its mesh axes do not divide is left whole. On one device it does nothing. Raises `KeyError` for an axis without a rule.
+    """
+    if mesh.size == 1:
+        return lambda x, axes: x
+
+    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        rules = [None if name is None else RULES[name] for name in axes]
+        fits = [rule if size % _product(mesh, rule) == 0 else None for rule, size in zip(rules, x.shape, strict=True)]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fits)))
+
+    return constrain
+
+
+def _product(mesh: Mesh, rule: str | tuple[str, ...] | None) -> int:
+    return math.prod(mesh.shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -79,9 +106,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def n_data_shares(mesh: Mesh) -> int:
     """How many parts the rows of a batch are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return _product(mesh, BATCH_AXES)
 
 
 def shard(tree: Any, shardings: Any) -> Any:
-    """Places arrays where `shardings` (a matching tree, or one for all) wants them; arrays that lie there already are not copied."""
-    return jax.device_put(tree, shardings)
+    """Places arrays where `shardings` (a matching tree, or one for all) wants them; arrays that lie there already are not copied.
+
+    Abstract arrays stay abstract, and only say where they would lie: what is compiled ahead of time has no memory behind it.
+    """
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+    return jax.device_put(tree, shardings) if jax.process_count() == 1 else spread(tree, shardings)

@@ -14,8 +14,9 @@ Which rows a step trains on is a pure function of (seed, step), so the step numb
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 
 from kafjax.core.errors import UserError
 
+OPEN_ROWS = 4096
 _TARGETS_MULTIPLE = 32  # the fixed number of loss targets of a batch is rounded up to a multiple of this
 
 
@@ -83,22 +85,34 @@ def pieces(example: Example, seq_len: int) -> list[Piece]:
     return [Piece(inputs[cut], targets[cut], weights[cut]) for cut in cuts if weights[cut].any()]
 
 
-def pack(examples: Sequence[Example], seq_len: int) -> list[Row]:
-    """First-fit packing: each piece goes into the first row with room for it, in the order given."""
-    rows: list[Row] = []
-    room = np.zeros(0, np.int64)
+def stream_rows(examples: Iterable[Example], seq_len: int, open_rows: int = OPEN_ROWS) -> Iterator[Row]:
+    """First-fit packing in one pass: each piece goes into the first open row with room for it, in the order given.
+
+    At most `open_rows` rows are open: another one closes the oldest. So memory and the time a piece takes are bounded, rows come in
+    the order in which they were begun, and up to `open_rows` rows it is plain first-fit.
+    """
+    rows: deque[Row] = deque()
+    room = np.zeros(open_rows, np.int64)  # of rows[i], the oldest first
     for example in examples:
         for piece in pieces(example, seq_len):
-            fits = room[: len(rows)] >= len(piece.inputs)
+            n = len(piece.inputs)
+            fits = room[: len(rows)] >= n
             at = int(np.argmax(fits)) if fits.any() else len(rows)
             if at == len(rows):
+                if at == open_rows:
+                    yield rows.popleft()
+                    room[:-1] = room[1:]
+                    at -= 1
                 rows.append([])
-                if at == len(room):
-                    room = np.resize(room, max(64, 2 * at))
                 room[at] = seq_len
             rows[at].append(piece)
-            room[at] -= len(piece.inputs)
-    return rows
+            room[at] -= n
+    yield from rows
+
+
+def pack(examples: Iterable[Example], seq_len: int) -> list[Row]:
+    """All rows of `stream_rows`."""
+    return list(stream_rows(examples, seq_len))
 
 
 @jax.tree_util.register_dataclass
@@ -143,6 +157,16 @@ def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: in
     return Batch(tokens, positions, segments, places, targets, weights)
 
 
+class Layout(Protocol):
+    """The sizes of a batch: see `Batches`."""
+
+    seq_len: int
+    batch_rows: int
+    accumulate: int
+    groups: int
+    capacity: int
+
+
 class Batches:
     """The batches of a whole run: `len(batches)` of them, each `batches[step]` a `Batch` of numpy arrays of one fixed shape.
 
@@ -173,11 +197,7 @@ class Batches:
         accumulate: int = 1,
         groups: int = 1,
     ):
-        if batch_rows % (accumulate * groups):
-            raise UserError(
-                f"batch_rows={batch_rows} does not divide into accumulate={accumulate} microbatches over {groups} data-parallel devices; "
-                f"use a multiple of {accumulate * groups}"
-            )
+        check_divides(batch_rows, accumulate, groups)
         self.seq_len, self.batch_rows, self.epochs = seq_len, batch_rows, epochs
         self.accumulate, self.groups = accumulate, groups
         self.rows: list[Row] = []
@@ -190,28 +210,20 @@ class Batches:
         self.n_cut = sum(len(pieces(example, seq_len)) > 1 for example in variants[0])
         micro_rows = batch_rows // accumulate
         micros = [self.rows[start : start + micro_rows] for start in range(0, len(self.rows), micro_rows)]
-        most = max(_n_targets(share) for micro in micros for share in _shares(micro, micro_rows, groups))
-        self.capacity = -(-most // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
+        self.capacity = rounded_capacity(max(_n_targets(share) for micro in micros for share in _shares(micro, micro_rows, groups)))
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_rows)
 
     def __getitem__(self, step: int) -> Batch:
+        return self.share(step, list(range(self.groups)))
+
+    def share(self, step: int, groups: Sequence[int]) -> Batch:
+        """The rows of some groups of a batch, as a batch of their own."""
         if not 0 <= step < len(self):
             raise IndexError(step)
         rows = self.rows[step * self.batch_rows : (step + 1) * self.batch_rows]
-        micro_rows = self.batch_rows // self.accumulate
-        micros = [
-            make_batch(
-                rows[a * micro_rows : (a + 1) * micro_rows],
-                seq_len=self.seq_len,
-                batch_rows=micro_rows,
-                groups=self.groups,
-                capacity=self.capacity,
-            )
-            for a in range(self.accumulate)
-        ]
-        return micros[0] if self.accumulate == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
+        return share_of(rows, groups, self)
 
     def n_tokens(self, step: int) -> int:
         """Tokens of a batch, padding not counted."""
@@ -221,6 +233,34 @@ class Batches:
     def n_targets(self, steps: int) -> int:
         """Tokens whose prediction the loss looks at in the first `steps` batches."""
         return _n_targets(self.rows[: steps * self.batch_rows])
+
+
+def check_divides(batch_rows: int, accumulate: int, groups: int) -> None:
+    if batch_rows % (accumulate * groups):
+        raise UserError(
+            f"batch_rows={batch_rows} does not divide into accumulate={accumulate} microbatches over {groups} data-parallel devices; "
+            f"use a multiple of {accumulate * groups}"
+        )
+
+
+def rounded_capacity(most_targets: int) -> int:
+    """N for groups of at most so many targets."""
+    return -(-most_targets // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
+
+
+def share_of(rows: Sequence[Row], groups: Sequence[int], layout: Layout) -> Batch:
+    """Lays out the rows of `groups` of one step."""
+    micro_rows = layout.batch_rows // layout.accumulate
+    group_rows = micro_rows // layout.groups
+    micros = []
+    for start in range(0, layout.batch_rows, micro_rows):
+        # Missing rows are at the end, so an incomplete group has nothing behind it but empty ones.
+        starts = [start + group * group_rows for group in groups]
+        picked = [row for first in starts for row in [*rows[first : first + group_rows], *[[]] * group_rows][:group_rows]]
+        micros.append(
+            make_batch(picked, seq_len=layout.seq_len, batch_rows=group_rows * len(groups), groups=len(groups), capacity=layout.capacity)
+        )
+    return micros[0] if layout.accumulate == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
 
 
 def _shares(rows: Sequence[Row], batch_rows: int, groups: int) -> list[Sequence[Row]]:

@@ -1,26 +1,33 @@
-"""Checkpoints: sharded, atomic, the last two kept. A kill or a full disk during a save leaves the one before it."""
+"""Checkpoints: sharded, atomic, written while training goes on, the last two kept. A kill or a full disk during a save leaves the one
+before it.
+
+Each process writes and reads the parts of its devices, so `folder` has to be shared by all of them; on another mesh or with another
+number of processes the parts are cut anew.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
-import zlib
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from kafjax.core.errors import UserError
+from kafjax.parallel import distributed
+from kafjax.training.checksum import checksums
 from kafjax.training.step import TrainState
 
 _STATE, _NOTES = "state", "notes"
 
 
 class Checkpoints:
-    """Checkpoints of one training in `folder`, numbered by step.
+    """Checkpoints of one training in `folder`, numbered by step. All processes make the same calls.
 
     Beside the state each holds `history`, a JSON dict of what a resumed training must know that is not an array, and checksums
     of its arrays.
@@ -35,10 +42,11 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports a save in a dozen lines, and damage that is reported below
         self.folder = folder.resolve()
         self._fingerprint, self._keep = fingerprint, keep
+        self._saving: int | None = None  # the step that may still be on its way to the disk
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
         try:
             return ocp.CheckpointManager(self.folder, options=options, item_names=(_STATE, _NOTES))
         except OSError as error:
@@ -47,22 +55,47 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            if error is None or jax.process_count() == 1:
+                self.wait()
+                self._manager.close()
+        except UserError:
+            if error is None:
+                raise
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps(read=True))
 
     def save(self, step: int, state: TrainState, history: dict[str, Any]) -> None:
-        """Writes beside its place and renames when whole. Raises `UserError` if the disk does not take it."""
+        """Copies the state to the host and returns: it may be overwritten. It is written meanwhile, and renamed when whole.
+
+        Raises:
+          UserError: the disk does not take this one, or did not take the one before.
+        """
+        self.wait()
         leaves = _leaves(state)
-        notes = {"fingerprint": self._fingerprint, "history": history, "checksums": _checksums(leaves)}
+        notes = {"fingerprint": self._fingerprint, "history": history, "checksums": checksums(leaves)}
+        notes = json.loads(json.dumps(notes))  # as it is now: it is written later
         items = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(notes)})
+        self._saving = step
+        self._tell_errors(lambda: self._manager.save(step, args=items, force=True))
+
+    def check(self) -> None:
+        """Raises `UserError` if the last save has failed already; does not wait for it."""
+        self._tell_errors(self._manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk. Raises `UserError` if the disk does not take it."""
+        self._tell_errors(self._manager.wait_until_finished)
+        self._saving = None
+
+    def _tell_errors(self, action: Any) -> None:
         try:
-            self._manager.save(step, args=items, force=True)
-            self._manager.wait_until_finished()
+            action()
         except Exception as error:  # a full disk reaches us as ValueError, OSError or kinds of tensorstore's and orbax's own
+            step, self._saving = self._saving, None
             kept = [str(other) for other in self.steps() if other != step]
             which = f"the one of step {kept[-1]} is still good" if kept else "there is none before it"
             raise UserError(f"cannot save the checkpoint of step {step} to {self.folder} ({_first_line(error)}); {which}") from error
@@ -70,7 +103,7 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, as `(state, history)`, or None if there is none.
 
-        A damaged one is told in a line, moved aside and passed over.
+        One that any process finds damaged is told in a line, moved aside and passed over by all.
 
         Args:
           abstract: the state as `jax.ShapeDtypeStruct` leaves with shardings: where the arrays are to lie now, which need not be
@@ -79,37 +112,47 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint has another fingerprint.
         """
+        self.wait()
         for step in reversed(self.steps()):
+            found, problem = None, ""
             try:
-                return self._read(step, abstract)
+                found = self._read(step, abstract)
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file makes the readers raise
-                aside = self._set_aside(step)
-                text = f"the checkpoint of step {step} is damaged ({_first_line(error)}); moved to {aside}"
-                print(text, file=sys.stderr, flush=True)
+                problem = _first_line(error)
+            if distributed.all_agree(found is not None):
+                leaves, notes = found
+                sums = checksums(leaves)
+                wrong = [name for name, checksum in notes["checksums"].items() if sums[name] != checksum]
+                if not wrong:
+                    values = [leaves[name] for name in _leaves(abstract)]
+                    return jax.tree.unflatten(jax.tree.structure(abstract), values), notes["history"]
+                problem = f"the checksum of {wrong[0]} does not match"
+            aside = self._set_aside(step)
+            if problem and (distributed.is_main() or found is None):
+                print(f"the checkpoint of step {step} is damaged ({problem}); moved to {aside}", file=sys.stderr, flush=True)
         return None
 
-    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        notes = self._manager.restore(step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()}))[_NOTES]
+    def _read(self, step: int, abstract: TrainState) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        # By the handler and not by the manager: if one process cannot read its part, the others shall not wait for it in there.
+        folder = self.folder / str(step)
+        notes = json.loads((folder / _NOTES / "metadata").read_text())
         if notes["fingerprint"] != self._fingerprint:
             raise UserError(
                 f"{self.folder} holds checkpoints of a training with another model, settings or data; "
                 "pick another run name, or delete that folder"
             )
-        wanted = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(_leaves(abstract))})
-        leaves = self._manager.restore(step, args=wanted)[_STATE]
-        for name, checksum in _checksums(leaves).items():
-            if checksum != notes["checksums"].get(name, checksum):
-                raise ValueError(f"the checksum of {name} does not match")
-        return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in _leaves(abstract)]), notes["history"]
+        handler = ocp.StandardCheckpointHandler()
+        return handler.restore(folder / _STATE, args=ocp.args.StandardRestore(_leaves(abstract))), notes
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
         aside = self.folder.with_name(f"{self.folder.name}-damaged") / f"{step}-{time.time_ns()}"
-        if jax.process_index() == 0:
+        if distributed.is_main():
             aside.parent.mkdir(parents=True, exist_ok=True)
             (self.folder / str(step)).rename(aside)
+        distributed.wait_for_all("set aside")
         self._manager = self._open()
         return aside
 
@@ -118,12 +161,6 @@ def _leaves(state: TrainState) -> dict[str, Any]:
     # A flat dict, so that orbax knows nothing of the classes a state is made of; its names are part of file names.
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return {f"{i:05d}{jax.tree_util.keystr(path).replace('/', '.')}": leaf for i, (path, leaf) in enumerate(flat)}
-
-
-def _checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
-    """Of the arrays that this process can see whole. The storage format notices a cut file, but not a flipped bit."""
-    whole = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items() if leaf.is_fully_addressable}
-    return {name: zlib.crc32(array.reshape(-1).view(np.uint8)) for name, array in whole.items()}
 
 
 def _first_line(error: Exception) -> str:

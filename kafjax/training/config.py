@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from kafjax.core.errors import UserError
+from kafjax.core.errors import UserError, nearest
+from kafjax.models import REMAT
+from kafjax.training.optimizers import OPTIMIZERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,11 @@ class TrainConfig:
       floor_fraction: share of the peak that it falls to.
       batch_rows: rows of `seq_len` packed tokens per optimizer step.
       accumulate: microbatches that a step's rows are computed in, to save memory.
-      weight_decay: AdamW's, on matrices only.
+      optimizer: adamw, adafactor or muon (see `optimizers.make`).
+      param_dtype: of what trains. float32: master weights. bfloat16: half the memory, also of the first moment; updates are rounded
+        stochastically.
+      remat: what of each layer is kept for the backward pass: none (of it is computed again), dots, full, offload (see `models.REMAT`).
+      weight_decay: on matrices only.
       clip_norm: bound of the gradient's global norm.
       freeze_embedding: full fine-tuning leaves the (tied) embedding as it is. LoRA always does.
       loss_chunk: most rows of logits alive at once on a device.
@@ -36,6 +42,9 @@ class TrainConfig:
     batch_rows: int = 8
     seq_len: int = 128
     accumulate: int = 1
+    optimizer: str = "adamw"
+    param_dtype: str = "float32"
+    remat: str = "none"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     freeze_embedding: bool = True
@@ -49,6 +58,9 @@ class TrainConfig:
                 raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps={self.steps}: must be 1 or more")
+        for name, known in (("optimizer", OPTIMIZERS), ("param_dtype", ("float32", "bfloat16")), ("remat", REMAT)):
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'. {nearest(getattr(self, name), known)}")
         for name in ("learning_rate", "clip_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"{name}={getattr(self, name)}: must be above 0")

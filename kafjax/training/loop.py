@@ -18,18 +18,24 @@ from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import rundir, trees
-from kafjax.core.errors import UserError
+from kafjax.core.errors import Preempted, UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
-from kafjax.parallel import make_mesh, n_data_shares, shard, shardings
+from kafjax.parallel import make_mesh, n_data_shares, shardings
+from kafjax.parallel.distributed import is_main
+from kafjax.parallel.preemption import Preemption
+from kafjax.parallel.watchdog import Watchdog
 from kafjax.training.batches import Batches, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
+from kafjax.training.feed import Source, feed
 from kafjax.training.memory import PeakMemory
+from kafjax.training.packed import PackedRows
 from kafjax.training.step import TrainState, batch_sharding
 from kafjax.training.task import CompiledStep, Task
 
 Log = Callable[..., None]
+Data = Sequence[Sequence[Example]] | PackedRows
 _CHECKPOINTS = "checkpoints"
 
 
@@ -67,7 +73,7 @@ class TrainResult:
 def train(
     model: Decoder,
     params: trees.Tree,
-    variants: Sequence[Sequence[Example]],
+    variants: Data,
     config: TrainConfig,
     *,
     spec: lora.Spec | None = None,
@@ -79,11 +85,11 @@ def train(
     """Trains all parameters of `model`, or with `spec` a LoRA adapter. `params` stays as it was.
 
     Args:
-      model: its `dtype` is that of the activations; what trains is kept in float32.
+      model: its `dtype` is that of the activations; what trains is kept in `config.param_dtype`.
       params: float32.
-      variants: lists of examples; epoch e reads `variants[e % len(variants)]`.
+      variants: lists of examples, of which epoch e reads `variants[e % len(variants)]`; or rows packed beforehand.
       mesh: all devices by default.
-      run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set.
+      run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set. Many processes share it.
       log: called after each step as `log(label=..., step=..., loss=..., ...)`. After a resume it sees the steps since the last
         checkpoint again, with the same values.
       label: names this training in messages and logs.
@@ -91,14 +97,15 @@ def train(
     Raises:
       UserError: nothing to train on, sizes that do not fit the mesh, a loss that is no longer finite, a checkpoint of another
         training in `run_dir`, a disk that takes no checkpoint.
+      Preempted: SIGTERM came, and the step that it came in is saved, if checkpoints are. In all processes at the same step.
     """
     mesh = make_mesh() if mesh is None else mesh
-    batches = _batches(variants, config, n_data_shares(mesh))
+    batches = batches_of(variants, config, n_data_shares(mesh))
     n_steps = len(batches) if config.steps is None else config.steps
     if batches.n_cut:
         say(label, f"{batches.n_cut} texts are longer than seq_len={config.seq_len} tokens and were cut")
-    fingerprint = _fingerprint(model, params, variants, config, spec)
-    with PeakMemory() as peak, _open_checkpoints(run_dir, config, fingerprint) as checkpoints:
+    fingerprint = fingerprint_of(model, params, variants, config, spec)
+    with PeakMemory() as peak, open_checkpoints(run_dir, config, fingerprint) as checkpoints:
         if spec is None:
             task = Task.full(model, params, config, mesh, n_steps)
         else:
@@ -109,8 +116,9 @@ def train(
             say(label, f"resuming after step {done} of {n_steps}")
         with waiting(label, f"compiling for {n_steps} steps of {config.batch_rows} x {config.seq_len} tokens"):
             compiled = task.compile(batches[0])
-        run = _Run(task, compiled, batches, checkpoints, history, n_steps, log, label)
-        state = run.steps(state)
+        with Preemption() as preemption, contextlib.nullcontext() if run_dir is None else Watchdog(run_dir) as watchdog:
+            run = _Run(task, compiled, batches, checkpoints, history, n_steps, log, label, preemption, watchdog)
+            state = run.steps(state)
     tokens = sum(row["tokens"] for row in history["curve"])
     return TrainResult(
         trainable=state.trainable,
@@ -133,7 +141,7 @@ def train(
 def check(
     model: Decoder,
     params: trees.Tree,
-    variants: Sequence[Sequence[Example]],
+    variants: Data,
     config: TrainConfig,
     *,
     spec: lora.Spec | None = None,
@@ -141,7 +149,7 @@ def check(
 ) -> None:
     """Raises what `train` would raise before its first step: nothing to train on, an adapter or sizes that do not fit."""
     mesh = make_mesh() if mesh is None else mesh
-    _batches(variants, config, n_data_shares(mesh))
+    batches_of(variants, config, n_data_shares(mesh))
     shardings(model.axes(), params, mesh)
     if spec is not None:
         adapters = lora.abstract(spec, params)
@@ -154,12 +162,14 @@ class _Run:
 
     task: Task
     compiled: CompiledStep
-    batches: Batches
+    batches: Source
     checkpoints: Checkpoints | None
     history: dict[str, Any]
     n_steps: int
     log: Log | None
     label: str
+    preemption: Preemption
+    watchdog: Watchdog | None
 
     def steps(self, state: TrainState) -> TrainState:
         done = len(self.history["curve"])
@@ -169,16 +179,24 @@ class _Run:
         running = None  # the step that the device may still be working on
         with Progress(self.label, self.n_steps, done) as self._progress, jax.transfer_guard("disallow"):
             for step in range(done, self.n_steps):
-                batch = shard(self.batches[step], where)
+                if self.watchdog is not None:
+                    self.watchdog.reached(step + 1)
+                batch = feed(self.batches, step, where)
                 state, metrics = self.compiled.step(state, self.task.frozen, batch)
                 # Only now read the step before: the device has work meanwhile.
                 if running is not None:
                     self._record(*running)
                 running = (step, metrics)
-                if self._is_due(step + 1):
+                if self.checkpoints is not None:
+                    self.checkpoints.check()
+                # Asked at every step, as all processes have to: they agree on one.
+                leave = self.preemption.reached(step + 1) and step + 1 < self.n_steps
+                if leave or self._is_due(step + 1):
                     self._record(*running)
                     running = None
                     self._save(step + 1, state)
+                if leave:
+                    self._leave(step + 1)
             if running is not None:
                 self._record(*running)
         return state
@@ -194,17 +212,25 @@ class _Run:
         self.history["seconds"] = self._seconds_before + seconds
         self._tokens += row["tokens"]
         self._progress.advance(1, f"loss {row['loss']:.3f}, {self._tokens / seconds:.0f} tokens/s")
-        if self.log is not None and jax.process_index() == 0:
+        if self.log is not None and is_main():
             self.log(label=self.label, **row)
 
     def _is_due(self, step: int) -> bool:
         return self.checkpoints is not None and step % self.task.config.checkpoint_every == 0 and step < self.n_steps
 
     def _save(self, step: int, state: TrainState) -> None:
+        if self.checkpoints is None:
+            return
         began = time.perf_counter()
         with jax.transfer_guard("allow"):
             self.checkpoints.save(step, state, self.history)
         self._clock += time.perf_counter() - began  # saving is not training
+
+    def _leave(self, step: int) -> None:
+        if self.checkpoints is None:
+            raise Preempted(f"{self.label}: step {step} of {self.n_steps} is lost, as checkpoints are off")
+        self.checkpoints.wait()
+        raise Preempted(f"{self.label}: saved step {step} of {self.n_steps}; run the same command again to go on")
 
 
 def discard_checkpoints(run_dir: Path) -> None:
@@ -212,18 +238,16 @@ def discard_checkpoints(run_dir: Path) -> None:
     shutil.rmtree(run_dir / _CHECKPOINTS, ignore_errors=True)
 
 
-def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups: int) -> Batches:
-    def build(epochs: int) -> Batches:
-        return Batches(
-            variants,
-            seq_len=config.seq_len,
-            batch_rows=config.batch_rows,
-            epochs=epochs,
-            seed=config.seed,
-            accumulate=config.accumulate,
-            groups=groups,
-        )
+def batches_of(variants: Data, config: TrainConfig, groups: int) -> Source:
+    shape = {"batch_rows": config.batch_rows, "seed": config.seed, "accumulate": config.accumulate, "groups": groups}
 
+    def build(epochs: int) -> Source:
+        if isinstance(variants, PackedRows):
+            return variants.batches(epochs=epochs, **shape)
+        return Batches(variants, seq_len=config.seq_len, epochs=epochs, **shape)
+
+    if isinstance(variants, PackedRows) and variants.about["seq_len"] != config.seq_len:
+        raise UserError(f"{variants.folder} holds rows of {variants.about['seq_len']} tokens, not seq_len={config.seq_len}")
     if config.steps is None:
         return build(config.epochs)
     batches = build(1)
@@ -232,7 +256,7 @@ def _batches(variants: Sequence[Sequence[Example]], config: TrainConfig, groups:
     return batches
 
 
-def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str) -> contextlib.AbstractContextManager[Checkpoints | None]:
+def open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str) -> contextlib.AbstractContextManager[Checkpoints | None]:
     if config.checkpoint_every <= 0:
         return contextlib.nullcontext()
     if run_dir is None:
@@ -240,19 +264,19 @@ def _open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: st
     return Checkpoints(run_dir / _CHECKPOINTS, fingerprint)
 
 
-def _fingerprint(
-    model: Decoder, params: trees.Tree, variants: Sequence[Sequence[Example]], config: TrainConfig, spec: lora.Spec | None
-) -> str:
+def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: TrainConfig, spec: lora.Spec | None) -> str:
     """Of what the sequence of losses depends on. Of the base model that is its config and shapes, not its values."""
-    data = 0
-    for examples in variants:
+    data = variants.about["checksum"] if isinstance(variants, PackedRows) else 0
+    for examples in () if isinstance(variants, PackedRows) else variants:
         for example in examples:
             data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))
-    return rundir.config_hash({
-        "model": dataclasses.asdict(model.config),
-        "dtype": str(np.dtype(model.dtype)),
-        "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
-        "config": {name: value for name, value in dataclasses.asdict(config).items() if name != "checkpoint_every"},
-        "spec": None if spec is None else dataclasses.asdict(spec),
-        "data": data,
-    })
+    return rundir.config_hash(
+        {
+            "model": dataclasses.asdict(model.config),
+            "dtype": str(np.dtype(model.dtype)),
+            "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
+            "config": {name: value for name, value in dataclasses.asdict(config).items() if name not in ("checkpoint_every", "remat")},
+            "spec": None if spec is None else dataclasses.asdict(spec),
+            "data": data,
+        }
+    )

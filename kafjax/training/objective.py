@@ -13,26 +13,35 @@ from kafjax.ops.loss import chunked_cross_entropy
 from kafjax.training.batches import Batch
 
 
-def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 256) -> tuple[jax.Array, jax.Array]:
+def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 256, n_sequence: int = 1) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of token losses in nats and the sum of the weights, both float32 scalars.
 
     Sums, not means: over microbatches they (and their gradients) add up to those of the whole batch.
 
     Args:
       chunk: most logits rows alive at once, per data-parallel share.
+      n_sequence: devices that the tokens of a row are split over; they share the places of each group evenly.
     """
+    constrain = model.constrain
     hidden_BxTxD, _ = model.hidden(params, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT)
+    embedding = constrain(model.unembedding(params).astype(model.dtype), ("vocab", None))  # gathered once, not chunk by chunk
     S, N = batch.places_SxN.shape
     hidden_SxPxD = hidden_BxTxD.reshape(S, -1, hidden_BxTxD.shape[-1])
-    n_chunks = -(-N // chunk)
-    even_chunk = -(-N // n_chunks)  # equal chunks: no rows are computed only to fill the last one
+    hidden_SxPxD = constrain(hidden_SxPxD, ("batch", None, None))
+    padding = -N % n_sequence
+    split = lambda x_SxN: constrain(  # noqa: E731
+        jnp.pad(x_SxN, ((0, 0), (0, padding))).reshape(S, n_sequence, -1), ("batch", "length", None)
+    )
+    places, targets, weights = split(batch.places_SxN), split(batch.targets_SxN), split(batch.weights_SxN)
+    n_chunks = -(-places.shape[-1] // chunk)
+    even_chunk = -(-places.shape[-1] // n_chunks)  # equal chunks: no rows are computed only to fill the last one
 
     def share_loss(hidden_PxD, places_N, targets_N, weights_N):
-        return chunked_cross_entropy(hidden_PxD[places_N], model.unembedding(params), targets_N, weights_N, even_chunk)
+        return chunked_cross_entropy(hidden_PxD[places_N], embedding, targets_N, weights_N, even_chunk)
 
-    shares = (hidden_SxPxD, batch.places_SxN, batch.targets_SxN, batch.weights_SxN)
-    if S == 1:
-        total = share_loss(*(x[0] for x in shares))
+    if S == n_sequence == 1:
+        total = share_loss(hidden_SxPxD[0], places[0, 0], targets[0, 0], weights[0, 0])
     else:
-        total = jnp.sum(jax.vmap(share_loss)(*shares))  # each share stays on its devices
+        of_group = jax.vmap(share_loss, in_axes=(None, 0, 0, 0))
+        total = jnp.sum(jax.vmap(of_group)(hidden_SxPxD, places, targets, weights))  # each share stays on its devices
     return total, jnp.sum(batch.weights_SxN)

@@ -8,13 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kafjax.core import trees
 from kafjax.models import Decoder
+from kafjax.ops.linear import LoRAWeight
 from kafjax.parallel import BATCH_AXES, replicated
 from kafjax.training import objective
+from kafjax.training.optimizers import round_stochastically
 
 Combine = Callable[[Any, trees.Tree], trees.Tree]
 """`combine(trainable, frozen) -> params`: what makes full fine-tuning, a frozen embedding and LoRA one step."""
@@ -34,23 +37,37 @@ class TrainState:
 
 
 def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    return TrainState(jnp.int32(0), trainable, optimizer.init(_float32(trainable)))
 
 
-def state_shardings(trainable_shardings: Any, abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shardings of a whole state: moments lie with their parameters, counters everywhere."""
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract.opt_state,
-        trainable_shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
-    return TrainState(replicated(mesh), trainable_shardings, opt_state)
+def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, counters: NamedSharding | None = None) -> TrainState:
+    """Shardings of a whole state. Moments lie with their parameters; what an optimizer keeps of a parameter with a dimension summed
+    away (Adafactor's rows and columns) lies as what is left of it; counters everywhere, or where `counters` says."""
+    counters = replicated(mesh) if counters is None else counters
+    places = dict(jax.tree_util.tree_leaves_with_path(trainable_shardings))
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.trainable)}
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        of = next((path[start:] for start in range(len(path)) if path[start:] in places), None)
+        if of is None:
+            return counters
+        shape, spec = shapes[of], (*places[of].spec, *(None,) * (len(shapes[of]) - len(places[of].spec)))
+        if leaf.shape == shape:
+            return places[of]
+        name = jax.tree_util.keystr(path[: -len(of)])
+        # The rows are what is left without the largest dimension, the columns without the second largest (the later one among equals).
+        order = np.argsort(shape, kind="stable")
+        for suffix, summed in ((".v_row", order[-1]), (".v_col", order[-2] if len(order) > 1 else order[-1])):
+            if name.endswith(suffix) and leaf.shape == tuple(np.delete(shape, summed)):
+                return NamedSharding(mesh, PartitionSpec(*(axis for i, axis in enumerate(spec) if i != summed)))
+        return counters
+
+    return TrainState(counters, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
 
 
 def batch_sharding(mesh: Mesh, accumulate: int = 1) -> NamedSharding:
-    """Rows (and the groups of targets that belong to them) over `data` and `fsdp`; the same for every array of a `Batch`."""
+    """Rows (and the groups of targets that belong to them) over `data` and `fsdp`; the same for every array of a `Batch`. Tokens are split
+    over `sequence` inside the step: they are a few bytes each."""
     rows = PartitionSpec(BATCH_AXES) if accumulate == 1 else PartitionSpec(None, BATCH_AXES)
     return NamedSharding(mesh, rows)
 
@@ -66,18 +83,21 @@ def make_step(
     frozen_shardings: Any,
     accumulate: int = 1,
     chunk: int = 256,
+    seed: int = 0,
 ) -> Step:
     """Builds `step(state, frozen, batch) -> (state, metrics)`.
 
     The gradient is that of the weighted mean loss over the whole batch, however many microbatches it comes in, and is taken with
-    respect to `state.trainable` only. `state` is donated: its buffers are gone after the call.
+    respect to `state.trainable` only. `state` is donated: its buffers are gone after the call. Gradients and updates are float32;
+    trainable parameters in bfloat16 take the update in by stochastic rounding, drawn from `seed` and the step.
 
     Metrics, float32 scalars: `loss` (nats per weighted token), `grad_norm` (before clipping), `targets` (sum of the weights),
     `learning_rate`.
     """
 
     def summed_loss(trainable, frozen, batch):
-        return objective.loss(model, combine(trainable, frozen), batch, chunk)
+        params = combine(trainable, frozen)
+        return objective.loss(model, compute_copy(params, model.dtype), batch, chunk, mesh.shape["sequence"])
 
     value_and_grad = jax.value_and_grad(summed_loss, has_aux=True)
 
@@ -85,16 +105,16 @@ def make_step(
         def add(total, microbatch):
             return jax.tree.map(jnp.add, total, value_and_grad(trainable, frozen, microbatch)), None
 
-        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, trainable))
+        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
         return jax.lax.scan(add, zeros, batch)[0]
 
     def step(state, frozen, batch):
         gradients_of = value_and_grad if accumulate == 1 else accumulated
         (total, weight), gradients = gradients_of(state.trainable, frozen, batch)
         weight_or_1 = jnp.maximum(weight, 1e-9)
-        gradients = jax.tree.map(lambda g: g / weight_or_1, gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / weight_or_1, gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, _float32(state.trainable))
+        trainable = _updated(state.trainable, updates, jax.random.fold_in(jax.random.key(seed), state.step))
         metrics = {
             "loss": total / weight_or_1,
             "grad_norm": optax.global_norm(gradients),
@@ -109,3 +129,28 @@ def make_step(
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def compute_copy(params: trees.Tree, dtype: Any) -> trees.Tree:
+    """Kernels in the dtype that layers compute in. Cast here, once, and not where they are used: what devices send each other of a kernel
+    that is split is then the small copy, and a loop over layers reads it where it lies."""
+
+    def cast(path: str, leaf: Any) -> Any:
+        return leaf.astype(dtype) if path.endswith("/kernel") and not isinstance(leaf, LoRAWeight) else leaf
+
+    return trees.map_with_path(cast, params)
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _updated(trainable: Any, updates: Any, key: jax.Array) -> Any:
+    leaves, structure = jax.tree.flatten(trainable)
+    keys = jax.random.split(key, len(leaves)) if any(x.dtype == jnp.bfloat16 for x in leaves) else [None] * len(leaves)
+
+    def add(x: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
+        return round_stochastically(x.astype(jnp.float32) + update, key) if x.dtype == jnp.bfloat16 else x + update
+
+    added = [add(x, update, k) for x, update, k in zip(leaves, jax.tree.leaves(updates), keys, strict=True)]
+    return jax.tree.unflatten(structure, added)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.models import Decoder
-from kafjax.parallel import shard, shardings
+from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
@@ -44,8 +44,9 @@ class Task:
     """A model split into what trains and what stays.
 
     Attributes:
-      frozen: on the mesh, matrices in the model's dtype.
-      make_trainable: gives the arrays to start from, float32, which the step may overwrite.
+      frozen: on the mesh, matrices in the model's dtype. Made from abstract `params` it is abstract: such a task can be compiled
+        for a mesh of devices that are not there, and not run.
+      make_trainable: gives the arrays to start from, in `config.param_dtype`, which the step may overwrite.
       abstract: shapes, dtypes and shardings of the `TrainState`.
     """
 
@@ -77,17 +78,22 @@ class Task:
 
     @classmethod
     def _build(cls, model, config, mesh, n_steps, combine, frozen, make_trainable, shapes, trainable_axes) -> Task:
+        model = dataclasses.replace(model, remat=config.remat, constrain=constrainer(mesh))
         schedule = optimizers.warmup_cosine(
             config.learning_rate, n_steps, warmup_fraction=config.warmup_fraction, floor_fraction=config.floor_fraction
         )
-        optimizer = optimizers.adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+        dtype = jnp.dtype(config.param_dtype)
+        optimizer = optimizers.make(
+            config.optimizer, schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm, momentum_dtype=dtype
+        )
+        make = lambda: jax.tree.map(lambda x: x.astype(dtype), make_trainable())  # noqa: E731
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
-        places = state_shardings(shardings(trainable_axes, shapes, mesh), state, optimizer, mesh)
-        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+        abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
         # Cast once what every step would cast again. Norms compute in float32 and stay.
-        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else x.astype(model.dtype), frozen)
+        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
         frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
-        return cls(model, config, mesh, combine, frozen, make_trainable, optimizer, schedule, abstract)
+        return cls(model, config, mesh, combine, frozen, make, optimizer, schedule, abstract)
 
     def new_state(self) -> TrainState:
         places = _places(self.abstract)
@@ -98,11 +104,14 @@ class Task:
         """Compiles the step for batches of the shape of `batch`."""
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         began = time.perf_counter()
-        step = self._step(self.model, self.config.accumulate, self.config.loss_chunk)
-        compiled = step.lower(self.abstract, self.frozen, batch).compile()
+        compiled = self.lower(batch).compile()
         seconds = time.perf_counter() - began
         memory = compiled.memory_analysis()
         return CompiledStep(compiled, seconds, self._flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The step for batches of the shape of `batch`, which may be abstract, ready to compile for the devices of the mesh."""
+        return self._step(self.model, self.config.accumulate, self.config.loss_chunk).lower(self.abstract, self.frozen, batch)
 
     def _step(self, model: Decoder, accumulate: int, chunk: int) -> Step:
         return make_step(
@@ -115,6 +124,7 @@ class Task:
             frozen_shardings=_places(self.frozen),
             accumulate=accumulate,
             chunk=chunk,
+            seed=self.config.seed,
         )
 
     def _flops(self, batch: Batch) -> float:
@@ -124,6 +134,10 @@ class Task:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         step = self._step(dataclasses.replace(self.model, unroll=True), 1, batch.places_SxN.shape[1])
         return n_micro * float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
 
 
 def _places(tree: Any) -> Any:

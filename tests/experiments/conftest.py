@@ -55,7 +55,7 @@ def _main(name: str):
     return command
 
 
-compare, answer, finetune, build_index = map(_main, ("compare", "answer", "finetune", "build_index"))
+compare, answer, finetune, build_index, sweep_lora = map(_main, ("compare", "answer", "finetune", "build_index", "sweep_lora"))
 
 
 @pytest.fixture(scope="session")

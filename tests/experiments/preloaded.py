@@ -1,7 +1,7 @@
 """Runs command lines of one main, each in a process of its own that has everything imported already: seconds saved each time.
 
-    python preloaded.py experiments.compare     then on stdin a line a command, {"arguments", "hidden", "stdin"};
-                                                on stdout a line an outcome, {"code", "out", "err"}
+python preloaded.py experiments.compare     then on stdin a line a command, {"arguments", "hidden", "stdin"};
+                                            on stdout a line an outcome, {"code", "out", "err"}
 """
 
 from __future__ import annotations

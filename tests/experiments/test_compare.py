@@ -121,7 +121,8 @@ def test_a_run_killed_and_then_interrupted_in_training_ends_like_one_left_alone(
 
     def stop_in(kind: str, process: subprocess.Popen, how: signal.Signals) -> str:
         metrics, wanted = broken / "metrics.jsonl", f'"method": "{kind}"'
-        while not (metrics.exists() and metrics.read_text().count(wanted) > 12):  # after the first checkpoint
+        saved = broken / "artifacts" / kind / "checkpoints"  # written beside the training, under another name until whole
+        while not (metrics.exists() and metrics.read_text().count(wanted) > 12 and any(path.name.isdigit() for path in saved.glob("*"))):
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.005)
         process.send_signal(how)

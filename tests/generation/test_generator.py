@@ -84,9 +84,7 @@ def test_replies_come_in_the_order_of_the_prompts(generator, params, natural):
 
 def test_a_seed_gives_the_same_replies_and_another_one_others(generator, params):
     prompts = ["A fox"] * 3
-    first, again, other = (
-        tokens_of(generator.generate(params, prompts, dataclasses.replace(WARM, seed=seed))) for seed in (3, 3, 4)
-    )
+    first, again, other = (tokens_of(generator.generate(params, prompts, dataclasses.replace(WARM, seed=seed))) for seed in (3, 3, 4))
     assert first == again
     assert len({tuple(tokens) for tokens in first + other}) == 6  # also equal prompts draw each for itself
 
@@ -213,3 +211,55 @@ def test_nothing_to_do_is_done_at_once(generator, params):
 
 def test_count_is_without_bos(generator, tokenizer):
     assert generator.count(PROMPTS[0]) == len(tokenizer.encode(PROMPTS[0]).ids) - 1
+
+
+SPECS = (lora.Spec(2, 4.0, r"(q|down)_proj"), lora.Spec(5, 10.0), lora.Spec(3, 6.0, "v_proj"))
+
+
+@pytest.fixture(scope="module")
+def adapters(params):
+    rng = np.random.default_rng(0)
+    return [jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), lora.abstract(spec, params)) for spec in SPECS]
+
+
+def in_slots(params, adapters, order, n_slots=4):
+    layout = lora.lanes.layout(SPECS, params)
+    slots = lora.lanes.empty_slots(params, layout, n_slots)
+    for slot, which in enumerate(order):
+        padded, scales = lora.lanes.pad(adapters[which], layout), lora.lanes.scales(SPECS[which], params, layout)
+        slots = lora.lanes.put(slots, slot, padded, scales)
+    return slots
+
+
+@pytest.mark.parametrize("beginning", [None, "The lamp "], ids=["whole prompts", "a shared prefix"])
+def test_rows_with_adapters_of_their_own_are_answered_as_alone(generator, params, adapters, beginning):
+    """Mixed ranks and targets in one batch, in prefill and in decoding, and a slot that is empty."""
+
+    def answers(params, prompts, **more):
+        prefix = None if beginning is None else generator.prefix(params, beginning)
+        return tokens_of(generator.generate(params, prompts, GREEDY, prefix, **more))
+
+    alone = [*(lora.attach(params, adapter, spec) for adapter, spec in zip(adapters, SPECS, strict=True)), params]
+    expected = [answers(weights, PROMPTS[:4]) for weights in alone]
+    assert len({str(replies) for replies in expected}) == 4  # each is heard
+    slots = in_slots(params, adapters, [0, 1, 2])
+    pairs = [(prompt, slot) for slot in (3, 1, 0, 2) for prompt in range(4)]
+    replies = answers(slots, [PROMPTS[prompt] for prompt, _ in pairs], adapters=[slot for _, slot in pairs])
+    assert replies == [expected[slot][prompt] for prompt, slot in pairs]
+
+
+def test_adapters_swap_places_without_a_compile(generator, params, adapters):
+    before = in_slots(params, adapters, [0, 1])
+    first = tokens_of(generator.generate(before, PROMPTS[:4], GREEDY, adapters=[0, 1, 0, 1]))
+    programs = [prefill._cache_size(), first_token._cache_size(), decode._cache_size()]
+    after = in_slots(params, adapters, [1, 0])
+    assert tokens_of(generator.generate(after, PROMPTS[:4], GREEDY, adapters=[1, 0, 1, 0])) == first
+    assert tokens_of(generator.generate(after, PROMPTS[:4], GREEDY, adapters=[0, 1, 0, 1])) != first
+    assert [prefill._cache_size(), first_token._cache_size(), decode._cache_size()] == programs
+
+
+def test_a_slot_that_is_not_there_is_told(generator, params, adapters):
+    with pytest.raises(UserError, match="no adapter slot 4"):
+        generator.generate(in_slots(params, adapters, [0]), PROMPTS[:1], GREEDY, adapters=[4])
+    with pytest.raises(UserError, match="no adapter slot 0: these parameters have 0"):
+        generator.generate(params, PROMPTS[:1], GREEDY, adapters=[0])

@@ -85,7 +85,7 @@ def test_safetensors_of_something_else_are_refused(path):
 
 
 @pytest.mark.parametrize(
-    "spec", [None, "{", "[]", '"x"', '{"rank": 2, "alpha": 1.0, "targets": "q", "dropout": 0.1}', '{"rank": 0}', '{"alpha": NaN}']
+    "spec", [None, "{", "[]", '"x"', '{"rank": 2, "alpha": 1.0, "targets": "q", "colour": 0.1}', '{"rank": 0}', '{"alpha": NaN}']
 )
 def test_a_spec_that_cannot_be_read_is_refused(path, spec):
     """A key that this version does not know is refused too, never ignored."""
@@ -142,4 +142,4 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, adapters):
 
 def test_the_metadata_is_plain_json(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-        assert json.loads(file.metadata()["spec"]) == {"rank": 2, "alpha": 3.5, "targets": r"(q|up)_proj"}
+        assert json.loads(file.metadata()["spec"]).items() >= {"rank": 2, "alpha": 3.5, "targets": r"(q|up)_proj"}.items()

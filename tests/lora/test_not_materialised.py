@@ -69,7 +69,7 @@ def materialising(params, adapters, spec):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_no_value_in_the_step_has_the_size_of_a_kernel(dtype, unroll, remat):
     model = Decoder(SMALL, dtype=dtype, unroll=unroll, remat=remat)
     step_arguments = arguments(model, dtype, (2, 7))

@@ -47,8 +47,11 @@ def read(tokenizer, variants):
 
 
 @given(
-    documents=st.integers(1, 12), questions=st.integers(0, 9), parts=st.integers(1, 5),
-    replay=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.8]), others=st.integers(0, 4),
+    documents=st.integers(1, 12),
+    questions=st.integers(0, 9),
+    parts=st.integers(1, 5),
+    replay=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.8]),
+    others=st.integers(0, 4),
 )
 @settings(max_examples=40)
 def test_each_epoch_has_its_part_of_the_documents_all_questions_and_its_share_of_replay(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from kafjax.ops.loss import chunked_cross_entropy
+from kafjax.ops.loss import chunked_cross_entropy, summed_and_single_losses
 
 N, D, V = 21, 8, 40
 
@@ -89,3 +89,15 @@ def test_bfloat16_is_near_float32(inputs):
     for ours, theirs in zip((d_hidden, d_embedding), expected_gradients, strict=True):
         theirs = np.asarray(theirs)
         assert np.linalg.norm(np.asarray(ours, np.float32) - theirs) < 2e-2 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("chunk", [4, 256])
+def test_single_losses_are_told_beside_their_sum_and_have_no_gradient(inputs, chunk):
+    hidden, embedding, targets, weights = inputs
+    total, losses = summed_and_single_losses(*inputs, chunk)
+    expected = weights * optax.softmax_cross_entropy_with_integer_labels(hidden @ embedding.T, targets)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+    assert float(total) == pytest.approx(float(losses.sum()), rel=1e-6)
+    of_total = jax.grad(lambda h: summed_and_single_losses(h, embedding, targets, weights, chunk)[0])(hidden)
+    mixed = jax.grad(lambda h: sum(map(jnp.sum, summed_and_single_losses(h, embedding, targets, weights, chunk))))(hidden)
+    np.testing.assert_array_equal(mixed, of_total)

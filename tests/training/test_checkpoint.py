@@ -142,9 +142,11 @@ SAVE_ON_A_FULL_DISK = """
     state = lambda step: TrainState(jnp.int32(step), {"w": jnp.asarray(noise) + step}, ())
     with Checkpoints(pathlib.Path(sys.argv[1]), "fingerprint") as checkpoints:
         checkpoints.save(1, state(1), {})
+        checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # from here on no file can grow past this
         try:
             checkpoints.save(2, state(2), {})
+            checkpoints.wait()
         except UserError as error:
             print(error)
     """

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from kafjax.training.optimizers import adamw, decayed, warmup_cosine
+from kafjax.training.optimizers import decayed, make, warmup_cosine
 
 
 def test_schedule_rises_then_falls_to_its_floor():
@@ -41,7 +41,7 @@ def test_equals_torch_adamw_with_clipping_and_decay():
     gradients = [random_like(scale) for scale in (3, 0.1, 1, 5, 0.01)]
     schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
 
-    optimizer = adamw(schedule, weight_decay=0.3, clip_norm=1.0)
+    optimizer = make("adamw", schedule, weight_decay=0.3, clip_norm=1.0)
     params, state = start, optimizer.init(start)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)

@@ -20,7 +20,7 @@ def one_sgd_step(model, params, batch, accumulate):
     """With learning rate 1 and no momentum the change of the parameters is the gradient."""
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
     state = new_state(jax.tree.map(jnp.copy, params), optimizer)
-    places = state_shardings(shardings(model.axes(), params, mesh), state, optimizer, mesh)
+    places = state_shardings(shardings(model.axes(), params, mesh), state, mesh)
     combine = lambda trainable, frozen: trainable  # noqa: E731
     schedule = optax.constant_schedule(1.0)
     step = make_step(

@@ -1,0 +1,184 @@
+"""Programs compiled for devices that are not there: the training step, and prefill and decoding, with abstract weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.generation import decode
+from kafjax.generation.sample import Sampling
+from kafjax.models import Decoder
+from kafjax.parallel import BATCH_AXES, constrainer, n_data_shares, shard, shardings
+from kafjax.parallel.chips import Slice, chip_of
+from kafjax.parallel.hlo import Collective, collectives
+from kafjax.training import Batch, TrainConfig
+from kafjax.training.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says. Bytes are of one device; `used` and `limit` are set where it refused, with its words in `refusal`."""
+
+    seconds: float
+    arguments: int = 0
+    temporaries: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    host: int = 0
+    flops_once: float = 0.0
+    collectives: tuple[Collective, ...] = ()
+    refusal: str = ""
+    used: float = 0.0
+    limit: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        return not self.refusal
+
+    @property
+    def n_bytes(self) -> float:
+        """Held at once: outputs that lie in the place of arguments count once."""
+        return self.used or self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+def devices_of(pod: Slice) -> list[Any] | None:
+    """Devices to compile for: those of a TPU topology, the GPUs of this machine if they are these; None if only formulas can tell.
+
+    Raises `UserError` if libtpu is not installed, or does not know the topology.
+    """
+    if not pod.is_tpu:
+        here = [device for device in jax.devices() if device.platform == "gpu"]
+        return here if len(here) == pod.n_devices and chip_of(here[0]) == pod.device else None
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed; run: pip install 'kafjax[tpu]' (a wheel of 0.2 GB, no TPU needed)")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the cloud's metadata server which TPU this machine is
+    # A host holds a plane of four chips; of a shape without one, single chips.
+    plane = (2, 2, 1) if all(n % 2 == 0 for n in pod.shape[:2]) else (1, 1, 1)
+    options = {"chips_per_host_bounds": plane} | ({"chip_config_name": "megacore"} if pod.chip.compiler == "v4" else {})
+    shape = "x".join(map(str, pod.shape))
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{pod.chip.compiler}:{shape}", **options).devices
+    except Exception as error:  # the compiler raises nothing narrower
+        raise UserError(f"topology '{pod.name}': the TPU compiler refuses {pod.chip.compiler}:{shape} ({error})") from error
+    return list(found)
+
+
+def training_task(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None) -> Task:
+    """The task that `training.train` would build, without weights."""
+    dtype = jnp.dtype(config.param_dtype)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), model.abstract_params())
+    n_steps = 1000  # of the learning rate's schedule; its numbers do not change the program
+    return Task.full(model, params, config, mesh, n_steps) if spec is None else Task.lora(model, params, config, mesh, n_steps, spec)
+
+
+def training_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
+    """The shape of a batch full of tokens that the loss all looks at."""
+    rows, shares = config.batch_rows // config.accumulate, n_data_shares(mesh)
+    lead = () if config.accumulate == 1 else (config.accumulate,)
+    tokens = jax.ShapeDtypeStruct((*lead, rows, config.seq_len), jnp.int32)
+    places = jax.ShapeDtypeStruct((*lead, shares, rows // shares * config.seq_len), jnp.int32)
+    return Batch(tokens, tokens, tokens, places, places, jax.ShapeDtypeStruct(places.shape, jnp.float32))
+
+
+def lower_training(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None) -> jax.stages.Lowered:
+    return training_task(model, config, mesh, spec).lower(training_batch(config, mesh))
+
+
+def _serving_params(model: Decoder, mesh: jax.sharding.Mesh) -> trees.Tree:
+    """Weights as they are served: kernels and embedding in the dtype that is computed in."""
+    low = lambda path, x: x.dtype if path.endswith(("scale", "bias")) else model.dtype  # noqa: E731
+    params = trees.map_with_path(lambda path, x: jax.ShapeDtypeStruct(x.shape, low(path, x)), model.abstract_params())
+    return shard(params, shardings(model.axes(), params, mesh))
+
+
+def _on(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
+    spec = jax.sharding.PartitionSpec(*axes)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+
+def _cache(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> dict[str, jax.ShapeDtypeStruct]:
+    c = model.config
+    heads = "tensor" if c.n_kv_heads % mesh.shape["tensor"] == 0 else None
+    block = _on(mesh, (c.n_layers, rows, slots, c.n_kv_heads, c.head_dim), model.dtype, None, BATCH_AXES, None, heads, None)
+    return {"k": block, "v": block}
+
+
+def lower_prefill(model: Decoder, mesh: jax.sharding.Mesh, rows: int, length: int) -> jax.stages.Lowered:
+    """Prompts of `length` tokens, at once."""
+    model = dataclasses.replace(model, constrain=constrainer(mesh))
+    cache = {name: block.sharding for name, block in _cache(model, mesh, rows, length).items()}
+    hidden = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES))
+
+    def prefill(params, tokens, lengths):
+        return decode.prefill(model, params, tokens, lengths, None, jnp.int32(0), 0)
+
+    tokens = _on(mesh, (rows, length), jnp.int32, BATCH_AXES)
+    lengths = _on(mesh, (rows,), jnp.int32, BATCH_AXES)
+    return jax.jit(prefill, out_shardings=(hidden, cache)).lower(_serving_params(model, mesh), tokens, lengths)
+
+
+def lower_decode(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> jax.stages.Lowered:
+    """The loop that writes a token a turn, with a cache of `slots` positions that is updated in place."""
+    model = dataclasses.replace(model, constrain=constrainer(mesh))
+    key = jax.eval_shape(lambda: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows)))
+    row = lambda dtype: _on(mesh, (rows,), dtype, BATCH_AXES)  # noqa: E731
+    state = decode.State(
+        _on(mesh, (rows, decode.STRIDE), jnp.int32, BATCH_AXES),
+        _on(mesh, (), jnp.int32),
+        row(jnp.int32),
+        row(jnp.bool_),
+        _on(mesh, (rows,), key.dtype, BATCH_AXES),
+    )
+    cache = _cache(model, mesh, rows, slots)
+    places = jax.tree.map(lambda x: x.sharding, (state, cache))
+
+    def run(params, state, cache, stops, limit):
+        return decode.decode(model, params, state, cache, stops, limit, Sampling(max_new_tokens=decode.STRIDE))
+
+    step = jax.jit(run, out_shardings=places, donate_argnums=(1, 2))
+    stops = _on(mesh, (model.config.vocab_size,), jnp.bool_)
+    return step.lower(_serving_params(model, mesh), state, cache, stops, _on(mesh, (), jnp.int32))
+
+
+def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
+    """Lowers and compiles, and reads off what the compiler found. That it does not fit is an answer, not an error."""
+    began = time.perf_counter()
+    lowered = lower()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        used, limit = _figures(text)
+        return Compiled(time.perf_counter() - began, refusal=" ".join(text.split("\n\n")[0].split()), used=used, limit=limit)
+    memory = program.memory_analysis()
+    return Compiled(
+        time.perf_counter() - began,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        host=memory.host_temp_size_in_bytes,
+        flops_once=float(program.cost_analysis().get("flops", 0.0)),
+        collectives=tuple(collectives(program.as_text())),
+    )
+
+
+def _figures(text: str) -> tuple[float, float]:
+    """(used, limit) in bytes from the compiler's `Used 17.12G of 15.75G hbm`; zeros where it does not say."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", text)
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return (float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]) if found else (0.0, 0.0)

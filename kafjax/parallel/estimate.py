@@ -1,0 +1,183 @@
+"""What a step would need of each device on a given mesh, by formula; and the mesh to choose, by those formulas.
+
+A roofline (Williams et al. 2009): each device is busy computing, reading its memory and sending to its neighbours, and the longest of
+the three bounds the step from below. Nothing is lost to waiting here, so a real step takes longer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from kafjax.core.errors import UserError
+from kafjax.parallel.chips import Chip
+from kafjax.parallel.mesh import AXES
+
+Sizes = Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """What one step asks of all devices together. Bytes, and FLOPs (two a multiply-add).
+
+    Attributes:
+      model_flops: that the mathematics needs. `flops`: that are computed, recomputation and masked attention included.
+      state: parameters that train and their optimizer state. `gradients`: of them. `frozen`: parameters that do not train.
+      kernels: the kernels of all layers as they are computed with; `copied` of those are copies of master weights.
+      reduced: gradients that data-parallel devices must add up.
+      ends: the embedding (and the head), as computed with.
+      n_layers, rows, seq_len: of the step; `micro` microbatches make it up.
+      residual: one token's activation between layers. `kept`: of one token and layer, until the backward pass. `transient`: of one token,
+        while its layer is computed, attention scores included. `kv`: keys and values of one token and layer.
+      loss: logits of a chunk and what belongs to them, on each device.
+      weight_reads: times that a microbatch reads the kernels. `gathers`: times that it gathers them. `reduces`: all-reduces a layer that
+        splitting its inside costs, all passes.
+      traffic: memory read and written for one token and layer in all passes.
+      limits: for a mesh axis, sizes that it must divide, by name.
+    """
+
+    model_flops: float
+    flops: float
+    state: float
+    gradients: float
+    frozen: float
+    kernels: float
+    copied: float
+    reduced: float
+    ends: float
+    n_layers: int
+    rows: int
+    seq_len: int
+    micro: int
+    residual: float
+    kept: float
+    transient: float
+    kv: float
+    loss: float
+    weight_reads: float
+    gathers: float
+    reduces: float
+    traffic: float
+    limits: Mapping[str, Mapping[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one device: bytes of memory by what they hold, and seconds of a step by what bounds them."""
+
+    memory: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+    @property
+    def n_bytes(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.seconds.values())
+
+
+def estimate(demand: Demand, sizes: Sizes, chip: Chip) -> Estimate:
+    """Bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has size 1)."""
+    d = demand
+    data, fsdp, sequence, tensor = (sizes.get(axis, 1) for axis in ("data", "fsdp", "sequence", "tensor"))
+    shards, n = fsdp * tensor, data * fsdp * sequence * tensor
+    tokens = d.rows * d.seq_len / (d.micro * data * fsdp * sequence)  # of a microbatch on one device
+    memory = {
+        "parameters and optimizer": (d.state + d.frozen) / shards,
+        "gradients": d.gradients / shards,
+        "copies of weights": d.copied / shards + (2 * d.kernels / d.n_layers / tensor if fsdp > 1 else 0) + d.ends / tensor,
+        "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept > 2 * d.residual else 1),
+        "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
+    }
+    rest = lambda size: (size - 1) / size  # noqa: E731  the share of the bytes that a ring sends on
+    sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
+    sent += d.micro * d.reduced / tensor * rest(fsdp) + 2 * d.reduced / shards * rest(data * sequence)
+    sent += d.micro * d.reduces * 2 * tokens * d.residual * d.n_layers * rest(tensor)
+    sent += d.micro * 3 * tokens * sequence * d.kv / min(tensor, max(d.limits["tensor"].values())) * d.n_layers * rest(sequence)
+    read = d.micro * d.weight_reads * d.kernels / tensor * (1 + (fsdp > 1)) + 2 * d.state / shards
+    read += d.micro * tokens * d.traffic * d.n_layers / tensor
+    seconds = {"compute": d.flops / n / chip.flops, "memory": read / chip.memory_bandwidth, "links": sent / chip.link_bandwidth}
+    return Estimate(memory, seconds)
+
+
+def meshes(demand: Demand, n_devices: int) -> Iterator[dict[str, int]]:
+    """Every way to deal `n_devices` to the axes that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by tensor."""
+    divisors = [n for n in range(1, n_devices + 1) if n_devices % n == 0]
+    axes = ("data", "fsdp", "sequence", "tensor")
+    for sizes in itertools.product(divisors, repeat=len(axes)):
+        mesh = dict(zip(axes, sizes, strict=True))
+        if math.prod(sizes) == n_devices and obstacle(demand, mesh) is None:
+            yield mesh
+
+
+def obstacle(demand: Demand, sizes: Sizes) -> str | None:
+    """What does not divide on this mesh, in words; None if all does."""
+    shares = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    if demand.rows % (demand.micro * shares):
+        return (
+            f"batch={demand.rows} rows do not divide into {demand.micro} microbatches over data x fsdp = {shares} devices; "
+            f"use a multiple of {demand.micro * shares}"
+        )
+    for axis, limits in demand.limits.items():
+        for name, size in limits.items():
+            if size % sizes.get(axis, 1):
+                return f"mesh axis {axis}:{sizes[axis]} does not divide {name}={size}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    sizes: dict[str, int]
+    estimate: Estimate
+    fits: bool
+
+
+def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9) -> list[Choice]:
+    """All meshes, best first: those that fit in `usable` of a device's memory by the time of their step, then the rest by their bytes.
+
+    Among equals the one that sends least goes first, then the one with fewer axes. Raises `UserError` if nothing divides.
+    """
+    choices = []
+    for sizes in meshes(demand, n_devices):
+        found = estimate(demand, sizes, chip)
+        choices.append(Choice(sizes, found, found.n_bytes <= usable * chip.memory))
+    if not choices:
+        reason = obstacle(demand, {"fsdp": n_devices}) or ""
+        raise UserError(f"no mesh of {n_devices} devices divides this step: {reason}")
+
+    def order(choice: Choice) -> tuple[float, ...]:
+        e = choice.estimate
+        n_axes = sum(size > 1 for size in choice.sizes.values())
+        return (not choice.fits, e.step_seconds if choice.fits else e.n_bytes, sum(e.seconds.values()), n_axes, choice.sizes["data"])
+
+    return sorted(choices, key=order)
+
+
+def choose(demand: Demand, n_devices: int, chip: Chip) -> tuple[dict[str, int], str]:
+    """The sizes of the best mesh, and the reason in a line."""
+    choices = ranked(demand, n_devices, chip)
+    best = choices[0]
+    if n_devices == 1:
+        return best.sizes, "one device"
+    whole = (demand.state + demand.gradients + demand.frozen) / 1e9
+    held = f"{best.estimate.n_bytes / 1e9:.1f} of {chip.memory / 1e9:.0f} GB a device"
+    if not best.fits:
+        return best.sizes, f"none of {len(choices)} meshes fits by formula; this one comes nearest with {held}"
+    n_fit = sum(choice.fits for choice in choices)
+    bound = max(best.estimate.seconds, key=best.estimate.seconds.get)
+    return best.sizes, (
+        f"weights, gradients and optimizer state are {whole:.1f} GB; of {len(choices)} meshes that divide, {n_fit} fit, and "
+        f"this one is the fastest by formula: {held}, bound by {bound}"
+    )
+
+
+def show(sizes: Sizes) -> str:
+    """`{"data": 1, "fsdp": 8}` -> `"fsdp:8"`."""
+    return ",".join(f"{axis}:{sizes[axis]}" for axis in AXES if sizes.get(axis, 1) > 1) or "data:1"
+
+
+def by_bytes(parts: Mapping[str, float] | Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{n_bytes / 1e9:.2f} GB {name}" for name, n_bytes in dict(parts).items())

@@ -1,0 +1,123 @@
+"""The collectives of a compiled program, read from its HLO text: what devices really send each other, all turns of a loop counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "s64": 64, "u64": 64, "f64": 64}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """`shape` and `largest` (bytes) of the largest array that comes out of it on one device; `n_bytes` of all that comes out. It runs
+    `times` times among `group` devices."""
+
+    kind: str
+    shape: str
+    largest: int
+    n_bytes: int
+    group: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends, all times, if the group is a ring."""
+        share = (self.group - 1) / self.group
+        factor = {"all-reduce": 2 * share, "reduce-scatter": self.group - 1, "collective-permute": 1}.get(self.kind, share)
+        return self.times * self.n_bytes * factor
+
+
+def collectives(text: str) -> list[Collective]:
+    """Those of `compiled.as_text()`, in the order of the text. A loop whose length the compiler does not know counts once."""
+    computations = _computations(text)
+    times = _times(computations)
+    return [found for name, lines in computations.items() if times[name] for found in _collectives(lines, times[name])]
+
+
+def bytes_by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
+    """`{kind: {count, bytes, sent}}`: how often it runs, the bytes that come out of it and those sent by each device."""
+    table: dict[str, dict[str, float]] = {}
+    for c in found:
+        row = table.setdefault(c.kind, {"count": 0, "bytes": 0, "sent": 0.0})
+        row["count"] += c.times
+        row["bytes"] += c.times * c.n_bytes
+        row["sent"] += c.sent
+    return {kind: table[kind] for kind in KINDS if kind in table}
+
+
+def _computations(text: str) -> dict[str, list[re.Match[str]]]:
+    """Instructions by computation; the entry's name is ""."""
+    found: dict[str, list[re.Match[str]]] = {}
+    current: list[re.Match[str]] | None = None
+    for line in text.splitlines():
+        if (start := _COMPUTATION.match(line)) is not None:
+            current = found.setdefault("" if line.startswith("ENTRY") else start[1], [])
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (instruction := _INSTRUCTION.match(line)) is not None:
+            current.append(instruction)
+    return found
+
+
+def _times(computations: dict[str, list[re.Match[str]]]) -> Counter[str]:
+    """How often each computation runs in a run of the entry."""
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for name, instructions in computations.items():
+        for instruction in instructions:
+            opcode, rest = instruction[3], instruction[4]
+            if opcode.endswith(("-done", "-update")):
+                continue  # names the computation that its start has begun
+            trips = int(found[1]) if opcode == "while" and (found := _TRIPS.search(rest)) else 1
+            branches = [b.strip().lstrip("%") for group in _BRANCHES.findall(rest) for b in group.split(",")]
+            for called in {*_CALLED.findall(rest), *branches}:
+                callers.setdefault(called, []).append((name, trips))
+
+    times: Counter[str] = Counter({"": 1})
+
+    def count(name: str) -> int:
+        if name not in times:
+            times[name] = sum(trips * count(caller) for caller, trips in callers.get(name, ()))
+        return times[name]
+
+    for name in computations:
+        count(name)
+    return times
+
+
+def _collectives(instructions: list[re.Match[str]], times: int) -> Iterator[Collective]:
+    for instruction in instructions:
+        kind = instruction[3].removesuffix("-start")
+        if kind in KINDS:
+            arrays = [(_n_bytes(dtype, dims), f"{dtype}[{dims}]") for dtype, dims in _ARRAY.findall(instruction[2])]
+            largest, shape = max(arrays, default=(0, ""))
+            total, group = sum(n for n, _ in arrays), _group(instruction[4])
+            if instruction[3].endswith("-start"):  # whose type also has what goes in
+                came_out = {"all-gather": group / (group + 1), "reduce-scatter": 1 / (group + 1), "all-reduce": 1}.get(kind, 0.5)
+                total = round(total * came_out)
+            if kind == "reduce-scatter":
+                largest = min(largest, total)
+            yield Collective(kind, shape, largest, total, group, times)
+
+
+def _n_bytes(dtype: str, dims: str) -> int:
+    bits = 8 if dtype.startswith("f8") else _BITS.get(dtype, 32)
+    return math.prod(int(n) for n in dims.split(",") if n) * bits // 8
+
+
+def _group(rest: str) -> int:
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
+        return int(iota[1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return len(listed[1].split(","))
+    return 2  # a permutation: from one to another

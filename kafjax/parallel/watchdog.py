@@ -1,0 +1,113 @@
+"""Which process is holding up the others: each writes down the step that it has reached, and all of them read."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import jax
+
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import write_atomic
+
+STALL_SECONDS = 60.0
+
+
+class Watchdog:
+    """`with Watchdog(folder) as dog: ... dog.reached(step)` tells on stderr, once a stall, of a process that stays behind.
+
+    Steps of many processes go together, so one that stops (a disk, a data source, a swapping host) stops all, and nothing else says
+    which it was. The folder has to be shared by the processes; notes lie in files, and not in JAX's coordination service, because
+    that one is part of process 0 and stalls with it. With one process it does nothing.
+
+    Args:
+      folder: of the run.
+      stall_seconds: without a step, before a line is written; `STALL_SECONDS` by default.
+    """
+
+    def __init__(self, folder: Path, stall_seconds: float | None = None):
+        self._folder = folder / "heartbeats"
+        self._stall = STALL_SECONDS if stall_seconds is None else stall_seconds
+        self._me, self._n = jax.process_index(), jax.process_count()
+        self._left = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._watch)]
+        self._step, self._pause = 0, self._stall / 10
+
+    def __enter__(self) -> Watchdog:
+        if self._n > 1:
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._left.set()
+        if self._n > 1:
+            for thread in self._threads:
+                thread.join()
+            self._file(self._me).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the last one takes the folder with it
+                self._folder.rmdir()
+
+    def reached(self, step: int) -> None:
+        """This process begins `step` (counted from 1). Costs nothing: a thread writes it down."""
+        self._step = step
+
+    def _file(self, process: int) -> Path:
+        return self._folder / str(process)
+
+    def _write(self) -> None:
+        while not self._left.wait(self._pause):
+            with contextlib.suppress(UserError):  # a full disk is told of where it matters
+                write_atomic(self._file(self._me), f"{self._step} {time.time_ns()}")
+
+    def _watch(self) -> None:
+        began = time.monotonic()
+        others = [_Seen(self._file(process), began) for process in range(self._n)]
+        told: list[int] = []
+        while not self._left.wait(self._pause):
+            now = time.monotonic()
+            for other in others:
+                other.look(now)
+            furthest = max(other.step for other in others)
+            stuck = [p for p, other in enumerate(others) if now - other.step_since >= self._stall]
+            # Others wait for a process within a step too; a live one still writes, a frozen one does not.
+            stalled = [p for p in stuck if others[p].step < furthest or now - others[p].beat_since >= self._stall / 2]
+            teller = min((p for p in range(self._n) if p not in stalled), default=0)
+            if self._me == teller:
+                for p in stalled:
+                    if p not in told:
+                        next_step = max(furthest, others[p].step + 1)
+                        self._tell(f"process {p} has not reached step {next_step} for {now - others[p].step_since:.0f} s")
+                if not stalled and len(stuck) == self._n and told != stuck:
+                    self._tell(f"no process has got past step {furthest} for {self._stall:.0f} s")
+            told = stalled or (stuck if len(stuck) == self._n else [])
+
+    def _tell(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Seen:
+    """What one process has written down, and for how long it has not changed."""
+
+    def __init__(self, file: Path, now: float):
+        self._file = file
+        self._text = self._read()  # of a run before, if there is anything
+        self.step, self.step_since, self.beat_since = 0, now, now
+
+    def look(self, now: float) -> None:
+        text = self._read()
+        if text and text != self._text:
+            self._text, self.beat_since = text, now
+            step = int(text.split()[0])
+            if step != self.step:
+                self.step, self.step_since = step, now
+
+    def _read(self) -> str:
+        try:
+            return self._file.read_text()
+        except OSError:
+            return ""

@@ -1,0 +1,116 @@
+"""What a training step, or answering, asks of the devices: the plain numbers that `parallel.estimate` lays over a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.evaluation import cost
+from kafjax.models import Decoder
+from kafjax.parallel.estimate import Demand
+from kafjax.training.config import TrainConfig
+
+_STATE_MOMENTS = {"adamw": lambda size: size + 4, "adafactor": lambda size: 0.02, "muon": lambda size: size}
+"""Bytes of optimizer state a parameter, by the bytes of its dtype: the first moment takes that, AdamW's second 4; Adafactor's rows and
+columns are next to nothing."""
+
+
+def decoder_shape(model: Decoder) -> cost.DecoderShape:
+    """The decoder in the numbers that the cost formulas ask for."""
+    config = model.config
+    return cost.DecoderShape(
+        block_params=sum(math.prod(leaf.shape) for leaf in _kernels(model).values()),
+        layers=config.n_layers,
+        heads=config.n_heads,
+        head_dim=config.head_dim,
+        d_model=config.hidden_size,
+        vocab=config.vocab_size,
+        sliding_layers=sum(config.sliding),
+        window=config.window,
+    )
+
+
+def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None) -> Demand:
+    """Of a step of full fine-tuning, or with `spec` of a LoRA adapter, on rows full of tokens that the loss all looks at."""
+    c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
+    trained_size = jnp.dtype(config.param_dtype).itemsize
+    everything = trees.count(model.abstract_params())
+    ends = trees.count({name: leaf for name, leaf in model.abstract_params().items() if name != "layers"})
+    adapter = 0 if spec is None else sum(x.size for x in jax.tree.leaves(lora.abstract(spec, model.abstract_params())))
+    trained = adapter or (everything - ends if config.freeze_embedding else everything)
+    tokens = config.batch_rows * config.seq_len
+    if spec is None:
+        flops = cost.train_flops_full(shape, tokens, tokens, config.seq_len, embedding_trained=not config.freeze_embedding)
+    else:
+        flops = cost.train_flops_lora(shape, tokens, tokens, config.seq_len, adapter_params=adapter)
+    again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
+    all_pairs = 4 * shape.layers * shape.heads * shape.head_dim * config.seq_len  # attention computes what the mask hides, too
+    masked = tokens * all_pairs - cost.attention_flops(shape, config.seq_len) * tokens / config.seq_len
+    attention_again = 0.0 if config.remat == "none" else tokens * all_pairs
+    scores = 4.0 * shape.heads * config.seq_len
+    kept = {
+        "none": c * axes.inner + 3 * scores,
+        "dots": c * (axes.dots + axes.hidden),
+        "full": c * axes.hidden,
+        "offload": 0.0,
+    }[config.remat]
+    passes = 3 + again
+    return Demand(
+        model_flops=flops,
+        flops=flops + again * 2 * shape.block_params * tokens + 3 * masked + attention_again,
+        state=trained * (trained_size + _STATE_MOMENTS[config.optimizer](trained_size)),
+        gradients=trained * (trained_size + (4 if config.accumulate > 1 else 0)),
+        frozen=(everything - (0 if spec else trained)) * c,
+        kernels=shape.block_params * c,
+        copied=0.0 if spec or trained_size == c else shape.block_params * c,
+        reduced=trained * c,
+        ends=ends * c,
+        n_layers=shape.layers,
+        rows=config.batch_rows,
+        seq_len=config.seq_len,
+        micro=config.accumulate,
+        residual=axes.hidden * c,
+        kept=kept,
+        transient=2 * c * axes.inner + 3 * scores,
+        kv=2 * axes.kv * c,
+        loss=min(config.loss_chunk, config.batch_rows * config.seq_len) * shape.vocab * 4.0 * 2,
+        weight_reads=passes if spec is None else passes - 1,
+        gathers=2,
+        reduces=2 * (2 + again),
+        traffic=2 * passes * c * axes.inner + 4 * passes * scores,
+        limits=axes.limits(model, config.seq_len),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Widths:
+    """Numbers of a token in a layer: between layers, of keys (or values), of all products with kernels, of all that is computed."""
+
+    hidden: int
+    kv: int
+    dots: int
+    inner: int
+
+    @classmethod
+    def of(cls, model: Decoder) -> _Widths:
+        config = model.config
+        heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        dots = heads + 2 * kv + 2 * config.hidden_size + 2 * config.mlp_size
+        return cls(config.hidden_size, kv, dots, 2 * (heads + kv) + kv + 6 * config.hidden_size + 3 * config.mlp_size + heads)
+
+    def limits(self, model: Decoder, seq_len: int) -> dict[str, dict[str, int]]:
+        config = model.config
+        return {
+            "fsdp": {"hidden_size": config.hidden_size},
+            "tensor": {name: getattr(config, name) for name in ("n_kv_heads", "n_heads", "mlp_size", "vocab_size")},
+            "sequence": {"seq_len": seq_len},
+        }
+
+
+def _kernels(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: leaf for path, leaf in trees.flatten(model.abstract_params()).items() if path.endswith("/kernel")}

@@ -1,0 +1,275 @@
+"""One optimizer step of many adapters at once: `vmap` over the adapters, with one base that is not mapped.
+
+    state.trainable   {kernel path: {"a": [N, .., in, R], "b": [N, .., R, out]}}      N lanes
+    frozen            the base, once
+    batch             a `Batch` whose arrays have a leading axis of N lanes: each lane reads its own rows
+
+A product with a kernel of the base is one product over all lanes' tokens; so is the one with the vocabulary. Lanes share nothing
+else: clipping, moments, schedule and loss are each lane's own, so that a lane computes what it would compute alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import psutil
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.models import Decoder
+from kafjax.ops.loss import summed_and_single_losses
+from kafjax.parallel import BATCH_AXES, replicated, shard, shardings
+from kafjax.training import optimizers
+from kafjax.training.batches import Batch
+from kafjax.training.config import TrainConfig
+from kafjax.training.step import TrainState, new_state, state_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LaneInputs:
+    """What tells lanes apart, beside their state: arrays, so that another mix needs no other program.
+
+    `scales` `{kernel path: float32 [N, ..]}`; `peak_N` float32 learning rates; `warmup_N`, `steps_N` int32 of each schedule;
+    `active_N` bool: a lane that is not keeps its state.
+    """
+
+    scales: Any
+    peak_N: Any
+    warmup_N: Any
+    steps_N: Any
+    active_N: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledLanes:
+    """The step, ready to run: `step(state, frozen, inputs, batch) -> (state, metrics)`; bytes on one device."""
+
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    seconds: float
+    argument_bytes: int
+    temporary_bytes: int
+
+
+def lane_losses(
+    model: Decoder, frozen: trees.Tree, adapters: Any, scales: Mapping[str, jax.Array], batch: Batch, chunk: int, lane_shards: int = 1
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The sum of all lanes' losses, to be differentiated, and `(losses_N, weights_N)`: each lane's sum of token losses and of weights.
+
+    Args:
+      batch: arrays with a leading axis of N lanes.
+      chunk: most rows of logits alive at once, over all lanes of a device.
+      lane_shards: N is split over so many devices.
+    """
+
+    def hidden(adapters, scales, tokens_BxT, positions_BxT, segments_BxT):
+        return model.hidden(lora.lanes.attach(frozen, adapters, scales), tokens_BxT, positions_BxT, segments_BxT)[0]
+
+    hidden_NxBxTxD = jax.vmap(hidden)(adapters, scales, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT)
+    N, S, P = batch.places_SxN.shape
+    D = hidden_NxBxTxD.shape[-1]
+    looked_at_NxSxPxD = jax.vmap(jax.vmap(lambda h, places: h[places]))(hidden_NxBxTxD.reshape(N, S, -1, D), batch.places_SxN)
+
+    def grouped(x: jax.Array) -> jax.Array:
+        """`[N, S, P, ..]` -> `[groups, lanes of a device x P, ..]`: what lies on one device stays there, and is chunked together."""
+        x = jnp.moveaxis(x.reshape(lane_shards, N // lane_shards, *x.shape[1:]), 1, 2)
+        return x.reshape(lane_shards * S, -1, *x.shape[4:])
+
+    n_places = N // lane_shards * P
+    even_chunk = -(-n_places // -(-n_places // chunk))
+
+    def group_losses(hidden_PxD, targets_P, weights_P):
+        return summed_and_single_losses(hidden_PxD, model.unembedding(frozen), targets_P, weights_P, even_chunk)
+
+    groups = tuple(map(grouped, (looked_at_NxSxPxD, batch.targets_SxN, batch.weights_SxN)))
+    if lane_shards * S == 1:
+        total, losses = group_losses(*(x[0] for x in groups))
+    else:
+        totals, losses = jax.vmap(group_losses)(*groups)
+        total = jnp.sum(totals)
+    losses_N = jnp.sum(jnp.moveaxis(losses.reshape(lane_shards, S, -1, P), 1, 2), axis=(2, 3)).reshape(N)
+    return total, (losses_N, jnp.sum(batch.weights_SxN, axis=(1, 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneTask:
+    """`n_lanes` lanes of the shapes of `layout` beside one base, laid out on a mesh.
+
+    Attributes:
+      frozen: the base on the mesh, matrices in the model's dtype.
+      abstract: shapes, dtypes and shardings of the `TrainState`, of which every array has a leading axis of lanes.
+    """
+
+    model: Decoder
+    config: TrainConfig
+    mesh: Mesh
+    layout: lora.lanes.Layout
+    n_lanes: int
+    frozen: trees.Tree
+    abstract: TrainState
+
+    @classmethod
+    def build(
+        cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, layout: lora.lanes.Layout, n_lanes: int
+    ) -> LaneTask:
+        """Raises `UserError` if the lanes do not divide over the mesh, or the base does not fit it."""
+        check_lanes(n_lanes, mesh)
+        if model.remat != config.remat:
+            model = dataclasses.replace(model, remat=config.remat)
+        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else x.astype(model.dtype), params)
+        frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), layout)
+        axes = jax.tree.map(lambda names: ("lanes", *names), lora.axes(layout, model.axes()), is_leaf=lambda x: isinstance(x, tuple))
+        optimizer = optimizer_of(config)
+        state = jax.eval_shape(jax.vmap(lambda adapters: new_state(adapters, optimizer)), stacked)
+        by_lane = NamedSharding(mesh, PartitionSpec("lane"))
+        places = state_shardings(shardings(axes, stacked, mesh), state, mesh, counters=by_lane)
+        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+        return cls(model, config, mesh, layout, n_lanes, frozen, abstract)
+
+    def empty(self) -> TrainState:
+        """The state of lanes that nobody trains in yet."""
+        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract)  # noqa: E731
+        return jax.jit(zeros, out_shardings=places_of(self.abstract))()
+
+    def resized(self, n_lanes: int) -> LaneTask:
+        """The same for another number of lanes, beside the same arrays of the base."""
+        return LaneTask.build(self.model, self.frozen, self.config, self.mesh, self.layout, n_lanes)
+
+    @functools.cached_property
+    def put(self) -> Callable[[TrainState, Any, TrainState], TrainState]:
+        """`put(state, slot, lane_state)`: the state with one lane's (padded, without the leading axis) in a slot. `state` is donated."""
+        set_ = lambda state, slot, lane_state: jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)  # noqa: E731
+        return jax.jit(set_, out_shardings=places_of(self.abstract), donate_argnums=0)
+
+    @property
+    def lane_shards(self) -> int:
+        return self.mesh.shape["lane"]
+
+    def batch_sharding(self) -> NamedSharding:
+        lead = () if self.config.accumulate == 1 else (None,)
+        return NamedSharding(self.mesh, PartitionSpec(*lead, "lane", BATCH_AXES))
+
+    def abstract_inputs(self, batch: Batch) -> tuple[LaneInputs, Batch]:
+        """Shapes to `compile` for, from the batch of one lane."""
+        axis = 0 if self.config.accumulate == 1 else 1
+        stacked = lambda x: jax.ShapeDtypeStruct((*x.shape[:axis], self.n_lanes, *x.shape[axis:]), x.dtype)  # noqa: E731
+        lane = lambda dtype, *shape: jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)  # noqa: E731
+        scales = {path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.layout.items()}
+        inputs = LaneInputs(scales, lane(jnp.float32), lane(jnp.int32), lane(jnp.int32), lane(jnp.bool_))
+        return inputs, jax.tree.map(stacked, batch)
+
+    def shard_inputs(self, inputs: LaneInputs) -> LaneInputs:
+        return shard(inputs, NamedSharding(self.mesh, PartitionSpec("lane")))
+
+    def losses(self, state: TrainState, inputs: LaneInputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Each lane's summed loss and weight on a batch, `[N]` both; nothing is learned. Jitted."""
+        return _losses(self.model, self.frozen, state.trainable, inputs.scales, batch, self.config.loss_chunk, self.lane_shards)
+
+    def compile(self, inputs: LaneInputs, batch: Batch) -> CompiledLanes:
+        """Compiles the step for inputs and batches of these shapes (arrays or abstract)."""
+        shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
+        places, by_lane = places_of(self.abstract), NamedSharding(self.mesh, PartitionSpec("lane"))
+        jitted = jax.jit(
+            self._step,
+            in_shardings=(places, places_of(self.frozen), by_lane, self.batch_sharding()),
+            out_shardings=(places, replicated(self.mesh)),
+            donate_argnums=0,
+        )
+        began = time.perf_counter()
+        compiled = jitted.lower(self.abstract, self.frozen, shapes(inputs), shapes(batch)).compile()
+        seconds = time.perf_counter() - began
+        memory = compiled.memory_analysis()
+        return CompiledLanes(compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+
+    def _step(self, state: TrainState, frozen: trees.Tree, inputs: LaneInputs, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def summed(adapters, microbatch):
+            return lane_losses(self.model, frozen, adapters, inputs.scales, microbatch, self.config.loss_chunk, self.lane_shards)
+
+        value_and_grad = jax.value_and_grad(summed, has_aux=True)
+
+        def add(total, microbatch):
+            return jax.tree.map(jnp.add, total, value_and_grad(state.trainable, microbatch)), None
+
+        if self.config.accumulate == 1:
+            (_, (losses_N, weights_N)), gradients = value_and_grad(state.trainable, batch)
+        else:
+            shapes = jax.eval_shape(value_and_grad, state.trainable, jax.tree.map(lambda x: x[0], batch))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            ((_, (losses_N, weights_N)), gradients), _ = jax.lax.scan(add, zeros, batch)
+        weights_or_1_N = jnp.maximum(weights_N, 1e-9)
+
+        def update(state, gradients, weight, peak, warmup, steps, active):
+            gradients = jax.tree.map(lambda g: g / weight, gradients)
+            rate = lambda count: optimizers.rate(count, peak, warmup, steps, self.config.floor_fraction)  # noqa: E731
+            updates, opt_state = optimizer_of(self.config, rate).update(gradients, state.opt_state, state.trainable)
+            after = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
+            after = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state)
+            return after, optax.global_norm(gradients), jnp.float32(rate(state.step))
+
+        after, norm_N, rate_N = jax.vmap(update)(
+            state, gradients, weights_or_1_N, inputs.peak_N, inputs.warmup_N, inputs.steps_N, inputs.active_N
+        )
+        return after, {"loss": losses_N / weights_or_1_N, "grad_norm": norm_N, "targets": weights_N, "learning_rate": rate_N}
+
+
+def optimizer_of(config: TrainConfig, rate: optax.Schedule = lambda step: step) -> optax.GradientTransformation:
+    """That of one lane; its state is of one structure whatever the rate."""
+    return optimizers.make(config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+
+
+def check_lanes(n_lanes: int, mesh: Mesh) -> None:
+    """Raises `UserError` if `n_lanes` do not divide over the `lane` axis of the mesh."""
+    size = mesh.shape["lane"]
+    if n_lanes < 1 or n_lanes % size:
+        raise UserError(f"{n_lanes} lanes do not divide over mesh axis lane:{size}; use a multiple of {size}")
+
+
+def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
+    """As many lanes as memory holds, at most `most` and evenly dealt over the rounds that `most` lanes need; and the reason, in words.
+
+    Asks the compiler what one lane (a device of the `lane` axis) takes and what two do, and fills four fifths of what is free.
+
+    Args:
+      task: of as few lanes as the mesh allows.
+      batch: of one lane.
+    """
+    unit, base = task.n_lanes, sum(x.nbytes for x in jax.tree.leaves(task.frozen))
+    programs = [(sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)]
+    needs = [program.argument_bytes + program.temporary_bytes for program in programs]
+    a_unit, free = max(needs[1] - needs[0], 1), _free_bytes() * 4 // 5
+    room = max(1, 1 + int((free - (needs[0] - base)) // a_unit)) * unit
+    if room >= most:
+        slots = -(-most // unit) * unit
+        return slots, f"all of them; the {free / 1e9:.1f} GB that may be used would hold {room}"
+    rounds = -(-most // room)
+    slots = -(-most // (rounds * unit)) * unit
+    held = f"the {free / 1e9:.1f} GB that may be used hold {room}, at {a_unit / unit / 1e9:.2f} GB a lane"
+    return slots, f"{held}, so {most} lanes take {rounds} rounds"
+
+
+def _free_bytes() -> int:
+    """On the fullest accelerator of this process, or in the machine's memory where the runtime does not count."""
+    counted = [stats for device in jax.local_devices() if (stats := device.memory_stats()) and "bytes_limit" in stats]
+    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted), default=psutil.virtual_memory().available)
+
+
+def places_of(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+_losses = jax.jit(
+    lambda model, frozen, adapters, scales, batch, chunk, lane_shards: lane_losses(
+        model, frozen, adapters, scales, batch, chunk, lane_shards
+    )[1],
+    static_argnums=(0, 5, 6),
+)

@@ -1,0 +1,401 @@
+"""`train_lanes`: a whole LoRA sweep as one program. Lanes fill slots, leave when they are done, and make room for the next.
+
+    slots      0        1        2        3             waiting
+    tick 1     r4 s0    r4 s1    r16 s0   r16 s1        r64 s0, r64 s1
+    ...
+    tick 41    r64 s0   r64 s1   r16 s0   r16 s1        the shorter ones were done: their slots went to the next, without a compile
+    ...
+    tick 61    r64 s0   r64 s1                          none is waiting: the rest was repacked into a smaller program
+
+Each lane counts its own steps and reads its own data, so who trains beside it, and in which slot, changes nothing. Its checkpoints
+are those of the same adapter trained alone by `train`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.core.progress import Progress, say, waiting
+from kafjax.models import Decoder
+from kafjax.parallel import make_mesh, n_data_shares, replicated, shard
+from kafjax.training import optimizers
+from kafjax.training.batches import Batch, Batches, Example
+from kafjax.training.checkpoint import Checkpoints
+from kafjax.training.config import TrainConfig
+from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask, optimizer_of, places_of
+from kafjax.training.loop import Log, batches_of, fingerprint_of, open_checkpoints
+from kafjax.training.step import TrainState, new_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One adapter of a sweep: what it may differ in from the others. `name` is a folder's name, and unique."""
+
+    name: str
+    spec: lora.Spec
+    learning_rate: float
+    seed: int = 0
+
+    def config(self, shared: TrainConfig) -> TrainConfig:
+        """Of the same adapter trained alone."""
+        return dataclasses.replace(shared, learning_rate=self.learning_rate, seed=self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStop:
+    """A lane leaves when its loss on `examples`, looked at every `every` steps, was not below its best for `patience` looks."""
+
+    examples: Sequence[Example]
+    every: int = 20
+    patience: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneResult:
+    """What became of a lane.
+
+    Attributes:
+      adapters: at its own rank, as `train` would have given them.
+      curve: a dict a step, as of `train`.
+      checks: `{"step", "loss"}` of each look at the examples of `EarlyStop`.
+      ending: finished, stopped (early) or diverged (its loss was no longer finite; the others go on).
+      tokens: trained on, padding not counted.
+    """
+
+    adapters: lora.Adapters
+    curve: list[dict[str, float]]
+    checks: list[dict[str, float]]
+    ending: str
+    tokens: int
+
+
+@dataclasses.dataclass
+class _Seat:
+    """A lane while it trains. `history` is what its checkpoints keep beside the state."""
+
+    lane: Lane
+    batches: Batches
+    n_steps: int
+    history: dict[str, Any]
+    checkpoints: Checkpoints | None
+    opened: contextlib.ExitStack
+
+    @property
+    def done(self) -> int:
+        return len(self.history["curve"])
+
+    @property
+    def ending(self) -> str | None:
+        return self.history.get("ending") or ("finished" if self.done >= self.n_steps else None)
+
+
+def train_lanes(
+    model: Decoder,
+    params: trees.Tree,
+    variants: Sequence[Sequence[Example]],
+    config: TrainConfig,
+    lanes: Sequence[Lane],
+    *,
+    slots: int | None = None,
+    layout: lora.lanes.Layout | None = None,
+    mesh: Mesh | None = None,
+    early_stop: EarlyStop | None = None,
+    run_dir: Path | None = None,
+    on_done: Callable[[Lane, LaneResult], None] = lambda lane, result: None,
+    log: Log | None = None,
+    label: str = "lanes",
+) -> dict[str, LaneResult]:
+    """Trains every lane as `train(model, params, variants, lane.config(config), spec=lane.spec)` would, `slots` at a time.
+
+    Args:
+      config: its learning rate and seed are those of no lane.
+      slots: as many as there are lanes by default.
+      layout: shapes that the adapters are padded to; by default those that hold all of `lanes`.
+      mesh: slots are split over its `lane` axis, rows over `data` and `fsdp`.
+      run_dir: checkpoints go to `run_dir/NAME OF THE LANE/checkpoints`, and are resumed from there.
+      on_done: called with each lane as soon as it is done.
+      log: called as `log(label=NAME OF THE LANE, step=..., loss=..., ...)` after each step of each lane.
+
+    Raises:
+      UserError: no lanes, two of one name, one that does not fit the base, slots that do not divide over the mesh, and whatever
+        `train` raises but for a loss that is no longer finite, which ends only its lane.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    check(params, config, lanes)
+    layout = lora.lanes.layout([lane.spec for lane in lanes], params) if layout is None else layout
+    slots = -(-len(lanes) // mesh.shape["lane"]) * mesh.shape["lane"] if slots is None else slots
+    task = LaneTask.build(model, params, config, mesh, layout, slots)
+    data = {seed: batches_of(variants, dataclasses.replace(config, seed=seed), n_data_shares(mesh)) for seed in {x.seed for x in lanes}}
+    capacity = max(batches.capacity for batches in data.values())
+    for batches in data.values():
+        batches.capacity = capacity  # one shape for all
+    run = _Run(task, params, variants, data, collections.deque(lanes), early_stop, run_dir, on_done, log, label)
+    return run.all()
+
+
+def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
+    """Raises what `train_lanes` would raise for lanes that cannot be."""
+    if not lanes:
+        raise UserError("there are no lanes to train: the list is empty")
+    if (config.optimizer, config.param_dtype) != ("adamw", "float32"):
+        given = f"{config.param_dtype} with {config.optimizer}"
+        raise UserError(f"lanes train in float32 with adamw, not in {given}; train such adapters alone")
+    for name, count in collections.Counter(lane.name for lane in lanes).items():
+        if count > 1:
+            raise UserError(f"two lanes are named '{name}'")
+    for lane in lanes:
+        lane.config(config)
+        lora.lanes.check(lane.spec)
+        lora.abstract(lane.spec, params)
+
+
+class _Run:
+    """`seats[i]` is the lane in slot i of `state`, or None."""
+
+    def __init__(self, task, params, variants, data, waiting_lanes, early_stop, run_dir, on_done, log, label):
+        self.task: LaneTask = task
+        self.params, self.variants, self.data = params, variants, data
+        self.waiting: collections.deque[Lane] = waiting_lanes
+        self.early_stop, self.run_dir, self.on_done, self.log, self.label = early_stop, run_dir, on_done, log, label
+        self.seats: list[_Seat | None] = [None] * task.n_lanes
+        self.state: TrainState = task.empty()
+        self.programs: dict[int, CompiledLanes] = {}
+        self.results: dict[str, LaneResult] = {}
+        self.looked_at: list[Batch] = _all_batches(early_stop.examples, task) if early_stop else []
+        steps = {seed: task.config.steps or len(batches) for seed, batches in data.items()}
+        self.n_steps = steps
+        self.total = sum(steps[lane.seed] for lane in waiting_lanes)
+        self.n_ticks, self.tokens, self.seconds = 0, 0, 0.0
+
+    def all(self) -> dict[str, LaneResult]:
+        with contextlib.ExitStack() as opened, Progress(self.label, self.total) as bar:
+            self.opened, self.bar = opened, bar
+            self._fill()
+            inputs, batch = self._inputs(), self._batch()
+            while any(self.seats):
+                program = self._program(inputs, batch)
+                began = time.perf_counter()
+                self.state, metrics = program.step(self.state, self.task.frozen, inputs, batch)
+                following = self._batch(ahead=1)  # laid out while the device works
+                metrics = jax.device_get(metrics)
+                self._record(metrics, time.perf_counter() - began)
+                if self._leave_and_fill():
+                    inputs, following = self._inputs(), self._batch()
+                batch = following
+        return self.results
+
+    # Who sits where.
+
+    def _fill(self) -> None:
+        for slot, seat in enumerate(self.seats):
+            if seat is None and self.waiting:
+                self.seats[slot], lane_state = self._open(self.waiting.popleft())
+                self.state = self.task.put(self.state, np.int32(slot), _padded(lane_state, self.task.layout))
+
+    def _open(self, lane: Lane) -> tuple[_Seat, TrainState]:
+        """The lane at its start, or where its last checkpoint left it."""
+        task, config = self.task, lane.config(self.task.config)
+        opened = self.opened.enter_context(contextlib.ExitStack())
+        folder = None if self.run_dir is None else self.run_dir / lane.name
+        fingerprint = fingerprint_of(task.model, self.params, self.variants, config, lane.spec)
+        checkpoints = opened.enter_context(open_checkpoints(folder, config, fingerprint))
+        optimizer = optimizer_of(config)
+        abstract = jax.eval_shape(lambda adapters: new_state(adapters, optimizer), lora.abstract(lane.spec, self.params))
+        everywhere = replicated(task.mesh)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
+        restored = None if checkpoints is None else checkpoints.restore(abstract)
+        if restored is None:
+            adapters = _drawn(dataclasses.replace(lane.spec, alpha=1.0), task.model, jax.random.key(lane.seed))
+            restored = new_state(adapters, optimizer), {"seconds": 0.0, "curve": []}
+        state, history = restored
+        seat = _Seat(lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened)
+        if seat.done:
+            self.bar.advance(seat.done)
+            say(lane.name, f"resuming after step {seat.done} of {seat.n_steps}")
+        return seat, state
+
+    def _leave_and_fill(self) -> bool:
+        """Lanes that are done make room for those that wait. True if there were any."""
+        leaving = [slot for slot, seat in enumerate(self.seats) if seat and seat.ending]
+        for slot in leaving:
+            self._close(self.seats[slot], self._own_state(slot))
+            self.seats[slot] = None
+        if leaving:
+            self._fill()
+            self._repack_if_it_pays()
+        return bool(leaving)
+
+    def _close(self, seat: _Seat, state: TrainState) -> None:
+        curve = seat.history["curve"]
+        tokens = sum(row["tokens"] for row in curve)
+        adapters = jax.tree.map(jnp.asarray, state.trainable)
+        result = LaneResult(adapters, curve, seat.history.get("checks", []), seat.ending, int(tokens))
+        self.results[seat.lane.name] = result
+        self.bar.advance(seat.n_steps - seat.done)
+        seat.opened.close()
+        self.on_done(seat.lane, result)
+
+    def _own_state(self, slot: int) -> TrainState:
+        """The state in a slot, as the lane would have it alone."""
+        return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(self.seats[slot].lane.spec, self.params))
+
+    def _repack_if_it_pays(self) -> None:
+        """Into half the slots or fewer, if what that saves is more than compiling takes."""
+        seated = [slot for slot, seat in enumerate(self.seats) if seat]
+        size = smaller(len(seated), self.task.n_lanes, self.task.lane_shards)
+        if not seated or self.waiting or size == self.task.n_lanes:
+            return
+        ticks = max(self.seats[slot].n_steps - self.seats[slot].done for slot in seated)
+        saved = ticks * self.seconds / self.n_ticks * (1 - size / self.task.n_lanes)
+        if size not in self.programs and saved < self.programs[self.task.n_lanes].seconds:
+            return
+        say(self.label, f"{len(seated)} of {self.task.n_lanes} lanes are left: repacked into {size}")
+        self.task = self.task.resized(size)
+        self.state = repack(self.state, seated, self.task)
+        self.seats = [self.seats[slot] for slot in seated] + [None] * (size - len(seated))
+
+    # One tick.
+
+    def _program(self, inputs: LaneInputs, batch: Batch) -> CompiledLanes:
+        n = self.task.n_lanes
+        if n not in self.programs:
+            config = self.task.config
+            with waiting(self.label, f"compiling for {n} lanes of {config.batch_rows} x {config.seq_len} tokens"):
+                self.programs[n] = self.task.compile(inputs, batch)
+        return self.programs[n]
+
+    def _inputs(self) -> LaneInputs | None:
+        """Those of the lanes that sit; an empty slot gets another's, and is not active."""
+        rows = [self._inputs_of(seat) if seat else None for seat in self.seats]
+        if not any(rows):
+            return None
+        filler = dataclasses.replace(next(filter(None, rows)), active_N=np.bool_(False))
+        return self.task.shard_inputs(jax.tree.map(lambda *leaves: np.stack(leaves), *(row or filler for row in rows)))
+
+    def _inputs_of(self, seat: _Seat) -> LaneInputs:
+        warmup = optimizers.warmup_steps(seat.n_steps, self.task.config.warmup_fraction)
+        scales = lora.lanes.scales(seat.lane.spec, self.params, self.task.layout)
+        return LaneInputs(scales, np.float32(seat.lane.learning_rate), np.int32(warmup), np.int32(seat.n_steps), np.bool_(True))
+
+    def _batch(self, ahead: int = 0) -> Batch | None:
+        """The next rows of each lane; `ahead` so many steps. An idle slot, or one that will be, gets any rows."""
+
+        def rows(seat: _Seat) -> Batch:
+            return seat.batches[min(seat.done + ahead, seat.n_steps - 1)]
+
+        seated = [seat for seat in self.seats if seat]
+        if not seated:
+            return None
+        filler = rows(seated[0])
+        axis = 0 if self.task.config.accumulate == 1 else 1
+        stack = lambda *leaves: np.stack(leaves, axis)  # noqa: E731
+        return shard(jax.tree.map(stack, *(rows(seat) if seat else filler for seat in self.seats)), self.task.batch_sharding())
+
+    def _record(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
+        self.n_ticks += 1
+        self.seconds += seconds
+        seated = [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+        for slot, seat in seated:
+            step = seat.done
+            row = {"step": step + 1, **{name: float(value[slot]) for name, value in metrics.items()}}
+            row["tokens"] = seat.batches.n_tokens(step)
+            self.tokens += row["tokens"]
+            seat.history["curve"].append(row)
+            seat.history["seconds"] += seconds / len(seated)
+            if not math.isfinite(row["loss"]):
+                seat.history["ending"] = "diverged"
+                say(seat.lane.name, f"the loss is {row['loss']} at step {step + 1}: learning rate {seat.lane.learning_rate:g} is too high")
+            if self.log is not None and jax.process_index() == 0:
+                self.log(label=seat.lane.name, **row)
+        losses = [seat.history["curve"][-1]["loss"] for _, seat in seated]
+        text = f"{len(seated)} lanes, loss {min(losses):.3f} to {max(losses):.3f}, {self.tokens / self.seconds:.0f} tokens/s"
+        self.bar.advance(len(seated), text)
+        if self.early_stop:
+            self._look()
+        for slot, seat in seated:
+            every = self.task.config.checkpoint_every
+            if seat.checkpoints is not None and seat.done % every == 0 and not seat.ending:
+                seat.checkpoints.save(seat.done, shard(self._own_state(slot), replicated(self.task.mesh)), seat.history)
+
+    def _look(self) -> None:
+        """Held-out losses of the lanes that are due; one that has not improved for long enough leaves."""
+        stop = self.early_stop
+        due = [slot for slot, seat in enumerate(self.seats) if seat and seat.done % stop.every == 0 and not seat.ending]
+        if not due:
+            return
+        inputs = self._inputs()
+        sums = [self.task.losses(self.state, inputs, _for_lanes(batch, self.task)) for batch in self.looked_at]
+        losses_N = sum(np.asarray(total) for total, _ in sums) / sum(np.asarray(weight) for _, weight in sums)
+        for slot in due:
+            history = self.seats[slot].history
+            checks = history.setdefault("checks", [])
+            checks.append({"step": self.seats[slot].done, "loss": float(losses_N[slot])})
+            best = min(range(len(checks)), key=lambda i: checks[i]["loss"])
+            if len(checks) - 1 - best >= stop.patience:
+                history["ending"] = "stopped"
+
+
+def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:
+    """How many slots to go on with when `n_left` lanes of `n_lanes` slots are left: a power of two of them a device, at most half."""
+    a_device = max(1, -(-n_left // lane_shards))
+    size = lane_shards * (1 << (a_device - 1).bit_length())
+    return size if 2 * size <= n_lanes else n_lanes
+
+
+def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState:
+    """The lanes in slots `kept`, in that order, as a state of `task`, which may have fewer slots; values are unchanged.
+
+    Slots of `task` beyond them repeat the last one.
+    """
+    slots_M = np.array([*kept, *[kept[-1]] * (task.n_lanes - len(kept))], np.int32)
+    gather = lambda state, slots_M: jax.tree.map(lambda x: x[slots_M], state)  # noqa: E731
+    return jax.jit(gather, out_shardings=places_of(task.abstract))(state, slots_M)
+
+
+def _all_batches(examples: Sequence[Example], task: LaneTask) -> list[Batch]:
+    config = dataclasses.replace(task.config, epochs=1, steps=None, accumulate=1, seed=0)
+    batches = batches_of([examples], config, n_data_shares(task.mesh))
+    return [batches[i] for i in range(len(batches))]
+
+
+def _for_lanes(batch: Batch, task: LaneTask) -> Batch:
+    return jax.tree.map(lambda x: np.broadcast_to(x, (task.n_lanes, *x.shape)), batch)
+
+
+def _adapter_trees(function: Callable[[Any], Any], state: TrainState) -> TrainState:
+    """Applies `function` to the adapter and to what an optimizer keeps in its shape (optax puts such trees into tuples)."""
+    return jax.tree.map(lambda x: function(x) if isinstance(x, dict) else x, state, is_leaf=lambda x: isinstance(x, dict))
+
+
+def _padded(state: TrainState, layout: lora.lanes.Layout) -> TrainState:
+    return _adapter_trees(lambda tree: lora.lanes.pad(tree, layout), state)
+
+
+def _unpadded(state: TrainState, shapes: lora.lanes.Layout) -> TrainState:
+    return _adapter_trees(lambda tree: lora.lanes.unpad(tree, shapes), state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _drawn(spec: lora.Spec, model: Decoder, key: jax.Array) -> lora.Adapters:
+    return lora.init(spec, model.abstract_params(), key)
+
+
+@jax.jit
+def _take(state: TrainState, slot: jax.Array) -> TrainState:
+    return jax.tree.map(lambda x: x[slot], state)

@@ -1,0 +1,181 @@
+"""Rows packed beforehand, for corpora that do not fit into memory: written once, read by row number.
+
+A folder holds `rows.array_record` (a record a row, all of one length), `counts.npy` (tokens and targets of each row) and `rows.json`
+(what it was made from; written last). Which rows a step reads is a pure function of (seed, step): Grain's index shuffle permutes
+row numbers without a list of them. So a resumed run goes on exactly, on any number of processes, and processes share no row.
+Packing while reading (Grain's FirstFitPackIterDataset) would need its state saved per process, and that state fits no other number
+of processes.
+
+Needs the extra `[data]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import read_json
+from kafjax.training.batches import Batch, Example, Piece, Row, check_divides, pieces, rounded_capacity, share_of, stream_rows
+
+_ROWS, _COUNTS, _ABOUT = "rows.array_record", "counts.npy", "rows.json"
+_FIELDS = (("inputs", np.int32), ("targets", np.int32), ("weights", np.float32), ("segments", np.int32))
+
+
+def _extra(module: str) -> Any:
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise UserError(f"rows packed beforehand need the package {module.split('.')[0]}; run: pip install 'kafjax[data]'") from error
+
+
+def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: dict[str, Any]) -> dict[str, Any]:
+    """Packs examples, in the order given, into rows of `seq_len` tokens in a new folder, and returns what `rows.json` then says.
+
+    Reads the examples once and holds a few thousand open rows of them. The folder appears when it is whole.
+
+    Args:
+      about: what the rows were made from (corpus, tokenizer), for `rows.json`.
+
+    Raises:
+      UserError: the folder is there already, cannot be written, or there is nothing to learn from.
+    """
+    writers = _extra("array_record.python.array_record_module")
+    if folder.exists():
+        raise UserError(f"{folder} is there already; pick another folder, or delete it")
+    making = folder.with_name(f".{folder.name}.making")
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        writer = writers.ArrayRecordWriter(str(making / _ROWS), "group_size:1")  # any row is read without its neighbours
+        counts, checksum, n_cut = [], 0, 0
+
+        def counted() -> Iterator[Example]:
+            nonlocal n_cut
+            for example in examples:
+                n_cut += len(pieces(example, seq_len)) > 1
+                yield example
+
+        for row in stream_rows(counted(), seq_len):
+            record = _record(row, seq_len)
+            writer.write(record)
+            checksum = zlib.crc32(record, checksum)
+            counts.append((sum(len(p.inputs) for p in row), sum(int(np.count_nonzero(p.weights)) for p in row)))
+        writer.close()
+        if not counts:
+            raise UserError("nothing to pack: no example has a token that the loss looks at")
+        counts_Nx2 = np.array(counts, np.int32)
+        np.save(making / _COUNTS, counts_Nx2)
+        found = {
+            "seq_len": seq_len,
+            "rows": len(counts),
+            "cut": n_cut,
+            "tokens": int(counts_Nx2[:, 0].sum()),
+            "targets": int(counts_Nx2[:, 1].sum()),
+            "most_targets": int(counts_Nx2[:, 1].max()),
+            "padding": 1 - int(counts_Nx2[:, 0].sum()) / (len(counts) * seq_len),
+            "checksum": checksum,
+            **about,
+        }
+        (making / _ABOUT).write_text(json.dumps(found, indent=2) + "\n")
+        making.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return found
+
+
+def _record(row: Row, seq_len: int) -> bytes:
+    arrays = {name: np.zeros(seq_len, dtype) for name, dtype in _FIELDS}
+    start = 0
+    for segment, piece in enumerate(row, 1):
+        where = slice(start, start + len(piece.inputs))
+        for name, values in zip(arrays, (*piece, segment), strict=True):
+            arrays[name][where] = values
+        start = where.stop
+    return b"".join(array.tobytes() for array in arrays.values())
+
+
+def _row(record: bytes, seq_len: int) -> Row:
+    parts = np.split(np.frombuffer(record, np.uint8), len(_FIELDS))
+    inputs, targets, weights, segments = (part.view(dtype) for part, (_, dtype) in zip(parts, _FIELDS, strict=True))
+    of_segment = [slice(*np.searchsorted(segments[: np.count_nonzero(segments)], [s, s + 1])) for s in range(1, int(segments.max()) + 1)]
+    return [Piece(inputs[where], targets[where], weights[where]) for where in of_segment]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """A folder that `write_rows` has made; `about` is its `rows.json`."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> PackedRows:
+        """Raises `UserError` if there is no such folder, or it is not whole."""
+        if not (folder / _ABOUT).exists():
+            raise UserError(f"{folder} holds no packed rows (no {_ABOUT} in it); scripts/pack_rows.py makes such a folder")
+        about = read_json(folder / _ABOUT)
+        reader = _extra("array_record.python.array_record_module").ArrayRecordReader
+        try:
+            found = reader(str(folder / _ROWS)).num_records()
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{folder / _ROWS} is missing or damaged: {str(error).splitlines()[0]}") from error
+        if found != about["rows"]:
+            raise UserError(f"{folder / _ROWS} is damaged: it holds {found} rows, {_ABOUT} says {about['rows']}")
+        return cls(folder, about)
+
+    def batches(self, *, batch_rows: int, epochs: int, seed: int = 0, accumulate: int = 1, groups: int = 1) -> PackedBatches:
+        return PackedBatches(self, batch_rows=batch_rows, epochs=epochs, seed=seed, accumulate=accumulate, groups=groups)
+
+
+class PackedBatches:
+    """The batches of a whole run, as `Batches` gives them, of which each call reads only the rows that it lays out."""
+
+    def __init__(self, packed: PackedRows, *, batch_rows: int, epochs: int, seed: int, accumulate: int, groups: int):
+        check_divides(batch_rows, accumulate, groups)
+        self.seq_len, self.batch_rows, self.epochs = packed.about["seq_len"], batch_rows, epochs
+        self.accumulate, self.groups = accumulate, groups
+        # A bound that holds for any order of the rows.
+        self.capacity = rounded_capacity(packed.about["most_targets"] * (batch_rows // accumulate // groups))
+        self.n_cut = packed.about["cut"]
+        self._counts_Nx2 = np.load(packed.folder / _COUNTS, mmap_mode="r")
+        self._order = _extra("grain").MapDataset.range(packed.about["rows"]).seed(seed).shuffle().repeat(epochs)
+        self._reader = _extra("array_record.python.array_record_module").ArrayRecordReader(str(packed.folder / _ROWS))
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self.batch_rows)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.share(step, list(range(self.groups)))
+
+    def row_numbers(self, step: int) -> list[int]:
+        """The rows of a step: fewer than `batch_rows` in the very last one."""
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        return [int(self._order[i]) for i in range(step * self.batch_rows, min((step + 1) * self.batch_rows, len(self._order)))]
+
+    def share(self, step: int, groups: Sequence[int]) -> Batch:
+        """The rows of some groups of a batch, as a batch of their own. Rows of other groups are not read."""
+        numbers = self.row_numbers(step)
+        rows_a_group = self.batch_rows // self.accumulate // self.groups
+        wanted = [at for at in range(len(numbers)) if at // rows_a_group % self.groups in set(groups)]
+        records = self._reader.read([numbers[at] for at in wanted]) if wanted else []
+        rows: list[Row] = [[]] * len(numbers)
+        for at, record in zip(wanted, records, strict=True):
+            rows[at] = _row(record, self.seq_len)
+        return share_of(rows, groups, self)
+
+    def n_tokens(self, step: int) -> int:
+        return int(self._counts_Nx2[self.row_numbers(step), 0].sum())
+
+    def n_targets(self, steps: int) -> int:
+        return sum(int(self._counts_Nx2[self.row_numbers(step), 1].sum()) for step in range(steps))

@@ -1,0 +1,144 @@
+"""Padding changes nothing: an adapter in a lane or a slot computes what it computes alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.models import Decoder, DecoderConfig
+from kafjax.ops.linear import AdapterSlots, LoRAWeight, linear
+from tests.oracles import quick_jit, random_tokens
+
+CONFIG = DecoderConfig(
+    vocab_size=50, hidden_size=16, mlp_size=24, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, sliding=(True, False), window=4
+)
+MODEL = Decoder(CONFIG)
+SPECS = (lora.Spec(2, 8.0, "q_proj"), lora.Spec(5, 10.0), lora.Spec(3, 1.0, "(v|down)_proj"))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return quick_jit(MODEL.init)(jax.random.key(0))
+
+
+def trained(spec, params, seed):
+    """An adapter with something in `b`."""
+    rng = np.random.default_rng(seed)
+    draw = lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, lora.abstract(spec, params))
+
+
+def test_layout_is_the_union_at_the_bucket_of_the_highest_rank(params):
+    layout = lora.lanes.layout(SPECS, params)
+    assert set(layout) == set(lora.abstract(SPECS[1], params))
+    assert {pair["a"].shape[-1] for pair in layout.values()} == {pair["b"].shape[-2] for pair in layout.values()} == {8}
+    assert set(lora.lanes.layout(SPECS[:1], params)) == {"layers/attn/q_proj/kernel"}
+    assert [lora.lanes.bucket(rank) for rank in (1, 8, 9, 16, 17, 100)] == [8, 8, 16, 16, 32, 128]
+
+
+@settings(max_examples=20)
+@given(rank=st.integers(1, 8), targets=st.sampled_from(["q_proj", "(k|up)_proj", "mlp", "_proj"]), seed=st.integers(0, 99))
+def test_unpad_gives_back_what_was_padded_and_the_rest_is_zero(params, rank, targets, seed):
+    spec = lora.Spec(rank, targets=targets)
+    adapters = trained(spec, params, seed)
+    padded = lora.lanes.pad(adapters, lora.lanes.layout([spec, lora.Spec(8)], params))
+    again = lora.lanes.unpad(padded, lora.abstract(spec, params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, adapters))
+    squares = lambda tree: sum(float(np.square(x, dtype=np.float64).sum()) for x in jax.tree.leaves(tree))  # noqa: E731
+    assert squares(padded) == pytest.approx(squares(adapters), rel=1e-12)
+
+
+def test_what_does_not_fit_is_told(params):
+    layout = lora.lanes.layout(SPECS[:1], params)
+    with pytest.raises(UserError, match="no room for 'layers/attn/k_proj/kernel'"):
+        lora.lanes.pad(trained(SPECS[1], params, 0), layout)
+    with pytest.raises(UserError, match="rank=9 is above 8"):
+        lora.lanes.pad(trained(lora.Spec(9, targets="q_proj"), params, 0), layout)
+    with pytest.raises(UserError, match="rank=9 is above 8"):
+        lora.lanes.layout([lora.Spec(9, targets="q_proj")], params, rank=8)
+    with pytest.raises(UserError, match="empty"):
+        lora.lanes.layout([], params)
+
+
+def test_gradients_of_the_padding_are_exactly_zero(params):
+    """So no optimizer moves it, whatever it makes of the rest."""
+    layout = lora.lanes.layout(SPECS, params)
+    tokens = random_tokens(0, (2, 6), CONFIG.vocab_size)
+    for spec in SPECS:
+        padded, scales = lora.lanes.pad(trained(spec, params, 1), layout), lora.lanes.scales(spec, params, layout)
+        loss = lambda adapters, scales: jnp.sum(jnp.sin(MODEL.apply(lora.lanes.attach(params, adapters, scales), tokens)))  # noqa: E731
+        gradients = quick_jit(jax.grad(loss))(padded, scales)
+        kept = lora.lanes.pad(lora.lanes.unpad(gradients, lora.abstract(spec, params)), layout)
+        assert jax.tree.all(jax.tree.map(lambda g, k: np.array_equal(g, k) and np.isfinite(g).all(), gradients, kept))
+        assert all(np.any(leaf) for leaf in jax.tree.leaves(lora.lanes.unpad(gradients, lora.abstract(spec, params))))
+
+
+def test_rows_of_one_batch_use_their_own_adapters(params):
+    layout, tokens = lora.lanes.layout(SPECS, params), random_tokens(1, (5, 7), CONFIG.vocab_size)
+    slots = lora.lanes.empty_slots(params, layout, n_slots=4)
+    adapters = [trained(spec, params, seed) for seed, spec in enumerate(SPECS)]
+    for slot, (spec, adapter) in enumerate(zip(SPECS, adapters, strict=True)):
+        slots = lora.lanes.put(slots, slot, lora.lanes.pad(adapter, layout), lora.lanes.scales(spec, params, layout))
+    assert lora.lanes.n_slots(slots) == 4 and lora.lanes.n_slots(params) == 0
+    apply = quick_jit(MODEL.apply)
+    rows = [2, 0, 3, 1, 2]
+    logits_BxTxV = apply(lora.lanes.of_rows(slots, rows), tokens)
+    alone = [*(lora.attach(params, adapter, spec) for adapter, spec in zip(adapters, SPECS, strict=True)), params]
+    for row, slot in enumerate(rows):
+        np.testing.assert_allclose(logits_BxTxV[row], apply(alone[slot], tokens[row : row + 1])[0], atol=2e-5)
+    with pytest.raises(UserError, match="no adapter slot 4: these parameters have 4, 0 to 3"):
+        lora.lanes.of_rows(slots, [0, 4])
+
+
+def test_swapping_an_adapter_compiles_nothing_and_copies_no_base(params):
+    layout, tokens = lora.lanes.layout(SPECS, params), random_tokens(1, (2, 7), CONFIG.vocab_size)
+    apply = quick_jit(MODEL.apply)
+    slots = lora.lanes.empty_slots(params, layout, n_slots=2)
+    answers, programs = [], lora.lanes._put._cache_size()
+    for seed, spec in enumerate(SPECS):
+        slots = lora.lanes.put(slots, 1, lora.lanes.pad(trained(spec, params, seed), layout), lora.lanes.scales(spec, params, layout))
+        answers.append(np.asarray(apply(lora.lanes.of_rows(slots, [1, 0]), tokens)))
+    assert apply._cache_size() == 1 and lora.lanes._put._cache_size() == programs + 1
+    assert not np.array_equal(answers[0][0], answers[1][0]) and np.array_equal(answers[0][1], answers[1][1])
+    bases = {path: leaf.base if isinstance(leaf, AdapterSlots) else leaf for path, leaf in trees.flatten(slots).items()}
+    assert all(bases[path] is leaf for path, leaf in trees.flatten(params).items())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
+    """Under vmap, forward and backward: `[lanes, tokens, in]` meets the kernel in one product, not in one a lane."""
+    n_lanes, n_tokens, n_in, n_out, rank = 3, 5, 8, 6, 2
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
+
+    def loss(a, b, x, base):
+        lane = lambda a, b, x: linear(x, LoRAWeight(base, a, b))  # noqa: E731
+        return jnp.sum(jnp.sin(jax.vmap(lane)(a, b, x)))
+
+    arguments = (shape(n_lanes, n_in, rank), shape(n_lanes, rank, n_out), shape(n_lanes, n_tokens, n_in), shape(n_in, n_out))
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
+    with_base = [
+        (tuple(v.aval.shape for v in e.invars), e.params["dimension_numbers"][1])
+        for e in _equations(jaxpr.jaxpr)
+        if e.primitive.name == "dot_general" and (n_in, n_out) in [v.aval.shape for v in e.invars]
+    ]
+    assert len(with_base) == 2  # forward, and the gradient of x
+    assert {batch for _, batch in with_base} == {((), ())}
+    assert all(n_lanes in shapes[0] and n_tokens in shapes[0] for shapes, _ in with_base)
+    # A kernel that every lane had its own copy of would be a batch dimension.
+    assert not [v for e in _equations(jaxpr.jaxpr) for v in e.outvars if v.aval.shape[-2:] == (n_in, n_out)]
+
+
+def _equations(jaxpr):
+    is_jaxpr = lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")  # noqa: E731
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from _equations(getattr(value, "jaxpr", value))

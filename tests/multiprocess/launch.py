@@ -1,0 +1,111 @@
+"""Starts several real processes on this machine, as a scheduler would on several hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+WORKER = "tests.multiprocess.worker"
+FINETUNE = "experiments.finetune"
+TIMEOUT = 120  # seconds, of a test's processes; far more than they take
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Crowd:
+    """Processes of one program, and the folder that what they print goes to."""
+
+    def __init__(self, ask: Callable[[Any], Any], pids: list[int], log: Path):
+        self._ask, self._pids, self._log = ask, pids, log
+
+    def signal(self, process: int, number: signal.Signals) -> None:
+        os.kill(self._pids[process], number)
+
+    def text(self, process: int, stream: str = "err") -> str:
+        """What it has printed so far; nothing before it has started."""
+        path = self._log / f"{process}.{stream}"
+        return path.read_text() if path.exists() else ""
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not true():
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"waited {TIMEOUT} s until {what}: {self.text(0)}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def ended(self) -> list[Ended]:
+        """Waits for all of them; none is left behind."""
+        overdue = threading.Timer(TIMEOUT, self.kill)
+        overdue.start()
+        codes = [self._ask({"wait": pid}) for pid in self._pids]
+        overdue.cancel()
+        return [Ended(code, self.text(i, "out"), self.text(i)) for i, code in enumerate(codes)]
+
+
+class Launcher:
+    """`with Launcher() as launcher: launcher.run(WORKER, ["both", folder], n=2, log=folder)`."""
+
+    def __enter__(self) -> Launcher:
+        # Compiling takes most of a tiny model's time, so it optimises little.
+        quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environ = {**os.environ, **quick, "PYTHONPATH": str(ROOT)}
+        script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
+        self._process = subprocess.Popen(script, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def _ask(self, request: Any) -> Any:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1) -> Crowd:
+        """`n` processes of `python -m MODULE ARGUMENTS` with `devices` devices each."""
+        log.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{free_port()}"
+        request = {
+            "module": module,
+            "arguments": list(map(str, arguments)),
+            "devices": devices,
+            "environ": [{"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)} for i in range(n)],
+            "logs": [[str(log / f"{i}.{stream}") for stream in ("out", "err")] for i in range(n)],
+        }
+        return Crowd(self._ask, self._ask(request), log)
+
+    def run(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1) -> list[Ended]:
+        """`start`, and all of them have to end well."""
+        outcomes = self.start(module, arguments, n, log, devices).ended()
+        for i, outcome in enumerate(outcomes):
+            assert outcome.code == 0, f"process {i} of {n}: {outcome.code}\n{outcome.out}\n{outcome.err}"
+        return outcomes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,103 @@
+"""Fine-tuning from the command line in two processes, interrupted by a real SIGTERM and without."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests import tiny
+from tests.multiprocess.launch import FINETUNE
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    tiny.write_gemma(folder / "gemma")
+    tiny.write_corpus(folder / "corpus")
+    return folder
+
+
+@pytest.fixture
+def flags(world, tmp_path):
+    """All at one learning rate, long enough to be interrupted."""
+    return [
+        *(f"--model={world / 'gemma'}", f"--corpus={world / 'corpus'}", f"--runs={tmp_path}", "--rank=4", "--lr=1e-2", "--warmup=0"),
+        *("--batch_rows=2", "--seq_len=64", "--checkpoint_every=20", "--steps=60"),
+    ]
+
+
+def rows(run) -> dict[int, float]:
+    """Loss by step. After a resume a step may stand there twice, with the same loss."""
+    found: dict[int, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert found.setdefault(row["step"], row["loss"]) == row["loss"], row
+    return found
+
+
+def test_sigterm_on_one_process_saves_in_all_and_the_resume_goes_on_as_if_nothing_had_been(launcher, flags, tmp_path):
+    launcher.run(FINETUNE, [*flags, "--name=straight"], 2, tmp_path / "log")
+    straight, whole = tmp_path / "straight", rows(tmp_path / "straight")
+    assert sorted(whole) == list(range(1, 61)) and whole[60] < whole[1]
+    assert len((straight / "metrics.jsonl").read_text().splitlines()) == 60  # one process writes
+
+    run = tmp_path / "interrupted"
+    crowd = launcher.start(FINETUNE, [*flags, "--name=interrupted"], 2, tmp_path / "log_interrupted")
+    crowd.wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step")
+    crowd.signal(1, signal.SIGTERM)
+    outcomes = crowd.ended()
+    assert [outcome.code for outcome in outcomes] == [143, 143], outcomes
+    told = [line for outcome in outcomes for line in outcome.err.splitlines() if line.startswith("stopped by SIGTERM: lora: saved step ")]
+    assert len(told) == 2 and told[0] == told[1]
+    saved = int(told[0].split("saved step ")[1].split()[0])
+    assert 1 <= saved < 60 and (run / "checkpoints" / str(saved)).exists() and max(rows(run)) == saved
+    shutil.copytree(run, tmp_path / "moved")
+
+    outcomes = launcher.run(FINETUNE, [*flags, "--name=interrupted"], 2, tmp_path / "log_resumed")
+    assert f"resuming after step {saved} of 60" in outcomes[0].err
+    assert rows(run) == whole
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 60  # the exact next batch: no step twice
+    ours, expected = (safetensors.numpy.load_file(folder / "adapter.safetensors") for folder in (run, straight))
+    assert all(np.array_equal(ours[name], expected[name]) for name in expected) and set(ours) == set(expected)
+
+    launcher.run(FINETUNE, [*flags, "--name=moved"], 1, tmp_path / "log_moved")
+    moved = rows(tmp_path / "moved")
+    np.testing.assert_allclose([moved[step] for step in whole], [whole[step] for step in whole], rtol=2e-4)
+    again = launcher.run(FINETUNE, [*flags, "--name=moved"], 2, tmp_path / "log_again")
+    assert "finished earlier" in again[0].err and "Trained" in again[0].out and "Trained" not in again[1].out
+
+
+def test_one_process_saves_at_sigterm_too(launcher, flags, tmp_path):
+    run = tmp_path / "one"
+    crowd = launcher.start(FINETUNE, [*flags, "--name=one", "--steps=2000"], 1, tmp_path / "log")
+    crowd.wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step")
+    crowd.signal(0, signal.SIGTERM)
+    (outcome,) = crowd.ended()
+    assert outcome.code == 143, outcome
+    saved = int(outcome.err.split("saved step ")[1].split()[0])
+    assert (run / "checkpoints" / str(saved)).exists() and max(rows(run)) == saved
+
+
+def test_full_fine_tuning_of_two_processes_is_that_of_one(launcher, flags, tmp_path):
+    arguments = [*flags, "--method=full", "--lr=1e-3", "--steps=4", "--checkpoint_every=0"]
+    for n in (1, 2):
+        launcher.run(FINETUNE, [*arguments, f"--name=by{n}"], n, tmp_path / f"log{n}")
+    one, two = rows(tmp_path / "by1"), rows(tmp_path / "by2")
+    np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=1e-5)
+    one, two = (safetensors.numpy.load_file(tmp_path / name / "weights.safetensors") for name in ("by1", "by2"))
+    for name, expected in one.items():
+        np.testing.assert_allclose(two[name], expected, atol=1e-5, err_msg=name)
+
+
+def test_bad_input_is_refused_by_all_and_leaves_nothing(launcher, flags, tmp_path):
+    crowd = launcher.start(FINETUNE, [*flags, "--name=bad", "--mesh=data:3"], 2, tmp_path / "log")
+    assert [outcome.code for outcome in crowd.ended()] == [2, 2]
+    assert "error: mesh data:3 is 3 devices, there are 2" in crowd.text(0)
+    assert not (tmp_path / "bad").exists()

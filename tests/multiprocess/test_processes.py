@@ -1,0 +1,116 @@
+"""Two and four real processes give what one gives, find each other or say so, and tell who holds them up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.multiprocess.launch import WORKER
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def alone(launcher, tmp_path_factory):
+    """One process with one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    launcher.run(WORKER, [f"--do=both,{folder},auto"], 1, folder / "log")
+    return folder
+
+
+def close(ours, theirs, name: str) -> None:
+    curves = [json.loads((folder / f"{name}.json").read_text()) for folder in (ours, theirs)]
+    assert len(curves[0]) == len(curves[1]) > 1
+    for row, expected in zip(*curves, strict=True):
+        assert row["tokens"] == expected["tokens"] and row["targets"] == expected["targets"]
+        np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
+        np.testing.assert_allclose(row["grad_norm"], expected["grad_norm"], rtol=1e-4)
+    ours, theirs = (np.load(folder / f"{name}.npz") for folder in (ours, theirs))
+    assert set(ours.files) == set(theirs.files)
+    for path in ours.files:
+        np.testing.assert_allclose(ours[path], theirs[path], atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(("n", "devices", "mesh"), [(2, 1, "fsdp:2"), (2, 2, "data:2/tensor:2"), (4, 1, "data:2/fsdp:2")])
+def test_many_processes_train_as_one_does(launcher, alone, tmp_path, n, devices, mesh):
+    outcomes = launcher.run(WORKER, [f"--do=both,{tmp_path},{mesh}"], n, tmp_path / "log", devices)
+    close(tmp_path, alone, "full")
+    close(tmp_path, alone, "lora")
+    assert "full: compiling" in outcomes[0].err
+    for other in outcomes[1:]:  # progress is told once
+        assert "compiling" not in other.err and "6/6" not in other.err
+
+
+@pytest.fixture(scope="module")
+def broken_off(launcher, tmp_path_factory):
+    """A training of two processes that stopped with checkpoints of steps 2 and 3 on the disk."""
+    folder = tmp_path_factory.mktemp("broken_off")
+    outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,4"], 2, folder / "log").ended()
+    assert outcomes[0].code == 2 and "error: far enough" in outcomes[0].err
+    assert outcomes[1].code != 0
+    return folder
+
+
+@pytest.mark.parametrize(("n", "devices", "mesh"), [(4, 1, "data:2/fsdp:2"), (1, 2, "data:2")])
+def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, broken_off, tmp_path, n, devices, mesh):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    (outcome, *_) = launcher.run(WORKER, [f"--do=resume,{folder},{mesh},99"], n, tmp_path / "log", devices)
+    assert "resuming after step" in outcome.err
+    close(folder, alone_as("resumed", alone, tmp_path), "resumed")
+
+
+def alone_as(name: str, alone, folder):
+    for kind in ("json", "npz"):
+        shutil.copy(alone / f"full.{kind}", folder / f"{name}.{kind}")
+    return folder
+
+
+def test_part_that_one_process_cannot_read_is_passed_over_by_all(launcher, alone, broken_off, tmp_path):
+    folder = shutil.copytree(broken_off, tmp_path / "run")
+    newest = max((path for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    parts = [path for path in (newest / "state").glob("ocdbt.process_1/d/*") if path.is_file()]
+    max(parts, key=lambda path: path.stat().st_size).unlink()
+    outcomes = launcher.run(WORKER, [f"--do=resume,{folder},fsdp:2,99"], 2, tmp_path / "log")
+    told = [line for outcome in outcomes for line in outcome.err.splitlines() if "damaged" in line]
+    assert told and f"the checkpoint of step {newest.name} is damaged" in told[0]
+    assert f"resuming after step {int(newest.name) - 1} of" in outcomes[0].err
+    close(folder, alone_as("resumed", alone, tmp_path), "resumed")
+    assert list((folder / "checkpoints-damaged").iterdir())
+
+
+def test_watchdog_names_the_process_that_holds_up_the_others(launcher, tmp_path):
+    crowd = launcher.start(WORKER, [f"--do=stall,{tmp_path},fsdp:2"], 2, tmp_path / "log")
+    step = tmp_path / "step"
+    crowd.wait_until(lambda: step.exists() and step.read_text() > "1", "training runs")
+    crowd.signal(1, signal.SIGSTOP)
+    time.sleep(2.5)
+    crowd.signal(1, signal.SIGCONT)
+    outcomes = crowd.ended()
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    told = [line for outcome in outcomes for line in outcome.err.splitlines() if "has not reached step" in line]
+    assert told and all(line.startswith("process 1 has not reached step ") for line in told), told
+    assert len(json.loads((tmp_path / "stalled.json").read_text())) == 400  # and went on when it did
+    assert not (tmp_path / "heartbeats").exists()
+
+
+def test_error_of_one_process_ends_it_at_once(launcher, tmp_path):
+    began = time.monotonic()
+    outcomes = launcher.start(WORKER, [f"--do=fail,{tmp_path}"], 2, tmp_path / "log").ended()
+    assert outcomes[1].code == 2 and "error: the disk of this host is full" in outcomes[1].err
+    assert outcomes[0].code != 0 and "process 0 of 2 stops" in outcomes[0].err
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("only", "awaited"), [(0, "the other 1 processes"), (1, "the coordinator at 127.0.0.1:")])
+def test_one_that_waits_in_vain_says_so_in_a_line(launcher, tmp_path, only, awaited):
+    crowd = launcher.start(WORKER, [f"--do=alone,{tmp_path}"], 2, tmp_path / "log")
+    crowd.signal(1 - only, signal.SIGKILL)
+    outcome = crowd.ended()[only]
+    assert outcome.code == 2
+    assert f"error: process {only} of 2 (from flags) waited 5 s for {awaited}" in outcome.err
+    assert "stack trace" not in outcome.err

@@ -1,0 +1,91 @@
+"""One of the processes that the tests start: `--do=ACTION,FOLDER,...`. What they have to compare lies in FOLDER."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from kafjax import lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError, run_main
+from kafjax.models import Decoder, DecoderConfig
+from kafjax.parallel import distributed, make_mesh, watchdog
+from kafjax.training import Example, TrainConfig, train
+
+MODEL = Decoder(
+    DecoderConfig(
+        vocab_size=64, hidden_size=16, mlp_size=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
+    )
+)
+TRAIN = TrainConfig(steps=6, batch_rows=8, seq_len=16, learning_rate=3e-3)
+SPEC = lora.Spec(rank=4, alpha=8)
+
+
+def examples() -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [Example(rng.integers(1, 64, n).astype(np.int32), (np.arange(n) >= n // 3).astype(np.float32)) for n in rng.integers(2, 15, 60)]
+
+
+def learn(folder: Path, name: str, config: TrainConfig, spec: lora.Spec | None, mesh: str, **options) -> None:
+    """Trains, and leaves curve and trained weights in the folder."""
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    result = train(MODEL, params, [examples()], config, spec=spec, mesh=make_mesh(mesh.replace("/", ",")), label=name, **options)
+    arrays = distributed.to_host(trees.flatten(result.trainable))
+    if distributed.is_main():
+        flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+        np.savez(folder / f"{name}.npz", **flat)
+        (folder / f"{name}.json").write_text(json.dumps(result.curve))
+
+
+def both(folder: Path, mesh: str) -> None:
+    learn(folder, "full", TRAIN, None, mesh)
+    learn(folder, "lora", dataclasses.replace(TRAIN, accumulate=2), SPEC, mesh)
+
+
+def resume(folder: Path, mesh: str, stop_after: str) -> None:
+    """Saves after every step, and stops after step `stop_after` with an error, if it gets there."""
+
+    def log(**row) -> None:
+        if row["step"] == int(stop_after):
+            raise UserError("far enough")
+
+    learn(folder, "resumed", dataclasses.replace(TRAIN, checkpoint_every=1), None, mesh, run_dir=folder, log=log)
+
+
+def stall(folder: Path, mesh: str) -> None:
+    """Long enough to be stopped in the middle."""
+    watchdog.STALL_SECONDS = 1.0
+    learn(folder, "stalled", dataclasses.replace(TRAIN, steps=400), SPEC, mesh, run_dir=folder, log=lambda **row: _pace(folder, **row))
+
+
+def _pace(folder: Path, **row) -> None:
+    (folder / "step").write_text(str(row["step"]))
+    time.sleep(0.01)
+
+
+def fail(folder: Path) -> None:
+    """Process 1 cannot go on; the others wait for it."""
+    distributed.wait_for_all("start")
+    if jax.process_index() == 1:
+        raise UserError("the disk of this host is full")
+    distributed.wait_for_all("never")
+
+
+ACTIONS = {"both": both, "resume": resume, "stall": stall, "fail": fail, "alone": fail}
+flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
+
+
+def main(_: list[str]) -> None:
+    action, folder, *rest = flags.FLAGS.do
+    with distributed.processes(timeout_seconds=5 if action == "alone" else 60):
+        ACTIONS[action](Path(folder), *rest)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,122 @@
+"""Rows packed beforehand: nothing is lost, little is padding, any step can be read again, and processes share no row."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from kafjax.core.errors import UserError
+from kafjax.corpus import biographies, factbook
+from kafjax.methods.examples import stream_examples
+from kafjax.training import Batches, Example, TrainConfig, make_batch, train
+from kafjax.training.batches import pack, stream_rows
+from kafjax.training.packed import PackedRows, write_rows
+
+pytest.importorskip("array_record", reason="array_record is not installed (extra [data])")
+pytest.importorskip("grain", reason="grain is not installed (extra [data])")
+
+
+def same(a, b) -> bool:
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(a) == len(b) and all(map(np.array_equal, a, b))
+
+
+@pytest.fixture(scope="module")
+def packed(examples, tmp_path_factory) -> PackedRows:
+    folder = tmp_path_factory.mktemp("packed") / "rows"
+    write_rows(folder, iter(examples), 16, {"tokenizer": 7})
+    return PackedRows.open(folder)
+
+
+def test_rows_are_those_of_packing_in_memory(packed, examples):
+    expected = Batches([examples], seq_len=16, batch_rows=4, epochs=1)
+    assert packed.about["rows"] == len(pack(examples, 16))
+    assert packed.about["targets"] == expected.n_targets(len(expected)) and packed.about["tokenizer"] == 7
+    batches = packed.batches(batch_rows=1, epochs=1)
+    pieces = lambda batch: sorted(map(bytes, (batch.tokens_BxT, batch.segments_BxT, batch.positions_BxT)))  # noqa: E731
+    alone = Batches([examples], seq_len=16, batch_rows=1, epochs=1)
+    rows = sorted(pieces(batches[step]) for step in range(len(batches)))
+    in_order = [[row] for row in pack(examples, 16)]
+    assert rows == sorted(pieces(make_batch(row, seq_len=16, batch_rows=1)) for row in in_order)
+    assert len(rows) == len(alone)
+
+
+@pytest.mark.parametrize(("accumulate", "groups"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_every_epoch_reads_every_row_once_and_shares_are_disjoint(packed, accumulate, groups):
+    batches = packed.batches(batch_rows=4, epochs=2, seed=3, accumulate=accumulate, groups=groups)
+    numbers = [number for step in range(len(batches)) for number in batches.row_numbers(step)]
+    n = packed.about["rows"]
+    assert sorted(numbers[:n]) == sorted(numbers[n:]) == list(range(n)) and numbers[:n] != numbers[n:]
+    for step in range(len(batches)):
+        whole = batches[step]
+        # What each process makes for its groups, put together, is the batch: nothing twice, nothing left out.
+        parts = [batches.share(step, [group]) for group in range(groups)]
+        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays, 0 if accumulate == 1 else 1), *parts)
+        assert same(joined, whole)
+        assert int((whole.segments_BxT > 0).sum()) == batches.n_tokens(step)
+    assert batches.n_targets(len(batches)) == 2 * packed.about["targets"]
+    shapes = {tuple(x.shape for x in jax.tree.leaves(batches[step])) for step in range(len(batches))}
+    assert len(shapes) == 1
+
+
+def test_a_step_depends_on_seed_and_number_only(packed):
+    first, again, longer, other = (packed.batches(batch_rows=4, epochs=e, seed=s) for e, s in ((2, 3), (2, 3), (3, 3), (2, 4)))
+    assert same(first[len(first) - 2], again[len(first) - 2])  # read out of order, in another object
+    assert all(first.row_numbers(step) == longer.row_numbers(step) for step in range(len(first) - 1))
+    assert first.row_numbers(0) != other.row_numbers(0)
+
+
+def test_training_reads_them(model, params, packed):
+    config = TrainConfig(epochs=1, batch_rows=4, seq_len=16, learning_rate=3e-3)
+    result = train(model, params, packed, config)
+    assert result.targets == packed.about["targets"] and result.tokens == packed.about["tokens"]
+    with pytest.raises(UserError, match="holds rows of 16 tokens, not seq_len=32"):
+        train(model, params, packed, TrainConfig(seq_len=32))
+
+
+@given(st.lists(st.integers(2, 17), min_size=1, max_size=80), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
+def test_few_open_rows_lose_nothing_and_keep_the_order_of_rows(lengths, open_rows):
+    examples = [Example(np.full(n, i, np.int32), np.ones(n, np.float32)) for i, n in enumerate(lengths)]
+    rows = list(stream_rows(iter(examples), 16, open_rows))
+    placed = [int(piece.inputs[0]) for row in rows for piece in row]
+    assert sorted(placed) == list(range(len(lengths)))
+    assert all(sum(len(piece.inputs) for piece in row) <= 16 for row in rows)
+    begun = [int(row[0].inputs[0]) for row in rows]
+    assert begun == sorted(begun)
+    for a, b in itertools.combinations(range(len(rows)), 2):  # as plain first-fit, among rows that were open together
+        if b - a < open_rows:
+            assert sum(len(piece.inputs) for row in (rows[a], rows[b]) for piece in row) > 16
+
+
+@pytest.mark.parametrize(("corpus", "seq_len"), [("biographies", 128), ("biographies", 512), ("factbook", 128), ("factbook", 512)])
+def test_less_than_five_percent_is_padding(corpus, seq_len, tmp_path):
+    made = biographies(60) if corpus == "biographies" else factbook(60)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # lengths matter, not what stands there
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    about = write_rows(tmp_path / "rows", stream_examples(made, tokenizer, 0), seq_len, {})
+    assert about["padding"] < 0.05
+
+
+def test_bad_folders_are_told(packed, examples, tmp_path):
+    with pytest.raises(UserError, match="holds no packed rows"):
+        PackedRows.open(tmp_path)
+    with pytest.raises(UserError, match="is there already"):
+        write_rows(packed.folder, examples, 16, {})
+    with pytest.raises(UserError, match="nothing to pack"):
+        write_rows(tmp_path / "none", [], 16, {})
+    assert not list(tmp_path.iterdir())
+    about = write_rows(tmp_path / "rows", examples, 16, {})
+    (tmp_path / "rows" / "rows.json").write_text(json.dumps({**about, "rows": 1}))
+    with pytest.raises(UserError, match=r"holds \d+ rows, rows.json says 1"):
+        PackedRows.open(tmp_path / "rows")
+    (tmp_path / "rows" / "rows.array_record").write_bytes(b"x")
+    with pytest.raises(UserError, match="missing or damaged"):
+        PackedRows.open(tmp_path / "rows")
