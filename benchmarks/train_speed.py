@@ -3,11 +3,15 @@
     python -m benchmarks.train_speed                                 four cases, Gemma 3 270M, float32
     python -m benchmarks.train_speed --dtype=bfloat16 --steps=20     other numbers, longer
     python -m benchmarks.train_speed --cases=lora_last16 --rank=64   one case
+    python -m benchmarks.train_speed --model=random:llama3.2-1b --dtype=bfloat16 --attention=cudnn --rows=8 --seq_len=2048    on a GPU
+    python -m benchmarks.train_speed --model=random:llama3.1-8b --dtype=bfloat16 --param_dtype=bfloat16 --remat=full --sides=ours ...
+
+Where JAX finds a GPU, torch uses it too, and the table has the share of the GPU's peak that the model's arithmetic makes (MFU).
 
 Both sides get the same weights, tokens and threads and do the same work: forward, backward, clipping by global norm, AdamW, embedding
 frozen (and with it the tied head), logits only where the loss looks. That last point favours torch: its own training would compute
 logits everywhere, so here the hidden states are picked before the head. torch runs eagerly with its fused AdamW and its own choice of
-attention. In bfloat16 what trains is float32 on both sides (torch: autocast) and what is frozen is bfloat16.
+attention. In bfloat16 what trains is float32 on both sides (torch: autocast), or --param_dtype, and what is frozen is bfloat16.
 
 First both losses, and in full fine-tuning both gradient norms, are compared: a difference above 1e-3 (float32) ends the benchmark.
 Then the sides take turns, the first turn alternating, with a rest between so that no thread pool still spins in the other's time.
@@ -38,13 +42,16 @@ from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
 from kafjax.corpus import biographies
-from kafjax.evaluation import table
+from kafjax.evaluation import cost, table
 from kafjax.hub import names
 from kafjax.hub.safetensors_out import hf_tensors
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder, named
+from kafjax.ops.attention import ATTENTION
 from kafjax.parallel import make_mesh, shard
+from kafjax.parallel.chips import chip_of
 from kafjax.training import Example, TrainConfig
 from kafjax.training.batches import Batch, make_batch, pack
+from kafjax.training.demand import decoder_shape
 from kafjax.training.step import batch_sharding
 from kafjax.training.task import Task
 
@@ -57,9 +64,14 @@ CASES = {
 DTYPES = {"float32": (jnp.float32, torch.float32), "bfloat16": (jnp.bfloat16, torch.bfloat16)}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 LEARNING_RATE = 1e-4
+SIDES = ("ours", "theirs")
+NAMES = {"ours": "kafjax", "theirs": "torch"}
+ON_GPU = jax.default_backend() == "gpu"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
 
+
+_SETTINGS = ("model", "sides", "rows", "seq_len", "rank", "dtype", "param_dtype", "remat", "attention", "steps", "warmup")
 
 Step = Callable[[], tuple[float, float]]
 """One optimizer step, done when it returns; gives the loss before it and the norm of the gradient before clipping."""
@@ -76,14 +88,18 @@ class Measured:
 
 def define_flags() -> None:
     """Not at import: tests import several benchmarks, whose flags share names."""
-    flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+    flags.DEFINE_string("model", "gemma3-270m", "gemma3-270m, a folder, or random:NAME: random weights in a published shape (llama3.2-1b).")
     flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
+    flags.DEFINE_list("sides", list(SIDES), "ours, theirs, or both in turns. One alone has all the memory, and no ratio.")
     flags.DEFINE_integer("steps", 10, "Steps measured of each side and case.", lower_bound=1)
     flags.DEFINE_integer("warmup", 2, "Steps before those.", lower_bound=1)
     flags.DEFINE_integer("rows", 4, "Rows per step.", lower_bound=1)
     flags.DEFINE_integer("seq_len", 128, "Tokens per row.", lower_bound=17)
     flags.DEFINE_integer("rank", 8, "LoRA: rank of the adapter; alpha is twice that.", lower_bound=1)
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations and of frozen weights.")
+    flags.DEFINE_enum("param_dtype", "float32", list(DTYPES), "Full: type of what trains.")
+    flags.DEFINE_enum("remat", "none", ["none", "full"], "full: both sides compute each layer again in the backward pass.")
+    flags.DEFINE_enum("attention", "xla", ATTENTION, "Ours; torch chooses for itself.")
     flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
 
 
@@ -93,17 +109,19 @@ def main(_: list[str]) -> None:
         if case not in CASES:
             raise UserError(f"unknown case '{case}'. {nearest(case, CASES)}")
     torch.set_num_threads(os.cpu_count() or 1)
+    for side in values.sides:
+        if side not in SIDES:
+            raise UserError(f"unknown side '{side}'. {nearest(side, SIDES)}")
     with waiting("model", f"loading {values.model}"):
-        model, params = hub.load(values.model, dtype=DTYPES[values.dtype][0])
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed")
-        tokens_BxT1 = sample_tokens(hub.tokenizer(values.model), values.rows, values.seq_len)
+        model, params, tokens_BxT1 = load_model()
     rows = {}
     for case in values.cases:
-        rows[case] = row = summary(**measure(case, model, params, tokens_BxT1), tokens=values.rows * values.seq_len)
-        say(case, f"{row['ratio']['value']:.2f} times torch [{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}]")
-    settings = {name: values[name].value for name in ("model", "rows", "seq_len", "rank", "dtype", "steps", "warmup")}
-    settings["threads"] = torch.get_num_threads()
+        measured = measure(case, model, params, tokens_BxT1)
+        rows[case] = row = summary(measured, values.rows * values.seq_len, model_flops(case, model))
+        for side in measured:
+            say(case, f"{side}: {row[side]['median']:.0f} tokens/s{mfu_text(row[side])}")
+    settings = {name: values[name].value for name in _SETTINGS}
+    settings |= {"threads": torch.get_num_threads(), "device": jax.devices()[0].device_kind}
     versions = {package.__name__: package.__version__ for package in (torch, transformers, peft)}
     text = table.render([speed_table(rows)], [_listed(settings), _listed({**versions, "jax": jax.__version__})])
     result = {"settings": settings, "cases": rows, "environment": environment(), "peers": versions}
@@ -112,12 +130,50 @@ def main(_: list[str]) -> None:
     print(f"\n{text}")
 
 
+def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
+    """The model, its parameters and int32 tokens `[rows, seq_len + 1]`: ordinary text, or random ones for random weights."""
+    values = flags.FLAGS
+    dtype = DTYPES[values.dtype][0]
+    if values.model.startswith("random:"):
+        model = Decoder(named(values.model.removeprefix("random:")), dtype, remat=values.remat, attention=values.attention)
+        kept = jnp.bfloat16 if jnp.bfloat16 in (dtype, DTYPES[values.param_dtype][0]) else jnp.float32
+        params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(kept), model.init(key)))(jax.random.key(0))
+        shape = (values.rows, values.seq_len + 1)
+        return model, params, np.random.default_rng(0).integers(0, model.config.vocab_size, shape, np.int32)
+    model, params = hub.load(values.model, dtype=dtype)
+    if not isinstance(model, Decoder):
+        raise UserError(f"--model={values.model} is an encoder; a language model is needed")
+    model = dataclasses.replace(model, remat=values.remat, attention=values.attention)
+    return model, params, sample_tokens(hub.tokenizer(values.model), values.rows, values.seq_len)
+
+
+def model_flops(case: str, model: Decoder) -> float:
+    """Arithmetic of a step by formula, nothing computed twice counted."""
+    values = flags.FLAGS
+    _, adapter, n_last = CASES[case]
+    shape, tokens = decoder_shape(model), values.rows * values.seq_len
+    looked_at = values.rows * (values.seq_len if n_last is None else n_last)
+    if not adapter:
+        return cost.train_flops_full(shape, tokens, looked_at, values.seq_len, embedding_trained=False)
+    n_adapter = trees.count(lora.abstract(adapter_spec(), model.abstract_params()))
+    return cost.train_flops_lora(shape, tokens, looked_at, values.seq_len, adapter_params=n_adapter)
+
+
+def adapter_spec() -> lora.Spec:
+    rank = flags.FLAGS.rank
+    return lora.Spec(rank, 2.0 * rank, rf"({'|'.join(TARGETS)})")
+
+
+def mfu_text(side: Mapping[str, float]) -> str:
+    return f", {side['mfu']:.0%} of the peak" if "mfu" in side else ""
+
+
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def measure(case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarray) -> dict[str, Measured]:
-    """Runs both sides of a case, `ours` and `theirs`, in turns.
+    """Runs the sides of a case, `ours` and `theirs`, in turns.
 
     Raises `UserError` if their losses or gradients differ: they would not be doing the same work.
     """
@@ -125,7 +181,8 @@ def measure(case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarr
     values = flags.FLAGS
     batch = loss_batch(tokens_BxT1, n_last)
     with waiting(case, "compiling and preparing both sides"):
-        sides = {"ours": jax_step(model, params, batch, adapter), "theirs": torch_step(model.config, params, batch, adapter)}
+        makers = {"ours": jax_step, "theirs": torch_step}
+        sides = {name: makers[name](model, params, batch, adapter) for name in values.sides}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     with Progress(case, values.warmup + values.steps, unit="round") as bar:
@@ -135,9 +192,9 @@ def measure(case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarr
                 began = time.perf_counter()
                 results[name].append(sides[name]())
                 seconds[name].append(time.perf_counter() - began)
-            if round_ == 0:
+            if round_ == 0 and len(sides) == 2:
                 check_same_work(case, results["ours"][0], results["theirs"][0])
-            bar.advance(1, f"kafjax {seconds['ours'][-1]:.2f} s, torch {seconds['theirs'][-1]:.2f} s")
+            bar.advance(1, ", ".join(f"{NAMES[name]} {taken[-1]:.2f} s" for name, taken in seconds.items()))
     sides.clear()
     gc.collect()
     return {name: Measured(np.array(seconds[name][values.warmup :]), *np.array(results[name]).T) for name in seconds}
@@ -181,10 +238,12 @@ def jax_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) ->
         batch_rows=values.rows,
         seq_len=values.seq_len,
         freeze_embedding=True,
+        param_dtype=values.param_dtype if not adapter else "float32",
+        remat=values.remat,
         loss_chunk=512,
     )
     if adapter:
-        task = Task.lora(model, params, config, mesh, n_steps, lora.Spec(values.rank, 2.0 * values.rank, rf"({'|'.join(TARGETS)})"))
+        task = Task.lora(model, params, config, mesh, n_steps, adapter_spec())
     else:
         task = Task.full(model, params, config, mesh, n_steps)
     compiled, state = task.compile(batch), task.new_state()
@@ -198,29 +257,31 @@ def jax_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) ->
     return step
 
 
-def torch_step(config: DecoderConfig, params: trees.Tree, batch: Batch, adapter: bool) -> Step:
+def torch_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) -> Step:
     """The same step in torch, with peft for LoRA."""
-    dtype = DTYPES[flags.FLAGS.dtype][1]
-    model = hf_model(config, params)
+    values, device = flags.FLAGS, "cuda" if ON_GPU else "cpu"
+    dtype, param_dtype = DTYPES[values.dtype][1], DTYPES[values.param_dtype][1]
+    peer = hf_model(model, params, dtype if adapter else param_dtype).to(device)
+    if values.remat == "full":
+        peer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if adapter:
-        rank = flags.FLAGS.rank
-        model = model.to(dtype)
-        peft_config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), lora_dropout=0.0)
-        peft.get_peft_model(model, peft_config)  # adapts `model` in place; adapters are float32
+        peft_config = peft.LoraConfig(r=values.rank, lora_alpha=2 * values.rank, target_modules=list(TARGETS), lora_dropout=0.0)
+        peft.get_peft_model(peer, peft_config)  # adapts `peer` in place; adapters are float32
     else:
-        embedding = model.model.embed_tokens.weight.requires_grad_(False)  # the head is the same tensor
-        embedding.data = embedding.data.to(dtype)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+        for end in {peer.get_input_embeddings(), peer.get_output_embeddings()}:  # where they are tied, one tensor
+            end.weight.requires_grad_(False)
+            end.weight.data = end.weight.data.to(dtype)
+    trainable = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    tokens_BxT = torch.from_numpy(batch.tokens_BxT).long()
-    places_N, targets_N = torch.from_numpy(batch.places_SxN[0]).long(), torch.from_numpy(batch.targets_SxN[0]).long()
-    model.train()
+    tokens_BxT = torch.from_numpy(batch.tokens_BxT).long().to(device)
+    places_N, targets_N = (torch.from_numpy(x[0]).long().to(device) for x in (batch.places_SxN, batch.targets_SxN))
+    peer.train()
 
     def step() -> tuple[float, float]:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            hidden_BxTxD = model.model(input_ids=tokens_BxT, use_cache=False).last_hidden_state
-            logits_NxV = model.lm_head(hidden_BxTxD.flatten(0, 1)[places_N])
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            hidden_BxTxD = peer.model(input_ids=tokens_BxT, use_cache=False).last_hidden_state
+            logits_NxV = peer.lm_head(hidden_BxTxD.flatten(0, 1)[places_N])
         loss = torch.nn.functional.cross_entropy(logits_NxV.float(), targets_N)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -230,56 +291,39 @@ def torch_step(config: DecoderConfig, params: trees.Tree, batch: Batch, adapter:
     return step
 
 
-def hf_model(config: DecoderConfig, params: trees.Tree) -> transformers.Gemma3ForCausalLM:
-    """transformers' Gemma 3 in float32 with our weights. Raises `ValueError` for a weight that has no place on the other side."""
-    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in config.sliding]
-    scaling = {"rope_type": "default"} if config.rope_factor == 1 else {"rope_type": "linear", "factor": config.rope_factor}
-    hf_config = transformers.Gemma3TextConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.mlp_size,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        layer_types=kinds,
-        sliding_window=config.window,
-        query_pre_attn_scalar=round(config.attention_scale**-2),
-        rms_norm_eps=config.norm_eps,
-        max_position_embeddings=config.max_length,
-        rope_parameters={
-            "full_attention": {**scaling, "rope_theta": config.rope_theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_theta_sliding},
-        },
-        pad_token_id=None,
-        tie_word_embeddings=True,
-    )
-    model = transformers.Gemma3ForCausalLM(hf_config)
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in hf_tensors(params, names.GEMMA3)}
-    result = model.load_state_dict(tensors, strict=False)
-    if result.unexpected_keys or set(result.missing_keys) - {"lm_head.weight"}:
-        raise ValueError(f"weights without a place: {result.unexpected_keys}, places without a weight: {result.missing_keys}")
-    model.tie_weights()
-    return model
+def hf_model(model: Decoder, params: trees.Tree, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """transformers' model of the family with our weights. Raises `ValueError` for a weight that has no place on the other side."""
+    hf_config = transformers.AutoConfig.for_model(**model.config.to_hf())
+    hf_config.pad_token_id = None  # the embedding's row of a padding token would be left zero
+    peer = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
+    places = dict(peer.named_parameters())
+    for name, array in hf_tensors(params, names.TABLES[model.config.family]):
+        if name not in places:
+            raise ValueError(f"no place for weight {name}")
+        places.pop(name).data.copy_(torch.from_numpy(array.astype(np.float32)))  # torch reads no bfloat16 of numpy's
+    if places:
+        raise ValueError(f"no weight for {list(places)}")
+    return peer
 
 
-def summary(ours: Measured, theirs: Measured, tokens: int) -> dict[str, Any]:
-    """Tokens/s of both sides (median, slowest, fastest step) and the ratio with its interval."""
+def summary(measured: Mapping[str, Measured], tokens: int, flops: float) -> dict[str, Any]:
+    """Tokens/s of each side (median, slowest, fastest step), its MFU on a known chip, and of two sides the ratio with its interval."""
+    chip = chip_of(jax.devices()[0])
 
     def side(measured: Measured) -> dict[str, float]:
         seconds = measured.seconds
         rates = {"median": tokens / np.median(seconds), "min": tokens / seconds.max(), "max": tokens / seconds.min()}
+        rates |= {"mfu": flops / np.median(seconds) / chip.flops} if chip else {}
         losses = {"first_loss": measured.losses[0], "last_loss": measured.losses[-1], "first_gradient_norm": measured.norms[0]}
         return {name: float(value) for name, value in {**rates, **losses}.items()}
 
-    pairs_Rx2 = np.stack([theirs.seconds, ours.seconds], axis=1)
+    row = {name: side(taken) for name, taken in measured.items()}
+    if len(measured) < 2:
+        return row
+    pairs_Rx2 = np.stack([measured["theirs"].seconds, measured["ours"].seconds], axis=1)
     drawn_KxRx2 = pairs_Rx2[np.random.default_rng(0).integers(0, len(pairs_Rx2), (10_000, len(pairs_Rx2)))]
     low, high = np.percentile(_ratio(drawn_KxRx2), [2.5, 97.5])
-    return {
-        "ours": side(ours),
-        "theirs": side(theirs),
-        "ratio": {"value": float(_ratio(pairs_Rx2)), "low": float(low), "high": float(high), "n": len(pairs_Rx2)},
-    }
+    return row | {"ratio": {"value": float(_ratio(pairs_Rx2)), "low": float(low), "high": float(high), "n": len(pairs_Rx2)}}
 
 
 def _ratio(seconds: np.ndarray) -> np.ndarray:
@@ -289,13 +333,11 @@ def _ratio(seconds: np.ndarray) -> np.ndarray:
 
 
 def speed_table(rows: Mapping[str, Mapping[str, Any]]) -> table.Table:
-    def speed(side: Mapping[str, float]) -> str:
-        return f"{side['median']:.0f} [{side['min']:.0f}, {side['max']:.0f}]"
+    def speed(side: Mapping[str, float] | None) -> str:
+        return "-" if side is None else f"{side['median']:.0f} [{side['min']:.0f}, {side['max']:.0f}]{mfu_text(side)}"
 
     def cells(case: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-        speeds = [speed(row[side]) for side in ("ours", "theirs")]
-        ratio = row["ratio"]
-        return CASES[case][0], *speeds, f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        return CASES[case][0], *(speed(row.get(side)) for side in SIDES), table.ratio(row.get("ratio"))
 
     return table.Table(
         "Training speed, tokens/s",

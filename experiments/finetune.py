@@ -46,6 +46,7 @@ from kafjax.generation import Generator, Sampling
 from kafjax.methods import Settings
 from kafjax.methods.examples import training_examples
 from kafjax.models import REMAT, Decoder
+from kafjax.ops.attention import ATTENTION
 from kafjax.parallel import distributed, make_mesh
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, TrainResult, check, discard_checkpoints, train, updated
@@ -78,6 +79,7 @@ flags.DEFINE_float("weight_decay", 0.0, "AdamW's, on matrices only.", lower_boun
 flags.DEFINE_float("clip_norm", 1.0, "Bound of the gradient's global norm.")
 flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in --param_dtype.")
 flags.DEFINE_enum("remat", "none", REMAT, common.REMAT_HELP)
+flags.DEFINE_enum("attention", "xla", ATTENTION, "Who computes attention: XLA, or on NVIDIA GPUs in bfloat16 cuDNN's fused kernel.")
 flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "AdamW; Adafactor (hardly any state); Muon (one moment, orthogonalised updates).")
 flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Type of what trains; bfloat16 halves its memory and rounds stochastically.")
 flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: all on fsdp.")
@@ -135,7 +137,7 @@ def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
         model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
         if not isinstance(model, Decoder):
             raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-        return model, params, hub.tokenizer(values.model)
+        return dataclasses.replace(model, attention=values.attention), params, hub.tokenizer(values.model)
 
 
 def _training_data(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]] | PackedRows:

@@ -28,7 +28,7 @@ from kafjax.models.config import DecoderConfig
 from kafjax.models.layers import Embedding, Projection, RMSNorm
 from kafjax.models.remat import rematerialised
 from kafjax.models.split import Split, random_params, split
-from kafjax.ops.attention import attend
+from kafjax.ops.attention import attend, attend_fused
 from kafjax.ops.rope import rope_angles, rotate
 
 Cache = dict[str, jax.Array]
@@ -63,16 +63,18 @@ class Attention(nnx.Module):
         self.k_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
         self.head_dim, self.scale = Dh, cfg.attention_scale
 
-    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain):
+    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
         q = constrain(rotate(_normed(self.q_norm, heads(self.q_proj(x_BxTxD))), angles), ("batch", "length", "heads", None))
         # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
         k = constrain(rotate(_normed(self.k_norm, heads(self.k_proj(x_BxTxD))), angles), ("batch", None, "kv_heads", None))
         v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
-        keys, values, masks = [k], [v], [mask_BxTxT]
         if past_kv is not None:
-            keys, values, masks = [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT]
-        out = attend(q, keys, values, masks, self.scale)
+            out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale)
+        elif attention == "cudnn":
+            out = attend_fused(q, k, v, mask_BxTxT, self.scale)
+        else:
+            out = attend(q, [k], [v], [mask_BxTxT], self.scale)
         return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), {"k": k, "v": v}
 
 
@@ -105,8 +107,8 @@ class Layer(nnx.Module):
         self.attn = Attention(cfg, rngs)
         self.mlp = MLP(cfg, rngs)
 
-    def __call__(self, x, angles, mask, past_kv, past_mask, constrain):
-        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask, constrain)
+    def __call__(self, x, angles, mask, past_kv, past_mask, constrain, attention):
+        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask, constrain, attention)
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
         return x + _normed(self.mlp_post_norm, constrain(self.mlp(self.mlp_norm(x), constrain), RESIDUAL)), kv
 
@@ -127,13 +129,15 @@ class Decoder:
 
     `dtype` is the dtype of activations; kernels are cast to it where they are used. `unroll` lays the layers out one after
     another instead of scanning them: slightly faster steps on a CPU, four times the compile. `remat` says what of a layer is kept
-    for the backward pass: a name in `REMAT`. `constrain` states where activations lie; by default the compiler decides.
+    for the backward pass: a name in `REMAT`. `attention`, a name in `ATTENTION`, says who computes it among new tokens; over a cache it is
+    always XLA. `constrain` states where activations lie; by default the compiler decides.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     unroll: bool = False
     remat: str = "none"
+    attention: str = "xla"
     constrain: Constrain = lambda x, axes: x
 
     @functools.cached_property
@@ -206,7 +210,7 @@ class Decoder:
             # Of a pair (for full layers, for sliding ones); where all layers take the same there is nothing to choose.
             pick = lambda pair: jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)  # noqa: E731
             past_mask = None if past_masks is None else pick(past_masks)
-            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask, self.constrain)
+            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask, self.constrain, self.attention)
 
         scanned = (params["layers"], jnp.array(cfg.sliding), past)
         x, kv = jax.lax.scan(rematerialised(layer, self.remat), x, scanned, unroll=cfg.n_layers if self.unroll else 1)

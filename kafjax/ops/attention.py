@@ -5,6 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kafjax.core.errors import UserError
+
+ATTENTION = ("xla", "cudnn")
+"""Who computes attention among new tokens: XLA, by products whose scores `[B, H, T, T]` are in memory, or cuDNN's fused kernel on NVIDIA
+GPUs, where they are not (as in Dao et al. 2022, arXiv:2205.14135)."""
 _MASKED = -1e30  # finite, so that a row with nothing to look at gives a mean instead of NaN
 
 
@@ -41,3 +46,16 @@ def attend(
     )
     total_BxTxKxGx1 = jnp.transpose(total, (0, 3, 1, 2))[..., None]
     return (mixed / total_BxTxKxGx1).astype(q_BxTxHxD.dtype).reshape(B, T, H, D)
+
+
+def attend_fused(q_BxTxHxD: jax.Array, k_BxTxKxD: jax.Array, v_BxTxKxD: jax.Array, mask_BxTxT: jax.Array, scale: float) -> jax.Array:
+    """`attend` among new tokens by cuDNN, differentiable. Returns `[B, T, H, D]`.
+
+    Raises `UserError` where cuDNN does not compute it: no NVIDIA GPU, float32, heads too large.
+    """
+    if (backend := jax.default_backend()) != "gpu":
+        raise UserError(f"cuDNN attention needs an NVIDIA GPU, and JAX runs on {backend}; leave --attention at xla")
+    try:
+        return jax.nn.dot_product_attention(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, mask=mask_BxTxT[:, None], scale=scale, implementation="cudnn")
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise UserError(f"cuDNN does not compute this attention ({error}); try --dtype=bfloat16, or leave --attention at xla") from error

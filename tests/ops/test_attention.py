@@ -9,7 +9,8 @@ import pytest
 import torch
 from oracles import quick_jit
 
-from kafjax.ops.attention import attend
+from kafjax.core.errors import UserError
+from kafjax.ops.attention import attend, attend_fused
 
 B, T, S, D = 2, 5, 7, 8
 
@@ -82,3 +83,26 @@ def test_bfloat16_in_bfloat16_out_with_a_float32_softmax():
     assert out.dtype == jnp.bfloat16
     _, reference = torch_attend(*(x.astype(jnp.float32) for x in (q, k, v)), mask, 0.3)
     assert np.abs(out.astype(jnp.float32) - reference.detach().numpy()).max() < 2 * 2**-8 * float(jnp.abs(v).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no NVIDIA GPU here")
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 2)])
+def test_cudnn_equals_xla(heads, kv_heads):
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 128, n, 64), jnp.bfloat16) for key, n in zip(keys, (heads, kv_heads, kv_heads), strict=True))
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((128, 128), bool)), (2, 128, 128))
+    plain, fused = (
+        jax.jit(jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v).astype(jnp.float32) ** 2), argnums=(0, 1, 2)))(q, k, v)
+        for f in (lambda q, k, v: attend(q, [k], [v], [mask], 0.125), lambda q, k, v: attend_fused(q, k, v, mask, 0.125))
+    )
+    for ours, theirs in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        assert np.linalg.norm(ours - theirs) < 2e-2 * np.linalg.norm(theirs)
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU here")
+def test_cudnn_without_a_gpu_is_told():
+    q, k, v, mask = inputs(4, 4)
+    with pytest.raises(UserError, match=r"cuDNN attention needs an NVIDIA GPU, and JAX runs on cpu; leave --attention at xla"):
+        attend_fused(q, k, v, mask, 0.3)
