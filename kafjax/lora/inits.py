@@ -20,6 +20,19 @@ def uniform(kernel: Any, rank: np.ndarray, scale: np.ndarray, key: jax.Array) ->
     return {"a": jnp.where(_own(rank)[..., None, :], a, 0), "b": jnp.zeros((*stacked, width, n_out), jnp.float32)}
 
 
+def table(embedding: Any, rank: np.ndarray, scale: np.ndarray, key: jax.Array) -> Pair:
+    """Of a table `[V, D]` `a` is zero and `b ~ N(0, 1)`, as PEFT draws them beside an embedding. Reads only shapes."""
+    V, D = embedding.shape
+    return {"a": jnp.zeros((V, int(rank)), jnp.float32), "b": jax.random.normal(key, (int(rank), D), jnp.float32)}
+
+
+def head(embedding: Any, rank: np.ndarray, scale: np.ndarray, key: jax.Array) -> Pair:
+    """Of a head `[V, D]`, which is a transposed kernel, `b` is drawn as the `a` of a kernel, and `a` is zero. Reads only shapes."""
+    V, D = embedding.shape
+    drawn = uniform(jax.ShapeDtypeStruct((D, V), jnp.float32), rank, scale, key)
+    return {"a": drawn["b"].T, "b": drawn["a"].T}
+
+
 def pissa(kernel: jax.Array, rank: np.ndarray, scale: np.ndarray, key: jax.Array) -> Pair:
     """`scale * a @ b` is the kernel at its `rank` largest singular values, shared evenly between both (Meng et al. 2024, equation 2)."""
 
@@ -41,7 +54,10 @@ def olora(kernel: jax.Array, rank: np.ndarray, scale: np.ndarray, key: jax.Array
     return _of_layers(of_layer, kernel, rank, scale)
 
 
-INIT = {"lora": uniform, "pissa": pissa, "olora": olora}
+def of(name: str, path: str) -> Callable[..., Pair]:
+    """How the adapter of the parameter `path` starts with `Spec(init=name)`."""
+    plain = {"embedding": head if path.startswith("head/") else table}.get(path.split("/")[-1], uniform)
+    return {"lora": plain, "pissa": pissa, "olora": olora}[name]
 
 
 def column_norm(kernel: jax.Array) -> jax.Array:

@@ -47,12 +47,43 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
 
 
 @pytest.mark.multiprocess
+def test_variants_go_together_and_are_asked_as_they_were_shown(finetune, answer, world, tmp_path):
+    variants = ("--init=pissa", "--dora", "--rslora", "--dropout=0.1", "--lora_plus=4", "--train_also=final_norm", "--layers=0,1")
+    patterns = ("--rank_pattern=q_proj:2", "--rank_pattern=mlp:3", "--alpha_pattern=mlp:5")
+    done = finetune(*world.flags(runs=tmp_path, embedder=None), *SETTINGS, *variants, *patterns, "--lr=3e-3", "--name=tuned")
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert config["rank_pattern"] == ["q_proj:2", "mlp:3"] and config["lora_plus"] == 4
+    _, params = hub.load(str(world.gemma))
+    adapters, spec = lora.load(tmp_path / "tuned" / "adapter.safetensors", params)
+    assert (spec.init, spec.dora, spec.rslora, spec.rank, spec.rank_pattern) == ("lora", True, True, 8, {"q_proj": 4, "mlp": 6})
+    assert "final_norm/scale" in adapters and adapters["layers/attn/q_proj/kernel"]["magnitude"].any()
+    shown = [line.split("model:")[1].strip() for line in done.out.splitlines() if "model:" in line]
+    question = done.out.split("    model:")[0].strip().splitlines()[-1].strip()
+    asked = answer(f"--run={tmp_path / 'tuned'}", "--method=lora", f"--question={question}")
+    assert asked.code == 0, asked.err
+    assert asked.out.splitlines()[0].startswith("answer") and shown
+
+
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--mesh=data:3"], "there are 1"),
         (["--targets=nothing"], "match no kernel"),
+        (["--targets=q_porj"], "nearest: layers/attn/q_proj/kernel"),
         (["--rank=99"], "rank=99 is above"),
+        (["--rank=0"], "rank"),
+        (["--rank_pattern=q_proj"], "'q_proj' is no number; write REGEX:NUMBER"),
+        (["--rank_pattern=q_proj:0"], "rank_pattern['q_proj']=0"),
+        (["--alpha_pattern=attention:2"], "is found in no target"),
+        (["--layers=0,x"], "'x' is no number"),
+        (["--layers=9"], "no layer"),
+        (["--init=pisa"], "pisa"),
+        (["--dropout=1"], "dropout=1.0"),
+        (["--lora_plus=0"], "lora_plus=0.0"),
+        (["--train_also=nrom"], "matches no parameter; nearest"),
+        (["--train_also=q_proj"], "choose one"),
         (["--batch_rows=3", "--accumulate=2"], "multiple of 2"),
         (["--lr=0"], "learning_rate=0.0: must be above 0"),
         (["--replay=1"], "replay=1.0"),
