@@ -110,7 +110,7 @@ def temporaries(model: Decoder, spec: lora.Spec, attach: Callable = lora.attach)
     return compiled.memory_analysis().temp_size_in_bytes, trees.n_bytes(adapted)
 
 
-WIDE = dataclasses.replace(SMALL, vocab_size=4096, hidden_size=160, mlp_size=512, head_dim=32, n_layers=6, sliding=(True, False) * 3)
+WIDE = dataclasses.replace(SMALL, vocab_size=16384, hidden_size=160, mlp_size=512, head_dim=32, n_layers=6, sliding=(True, False) * 3)
 
 
 @pytest.mark.parametrize(

@@ -86,17 +86,29 @@ def test_fresh_is_the_base_and_attached_is_merged_is_plain(shape, rank, of_one, 
 
 
 def test_pissa_and_olora_take_the_right_part_out_of_the_kernel():
-    """PiSSA the best approximation of its rank, shared evenly; OLoRA rows that are orthonormal."""
+    """PiSSA the best approximation of its rank, shared evenly; OLoRA the first terms of a QR decomposition."""
     kernel = np.random.default_rng(0).standard_normal((6, 9), np.float32)
     params = {"x": {"kernel": jnp.array(kernel)}}
-    spec = lora.Spec(rank=2, alpha=3.0, targets="x", init="pissa")
+    spec = lora.Spec(rank=3, alpha=4.5, targets="x", init="pissa")
     pair = lora.init(spec, params, jax.random.key(0))["x/kernel"]
     u, s, vt = np.linalg.svd(kernel)
-    np.testing.assert_allclose(1.5 * pair["a"] @ pair["b"], (u[:, :2] * s[:2]) @ vt[:2], atol=1e-5)
+    np.testing.assert_allclose(1.5 * pair["a"] @ pair["b"], (u[:, :3] * s[:3]) @ vt[:3], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(pair["a"], axis=0), np.linalg.norm(pair["b"], axis=1), rtol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(lora.residual(params, {"x/kernel": pair}, spec)["x"]["kernel"], 2), s[2], rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(lora.residual(params, {"x/kernel": pair}, spec)["x"]["kernel"], 2), s[3], rtol=1e-5)
     pair = lora.init(dataclasses.replace(spec, init="olora"), params, jax.random.key(0))["x/kernel"]
-    np.testing.assert_allclose(pair["b"] @ pair["b"].T, np.eye(2), atol=1e-5)
+    q, r = np.linalg.qr(kernel.T)
+    np.testing.assert_allclose(pair["a"] @ pair["b"], r[:3].T @ q[:, :3].T, atol=1e-5)
+    np.testing.assert_allclose(pair["b"] @ pair["b"].T, np.eye(3), atol=1e-5)
+
+
+def test_pissa_of_a_large_kernel_is_nearly_the_best_of_its_rank():
+    """Where singular values fall slowly, which is the worst for subspace iteration."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((n, 96)))[0] for n in (96, 160))
+    s = np.arange(1, 97) ** -0.5
+    pair = lora.init(lora.Spec(8, 8.0, "x", init="pissa"), {"x": {"kernel": jnp.array(np.float32((u * s) @ v.T))}}, jax.random.key(0))
+    held = np.linalg.norm(pair["x/kernel"]["a"] @ pair["x/kernel"]["b"]) ** 2
+    assert 0.999 * np.sum(s[:8] ** 2) < held < 1.00001 * np.sum(s[:8] ** 2)
 
 
 @pytest.fixture(scope="module")
