@@ -2,10 +2,11 @@
 
 from kafjax.lora import lanes
 from kafjax.lora.files import load, save
-from kafjax.lora.spec import PRESETS, VARIANTS, Spec, count, ranks, scales, variant
-from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, residual
+from kafjax.lora.spec import INITS, PRESETS, VARIANTS, Spec, count, ranks, scales, variant
+from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, plain, residual
 
 __all__ = [
+    "INITS",
     "PRESETS",
     "VARIANTS",
     "Adapters",
@@ -19,6 +20,7 @@ __all__ = [
     "lanes",
     "load",
     "merge",
+    "plain",
     "ranks",
     "residual",
     "save",
