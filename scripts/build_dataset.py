@@ -10,7 +10,9 @@ Where the machines that train have no network, prepare elsewhere and copy the fo
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -53,7 +55,8 @@ def main(_: list[str]) -> None:
         raise UserError(f"unknown dataset '{name}'. {nearest(name, [*tfds_in.GENERATED, *SOURCES])}")
     with waiting("dataset", f"preparing {builder.info.full_name}"):
         try:
-            builder.download_and_prepare()
+            with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it does; stdout is for what came of it
+                builder.download_and_prepare()
         except ImportError as error:
             raise UserError(f"preparing {name} wants a package that is not installed ({error}); reading does not") from error
         except OSError as error:

@@ -119,12 +119,13 @@ def test_script_prepares_and_needs_no_tensorflow(tmp_path):
     done = build("--dataset=biographies", "--subjects=2", f"--data_dir={tmp_path}", "-v=0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "tfds:biographies/2x4_documents4_questions2_seed0"
-    hides = "import sys; sys.modules['tensorflow'] = None; from kafjax.corpus import load; "
-    hides += "c = load(sys.argv[1], n_retention=0, n_held_out=0)"
-    environ = {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(tmp_path)}
-    read = subprocess.run(
-        [sys.executable, "-c", f"{hides}; print(len(c.documents))", done.stdout.strip()], capture_output=True, text=True, env=environ
-    )
+    # Whoever imports TensorFlow gets this one, installed or not.
+    (tmp_path / "path" / "tensorflow").mkdir(parents=True)
+    (tmp_path / "path" / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
+    code = "import sys; from kafjax.corpus import load; c = load(sys.argv[1], n_retention=0, n_held_out=0); "
+    code += "assert 'tensorflow' not in sys.modules; print(len(c.documents))"
+    environ = {"PYTHONPATH": f"{tmp_path / 'path'}:{ROOT}", "TFDS_DATA_DIR": str(tmp_path)}
+    read = subprocess.run([sys.executable, "-c", code, done.stdout.strip()], capture_output=True, text=True, env=environ)
     assert read.stdout.strip() == "8", read.stderr
 
 
