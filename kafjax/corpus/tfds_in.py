@@ -3,7 +3,8 @@
 Datasets lie prepared as ArrayRecord files under `$TFDS_DATA_DIR` (`~/tensorflow_datasets` by default); `scripts/build_dataset.py`
 prepares them. Reading never downloads: many processes would all do it.
 
-  biographies, factbook     our own builders; the folder holds a whole corpus. CONFIG is the only one there is, or one of several.
+  biographies, factbook,    our own builders; the folder holds a whole corpus. CONFIG is the only one there is, or one of several.
+  srd
   squad                     contexts are documents, the sentences that hold an answer its gold passages
   trivia_qa                 pages of Wikipedia are documents (config `rc`), or there are none (`rc.nocontext`)
   natural_questions_open    questions without documents
@@ -30,7 +31,7 @@ from kafjax.corpus.folder import deal, default_passages
 from kafjax.corpus.tfds_rows import LISTS, SPLITS, TEXTS, corpus_of
 
 PREFIX = "tfds:"
-GENERATED = {"biographies": "Biographies", "factbook": "Factbook"}
+GENERATED = {"biographies": "Biographies", "factbook": "Factbook", "srd": "Srd"}
 
 
 def tfds() -> Any:
@@ -93,7 +94,10 @@ def _own(source: str, name: str, config: str) -> Corpus:
     if len(there) > 1 and not config:
         raise UserError(f"{source}: {root} holds several; say which: {', '.join(f'tfds:{name}/{each}' for each in there)}")
     (folder,) = (root / (config or there[0])).glob("*/")
-    builder = tfds().builder_from_directory(folder)
+    try:
+        builder = tfds().builder_from_directory(folder)
+    except Exception as error:  # whatever a damaged description makes TFDS raise
+        raise _damaged(source, folder, error) from error
     return corpus_of(name, {split: map(_own_row, _read(source, builder, split)) for split in SPLITS if split in builder.info.splits})
 
 
@@ -109,7 +113,11 @@ def _builder(source: str, path: str) -> Any:
 
 
 def _read(source: str, builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a split, in their order, through Grain."""
+    """The rows of a split, in their order, through Grain.
+
+    Raises, when the first row is asked for or later:
+      UserError: no such split, a file is missing or damaged (each record has a checksum).
+    """
     grain = importlib.import_module("grain")
     try:
         rows = builder.as_data_source(split=split)
@@ -118,7 +126,15 @@ def _read(source: str, builder: Any, split: str) -> Iterator[dict[str, Any]]:
             raise UserError(f"{source}, split {split}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from error
         command = f"python scripts/build_dataset.py --dataset={source.removeprefix(PREFIX).partition('@')[0]}"
         raise UserError(f"{source} is not prepared in {data_dir()}; on a machine with a network run: {command}") from error
-    return iter(grain.MapDataset.source(rows))
+    try:
+        yield from grain.MapDataset.source(rows)
+    except Exception as error:  # RuntimeError of its readers, or what TFDS makes of a record that is none
+        raise _damaged(source, Path(builder.data_dir), error) from error
+
+
+def _damaged(source: str, folder: Path, error: Exception) -> UserError:
+    told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"{source}: {folder} is not whole ({told}); delete that folder and prepare it anew with scripts/build_dataset.py")
 
 
 def _text(value: Any) -> str:

@@ -26,6 +26,8 @@ from kafjax.core.rundir import read_json
 from kafjax.training.batches import Batch, Example, Piece, Row, check_divides, pieces, rounded_capacity, share_of, stream_rows
 
 _ROWS, _COUNTS, _ABOUT = "rows.array_record", "counts.npy", "rows.json"
+_KEYS = {"seq_len", "rows", "cut", "tokens", "targets", "most_targets", "checksum"}  # what reading wants of rows.json
+_ANEW = "delete that folder and pack it anew"
 _FIELDS = (("inputs", np.int32), ("targets", np.int32), ("weights", np.float32), ("segments", np.int32))
 
 
@@ -124,17 +126,28 @@ class PackedRows:
         if not (folder / _ABOUT).exists():
             raise UserError(f"{folder} holds no packed rows (no {_ABOUT} in it); scripts/pack_rows.py makes such a folder")
         about = read_json(folder / _ABOUT)
-        reader = _extra("array_record.python.array_record_module").ArrayRecordReader
-        try:
-            found = reader(str(folder / _ROWS)).num_records()
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{folder / _ROWS} is missing or damaged: {str(error).splitlines()[0]}") from error
+        if not (isinstance(about, dict) and _KEYS <= about.keys()):
+            raise UserError(f"{folder / _ABOUT} is not what scripts/pack_rows.py writes; {_ANEW}")
+        # The library raises nothing for a file that is missing or cut short: it finds no rows in it.
+        found = _extra("array_record.python.array_record_module").ArrayRecordReader(str(folder / _ROWS)).num_records()
         if found != about["rows"]:
-            raise UserError(f"{folder / _ROWS} is damaged: it holds {found} rows, {_ABOUT} says {about['rows']}")
+            raise UserError(f"{folder / _ROWS} is missing or damaged: it holds {found} rows, {_ABOUT} says {about['rows']}; {_ANEW}")
         return cls(folder, about)
 
     def batches(self, *, batch_rows: int, epochs: int, seed: int = 0, accumulate: int = 1, groups: int = 1) -> PackedBatches:
         return PackedBatches(self, batch_rows=batch_rows, epochs=epochs, seed=seed, accumulate=accumulate, groups=groups)
+
+
+def _counts(packed: PackedRows) -> np.ndarray:
+    path = packed.folder / _COUNTS
+    try:
+        counts_Nx2 = np.load(path, mmap_mode="r")
+        wrong = "" if counts_Nx2.shape == (packed.about["rows"], 2) else f"it is of shape {counts_Nx2.shape}"
+    except (OSError, ValueError, EOFError) as error:
+        wrong = str(error).splitlines()[0]
+    if wrong:
+        raise UserError(f"{path} is missing or damaged ({wrong}); {_ANEW}")
+    return counts_Nx2
 
 
 class PackedBatches:
@@ -147,9 +160,10 @@ class PackedBatches:
         # A bound that holds for any order of the rows.
         self.capacity = rounded_capacity(packed.about["most_targets"] * (batch_rows // accumulate // groups))
         self.n_cut = packed.about["cut"]
-        self._counts_Nx2 = np.load(packed.folder / _COUNTS, mmap_mode="r")
+        self._counts_Nx2 = _counts(packed)
         self._order = _extra("grain").MapDataset.range(packed.about["rows"]).seed(seed).shuffle().repeat(epochs)
-        self._reader = _extra("array_record.python.array_record_module").ArrayRecordReader(str(packed.folder / _ROWS))
+        self._file = packed.folder / _ROWS
+        self._reader = _extra("array_record.python.array_record_module").ArrayRecordReader(str(self._file))
 
     def __len__(self) -> int:
         return -(-len(self._order) // self.batch_rows)
@@ -164,11 +178,18 @@ class PackedBatches:
         return [int(self._order[i]) for i in range(step * self.batch_rows, min((step + 1) * self.batch_rows, len(self._order)))]
 
     def share(self, step: int, groups: Sequence[int]) -> Batch:
-        """The rows of some groups of a batch, as a batch of their own. Rows of other groups are not read."""
+        """The rows of some groups of a batch, as a batch of their own. Rows of other groups are not read.
+
+        Raises:
+          UserError: the file is damaged there.
+        """
         numbers = self.row_numbers(step)
         rows_a_group = self.batch_rows // self.accumulate // self.groups
         wanted = [at for at in range(len(numbers)) if at // rows_a_group % self.groups in set(groups)]
-        records = self._reader.read([numbers[at] for at in wanted]) if wanted else []
+        try:
+            records = self._reader.read([numbers[at] for at in wanted]) if wanted else []
+        except (RuntimeError, ValueError) as error:  # the records' own checksums do not match
+            raise UserError(f"{self._file} is damaged: the rows of step {step + 1} cannot be read; {_ANEW}") from error
         rows: list[Row] = [[]] * len(numbers)
         for at, record in zip(wanted, records, strict=True):
             rows[at] = _row(record, self.seq_len)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kafjax.core.errors import UserError
 from kafjax.corpus import biographies, factbook, load
+from kafjax.corpus.srd import read, srd
 from kafjax.corpus.tfds_in import generated_builder, load_tfds
 from kafjax.corpus.tfds_rows import corpus_of, corpus_rows
+from tests.corpus import srd_database
 from tests.experiments.commands import ROOT
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra [data])")
@@ -21,11 +25,17 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="TensorFlow Datasets is
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Both builders prepared, the biographies in two configurations."""
+    """All builders prepared."""
     from kafjax.corpus.builders.generated import Counts
+    from kafjax.corpus.builders.srd_dataset_builder import SrdCounts
 
     folder = tmp_path_factory.mktemp("tfds")
-    for name, counts in (("biographies", Counts(n_subjects=4)), ("factbook", Counts(n_subjects=3, n_attributes=2, n_documents=1, seed=5))):
+    database = srd_database.write(folder / "srd.sqlite3")
+    for name, counts in (
+        ("biographies", Counts(n_subjects=4)),
+        ("factbook", Counts(n_subjects=3, n_attributes=2, n_documents=1, seed=5)),
+        ("srd", SrdCounts(n_subjects=4, n_documents=2, source=str(database))),
+    ):
         generated_builder(name, counts, folder).download_and_prepare()
     return folder
 
@@ -35,9 +45,12 @@ def at_hand(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
 
 
-def test_builders_give_back_what_was_generated(at_hand):
+def test_builders_give_back_what_was_generated(at_hand, data_dir):
     assert load_tfds("tfds:biographies") == biographies(4)
     assert load_tfds("tfds:factbook/3x2_documents1_questions2_seed5") == factbook(3, 2, 1, seed=5)
+    assert load_tfds("tfds:srd") == srd(read(data_dir / "srd.sqlite3"), 4, n_documents=2)
+    (about,) = (data_dir / "srd").glob("*/*/dataset_info.json")
+    assert srd_database.ATTRIBUTION in about.read_text()  # as the licence wants it
     assert load("tfds:biographies", n_retention=2, n_held_out=1).retention  # attached as to any corpus
 
 
@@ -108,6 +121,43 @@ def test_what_is_not_there_is_told(at_hand, data_dir, source, told):
     assert told.format(folder=data_dir) in str(error.value)
 
 
+@pytest.fixture
+def own_copy(data_dir, tmp_path, monkeypatch):
+    """The folder of the biographies, to be damaged."""
+    (folder,) = Path(shutil.copytree(data_dir / "biographies", tmp_path / "biographies")).glob("*/*/")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["biographies-questions.array_record-00000-of-00001", "dataset_info.json", "features.json"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.5])
+def test_cut_file_of_a_dataset_is_told(own_copy, name, kept):
+    whole = (own_copy / name).read_bytes()
+    (own_copy / name).write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match=r"tfds:biographies: .* is not whole \(.*\); delete that folder and prepare it anew"):
+        load_tfds("tfds:biographies")
+
+
+def test_missing_shard_and_flipped_bits_are_told(own_copy):
+    shard = own_copy / "biographies-questions.array_record-00000-of-00001"
+    expected, whole, rng = load_tfds("tfds:biographies"), shard.read_bytes(), np.random.default_rng(0)
+    shard.unlink()
+    with pytest.raises(UserError, match="is not whole"):
+        load_tfds("tfds:biographies")
+    told = 0
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))  # the rest is padding between blocks
+    for at in rng.choice(used, 20, replace=False):
+        broken = bytearray(whole)
+        broken[at] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(broken)
+        try:
+            assert load_tfds("tfds:biographies") == expected
+        except UserError as error:
+            assert "is not whole" in str(error)
+            told += 1
+    assert told > 10
+
+
 def build(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "scripts" / "build_dataset.py"), *arguments]
     environ |= {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
@@ -119,13 +169,21 @@ def test_script_prepares_and_needs_no_tensorflow(tmp_path):
     done = build("--dataset=biographies", "--subjects=2", f"--data_dir={tmp_path}", "-v=0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "tfds:biographies/2x4_documents4_questions2_seed0"
-    hides = "import sys; sys.modules['tensorflow'] = None; from kafjax.corpus import load; "
-    hides += "c = load(sys.argv[1], n_retention=0, n_held_out=0)"
-    environ = {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(tmp_path)}
-    read = subprocess.run(
-        [sys.executable, "-c", f"{hides}; print(len(c.documents))", done.stdout.strip()], capture_output=True, text=True, env=environ
-    )
+    # Whoever imports TensorFlow gets this one, installed or not.
+    (tmp_path / "path" / "tensorflow").mkdir(parents=True)
+    (tmp_path / "path" / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
+    code = "import sys; from kafjax.corpus import load; c = load(sys.argv[1], n_retention=0, n_held_out=0); "
+    code += "assert 'tensorflow' not in sys.modules; print(len(c.documents))"
+    environ = {"PYTHONPATH": f"{tmp_path / 'path'}:{ROOT}", "TFDS_DATA_DIR": str(tmp_path)}
+    read = subprocess.run([sys.executable, "-c", code, done.stdout.strip()], capture_output=True, text=True, env=environ)
     assert read.stdout.strip() == "8", read.stderr
+
+
+@pytest.mark.multiprocess
+def test_script_says_what_the_srd_lacks(tmp_path):
+    for flags, told in (([], "say where the SRD's database is: --source=FILE"), (["--source=nowhere"], "nowhere' is not there")):
+        done = build("--dataset=srd", f"--data_dir={tmp_path / 'data'}", *flags)
+        assert done.returncode == 2 and told in done.stderr and not list(tmp_path.iterdir())
 
 
 @pytest.mark.multiprocess

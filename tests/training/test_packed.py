@@ -35,17 +35,23 @@ def packed(examples, tmp_path_factory) -> PackedRows:
     return PackedRows.open(folder)
 
 
-def test_rows_are_those_of_packing_in_memory(packed, examples):
-    expected = Batches([examples], seq_len=16, batch_rows=4, epochs=1)
-    assert packed.about["rows"] == len(pack(examples, 16))
-    assert packed.about["targets"] == expected.n_targets(len(expected)) and packed.about["tokenizer"] == 7
+def test_rows_are_those_of_packing_in_memory(packed, examples, tmp_path):
+    rows = pack(examples, 16)  # first-fit in the order given, as they are written
+    assert packed.about["rows"] == len(rows) and packed.about["tokenizer"] == 7
     batches = packed.batches(batch_rows=1, epochs=1)
-    pieces = lambda batch: sorted(map(bytes, (batch.tokens_BxT, batch.segments_BxT, batch.positions_BxT)))  # noqa: E731
-    alone = Batches([examples], seq_len=16, batch_rows=1, epochs=1)
-    rows = sorted(pieces(batches[step]) for step in range(len(batches)))
-    in_order = [[row] for row in pack(examples, 16)]
-    assert rows == sorted(pieces(make_batch(row, seq_len=16, batch_rows=1)) for row in in_order)
-    assert len(rows) == len(alone)
+    for step in range(len(batches)):
+        (number,) = batches.row_numbers(step)
+        assert same(batches[step], make_batch([rows[number]], seq_len=16, batch_rows=1, capacity=batches.capacity))
+
+    # `Batches` shuffles the texts before it packs them: in that order they make its rows, and other ones (also another number of them).
+    expected = Batches([examples], seq_len=16, batch_rows=1, epochs=1, seed=5)
+    order = np.random.default_rng((5, 0)).permutation(len(examples))
+    write_rows(tmp_path / "shuffled", (examples[i] for i in order), 16, {})
+    shuffled = PackedRows.open(tmp_path / "shuffled").batches(batch_rows=1, epochs=1)
+    step_of_row = {shuffled.row_numbers(step)[0]: step for step in range(len(shuffled))}
+    assert sorted(step_of_row) == list(range(len(expected)))
+    assert all(same(shuffled[step_of_row[row]], expected[row]) for row in range(len(expected)))
+    assert packed.about["targets"] == expected.n_targets(len(expected))
 
 
 @pytest.mark.parametrize(("accumulate", "groups"), [(1, 1), (2, 1), (1, 2), (2, 2)])
@@ -113,10 +119,60 @@ def test_bad_folders_are_told(packed, examples, tmp_path):
     with pytest.raises(UserError, match="nothing to pack"):
         write_rows(tmp_path / "none", [], 16, {})
     assert not list(tmp_path.iterdir())
-    about = write_rows(tmp_path / "rows", examples, 16, {})
-    (tmp_path / "rows" / "rows.json").write_text(json.dumps({**about, "rows": 1}))
+
+
+@pytest.fixture
+def folder(examples, tmp_path):
+    write_rows(tmp_path / "rows", examples, 16, {})
+    return tmp_path / "rows"
+
+
+def test_other_rows_than_were_written_are_told(folder):
+    about = json.loads((folder / "rows.json").read_text())
+    (folder / "rows.json").write_text(json.dumps({**about, "rows": 1}))
     with pytest.raises(UserError, match=r"holds \d+ rows, rows.json says 1"):
-        PackedRows.open(tmp_path / "rows")
-    (tmp_path / "rows" / "rows.array_record").write_bytes(b"x")
-    with pytest.raises(UserError, match="missing or damaged"):
-        PackedRows.open(tmp_path / "rows")
+        PackedRows.open(folder)
+    (folder / "rows.json").write_text(json.dumps({"rows": about["rows"]}))
+    with pytest.raises(UserError, match=r"is not what scripts/pack_rows\.py writes"):
+        PackedRows.open(folder)
+
+
+@pytest.mark.parametrize("keep", [None, 0, 1, -1])
+def test_missing_or_cut_rows_are_told(folder, keep):
+    file = folder / "rows.array_record"
+    whole = file.read_bytes()
+    file.unlink()
+    if keep is not None:
+        file.write_bytes(whole[:keep])
+    with pytest.raises(UserError, match=r"rows.array_record is missing or damaged: it holds 0 rows, rows.json says \d+; delete that"):
+        PackedRows.open(folder)
+
+
+@pytest.mark.parametrize("keep", [None, 0, 40, -8])
+def test_missing_or_cut_counts_are_told(folder, keep):
+    file = folder / "counts.npy"
+    whole = file.read_bytes()
+    file.unlink()
+    if keep is not None:
+        file.write_bytes(whole[:keep])
+    with pytest.raises(UserError, match=r"counts\.npy is missing or damaged"):
+        PackedRows.open(folder).batches(batch_rows=2, epochs=1)
+
+
+def test_flipped_bits_are_told_or_change_nothing(folder):
+    file = folder / "rows.array_record"
+    whole, rng, told = file.read_bytes(), np.random.default_rng(0), 0
+    expected = list(PackedRows.open(folder).batches(batch_rows=4, epochs=1))
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))  # the rest is padding between blocks
+    for at in rng.choice(used, 60, replace=False):
+        broken = bytearray(whole)
+        broken[at] ^= 1 << int(rng.integers(8))
+        file.write_bytes(broken)
+        try:
+            batches = list(PackedRows.open(folder).batches(batch_rows=4, epochs=1))
+        except UserError as error:
+            assert "rows.array_record" in str(error) and "damaged" in str(error)
+            told += 1
+        else:
+            assert all(map(same, batches, expected))
+    assert told > 30

@@ -40,11 +40,16 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @abc.abstractmethod
     def corpus(self) -> Corpus: ...
 
+    def attribution(self) -> str | None:
+        """What the licence of the text wants said."""
+        return None
+
     def _info(self) -> tfds.core.DatasetInfo:
         features = {name: tfds.features.Text() for name in TEXTS} | {name: tfds.features.Sequence(tfds.features.Text()) for name in LISTS}
         features = tfds.features.FeaturesDict(features)
         # Not shuffled: what is read is the corpus that was generated, in its order.
-        return tfds.core.DatasetInfo(builder=self, description=type(self).__doc__, features=features, disable_shuffling=True)
+        about = {"description": type(self).__doc__, "license": self.attribution()}
+        return tfds.core.DatasetInfo(builder=self, **about, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: enumerate(rows) for split, rows in corpus_rows(self.corpus()).items()}
