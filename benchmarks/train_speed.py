@@ -76,7 +76,7 @@ class Measured:
 
 def define_flags() -> None:
     """Not at import: tests import several benchmarks, whose flags share names."""
-    flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+    flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3.")
     flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
     flags.DEFINE_integer("steps", 10, "Steps measured of each side and case.", lower_bound=1)
     flags.DEFINE_integer("warmup", 2, "Steps before those.", lower_bound=1)
