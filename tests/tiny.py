@@ -121,17 +121,17 @@ def write_gemma(folder: Path, seed: int = 0, **overrides: Any) -> Path:
     return _write(folder, config, dict(hf_tensors(params, names.GEMMA3)), tokenizer)
 
 
-def write_llama(folder: Path, seed: int = 0) -> Path:
-    return _write_plain(folder, LLAMA, _byte_level(bos=True), seed)
+def write_llama(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    return _write_plain(folder, {**LLAMA, **overrides}, _byte_level(bos=True), seed)
 
 
-def write_qwen(folder: Path, seed: int = 0) -> Path:
-    return _write_plain(folder, QWEN, _byte_level(bos=False), seed)
+def write_qwen(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    return _write_plain(folder, {**QWEN, **overrides}, _byte_level(bos=False), seed)
 
 
-def _write_plain(folder: Path, shape: dict[str, Any], tokenizer: Tokenizer, seed: int) -> Path:
+def _write_plain(folder: Path, config: dict[str, Any], tokenizer: Tokenizer, seed: int) -> Path:
     """A random decoder with plain norms; as in published files, the embedding has more rows than there are tokens."""
-    config = {**shape, "vocab_size": tokenizer.get_vocab_size() + 5}
+    config = {"vocab_size": tokenizer.get_vocab_size() + 5, **config}
     params = _random(Decoder(DecoderConfig.from_hf(config)).abstract_params(), seed, scale=1.0)
     return _write(folder, config, dict(hf_tensors(params, names.LLAMA)), tokenizer)
 

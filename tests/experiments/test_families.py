@@ -10,7 +10,7 @@ from kafjax import hub
 from kafjax.core.rundir import read_jsonl
 from kafjax.retrieval import prompt
 from tests import tiny
-from tests.experiments.commands import Outcome
+from tests.experiments.commands import Outcome, refused
 
 QUESTION = "Where was Mira Toll born?"
 
@@ -21,8 +21,12 @@ def shown(asked: Outcome) -> dict[str, str]:
 
 
 def n_tokens(model: Path, *, bos: int, prefix: str, then: str) -> int:
+    """Of BOS and the two parts, which are cut apart as they would be in one."""
     encode = hub.tokenizer(str(model)).encode
-    return bos + sum(len(encode(part, add_special_tokens=False).ids) for part in (prefix, then))
+    parts = [token for part in (prefix, then) for token in encode(part, add_special_tokens=False).ids]
+    whole = encode(prefix + then).ids
+    assert whole[bos:] == parts and whole[:bos] == [2] * bos
+    return len(whole)
 
 
 @pytest.mark.multiprocess
@@ -47,3 +51,11 @@ def test_a_qwen_reads_passages(answer, world, tmp_path):
     assert asked["passages"].strip() == f"1. [doc0#0] {passage}"
     expected = n_tokens(model, bos=0, prefix=prompt.reading_prefix(1), then=prompt.reading(QUESTION, [passage]))
     assert asked["tokens"].startswith(f"{expected} prompt ")
+
+
+@pytest.mark.multiprocess
+def test_a_tokenizer_of_another_model_is_told(finetune, world, tmp_path):
+    model = tiny.write_qwen(tmp_path / "qwen", vocab_size=300)
+    outcome = finetune(*world.flags(model=model, runs=tmp_path / "runs", embedder=None), "--rank=4")
+    assert "the tokenizer is not this model's: token" in refused(outcome) and "vocabulary of 300" in refused(outcome)
+    assert not (tmp_path / "runs").exists()
