@@ -57,7 +57,11 @@ SCRATCH = DecoderConfig(
 
 def define_flags() -> None:
     """Not at import: tests import several benchmarks, whose flags share names."""
-    flags.DEFINE_string("model", "scratch", "scratch (9 million random parameters), gemma3-270m, or a folder of a Gemma 3 text model.")
+    flags.DEFINE_string(
+        "model",
+        "scratch",
+        "scratch (9 million random parameters), gemma3-270m, or a folder of one of the families in docs/models.md.",
+    )
     flags.DEFINE_list("lanes", ["1", "2", "4", "8", "16", "32"], "Numbers of lanes to measure.")
     flags.DEFINE_integer("rows", 2, "Rows per step of each lane.", lower_bound=1)
     flags.DEFINE_integer("seq_len", 64, "Tokens per row.", lower_bound=2)

@@ -32,7 +32,7 @@ REMAT_HELP = (
 
 
 def define_model_flags() -> None:
-    flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+    flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
     flags.DEFINE_string("embedder", "minilm", "Embedding model: minilm, or a folder of a BERT model.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations. bfloat16 is faster on TPUs, GPUs and CPUs with AMX.")
     flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order, adapter start and sampling.")
@@ -67,7 +67,7 @@ def define_settings_flags() -> None:
     flags.DEFINE_integer("rank", d.rank, "LoRA: rank of the adapter.")
     flags.DEFINE_float("alpha", d.alpha, "LoRA: alpha; the update is scaled by alpha / rank.")
     flags.DEFINE_string("targets", d.targets, "LoRA: regular expression found in the paths of the kernels to adapt.")
-    flags.DEFINE_boolean("freeze_embedding", d.freeze_embedding, "Full fine-tuning: leave the (tied) embedding as it is.")
+    flags.DEFINE_boolean("freeze_embedding", d.freeze_embedding, "Full fine-tuning: leave the embedding (and an untied head) as it is.")
     flags.DEFINE_integer("batch_rows", d.batch_rows, "Training: rows of packed tokens per step.", lower_bound=1)
     flags.DEFINE_integer("seq_len", d.seq_len, "Training: tokens per row.", lower_bound=2)
     flags.DEFINE_float("replay", d.replay, "Training: share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
@@ -122,8 +122,13 @@ def compiling() -> Iterator[list[float]]:
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept beside the converted weights, so that the second run starts at once."""
+    """Compiled programs are kept beside the converted weights, so that the second run starts at once.
+
+    The small ones, too: loading writes each shape of a parameter by a program of a tenth of a second.
+    """
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    least = "jax_persistent_cache_min_compile_time_secs"
+    jax.config.update(least, min(getattr(jax.config, least), 0.05))
 
 
 def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:

@@ -56,7 +56,7 @@ HELD_OUT = 5  # with --early_stop, one training question in so many
 
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
-flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
+flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
 flags.DEFINE_list("ranks", ["4", "16"], "Grid: ranks, separated by commas.")
 flags.DEFINE_list("alphas", ["32"], "Grid: alphas; 2r is twice the rank. The update is scaled by alpha / rank.")
 flags.DEFINE_list("lrs", ["3e-4", "1e-3"], "Grid: peak learning rates.")

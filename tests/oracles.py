@@ -66,7 +66,7 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
     """A random decoder of a few thousand parameters, norm scales random too. A new one each time, to be changed at will."""
     config, model, tiny = FAMILIES[family]
-    return _randomised(model(config(**{**tiny, **overrides}, attn_implementation="eager")), seed)
+    return randomised(model(config(**{**tiny, **overrides}, attn_implementation="eager")), seed)
 
 
 def tiny_hf_gemma(seed: int = 0, **overrides: Any) -> transformers.Gemma3ForCausalLM:
@@ -75,10 +75,10 @@ def tiny_hf_gemma(seed: int = 0, **overrides: Any) -> transformers.Gemma3ForCaus
 
 def tiny_hf_bert(seed: int = 0, family: type = transformers.BertModel, **overrides: Any) -> transformers.PreTrainedModel:
     config = transformers.BertConfig(**{**TINY_BERT, **overrides}, attn_implementation="eager")
-    return _randomised(family(config), seed)
+    return randomised(family(config), seed)
 
 
-def _randomised(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrainedModel:
+def randomised(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrainedModel:
     # transformers starts all norms and biases at one number and all kernels near zero: that would hide mistakes.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -32,6 +32,32 @@ GEMMA = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
+LLAMA = {  # with a head of its own and a BOS in front
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "bos_token_id": 2,
+    "eos_token_id": [1, 3],
+}
+QWEN = {  # tied, with nothing in front
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
 BERT = {
     "model_type": "bert",
     "hidden_size": 32,
@@ -95,6 +121,21 @@ def write_gemma(folder: Path, seed: int = 0, **overrides: Any) -> Path:
     return _write(folder, config, dict(hf_tensors(params, names.GEMMA3)), tokenizer)
 
 
+def write_llama(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    return _write_plain(folder, {**LLAMA, **overrides}, _byte_level(bos=True), seed)
+
+
+def write_qwen(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    return _write_plain(folder, {**QWEN, **overrides}, _byte_level(bos=False), seed)
+
+
+def _write_plain(folder: Path, config: dict[str, Any], tokenizer: Tokenizer, seed: int) -> Path:
+    """A random decoder with plain norms; as in published files, the embedding has more rows than there are tokens."""
+    config = {"vocab_size": tokenizer.get_vocab_size() + 5, **config}
+    params = _random(Decoder(DecoderConfig.from_hf(config)).abstract_params(), seed, scale=1.0)
+    return _write(folder, config, dict(hf_tensors(params, names.LLAMA)), tokenizer)
+
+
 def write_bert(folder: Path, seed: int = 0) -> Path:
     """A random BERT likewise. Texts that share words have nearby vectors even so."""
     tokenizer = _wordpiece()
@@ -142,6 +183,23 @@ def _bpe() -> Tokenizer:
     specials = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer.train_from_iterator(_texts(), trainers.BpeTrainer(vocab_size=500, special_tokens=specials, show_progress=False))
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return tokenizer
+
+
+def _byte_level(*, bos: bool) -> Tokenizer:
+    """As Llama's and Qwen's: of bytes, split by a pattern that keeps line ends together."""
+    tokenizer = Tokenizer(models.BPE())
+    pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    split = pre_tokenizers.Split(pattern, "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|pad|>", "<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{specials[2]} $A", special_tokens=[(specials[2], 2)])
     return tokenizer
 
 

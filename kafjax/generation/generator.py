@@ -173,7 +173,8 @@ class Generator:
 
     def _stops_at(self, strings: tuple[str, ...]) -> Stops:
         if strings not in self._stops:
-            self._stops[strings] = Stops.of(self.tokenizer, strings, self.model.config.vocab_size, self.model.config.eos_id)
+            config = self.model.config
+            self._stops[strings] = Stops.of(self.tokenizer, strings, config.vocab_size, config.eos_id, *config.also_eos_ids)
         return self._stops[strings]
 
 

@@ -23,20 +23,20 @@ class Stops:
     """
 
     tokenizer: Tokenizer
-    eos_id: int
+    eos_ids: tuple[int, ...]
     strings: tuple[str, ...]
     tokens: frozenset[int]
     mask_V: jax.Array
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, strings: tuple[str, ...], vocab_size: int, eos_id: int) -> Stops:
+    def of(cls, tokenizer: Tokenizer, strings: tuple[str, ...], vocab_size: int, *eos_ids: int) -> Stops:
         """Looks through the whole vocabulary: about a second for a large one."""
         # Decoded, because a token's name may not be its text: spaces, line ends and single bytes are often spelled in another way.
         texts = tokenizer.decode_batch([[i] for i in range(vocab_size)], skip_special_tokens=False) if strings else []
-        tokens = {eos_id, *(i for i, text in enumerate(texts) if any(s in text for s in strings))}
+        tokens = {*eos_ids, *(i for i, text in enumerate(texts) if any(s in text for s in strings))}
         mask_V = np.zeros(vocab_size, bool)
         mask_V[list(tokens)] = True
-        return cls(tokenizer, eos_id, strings, frozenset(tokens), jnp.asarray(mask_V))
+        return cls(tokenizer, eos_ids, strings, frozenset(tokens), jnp.asarray(mask_V))
 
     @property
     def in_one_token(self) -> bool:
@@ -59,7 +59,7 @@ class Stops:
         return text[: self._first(text)], tuple(tokens), end is not None
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode([token for token in tokens if token != self.eos_id])
+        return self.tokenizer.decode([token for token in tokens if token not in self.eos_ids])
 
     def _first(self, text: str) -> int | None:
         """Where the first stop string begins."""

@@ -68,7 +68,7 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
             params[entry.path], finite = placed.astype(leaf.dtype), _finite(placed)
         else:
             stacked = params.pop(entry.path) if entry.path in params else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-            params[entry.path], finite = _written(stacked, placed, layer, entry.transpose), _finite(placed)
+            params[entry.path], finite = _written(stacked, placed, layer, entry.transpose)
         _check(source, pending)
         pending = [(full_name, finite)]
     _check(source, pending)
@@ -104,6 +104,8 @@ def _finite(tensor: jax.Array) -> jax.Array:
     return jnp.isfinite(tensor).all()
 
 
+# The check is no program of its own for each shape: compiling is a good part of loading a small model.
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _written(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bool) -> jax.Array:
-    return stacked.at[layer].set((tensor.T if transpose else tensor).astype(stacked.dtype))
+def _written(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bool) -> tuple[jax.Array, jax.Array]:
+    """The parameter with the tensor as its layer, and whether all of that is finite."""
+    return stacked.at[layer].set((tensor.T if transpose else tensor).astype(stacked.dtype)), jnp.isfinite(tensor).all()

@@ -110,7 +110,7 @@ def _abstract(model: Model, param_dtype: Any, mesh: Mesh | None) -> trees.Tree:
 
 
 def _model(folder: Path) -> Model:
-    config = read_json(folder / "config.json")
+    config = _config(folder)
     kind = config.get("model_type") if isinstance(config, dict) else None
     try:
         if kind == "bert":
@@ -120,6 +120,16 @@ def _model(folder: Path) -> Model:
         return Decoder(DecoderConfig.from_hf(config))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
+
+
+def _config(folder: Path) -> Any:
+    """`config.json`; which tokens end a reply may stand in `generation_config.json`, and then that is what counts, as in transformers."""
+    config, beside = read_json(folder / "config.json"), folder / "generation_config.json"
+    if isinstance(config, dict) and beside.exists():
+        generation = read_json(beside)
+        if isinstance(generation, dict) and generation.get("eos_token_id") is not None:
+            return {**config, "eos_token_id": generation["eos_token_id"]}
+    return config
 
 
 def _package(module: str, distribution: str) -> Any:

@@ -20,6 +20,8 @@ from kafjax.hub.safetensors_in import INDEX
 from kafjax.models import Decoder, Encoder
 
 SHARD_BYTES = 5_000_000_000
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""What makes up a tokenizer in a Hugging Face folder; all but the first may be missing."""
 
 
 def save(
@@ -27,7 +29,7 @@ def save(
     model: Decoder | Encoder,
     params: trees.Tree,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | Path | str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a folder that `load` and transformers read: `config.json`, weights in their dtypes, `tokenizer.json`.
@@ -38,11 +40,13 @@ def save(
     Args:
       folder: must not exist, or be empty.
       params: those of `model`, without adapters (`lora.merge` them first).
-      tokenizer: written beside the weights; without one the folder has none.
+      tokenizer: written beside the weights. Of a folder its files are copied as they are, chat template and all. Without one the
+        folder has none.
       shard_bytes: weights above this are cut into several files with an index.
 
     Raises:
-      UserError: the folder is taken or cannot be written, parameters that are not the model's, a configuration of no family.
+      UserError: the folder is taken or cannot be written, parameters that are not the model's, a configuration of no family, a
+        folder without a tokenizer.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -115,7 +119,14 @@ def _write_weights(folder: Path, params: trees.Tree, table: Table, shard_bytes: 
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: dict[str, object]) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, object]) -> None:
+    if not isinstance(tokenizer, Tokenizer):
+        if not (Path(tokenizer) / "tokenizer.json").is_file():
+            raise UserError(f"{tokenizer}: no tokenizer.json in it")
+        for file in (Path(tokenizer) / name for name in TOKENIZER_FILES):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+        return
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     tokens = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
     special = {name: tokenizer.id_to_token(i) for name, i in tokens.items() if i is not None and tokenizer.id_to_token(i) is not None}

@@ -31,6 +31,8 @@ class DecoderConfig:
       tied: the embedding also makes the logits; else the parameters have a "head".
       max_length: most positions the model was made for.
       bos_id: None in families that put no token in front.
+      eos_id: written behind a text in training, and ends a reply.
+      also_eos_ids: end a reply, too: the end of a turn in a chat.
       family: the model_type of config.json. Nothing is computed by it: it names the form to be written in.
 
     Raises:
@@ -63,6 +65,7 @@ class DecoderConfig:
     max_length: int = 32768
     bos_id: int | None = 2
     eos_id: int = 1
+    also_eos_ids: tuple[int, ...] = ()
     family: str = "gemma3_text"
 
     def __post_init__(self) -> None:

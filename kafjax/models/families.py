@@ -67,7 +67,7 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         "rms_norm_eps": fields["norm_eps"],
         "max_position_embeddings": fields["max_length"],
         "bos_token_id": fields["bos_id"],
-        "eos_token_id": fields["eos_id"],
+        "eos_token_id": [fields["eos_id"], *fields["also_eos_ids"]] if fields["also_eos_ids"] else fields["eos_id"],
         "tie_word_embeddings": fields["tied"],
         "rope_theta": fields["rope_theta"],
         "rope_scaling": _written_scaling(fields),
@@ -126,7 +126,7 @@ def _gemma3(config: Config) -> dict[str, Any]:
         "tied": config.get("tie_word_embeddings", True),
         "max_length": config.get("max_position_embeddings", 131072),
         "bos_id": config.get("bos_token_id", 2),
-        "eos_id": _first(config.get("eos_token_id", 1)),
+        **_eos({"eos_token_id": 1, **config}),
     }
 
 
@@ -134,8 +134,8 @@ def _gemma3_multimodal(config: Config) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict):
         raise UserError("config.json has no 'text_config'; is this the folder of a Gemma 3?")
-    outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if key in config}
-    return read({**_GEMMA3_DEFAULTS, **outer, **text, "model_type": "gemma3_text"})
+    outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if config.get(key) is not None}
+    return read({**_GEMMA3_DEFAULTS, **text, **outer, "model_type": "gemma3_text"})
 
 
 def _gemma3_sliding(config: Config) -> list[bool]:
@@ -166,12 +166,10 @@ def _qwen3(config: Config) -> dict[str, Any]:
 
 
 def _qwen(config: Config) -> dict[str, Any]:
-    if config.get("eos_token_id") is None:
-        raise UserError("config.json has no 'eos_token_id', without which no reply ends")
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     first = config.get("max_window_layers", 28)
     sliding = [window is not None and i >= first for i in range(count(config, "num_hidden_layers"))]
-    defaults = {"num_key_value_heads": 32, "bos_token_id": None}
+    defaults = {"num_key_value_heads": 32, "bos_token_id": None, "eos_token_id": None}
     return {**_plain({**defaults, **config}, max_length=32768), **_layers(config, window, sliding)}
 
 
@@ -214,7 +212,7 @@ def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
         "tied": config.get("tie_word_embeddings", False),
         "max_length": config.get("max_position_embeddings", max_length),
         "bos_id": config.get("bos_token_id", 1),
-        "eos_id": _first(config.get("eos_token_id", 2)),
+        **_eos({"eos_token_id": 2, **config}),
     }
 
 
@@ -253,8 +251,15 @@ def _layers(config: Config, window: int | None, sliding: list[bool]) -> dict[str
     return {"sliding": tuple(sliding), "window": window}
 
 
-def _first(ids: int | list[int]) -> int:
-    return ids[0] if isinstance(ids, list) else ids
+def _eos(config: Config) -> dict[str, Any]:
+    """A file names one token or several; the first one ends a text that is trained on, each one a reply."""
+    given, vocab_size = config.get("eos_token_id"), count(config, "vocab_size")
+    if given is None or given == []:
+        raise UserError("config.json has no 'eos_token_id', without which no reply ends")
+    ids = given if isinstance(given, list) else [given]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids):
+        raise UserError(f"config.json: eos_token_id={given!r} must be tokens of the vocabulary of {vocab_size}")
+    return {"eos_id": ids[0], "also_eos_ids": tuple(ids[1:])}
 
 
 def _rope_type(rope: Config) -> str:

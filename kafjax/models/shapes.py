@@ -64,7 +64,7 @@ def _qwen25(vocab_size: int, *sizes: int, head_dim: int, max_length: int, **swit
     return _plain("qwen2", vocab_size, *sizes, head_dim=head_dim, max_length=max_length, qkv_bias=True, **ids, **switches)
 
 
-_MULTIMODAL = {"window": 1024, "vocab_size": 262_208, "rope_factor": 8.0, "max_length": 131_072}
+_MULTIMODAL = {"window": 1024, "vocab_size": 262_208, "rope_factor": 8.0, "max_length": 131_072, "also_eos_ids": (106,)}
 
 # Sizes are hidden, MLP, layers, query heads, key heads.
 CONFIGS: dict[str, DecoderConfig] = {

@@ -98,11 +98,12 @@ def train(
       label: names this training in messages and logs.
 
     Raises:
-      UserError: nothing to train on, sizes that do not fit the mesh, a loss that is no longer finite, a checkpoint of another
-        training in `run_dir`, a disk that takes no checkpoint.
+      UserError: nothing to train on, tokens beyond the vocabulary, sizes that do not fit the mesh, a loss that is no longer finite,
+        a checkpoint of another training in `run_dir`, a disk that takes no checkpoint.
       Preempted: SIGTERM came, and the step that it came in is saved, if checkpoints are. In all processes at the same step.
     """
     mesh = make_mesh() if mesh is None else mesh
+    _check_tokens(model, variants)
     batches = batches_of(variants, config, n_data_shares(mesh))
     n_steps = len(batches) if config.steps is None else config.steps
     if batches.n_cut:
@@ -152,13 +153,22 @@ def check(
     spec: lora.Spec | None = None,
     mesh: Mesh | None = None,
 ) -> None:
-    """Raises what `train` would raise before its first step: nothing to train on, an adapter or sizes that do not fit."""
+    """Raises what `train` would raise before its first step: nothing to train on, an adapter, sizes or tokens that do not fit."""
     mesh = make_mesh() if mesh is None else mesh
+    _check_tokens(model, variants)
     batches_of(variants, config, n_data_shares(mesh))
     shardings(model.axes(), params, mesh)
     if spec is not None:
         adapters = lora.abstract(spec, params)
         shardings(lora.axes(adapters, model.axes()), adapters, mesh)
+
+
+def _check_tokens(model: Decoder, variants: Data) -> None:
+    """A lookup beyond the embedding would read its last row without a word."""
+    examples = () if isinstance(variants, PackedRows) else (example for of_epoch in variants for example in of_epoch)
+    highest = max((int(example.tokens.max(initial=0)) for example in examples), default=0)
+    if highest >= model.config.vocab_size:
+        raise UserError(f"the tokenizer is not this model's: token {highest} of a vocabulary of {model.config.vocab_size}")
 
 
 @dataclasses.dataclass

@@ -125,12 +125,13 @@ def test_eos_ends_each_row_for_itself(model, tokenizer, params, natural):
     places = {t: [row.index(t) if t in row else None for row in natural] for row in natural for t in row}
     eos = max(places, key=lambda t: len(set(places[t])))
     assert len(set(places[eos])) >= 3 and None in places[eos]
-    ending = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_id=eos))
-    replies = Generator(ending, tokenizer).generate(params, PROMPTS, GREEDY)
+    beside_another = dataclasses.replace(model, config=dataclasses.replace(model.config, also_eos_ids=(eos,)))
+    replies = Generator(beside_another, tokenizer).generate(params, PROMPTS, GREEDY)
     expected = [row if at is None else row[: at + 1] for row, at in zip(natural, places[eos], strict=True)]
     assert tokens_of(replies) == expected
     assert [reply.text for reply in replies] == [tokenizer.decode([t for t in row if t != eos]) for row in expected]
-    # One of max_new_tokens at a time: the limit and EOS do not get into each other's way.
+    # Few of max_new_tokens: the limit and EOS do not get into each other's way.
+    ending = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_id=eos))
     for n in (1, 2):
         few = Generator(ending, tokenizer).generate(params, PROMPTS, dataclasses.replace(GREEDY, max_new_tokens=n))
         assert tokens_of(few) == [row[:n] for row in expected]

@@ -70,6 +70,9 @@ def test_without_stop_strings_only_eos_ends_a_reply(byte_fallback):
     assert stops.cut([6, 2, 3, 2]) == ("\n a", (6, 2, 3), True)
     assert stops.cut([6, 2]) == ("\n a", (6, 2), False)
     assert stops.cut([3]) == ("", (3,), True)
+    of_a_chat = Stops.of(byte_fallback, (), 8, 3, 2)
+    assert of_a_chat.tokens == {2, 3}
+    assert of_a_chat.cut([6, 2, 3]) == ("\n", (6, 2), True)
 
 
 @settings(max_examples=200)

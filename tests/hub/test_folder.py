@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from oracles import carry_over, tiny_hf_bert, tiny_hf_gemma
+from oracles import FAMILIES, TINY_GEMMA, carry_over, hf_logits, quick_jit, random_tokens, randomised, tiny_hf, tiny_hf_bert, tiny_hf_gemma
 
 from kafjax import hub
 from kafjax.core import trees
@@ -150,6 +150,17 @@ def test_broken_json_is_named_with_its_line(sharded, name):
     assert f"{name}:3" in load_error(sharded)
 
 
+@pytest.mark.parametrize(
+    ("beside", "ends"),
+    [({"eos_token_id": [1, 96]}, (1, (96,))), ({"eos_token_id": 7}, (7, ())), ({"do_sample": True}, (1, ())), ([], (1, ()))],
+    ids=str,
+)
+def test_what_ends_a_reply_may_stand_beside_the_configuration(gemma, beside, ends):
+    (gemma / "generation_config.json").write_text(json.dumps(beside))
+    config = hub.load(str(gemma))[0].config
+    assert (config.eos_id, config.also_eos_ids) == ends
+
+
 def test_json_that_is_no_object_is_named(gemma):
     (gemma / "config.json").write_text("[1]")
     assert "config.json" in load_error(gemma)
@@ -177,6 +188,51 @@ def test_folders_that_are_no_models(tmp_path):
     assert "no model.safetensors" in load_error(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle, never read")
     assert "no model.safetensors" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("saved", "claimed", "named"),
+    [
+        ("qwen3", "qwen2", r"extra tensor 'model\.layers\.0\.self_attn\.[kq]_norm\.weight'"),
+        ("qwen2", "llama", r"extra tensor 'model\.layers\.0\.self_attn\.[kqv]_proj\.bias'"),
+        ("llama", "qwen3", r"tensor 'model\.layers\.0\.self_attn\.q_norm\.weight' and 7 more missing"),
+        ("gemma3_text", "llama", r"extra tensor 'model\.layers\.0\.\w+_feedforward_layernorm\.weight'"),
+    ],
+)
+def test_tensors_of_another_family_are_named(tmp_path, saved, claimed, named):
+    tiny_hf(saved).save_pretrained(tmp_path)
+    config = FAMILIES[claimed][0](**FAMILIES[claimed][2], tie_word_embeddings=saved == "gemma3_text").to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert re.search(named, load_error(tmp_path))
+
+
+def test_a_quantised_tensor_is_named(gemma):
+    edit(gemma / "model.safetensors", lambda t: t.update({"model.norm.weight": np.ones(24, np.int8)}))
+    assert "'model.norm.weight' is of type I8" in load_error(gemma)
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["names of published files", "names in memory"])
+def test_the_text_of_a_multimodal_gemma_computes_as_transformers(tmp_path, in_memory):
+    """The vision tower is passed over, under the names that transformers writes and under those that it computes with."""
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    text = {**TINY_GEMMA, "vocab_size": 112, "pad_token_id": 0}
+    ids = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102, "mm_tokens_per_image": 4, "eos_token_id": [1, 96]}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, **ids, attn_implementation="eager")
+    hf = randomised(transformers.Gemma3ForConditionalGeneration(config), 0)
+    hf.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if in_memory:
+        new = {"language_model.model.": "model.language_model.", "vision_tower.": "model.vision_tower.", "multi": "model.multi"}
+        rename = lambda name: next((ours + name.removeprefix(theirs) for theirs, ours in new.items() if name.startswith(theirs)), name)  # noqa: E731
+        tensors = {rename(name): tensor for name, tensor in safetensors.numpy.load_file(weights).items()}
+        assert tensors.keys() <= hf.state_dict().keys()
+        safetensors.numpy.save_file(tensors, weights)
+    assert any("vision_tower" in name for name in safetensors.numpy.load_file(weights))
+    model, params = hub.load(str(tmp_path))
+    assert (model.config.family, model.config.vocab_size, model.config.also_eos_ids) == ("gemma3_text", 112, (96,))
+    tokens = random_tokens(0, (2, 12), 100)
+    np.testing.assert_allclose(quick_jit(model.apply)(params, tokens), hf_logits(hf, tokens), rtol=2e-5, atol=2e-5)
 
 
 def test_an_unknown_name_gets_the_nearest():

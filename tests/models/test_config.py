@@ -28,7 +28,7 @@ def without(config, *keys):
         {"rope_scaling": None},
         {"layer_types": None, "num_hidden_layers": 13},
         {"layer_types": None, "sliding_window_pattern": 2},
-        {"eos_token_id": [1, 106]},
+        {"eos_token_id": [1, 96]},
     ],
     ids=str,
 )
@@ -168,6 +168,9 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("mistral", {"attention_bias": True}, "attention_bias"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),
         ("qwen2", {"eos_token_id": None}, "eos_token_id"),
+        ("llama", {"eos_token_id": []}, "eos_token_id"),
+        ("llama", {"eos_token_id": [1, 101]}, "vocabulary of 101"),
+        ("qwen3", {"eos_token_id": "</s>"}, "</s>"),
         ("qwen3", {"num_experts": 128}, "num_experts"),
         ("gemma3_text", {"rope_scaling": LLAMA3}, "llama3"),
         ("qwen3_moe", {}, "Did you mean 'qwen3'"),

@@ -1,0 +1,54 @@
+"""Loading never holds the model on the host: memory is bounded by the largest tensor, and a device reads its own part."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kafjax import hub
+from kafjax.core import trees
+from kafjax.models import CONFIGS, Decoder
+
+
+@pytest.mark.parametrize(("stored", "loaded"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):
+    """Numpy's and Python's memory is counted, the parameters' is not: that is the device's."""
+    sizes = {"vocab_size": 1000, "hidden_size": 256, "mlp_size": 512, "n_layers": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
+    model = Decoder(dataclasses.replace(CONFIGS["llama3.1-8b"], **sizes, sliding=(False,) * 12, eos_id=1))
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, stored), model.abstract_params())
+    hub.save(tmp_path / "saved", model, params, shard_bytes=10**7)
+    largest = 1000 * 256 * jnp.dtype(stored).itemsize
+    assert sum(leaf.nbytes for leaf in trees.flatten(params).values()) > 20 * largest
+    load = lambda: hub.load(str(tmp_path / "saved"), param_dtype=jnp.dtype(loaded))[1]  # noqa: E731
+    load()  # what is imported and compiled on first use is not the tensors'
+    tracemalloc.start()
+    try:
+        params = jax.block_until_ready(load())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert largest < peak < 2.5 * largest  # the file's bytes are seen by this count
+    assert all(leaf.dtype == loaded and bool((leaf == 0.5).all()) for leaf in trees.flatten(params).values())
+
+
+@pytest.mark.multiprocess
+def test_eight_devices_load_what_one_does(tmp_path):
+    path = Path(__file__).with_name("multidevice_load.py")
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, **flags, "PYTHONPATH": str(path.parents[2])}
+    done = subprocess.run([sys.executable, str(path), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines() == [
+        "fsdp:8 equals one device, and is saved as it was",
+        "data:2,fsdp:2,tensor:2 equals one device, and is saved as it was",
+        "fsdp:4,tensor:2 equals one device, and is saved as it was",
+        "a device reads its part only",
+    ]
