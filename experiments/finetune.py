@@ -49,6 +49,7 @@ from kafjax.models import REMAT, Decoder
 from kafjax.parallel import distributed, make_mesh
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training.demand import auto_mesh
 from kafjax.training.optimizers import OPTIMIZERS
 from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
@@ -80,7 +81,7 @@ flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations.
 flags.DEFINE_enum("remat", "none", REMAT, common.REMAT_HELP)
 flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "AdamW; Adafactor (hardly any state); Muon (one moment, orthogonalised updates).")
 flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Type of what trains; bfloat16 halves its memory and rounds stochastically.")
-flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: all on fsdp.")
+flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: chosen by formula, with the reason.")
 flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints; 0 for none.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.")
 flags.DEFINE_boolean("wandb", False, "Mirror the metrics to an offline wandb run in the run's folder.")
@@ -106,6 +107,9 @@ def _finetune() -> None:
     train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
     corpus = common.corpus_from_flags()
     model, params, tokenizer = _load_model()
+    if values.mesh == "auto":
+        mesh, reason = auto_mesh(model, train_config, spec)
+        say("finetune", f"mesh {reason}")
     examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}

@@ -38,6 +38,8 @@ CHIPS = {
     "h200": Chip(989e12, 141e9, 4800e9, 450e9),
     "b200": Chip(2250e12, 180e9, 7700e9, 900e9),
 }
+UNKNOWN = Chip(50e9, 8e9, 10e9, 1e9)
+"""A device that is not in the table, such as a CPU's share: numbers of a core, so that sending is dear and all else in proportion."""
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "v7x"}
 _LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8192, "v6e": 256, "v7x": 8192}
 """Chips of the largest slice: a power of two here, though v4, v5p and v7x come in a few other shapes (name those by their shape)."""

@@ -65,7 +65,7 @@ class Task:
         """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`."""
         initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith(("embed/", "head/"))))
         copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
-        return cls._build(model, config, mesh, n_steps, trees.combine, frozen, copy, jax.eval_shape(copy), model.axes())
+        return cls._build(model, config, mesh, n_steps, trees.combine, frozen, copy, initial, model.axes())
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
@@ -90,10 +90,7 @@ class Task:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
         abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
-        # Cast once what every step would cast again. Norms compute in float32 and stay.
-        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
-        frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
-        return cls(model, config, mesh, combine, frozen, make, optimizer, schedule, abstract)
+        return cls(model, config, mesh, combine, lay_out(model, frozen, mesh), make, optimizer, schedule, abstract)
 
     def new_state(self) -> TrainState:
         places = _places(self.abstract)
@@ -134,6 +131,12 @@ class Task:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         step = self._step(dataclasses.replace(self.model, unroll=True), 1, batch.places_SxN.shape[1])
         return n_micro * float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+
+
+def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
+    """Parameters that do not train on the mesh, cast once to what every step would cast them to. Norms compute in float32 and stay."""
+    frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
+    return shard(frozen, shardings(model.axes(), frozen, mesh))
 
 
 def _cast(x: Any, dtype: Any) -> Any:
