@@ -14,10 +14,12 @@ The last line starts with `fits` or `does not fit`. --search ranks the meshes by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from kafjax.training.optimizers import OPTIMIZERS
 
 METHODS = ("full", "lora", "lanes", "rag")
 N_SHOWN, N_TRIED = 8, 3  # meshes of a search that are shown, and compiled at most
+USABLE = 0.9  # of a device's memory, where only formulas tell
 
 flags.DEFINE_string("model", "llama3.1-8b", "A published decoder by name, or a folder with its config.json.")
 flags.DEFINE_string("method", "full", f"One of {', '.join(METHODS)}: what is trained, or for rag served.")
@@ -84,7 +87,7 @@ class Verdict:
 
     @property
     def fits(self) -> bool:
-        return self.n_bytes <= 0.9 * self.memory if self.compiled is None else self.compiled.fits
+        return self.n_bytes <= USABLE * self.memory if self.compiled is None else self.compiled.fits
 
 
 def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes: int) -> list[Program]:
@@ -114,6 +117,8 @@ def judge(program: Program, sizes: dict[str, int], pod: Slice, devices: list[Any
         return Verdict(program, formula, None, pod.device.memory)
     with waiting("plan", f"compiling {program.name} for {pod.name} on {show(sizes)}"):
         compiled = pods.compiled(lambda: program.lower(mesh=make_mesh(sizes, devices)))
+    if not pod.is_tpu and compiled.n_bytes > pod.device.memory:  # a GPU's compiler does not refuse
+        compiled = dataclasses.replace(compiled, refusal="it needs more memory than the GPU has")
     return Verdict(program, formula, compiled, compiled.limit or pod.device.memory)
 
 
@@ -151,34 +156,39 @@ def report(verdict: Verdict, pod: Slice) -> dict[str, Any]:
 
 
 def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes: dict[str, int]) -> list[str]:
-    """Changes of one flag that would make it fit, by formula; the gentlest first."""
+    """Flags that would make it fit, by formula: on this mesh more remat and more parts, then a smaller state, then another mesh."""
     values = flags.FLAGS
-    found = []
 
-    def tries(text: str, config: TrainConfig, sizes: dict[str, int], pod: Slice = pod) -> None:
+    def need(config: TrainConfig, sizes: dict[str, int]) -> float:
+        """Bytes of a device, or infinity where something does not divide."""
         demands = [program.demand for program in programs(model, method, config, values.rank, values.lanes)]
-        if any(obstacle(demand, sizes) for demand in demands):
-            return
-        need = max(estimate(demand, sizes, pod.device).n_bytes for demand in demands)
-        if need <= 0.9 * pod.device.memory:
-            found.append(f"{text} ({need / 1e9:.1f} GB)")
+        divides = not any(obstacle(demand, sizes) for demand in demands)
+        return max(estimate(demand, sizes, pod.device).n_bytes for demand in demands) if divides else math.inf
 
+    found: list[str] = []
+
+    def first(candidates: Iterable[dict[str, Any]], sizes: dict[str, int] = sizes, mesh: dict[str, str] | None = None) -> None:
+        for changes in candidates:
+            changed = {name: value for name, value in changes.items() if value != getattr(config, name)}
+            n_bytes = need(dataclasses.replace(config, **changed), sizes)
+            if n_bytes <= USABLE * pod.device.memory:
+                shown = {**changed, **(mesh or {})}
+                found.append(f"{' '.join(f'--{name}={value}' for name, value in shown.items())} ({n_bytes / 1e9:.1f} GB)")
+                return
+
+    parts = [config.accumulate * n for n in (1, 2, 4, 8, 16, 32)]
     if method != "rag":
+        first({"accumulate": n} for n in parts[1:])
         if config.remat != "full":
-            tries("--remat=full", dataclasses.replace(config, remat="full"), sizes)
-        for parts in (2, 4, 8, 16):
-            if config.batch_rows % (parts * config.accumulate) == 0 and not found:
-                more = parts * config.accumulate
-                tries(f"--accumulate={more}", dataclasses.replace(config, accumulate=more), sizes)
-        if method == "full":
-            tries("--param_dtype=bfloat16", dataclasses.replace(config, param_dtype="bfloat16"), sizes)
-            tries("--optimizer=adafactor", dataclasses.replace(config, optimizer="adafactor"), sizes)
-    best = ranked(programs(model, method, config, values.rank, values.lanes)[-1].demand, pod.n_devices, pod.device)[0]
-    if best.fits and best.sizes != sizes:
-        tries(f"--mesh={show(best.sizes)}", config, best.sizes)
-    if not found and config.batch_rows > 1:
-        found.append(f"a smaller --batch than {config.batch_rows}, or a larger --topology")
-    return found or ["a larger --topology"]
+            first({"remat": "full", "accumulate": n} for n in parts)
+    if method == "full":
+        small = [{"param_dtype": "bfloat16", "remat": "full", "optimizer": name} for name in ("adamw", "adafactor")]
+        first({**changes, "accumulate": n} for changes in small for n in parts)
+    if not found:
+        with contextlib.suppress(UserError):  # no mesh divides at all
+            best = ranked(programs(model, method, config, values.rank, values.lanes)[-1].demand, pod.n_devices, pod.device)[0].sizes
+            first([{}], best, {"mesh": show(best)})
+    return found or ["a smaller --batch, or a larger --topology"]
 
 
 def main(_: list[str]) -> None:

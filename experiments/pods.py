@@ -168,7 +168,7 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text:
+        if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text:
             raise
         used, limit = _figures(text)
         return Compiled(time.perf_counter() - began, refusal=" ".join(text.split("\n\n")[0].split()), used=used, limit=limit)

@@ -57,9 +57,6 @@ def test_every_axis_on_eight_devices_equals_one_and_sends_what_it_should():
         "each device holds an eighth of parameters and optimizer state",
         "adafactor equals one device",
         "muon equals one device",
-        "lora in two parts equals one device",
-        "remat=dots equals one device",
-        "remat=full equals one device",
         "auto says why",
         "what does not divide is named",
     ]

@@ -127,10 +127,11 @@ def test_muon_leaves_embeddings_and_scales_to_adam():
     start = jax.tree.map(jnp.float32, tree)
     gradient = jax.tree.map(lambda x: x + 1, start)
     for mine, before, slope in zip(*map(jax.tree.leaves, (run_ours("muon", start, [gradient], 0.1, 0.0), start, gradient)), strict=True):
-        np.testing.assert_allclose(mine - before, -0.1 * np.sign(slope), rtol=0.6)  # Adam's first step, here with Nesterov's momentum
+        # Adam's first step is the rate, and with Nesterov's momentum (Dozat 2016) as much again as that looks ahead.
+        np.testing.assert_allclose(mine - before, -0.1 * (1 + 0.9 * 0.1 / 0.19) * np.sign(slope), rtol=1e-3)
 
 
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30), st.integers(0, 2**31 - 1))
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100), st.integers(0, 2**31 - 1))
 def test_stochastic_rounding_gives_a_neighbour_and_keeps_what_is_exact(x, seed):
     x = np.float32(x)
     below, above = neighbours(x)
@@ -142,11 +143,11 @@ def test_stochastic_rounding_gives_a_neighbour_and_keeps_what_is_exact(x, seed):
 @pytest.mark.parametrize("x", [1.001, -3.14159, 1e-3, 123.456, 1 + 1 / 1024])
 def test_stochastic_rounding_is_unbiased(x):
     n, x = 40_000, np.float32(x)
-    mean = float(jnp.mean(round_stochastically(jnp.full(n, x), jax.random.key(7)).astype(jnp.float32)))
+    mean = np.asarray(round_stochastically(jnp.full(n, x), jax.random.key(7)), np.float64).mean()
     below, above = neighbours(x)
     share = (float(x) - below) / (above - below)
-    error = (above - below) * np.sqrt(share * (1 - share) / n)
-    assert abs(mean - float(x)) < 4.5 * error + 1e-6 * abs(x)
+    error = abs(above - below) * np.sqrt(share * (1 - share) / n)
+    assert 0 < share < 1 and abs(mean - float(x)) < 4.5 * error
 
 
 def test_stochastic_rounding_keeps_what_is_not_finite():
