@@ -14,6 +14,9 @@ VENV := .venv
 VPY  := $(VENV)/bin/python
 PIP  := $(VPY) -m pip install --disable-pip-version-check -c constraints.txt
 
+# Apart, because JAX looks for a TPU at every start where libtpu is installed.
+TPU_VENV := .venv-tpu
+
 TEST_EXTRAS := demo,retrieval,data,test,dev
 
 .PHONY: help
@@ -33,6 +36,10 @@ test: lint  ## Lint, then run every test that this machine can run: ARGS="-k lor
 test-fast: $(VENV)/.for-test  ## Run the tests that take seconds
 	$(VPY) -m pytest -m 'not (slow or multiprocess or ray or slurm or tpu_aot)' $(ARGS)
 
+.PHONY: test-tpu
+test-tpu: $(TPU_VENV)/.for-test  ## Compile for TPUs, on any machine: the tests marked tpu_aot, in a venv with libtpu
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu_aot tests/experiments/test_pods.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.for-test  ## Check the code with ruff
 	$(VPY) -m ruff check .
@@ -49,7 +56,7 @@ lock:  ## Write constraints.txt anew, keeping its pins; ARGS=--upgrade takes the
 
 .PHONY: clean
 clean:  ## Remove .venv, caches and build outputs (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TPU_VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: a file per finished step, so that an interrupted step is done again and a finished one is not.
@@ -73,3 +80,10 @@ $(VENV)/.for-test: $(VENV)/.created setup.py constraints.txt
 	@$(PIP) -q pip setuptools
 	@$(PIP) --no-build-isolation -e '.[$(TEST_EXTRAS)]'
 	@touch $@ $(VENV)/.for-run
+
+$(TPU_VENV)/.for-test: setup.py constraints.txt
+	@echo '== installing kafjax[tpu] (about 0.5 GB to download the first time)'
+	@$(PYTHON) -m venv --clear $(TPU_VENV)
+	@$(TPU_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -q pip setuptools
+	@$(TPU_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[tpu]' pytest pytest-timeout hypothesis
+	@touch $@

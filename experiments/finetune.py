@@ -53,6 +53,7 @@ from kafjax.ops.attention import ATTENTION
 from kafjax.parallel import distributed, make_mesh
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, TrainResult, check, discard_checkpoints, train, updated
+from kafjax.training.demand import auto_mesh
 from kafjax.training.optimizers import OPTIMIZERS
 from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
@@ -95,7 +96,7 @@ flags.DEFINE_enum("remat", "none", REMAT, common.REMAT_HELP)
 flags.DEFINE_enum("attention", "xla", ATTENTION, "Who computes attention: XLA, or on NVIDIA GPUs in bfloat16 cuDNN's fused kernel.")
 flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "AdamW; Adafactor (hardly any state); Muon (one moment, orthogonalised updates).")
 flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Type of what trains; bfloat16 halves its memory and rounds stochastically.")
-flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: all on fsdp.")
+flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: chosen by formula, with the reason.")
 flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints; 0 for none.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.")
 flags.DEFINE_boolean("wandb", False, "Mirror the metrics to an offline wandb run in the run's folder.")
@@ -132,9 +133,11 @@ def _finetune() -> None:
     values = flags.FLAGS
     # All that can be refused is refused before anything is on disk.
     spec = _spec() if values.method == "lora" else None
-    train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
+    train_config, settings = _train_config(), _settings()
+    model = _model()
+    mesh = _mesh(model, train_config, spec)
     corpus = common.corpus_from_flags()
-    model, params, tokenizer = _load_model(mesh)
+    params, tokenizer = _load_weights(mesh)
     examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
@@ -159,15 +162,28 @@ def _finetune() -> None:
         _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
 
 
-def _load_model(mesh: Mesh) -> tuple[Decoder, trees.Tree, Tokenizer]:
-    """Each device gets its part of the weights as they are read; no host and no device holds the whole model for it."""
+def _model() -> Decoder:
     values = flags.FLAGS
+    model = hub.describe(values.model, dtype=common.DTYPES[values.dtype])
+    if not isinstance(model, Decoder):
+        raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
+    return dataclasses.replace(model, attention=values.attention)
+
+
+def _mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None) -> Mesh:
+    if flags.FLAGS.mesh != "auto":
+        return make_mesh(flags.FLAGS.mesh)
+    mesh, reason = auto_mesh(model, config, spec)
+    say("finetune", f"mesh {reason}")
+    return mesh
+
+
+def _load_weights(mesh: Mesh) -> tuple[trees.Tree, Tokenizer]:
+    """Each device gets its part of the weights as they are read; no host and no device holds the whole model for it."""
+    name = flags.FLAGS.model
     common.use_compilation_cache()
-    with waiting("model", f"loading {values.model}"):
-        model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype], mesh=mesh)
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-        return dataclasses.replace(model, attention=values.attention), params, hub.tokenizer(values.model)
+    with waiting("model", f"loading {name}"):
+        return hub.load(name, mesh=mesh)[1], hub.tokenizer(name)
 
 
 def _training_data(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]] | PackedRows:

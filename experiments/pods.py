@@ -1,4 +1,4 @@
-"""Programs compiled for devices that are not there: the training step, and prefill and decoding, with abstract weights."""
+"""Programs compiled for devices that are not there: a training step, one of many lanes, and prefill and decoding, with abstract weights."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from kafjax.parallel import BATCH_AXES, constrainer, n_data_shares, shard, shard
 from kafjax.parallel.chips import Slice, chip_of
 from kafjax.parallel.hlo import Collective, collectives
 from kafjax.training import Batch, TrainConfig
+from kafjax.training.lane_step import LaneTask
 from kafjax.training.task import Task
 
 
@@ -62,7 +63,9 @@ def devices_of(pod: Slice) -> list[Any] | None:
         here = [device for device in jax.devices() if device.platform == "gpu"]
         return here if len(here) == pod.n_devices and chip_of(here[0]) == pod.device else None
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed; run: pip install 'kafjax[tpu]' (a wheel of 0.2 GB, no TPU needed)")
+        raise UserError(
+            "the TPU compiler is not installed; run: pip install 'kafjax[tpu]' (a wheel of 0.2 GB, no TPU needed), or add --formula"
+        )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the cloud's metadata server which TPU this machine is
     # A host holds a plane of four chips; of a shape without one, single chips.
     plane = (2, 2, 1) if all(n % 2 == 0 for n in pod.shape[:2]) else (1, 1, 1)
@@ -77,9 +80,7 @@ def devices_of(pod: Slice) -> list[Any] | None:
 
 def training_task(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None) -> Task:
     """The task that `training.train` would build, without weights."""
-    dtype = jnp.dtype(config.param_dtype)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), model.abstract_params())
-    n_steps = 1000  # of the learning rate's schedule; its numbers do not change the program
+    params, n_steps = model.abstract_params(), 1000  # of the learning rate's schedule, whose numbers do not change the program
     return Task.full(model, params, config, mesh, n_steps) if spec is None else Task.lora(model, params, config, mesh, n_steps, spec)
 
 
@@ -94,6 +95,13 @@ def training_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
 
 def lower_training(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None) -> jax.stages.Lowered:
     return training_task(model, config, mesh, spec).lower(training_batch(config, mesh))
+
+
+def lower_lanes(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec, lanes: int) -> jax.stages.Lowered:
+    """The step of `lanes` adapters at once, each on a batch of its own."""
+    params = model.abstract_params()
+    task = LaneTask.build(model, params, config, mesh, lora.lanes.layout([spec], params), lanes)
+    return task.lower(*task.abstract_inputs(training_batch(config, mesh)))
 
 
 def _serving_params(model: Decoder, mesh: jax.sharding.Mesh) -> trees.Tree:
@@ -160,7 +168,7 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text:
+        if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text:
             raise
         used, limit = _figures(text)
         return Compiled(time.perf_counter() - began, refusal=" ".join(text.split("\n\n")[0].split()), used=used, limit=limit)

@@ -56,13 +56,19 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
       UserError: an unknown name, a missing weights package, a folder that is no model, a setting that is not computed, damaged
         weights, a parameter that does not divide over the mesh.
     """
-    folder = _folder(name)
-    with _cache_to_blame(folder):
-        model = _model(folder)
+    model, folder = describe(name, dtype=dtype), _folder(name)
     abstract = _abstract(model, param_dtype, mesh)
     with _cache_to_blame(folder):
         params = assemble(safetensors_in.read_tensors(folder), names.TABLES[model.config.family], abstract, str(folder))
-    return dataclasses.replace(model, dtype=dtype) if isinstance(model, Decoder) else model, params
+    return model, params
+
+
+def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
+    """The model of `load(name)` without its parameters, to decide where they are to lie. Raises `UserError` as `load` does."""
+    folder = _folder(name)
+    with _cache_to_blame(folder):
+        model = _model(folder)
+    return dataclasses.replace(model, dtype=dtype) if isinstance(model, Decoder) else model
 
 
 def tokenizer(name: str) -> Tokenizer:

@@ -25,19 +25,23 @@ class Chip:
     compiler: str = ""
 
 
+_GIB = 2**30  # what sells as 16 GB of a TPU is 16 GiB
+
 # TPUs: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x (links are given there both ways: half of it is one way).
 # GPUs: NVIDIA's data sheets of the A100 80GB SXM, H100 SXM, H200 SXM and B200 (dense; NVLink, one way).
 CHIPS = {
-    "v4": Chip(275e12, 32e9, 1228e9, 300e9, dims=3, counted="cores", compiler="v4"),
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, dims=2, compiler="v5e"),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, dims=3, counted="cores", compiler="v5p"),
-    "v6e": Chip(918e12, 32e9, 1638e9, 400e9, dims=2, compiler="v6e"),
-    "v7x": Chip(2307e12, 192e9, 7380e9, 600e9, dims=3, devices=2, compiler="tpu7x"),
+    "v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, dims=3, counted="cores", compiler="v4"),
+    "v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, dims=2, compiler="v5e"),
+    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9, dims=3, counted="cores", compiler="v5p"),
+    "v6e": Chip(918e12, 32 * _GIB, 1638e9, 400e9, dims=2, compiler="v6e"),
+    "v7x": Chip(2307e12, 192 * _GIB, 7380e9, 600e9, dims=3, devices=2, compiler="tpu7x"),
     "a100": Chip(312e12, 80e9, 2039e9, 300e9),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9),
     "h200": Chip(989e12, 141e9, 4800e9, 450e9),
     "b200": Chip(2250e12, 180e9, 7700e9, 900e9),
 }
+UNKNOWN = Chip(50e9, 8e9, 10e9, 1e9)
+"""A device that is not in the table, such as a CPU's share: numbers of a core, so that sending is dear and all else in proportion."""
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "v7x"}
 _LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8192, "v6e": 256, "v7x": 8192}
 """Chips of the largest slice: a power of two here, though v4, v5p and v7x come in a few other shapes (name those by their shape)."""

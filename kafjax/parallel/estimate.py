@@ -36,6 +36,7 @@ class Demand:
         splitting its inside costs, all passes.
       traffic: memory read and written for one token and layer in all passes.
       limits: for a mesh axis, sizes that it must divide, by name.
+      lanes: adapters that train together; `rows`, `state` and `gradients` are of all of them.
     """
 
     model_flops: float
@@ -61,6 +62,7 @@ class Demand:
     reduces: float
     traffic: float
     limits: Mapping[str, Mapping[str, int]]
+    lanes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +84,23 @@ class Estimate:
 def estimate(demand: Demand, sizes: Sizes, chip: Chip) -> Estimate:
     """Bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has size 1)."""
     d = demand
-    data, fsdp, sequence, tensor = (sizes.get(axis, 1) for axis in ("data", "fsdp", "sequence", "tensor"))
-    shards, n = fsdp * tensor, data * fsdp * sequence * tensor
-    tokens = d.rows * d.seq_len / (d.micro * data * fsdp * sequence)  # of a microbatch on one device
+    lane, data, fsdp, sequence, tensor = (sizes.get(axis, 1) for axis in AXES)
+    shards, n = fsdp * tensor, lane * data * fsdp * sequence * tensor
+    tokens = d.rows * d.seq_len / (d.micro * lane * data * fsdp * sequence)  # of a microbatch on one device
+    state, gradients, reduced = d.state / lane, d.gradients / lane, d.reduced / lane
     memory = {
-        "parameters and optimizer": (d.state + d.frozen) / shards,
-        "gradients": d.gradients / shards,
+        "parameters and optimizer": (state + d.frozen) / shards,
+        "gradients": gradients / shards,
         "copies of weights": d.copied / shards + (2 * d.kernels / d.n_layers / tensor if fsdp > 1 else 0) + d.ends / tensor,
         "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept > 2 * d.residual else 1),
         "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
     }
     rest = lambda size: (size - 1) / size  # noqa: E731  the share of the bytes that a ring sends on
     sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
-    sent += d.micro * d.reduced / tensor * rest(fsdp) + 2 * d.reduced / shards * rest(data * sequence)
+    sent += d.micro * reduced / tensor * rest(fsdp) + 2 * reduced / shards * rest(data * sequence)
     sent += d.micro * d.reduces * 2 * tokens * d.residual * d.n_layers * rest(tensor)
     sent += d.micro * 3 * tokens * sequence * d.kv / min(tensor, max(d.limits["tensor"].values())) * d.n_layers * rest(sequence)
-    read = d.micro * d.weight_reads * d.kernels / tensor * (1 + (fsdp > 1)) + 2 * d.state / shards
+    read = d.micro * d.weight_reads * d.kernels / tensor * (1 + (fsdp > 1)) + 2 * state / shards
     read += d.micro * tokens * d.traffic * d.n_layers / tensor
     seconds = {"compute": d.flops / n / chip.flops, "memory": read / chip.memory_bandwidth, "links": sent / chip.link_bandwidth}
     return Estimate(memory, seconds)
@@ -106,9 +109,9 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip) -> Estimate:
 def meshes(demand: Demand, n_devices: int) -> Iterator[dict[str, int]]:
     """Every way to deal `n_devices` to the axes that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by tensor."""
     divisors = [n for n in range(1, n_devices + 1) if n_devices % n == 0]
-    axes = ("data", "fsdp", "sequence", "tensor")
-    for sizes in itertools.product(divisors, repeat=len(axes)):
-        mesh = dict(zip(axes, sizes, strict=True))
+    lanes = [n for n in divisors if demand.lanes % n == 0]
+    for sizes in itertools.product(lanes, *[divisors] * (len(AXES) - 1)):
+        mesh = dict(zip(AXES, sizes, strict=True))
         if math.prod(sizes) == n_devices and obstacle(demand, mesh) is None:
             yield mesh
 
@@ -116,9 +119,12 @@ def meshes(demand: Demand, n_devices: int) -> Iterator[dict[str, int]]:
 def obstacle(demand: Demand, sizes: Sizes) -> str | None:
     """What does not divide on this mesh, in words; None if all does."""
     shares = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    if demand.rows % (demand.micro * shares):
+    rows = demand.rows // demand.lanes
+    if demand.lanes % sizes.get("lane", 1):
+        return f"mesh axis lane:{sizes['lane']} does not divide lanes={demand.lanes}"
+    if rows % (demand.micro * shares):
         return (
-            f"batch={demand.rows} rows do not divide into {demand.micro} microbatches over data x fsdp = {shares} devices; "
+            f"batch={rows} rows do not divide into {demand.micro} microbatches over data x fsdp = {shares} devices; "
             f"use a multiple of {demand.micro * shares}"
         )
     for axis, limits in demand.limits.items():

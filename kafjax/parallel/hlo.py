@@ -16,6 +16,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _times(computations: dict[str, list[re.Match[str]]]) -> Counter[str]:
             opcode, rest = instruction[3], instruction[4]
             if opcode.endswith(("-done", "-update")):
                 continue  # names the computation that its start has begun
-            trips = int(found[1]) if opcode == "while" and (found := _TRIPS.search(rest)) else 1
+            trips = _trips(rest, computations) if opcode == "while" else 1
             branches = [b.strip().lstrip("%") for group in _BRANCHES.findall(rest) for b in group.split(",")]
             for called in {*_CALLED.findall(rest), *branches}:
                 callers.setdefault(called, []).append((name, trips))
@@ -93,6 +94,19 @@ def _times(computations: dict[str, list[re.Match[str]]]) -> Counter[str]:
     for name in computations:
         count(name)
     return times
+
+
+def _trips(rest: str, computations: dict[str, list[re.Match[str]]]) -> int:
+    """Turns of a loop: as many as the compiler noted, or those of a scan, whose condition compares a counter with a constant."""
+    if noted := _TRIPS.search(rest):
+        return int(noted[1])
+    instructions = {i[1]: i for i in computations.get(_CONDITION.search(rest)[1], ())}
+    for instruction in instructions.values():
+        if instruction[3] == "compare" and "direction=LT" in instruction[4]:
+            limit = instructions.get(re.findall(r"%([\w.\-]+)", instruction[4])[1])
+            if limit is not None and limit[3] == "constant":
+                return int(limit[4].partition(")")[0])
+    return 1
 
 
 def _collectives(instructions: list[re.Match[str]], times: int) -> Iterator[Collective]:
@@ -116,6 +130,10 @@ def _n_bytes(dtype: str, dims: str) -> int:
 
 
 def _group(rest: str) -> int:
+    if named := re.search(r"replica_groups=@?mesh\[(.*?)\] \{(.*?)\}", rest):  # 'axis_0'=4,'axis_1'=2, and those that take part
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        taking_part = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # a part of an axis: 'axis_0':(2)4
+        return math.prod(int(part) if part else sizes[axis] for axis, part in taking_part)
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
         return int(iota[1])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):

@@ -28,19 +28,24 @@ def make_mesh(spec: str | Mapping[str, int] = "auto", devices: Sequence[jax.Devi
       UserError: an unknown axis, or sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = {"fsdp": len(devices)} if spec == "auto" else parse(spec) if isinstance(spec, str) else dict(spec)
+    sizes = checked({"fsdp": len(devices)} if spec == "auto" else parse(spec) if isinstance(spec, str) else spec, len(devices))
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def checked(sizes: Mapping[str, int], n_devices: int) -> dict[str, int]:
+    """`sizes`, if that many devices can be dealt like this; else a `UserError` that offers what can."""
     for axis, size in sizes.items():
         if axis not in AXES:
             raise UserError(f"mesh axis '{axis}' does not exist. {nearest(axis, AXES)}")
         if size < 1:
             raise UserError(f"mesh axis {axis}={size}: sizes start at 1")
     product = math.prod(sizes.values())
-    if product != len(devices):
-        divisors = ", ".join(str(d) for d in range(1, len(devices) + 1) if len(devices) % d == 0)
+    if product != n_devices:
+        divisors = ", ".join(str(d) for d in range(1, n_devices + 1) if n_devices % d == 0)
         shown = " x ".join(f"{axis}:{size}" for axis, size in sizes.items()) or "1"
-        raise UserError(f"mesh {shown} is {product} devices, there are {len(devices)}: choose sizes among its divisors {divisors}")
-    shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        raise UserError(f"mesh {shown} is {product} devices, there are {n_devices}: choose sizes among its divisors {divisors}")
+    return dict(sizes)
 
 
 def parse(spec: str) -> dict[str, int]:

@@ -7,17 +7,29 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.evaluation import cost
 from kafjax.models import Decoder
-from kafjax.parallel.estimate import Demand
+from kafjax.parallel import make_mesh
+from kafjax.parallel.chips import UNKNOWN, chip_of
+from kafjax.parallel.estimate import Demand, choose, show
 from kafjax.training.config import TrainConfig
 
 _STATE_MOMENTS = {"adamw": lambda size: size + 4, "adafactor": lambda size: 0.02, "muon": lambda size: size}
 """Bytes of optimizer state a parameter, by the bytes of its dtype: the first moment takes that, AdamW's second 4; Adafactor's rows and
 columns are next to nothing."""
+
+
+def auto_mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None) -> tuple[Mesh, str]:
+    """The mesh of all devices that the formulas like best for a training, and the reason in a line."""
+    devices = jax.devices()
+    chip = chip_of(devices[0])
+    sizes, reason = choose(training_demand(model, config, spec), len(devices), chip or UNKNOWN)
+    guessed = "" if chip or len(devices) == 1 else " (whose speeds are guessed here)"
+    return make_mesh(sizes, devices), f"{show(sizes)}: {reason}{guessed}"
 
 
 def decoder_shape(model: Decoder) -> cost.DecoderShape:
@@ -31,19 +43,21 @@ def decoder_shape(model: Decoder) -> cost.DecoderShape:
         d_model=config.hidden_size,
         vocab=config.vocab_size,
         sliding_layers=sum(config.sliding),
-        window=config.window,
+        window=config.window or 0,
     )
 
 
-def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None) -> Demand:
-    """Of a step of full fine-tuning, or with `spec` of a LoRA adapter, on rows full of tokens that the loss all looks at."""
+def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None, lanes: int = 1) -> Demand:
+    """Of a step of full fine-tuning, or with `spec` of a LoRA adapter (or `lanes` of them, each on a batch of its own), on rows full of
+    tokens that the loss all looks at."""
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     trained_size = jnp.dtype(config.param_dtype).itemsize
     everything = trees.count(model.abstract_params())
     ends = trees.count({name: leaf for name, leaf in model.abstract_params().items() if name != "layers"})
     adapter = 0 if spec is None else sum(x.size for x in jax.tree.leaves(lora.abstract(spec, model.abstract_params())))
-    trained = adapter or (everything - ends if config.freeze_embedding else everything)
-    tokens = config.batch_rows * config.seq_len
+    trained = adapter * lanes or (everything - ends if config.freeze_embedding else everything)
+    rows = lanes * config.batch_rows
+    tokens = rows * config.seq_len
     if spec is None:
         flops = cost.train_flops_full(shape, tokens, tokens, config.seq_len, embedding_trained=not config.freeze_embedding)
     else:
@@ -71,19 +85,55 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
         reduced=trained * c,
         ends=ends * c,
         n_layers=shape.layers,
-        rows=config.batch_rows,
+        rows=rows,
         seq_len=config.seq_len,
         micro=config.accumulate,
         residual=axes.hidden * c,
         kept=kept,
         transient=2 * c * axes.inner + 3 * scores,
         kv=2 * axes.kv * c,
-        loss=min(config.loss_chunk, config.batch_rows * config.seq_len) * shape.vocab * 4.0 * 2,
+        loss=min(config.loss_chunk, tokens) * shape.vocab * 4.0 * 2,
         weight_reads=passes if spec is None else passes - 1,
         gathers=2,
-        reduces=2 * (2 + again),
+        reduces=2 + 5 + 2 * again,  # backward before q, k, v, gate and up: the compilers do not add these up first
         traffic=2 * passes * c * axes.inner + 4 * passes * scores,
         limits=axes.limits(model, config.seq_len),
+        lanes=lanes,
+    )
+
+
+def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
+    """Of running `new` tokens on each of `rows` rows that have `past` tokens in the cache, and drawing the next: of prefill with
+    `past=0`, of a turn of decoding with `new=1`. Weights are kept in the dtype that is computed in."""
+    c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
+    flops = rows * cost.query_flops(shape, past + new, 1, past)
+    scores = 4.0 * shape.heads * (past + new)
+    all_pairs = new * 4 * shape.layers * shape.heads * shape.head_dim * (past + new)
+    cache = 2 * axes.kv * c * (past + new) / new  # of a new token, for the whole row's
+    return Demand(
+        model_flops=flops,
+        flops=flops + rows * (all_pairs - cost.attention_flops(shape, past + new, past)),
+        state=0.0,
+        gradients=0.0,
+        frozen=trees.count(model.abstract_params()) * c,
+        kernels=(shape.block_params + shape.d_model * shape.vocab) * c,
+        copied=0.0,
+        reduced=0.0,
+        ends=0.0,
+        n_layers=shape.layers,
+        rows=rows,
+        seq_len=new,
+        micro=1,
+        residual=axes.hidden * c,
+        kept=cache,
+        transient=2 * c * axes.inner + 3 * scores,
+        kv=0.0,
+        loss=rows * shape.vocab * 4.0 * 2,
+        weight_reads=1,
+        gathers=1,
+        reduces=2,
+        traffic=2 * c * axes.inner + cache + 4 * scores,
+        limits=axes.limits(model, 1),
     )
 
 

@@ -32,6 +32,7 @@ from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
 from kafjax.training.step import TrainState, new_state, state_shardings
+from kafjax.training.task import lay_out
 
 
 @jax.tree_util.register_dataclass
@@ -125,8 +126,7 @@ class LaneTask:
         check_lanes(n_lanes, mesh)
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
-        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else x.astype(model.dtype), params)
-        frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
+        frozen = lay_out(model, params, mesh)
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), layout)
         axes = jax.tree.map(lambda names: ("lanes", *names), lora.axes(layout, model.axes()), is_leaf=lambda x: isinstance(x, tuple))
         optimizer = optimizer_of(config)
@@ -177,6 +177,14 @@ class LaneTask:
 
     def compile(self, inputs: LaneInputs, batch: Batch) -> CompiledLanes:
         """Compiles the step for inputs and batches of these shapes (arrays or abstract)."""
+        began = time.perf_counter()
+        compiled = self.lower(inputs, batch).compile()
+        seconds = time.perf_counter() - began
+        memory = compiled.memory_analysis()
+        return CompiledLanes(compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+
+    def lower(self, inputs: LaneInputs, batch: Batch) -> jax.stages.Lowered:
+        """The step for inputs and batches of these shapes, ready to compile for the devices of the mesh."""
         shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
         places, by_lane = places_of(self.abstract), NamedSharding(self.mesh, PartitionSpec("lane"))
         jitted = jax.jit(
@@ -185,11 +193,7 @@ class LaneTask:
             out_shardings=(places, replicated(self.mesh)),
             donate_argnums=0,
         )
-        began = time.perf_counter()
-        compiled = jitted.lower(self.abstract, self.frozen, shapes(inputs), shapes(batch)).compile()
-        seconds = time.perf_counter() - began
-        memory = compiled.memory_analysis()
-        return CompiledLanes(compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+        return jitted.lower(self.abstract, self.frozen, shapes(inputs), shapes(batch))
 
     def _step(self, state: TrainState, frozen: trees.Tree, inputs: LaneInputs, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         def summed(adapters, microbatch):

@@ -60,7 +60,8 @@ def make(
     - adafactor (Shazeer & Stern 2018, arXiv:1804.04235): of a matrix the means of its rows and columns only, and no momentum. Of layers
       that are stacked, each has its own means; they are clipped and scaled together.
     - muon (Jordan et al. 2024): one moment in `momentum_dtype`, orthogonalised, layer by layer; scaled to the size of AdamW's updates
-      (Liu et al. 2025, arXiv:2502.16982), so that the same learning rates serve. For matrices inside the layers; AdamW for the rest.
+      (Liu et al. 2025, arXiv:2502.16982), so that the same learning rates serve. For matrices inside the layers; AdamW, with Nesterov's
+      momentum, for the rest.
 
     Weight decay is on matrices only. `lora_plus` multiplies the updates of adapters' `b`, decay included, which is a learning rate of
     their own. Raises `KeyError` for another name.

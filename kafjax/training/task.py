@@ -69,7 +69,7 @@ class Task:
         copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
         combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
         finished = lambda trainable: (trainable, None)  # noqa: E731
-        return cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, jax.eval_shape(copy), model.axes())
+        return cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
@@ -105,10 +105,7 @@ class Task:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
         abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
-        # Cast once what every step would cast again. Norms compute in float32 and stay.
-        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
-        frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
-        return cls(model, config, mesh, combine, frozen, make, finished, optimizer, schedule, abstract)
+        return cls(model, config, mesh, combine, lay_out(model, frozen, mesh), make, finished, optimizer, schedule, abstract)
 
     def new_state(self) -> TrainState:
         places = _places(self.abstract)
@@ -149,6 +146,12 @@ class Task:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         step = self._step(dataclasses.replace(self.model, unroll=True), 1, batch.places_SxN.shape[1])
         return n_micro * float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+
+
+def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
+    """Parameters that do not train on the mesh, cast once to what every step would cast them to. Norms compute in float32 and stay."""
+    frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
+    return shard(frozen, shardings(model.axes(), frozen, mesh))
 
 
 def _cast(x: Any, dtype: Any) -> Any:

@@ -56,6 +56,7 @@ def _main(name: str):
 
 
 compare, answer, finetune, build_index, sweep_lora = map(_main, ("compare", "answer", "finetune", "build_index", "sweep_lora"))
+plan_pod = _main("plan_pod")
 
 
 @pytest.fixture(scope="session")

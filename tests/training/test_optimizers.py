@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kafjax.training.optimizers import decayed, make, warmup_cosine
+from kafjax.training.optimizers import decayed, make, round_stochastically, warmup_cosine
 
 
 def test_schedule_rises_then_falls_to_its_floor():
@@ -66,3 +68,103 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
         reference.step()
     for ours, expected in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+def run_ours(name: str, start, gradients, rate: float, weight_decay: float):
+    """Parameters after a step with each of `gradients`, which are not clipped."""
+    optimizer = make(name, lambda _: rate, weight_decay=weight_decay, clip_norm=1e9)
+    params, state = start, optimizer.init(start)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_equals_torch_adafactor():
+    rng = np.random.default_rng(1)
+    draw = lambda scale: {  # noqa: E731
+        "dense": {"kernel": (scale * rng.standard_normal((40, 48))).astype(np.float32)},
+        "norm": {"scale": (scale * rng.standard_normal(40)).astype(np.float32)},
+    }
+    start, gradients, rate = draw(1), [draw(scale) for scale in (3, 0.1, 1, 5)], 0.05
+    ours = run_ours("adafactor", start, gradients, rate, weight_decay=0.3)
+
+    # torch multiplies the rate with the parameter's size, or with eps2 if that is larger: here it always is, so sizes do not matter.
+    eps2 = 1e3
+    theirs = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(x)), start)
+    groups = [
+        {"params": [theirs["dense"]["kernel"]], "weight_decay": 0.3 * eps2},
+        {"params": [theirs["norm"]["scale"]], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.Adafactor(groups, lr=rate / eps2, eps=(None, eps2))
+    for gradient in gradients:
+        jax.tree.map(lambda p, g: setattr(p, "grad", torch.tensor(g)), theirs, gradient)
+        reference.step()
+    for mine, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_adafactor_keeps_rows_and_columns_of_each_layer():
+    stacked = {"kernel": jnp.ones((3, 64, 96))}
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(make("adafactor", lambda _: 0.1).init(stacked)) if leaf.size > 3)
+    assert sizes == [3 * 64, 3 * 96]
+
+
+def test_muon_orthogonalises_each_layer_as_torch_does():
+    rng = np.random.default_rng(2)
+    start, gradient = ({"mlp": {"kernel": rng.standard_normal((3, 24, 40)).astype(np.float32)}} for _ in range(2))
+    ours = run_ours("muon", start, [gradient], 0.1, weight_decay=0.2)["mlp"]["kernel"]
+
+    layers = [torch.nn.Parameter(torch.tensor(layer)) for layer in start["mlp"]["kernel"]]
+    reference = torch.optim.Muon(layers, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    for layer, of_layer in zip(layers, gradient["mlp"]["kernel"], strict=True):
+        layer.grad = torch.tensor(of_layer)
+    reference.step()
+    for mine, expected, before in zip(ours, layers, start["mlp"]["kernel"], strict=True):
+        change, expected_change = mine - before, expected.detach().numpy() - before
+        # torch computes the orthogonalisation in bfloat16.
+        np.testing.assert_allclose(change, expected_change, atol=0.03 * np.abs(expected_change).max())
+
+
+def test_muon_leaves_embeddings_and_scales_to_adam():
+    rng = np.random.default_rng(3)
+    tree = {"embed": {"embedding": rng.standard_normal((32, 16))}, "norm": {"scale": rng.standard_normal(16)}}
+    start = jax.tree.map(jnp.float32, tree)
+    gradient = jax.tree.map(lambda x: x + 1, start)
+    for mine, before, slope in zip(*map(jax.tree.leaves, (run_ours("muon", start, [gradient], 0.1, 0.0), start, gradient)), strict=True):
+        # Adam's first step is the rate, and with Nesterov's momentum (Dozat 2016) as much again as that looks ahead.
+        np.testing.assert_allclose(mine - before, -0.1 * (1 + 0.9 * 0.1 / 0.19) * np.sign(slope), rtol=1e-3)
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100), st.integers(0, 2**31 - 1))
+def test_stochastic_rounding_gives_a_neighbour_and_keeps_what_is_exact(x, seed):
+    x = np.float32(x)
+    below, above = neighbours(x)
+    rounded = float(_round(jnp.full(8, x), jax.random.key(seed))[0])
+    assert rounded in (below, above)
+    assert float(_round(jnp.full(8, below, jnp.float32), jax.random.key(seed))[0]) == below
+
+
+@pytest.mark.parametrize("x", [1.001, -3.14159, 1e-3, 123.456, 1 + 1 / 1024])
+def test_stochastic_rounding_is_unbiased(x):
+    n, x = 40_000, np.float32(x)
+    mean = np.asarray(round_stochastically(jnp.full(n, x), jax.random.key(7)), np.float64).mean()
+    below, above = neighbours(x)
+    share = (float(x) - below) / (above - below)
+    error = abs(above - below) * np.sqrt(share * (1 - share) / n)
+    assert 0 < share < 1 and abs(mean - float(x)) < 4.5 * error
+
+
+def test_stochastic_rounding_keeps_what_is_not_finite():
+    rounded = round_stochastically(jnp.array([jnp.inf, -jnp.inf, jnp.nan], jnp.float32), jax.random.key(0))
+    np.testing.assert_array_equal(np.asarray(rounded, np.float32), [np.inf, -np.inf, np.nan])
+
+
+_round = jax.jit(round_stochastically)
+
+
+def neighbours(x: np.float32) -> tuple[float, float]:
+    """The bfloat16 numbers on both sides of `x`, nearest to zero first."""
+    toward_zero = x.view(np.uint32) & np.uint32(0xFFFF0000)
+    away = toward_zero + np.uint32(0x10000)
+    return float(toward_zero.view(np.float32)), float(away.view(np.float32))

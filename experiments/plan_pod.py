@@ -1,0 +1,276 @@
+"""Does it fit, and how fast can it be? Plans a training or a server on accelerators that are not there.
+
+    python -m experiments.plan_pod --model=llama3.1-8b --topology=v5p-32 --batch=32 --seq_len=2048 --remat=full
+    python -m experiments.plan_pod --model=llama3.1-8b --method=lora --topology=v5e-16 --search
+    python -m experiments.plan_pod --model=gemma3-27b --method=rag --topology=v6e-8 --batch=32 --seq_len=4096
+    python -m experiments.plan_pod --model=llama3.1-70b --topology=h100-64 --search         GPUs: by formula
+
+For a TPU the very step that would run (of `finetune`, `sweep_lora`, or the prefill and the decode loop of a server whose prompts carry
+retrieved passages) is compiled by the TPU's own compiler, with abstract weights: nothing is downloaded, no TPU is needed, and it takes
+some minutes. That needs the extra [tpu]. GPUs of another machine are planned by formula alone, and so is everything with --formula.
+
+The last line starts with `fits` or `does not fit`. --search ranks the meshes by formula and compiles the best.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import common, pods
+from kafjax import lora
+from kafjax.core.errors import UserError, nearest, run_main
+from kafjax.core.progress import waiting
+from kafjax.core.rundir import read_json, write_json
+from kafjax.models import REMAT, Decoder, DecoderConfig, named
+from kafjax.parallel import make_mesh
+from kafjax.parallel.chips import Slice, parse_slice
+from kafjax.parallel.estimate import Choice, Demand, Estimate, by_bytes, choose, estimate, obstacle, ranked, show
+from kafjax.parallel.hlo import bytes_by_kind
+from kafjax.parallel.mesh import checked, parse
+from kafjax.training import TrainConfig
+from kafjax.training.demand import serving_demand, training_demand
+from kafjax.training.optimizers import OPTIMIZERS
+
+METHODS = ("full", "lora", "lanes", "rag")
+N_SHOWN, N_TRIED = 8, 3  # meshes of a search that are shown, and compiled at most
+USABLE = 0.9  # of a device's memory, where only formulas tell
+
+flags.DEFINE_string("model", "llama3.1-8b", "A published decoder by name, or a folder with its config.json.")
+flags.DEFINE_string("method", "full", f"One of {', '.join(METHODS)}: what is trained, or for rag served.")
+flags.DEFINE_string("topology", None, "v5e-16, v5p-32 (counted in cores, as the cloud does), v5p:2x2x4 (chips), h100-8.", required=True)
+flags.DEFINE_string("mesh", "auto", "Devices by axis, such as fsdp:8,tensor:2. auto: chosen by formula, with the reason.")
+flags.DEFINE_integer("batch", 16, "Rows of a step (of each lane); rag: prompts answered at a time.", lower_bound=1)
+flags.DEFINE_integer("seq_len", 2048, "Tokens of a row; rag: of a prompt with its passages.", lower_bound=2)
+flags.DEFINE_enum("remat", "full", REMAT, common.REMAT_HELP)
+flags.DEFINE_boolean("search", False, "Rank the meshes by formula, and compile from the best on until one fits.")
+flags.DEFINE_integer("accumulate", 1, "Microbatches that a step is computed in.", lower_bound=1)
+flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "Of full and lora.")
+flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Of what trains.")
+flags.DEFINE_integer("rank", 16, "LoRA: rank of an adapter.", lower_bound=1)
+flags.DEFINE_integer("lanes", 8, "lanes: adapters that train together.", lower_bound=1)
+flags.DEFINE_boolean("formula", False, "Ask no compiler.")
+flags.DEFINE_string("json", None, "File to write the figures to.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program of a plan: what it asks for by formula, and how it is lowered for a mesh."""
+
+    name: str
+    demand: Demand
+    lower: Callable[[jax.sharding.Mesh], jax.stages.Lowered]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Of one program on one mesh; `compiled` is None where only formulas tell."""
+
+    program: Program
+    formula: Estimate
+    compiled: pods.Compiled | None
+    memory: float
+
+    @property
+    def n_bytes(self) -> float:
+        return self.formula.n_bytes if self.compiled is None else self.compiled.n_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.n_bytes <= USABLE * self.memory if self.compiled is None else self.compiled.fits
+
+
+def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes: int) -> list[Program]:
+    """What a method runs on the devices; the last one is what a mesh is chosen for."""
+    rows, length = config.batch_rows, config.seq_len
+    spec = lora.Spec(rank)
+    if method == "full":
+        lower = functools.partial(pods.lower_training, model, config, spec=None)
+        return [Program("a step", training_demand(model, config), lower)]
+    if method == "lora":
+        lower = functools.partial(pods.lower_training, model, config, spec=spec)
+        return [Program("a step", training_demand(model, config, spec), lower)]
+    if method == "lanes":
+        lower = functools.partial(pods.lower_lanes, model, config, spec=spec, lanes=lanes)
+        return [Program(f"a step of {lanes} lanes", training_demand(model, config, spec, lanes), lower)]
+    prefill = functools.partial(pods.lower_prefill, model, rows=rows, length=length)
+    decode = functools.partial(pods.lower_decode, model, rows=rows, slots=length)
+    return [
+        Program("prefill", serving_demand(model, rows, 0, length), prefill),
+        Program("a token of each reply", serving_demand(model, rows, length, 1), decode),
+    ]
+
+
+def judge(program: Program, sizes: dict[str, int], pod: Slice, devices: list[Any] | None) -> Verdict:
+    formula = estimate(program.demand, sizes, pod.device)
+    if devices is None:
+        return Verdict(program, formula, None, pod.device.memory)
+    with waiting("plan", f"compiling {program.name} for {pod.name} on {show(sizes)}"):
+        compiled = pods.compiled(lambda: program.lower(mesh=make_mesh(sizes, devices)))
+    if not pod.is_tpu and compiled.n_bytes > pod.device.memory:  # a GPU's compiler does not refuse
+        compiled = dataclasses.replace(compiled, refusal="it needs more memory than the GPU has")
+    return Verdict(program, formula, compiled, compiled.limit or pod.device.memory)
+
+
+def report(verdict: Verdict, pod: Slice) -> dict[str, Any]:
+    """Prints what is known of a program, and returns it."""
+    program, formula, compiled, chip = verdict.program, verdict.formula, verdict.compiled, pod.device
+    d, seconds = program.demand, dict(verdict.formula.seconds)
+    print(f"\n{program.name}")
+    figures: dict[str, Any] = {"program": program.name, "fits": verdict.fits, "bytes": verdict.n_bytes, "formula_bytes": formula.n_bytes}
+    if compiled is None:
+        print(f"  memory       {formula.n_bytes / 1e9:.2f} GB a device by formula: {by_bytes(formula.memory)}")
+    elif compiled.refusal:
+        print(f"  compiler     refused after {compiled.seconds:.0f} s: {compiled.refusal}")
+    else:
+        parts = {"arguments": compiled.arguments, "temporaries": compiled.temporaries, "outputs": compiled.outputs}
+        host = f"; {compiled.host / 1e9:.2f} GB on the host" if compiled.host else ""
+        print(f"  HBM          {by_bytes(parts)} ({compiled.aliased / 1e9:.2f} GB of them in the place of arguments){host}")
+        print(f"               {compiled.n_bytes / 1e9:.2f} GB a device at once; {formula.n_bytes / 1e9:.2f} GB by formula")
+        kinds = bytes_by_kind(compiled.collectives)
+        for i, (kind, row) in enumerate(kinds.items()):
+            label = "" if i else "collectives"
+            print(f"  {label:<12} {row['count']:.0f} x {kind}, {row['bytes'] / 1e9:.2f} GB; a device sends {row['sent'] / 1e9:.2f} GB")
+        seconds["links"] = sum(row["sent"] for row in kinds.values()) / chip.link_bandwidth
+        figures |= {"hbm": parts | {"aliased": compiled.aliased, "host": compiled.host}, "collectives": kinds}
+    if compiled is not None:
+        figures |= {"compile_seconds": compiled.seconds, "flops_loops_once": compiled.flops_once * pod.n_devices}
+    step, bound = max(seconds.values()), max(seconds, key=seconds.get)
+    mfu = d.model_flops / (pod.n_devices * chip.flops * step)
+    print(f"  FLOPs        {d.model_flops:.3g} of the model, {d.flops:.3g} with what is computed again or masked (by formula)")
+    print(f"  bytes        {formula.seconds['memory'] * chip.memory_bandwidth / 1e9:.1f} GB read and written a device (by formula)")
+    times = ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in seconds.items())
+    print(f"  roofline     {times}: {step * 1e3:.3g} ms or more, bound by {bound}")
+    print(f"  at best      {d.rows * d.seq_len / step:,.0f} tokens/s, MFU {100 * mfu:.0f}%")
+    return figures | {"model_flops": d.model_flops, "flops": d.flops, "seconds": seconds, "step_seconds": step, "mfu": mfu}
+
+
+def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes: dict[str, int]) -> list[str]:
+    """Flags that would make it fit, by formula: on this mesh more remat and more parts, then a smaller state, then another mesh."""
+    values = flags.FLAGS
+
+    def need(config: TrainConfig, sizes: dict[str, int]) -> float:
+        """Bytes of a device, or infinity where something does not divide."""
+        demands = [program.demand for program in programs(model, method, config, values.rank, values.lanes)]
+        divides = not any(obstacle(demand, sizes) for demand in demands)
+        return max(estimate(demand, sizes, pod.device).n_bytes for demand in demands) if divides else math.inf
+
+    found: list[str] = []
+
+    def first(candidates: Iterable[dict[str, Any]], sizes: dict[str, int] = sizes, mesh: dict[str, str] | None = None) -> None:
+        for changes in candidates:
+            changed = {name: value for name, value in changes.items() if value != getattr(config, name)}
+            n_bytes = need(dataclasses.replace(config, **changed), sizes)
+            if n_bytes <= USABLE * pod.device.memory:
+                shown = {**changed, **(mesh or {})}
+                found.append(f"{' '.join(f'--{name}={value}' for name, value in shown.items())} ({n_bytes / 1e9:.1f} GB)")
+                return
+
+    parts = [config.accumulate * n for n in (1, 2, 4, 8, 16, 32)]
+    if method != "rag":
+        first({"accumulate": n} for n in parts[1:])
+        if config.remat != "full":
+            first({"remat": "full", "accumulate": n} for n in parts)
+    if method == "full":
+        small = [{"param_dtype": "bfloat16", "remat": "full", "optimizer": name} for name in ("adamw", "adafactor")]
+        first({**changes, "accumulate": n} for changes in small for n in parts)
+    if not found:
+        with contextlib.suppress(UserError):  # no mesh divides at all
+            best = ranked(programs(model, method, config, values.rank, values.lanes)[-1].demand, pod.n_devices, pod.device)[0].sizes
+            first([{}], best, {"mesh": show(best)})
+    return found or ["a smaller --batch, or a larger --topology"]
+
+
+def main(_: list[str]) -> None:
+    values = flags.FLAGS
+    if values.method not in METHODS:
+        raise UserError(f"unknown method '{values.method}'. {nearest(values.method, METHODS)}")
+    pod, model = parse_slice(values.topology), Decoder(_config(values.model), dtype=jnp.bfloat16)
+    if pod.is_tpu:
+        jax.config.update("jax_platforms", "cpu")  # compiling takes no TPU, and one that is here may be at work
+    config = TrainConfig(
+        batch_rows=values.batch,
+        seq_len=values.seq_len,
+        accumulate=values.accumulate,
+        optimizer=values.optimizer,
+        param_dtype=values.param_dtype,
+        remat=values.remat,
+        freeze_embedding=values.method != "full",
+    )
+    planned = programs(model, values.method, config, values.rank, values.lanes)
+    demand = planned[-1].demand
+    candidates, reason = _meshes(demand, pod)
+    for sizes in candidates:
+        if problem := next((p for program in planned if (p := obstacle(program.demand, sizes))), None):
+            raise UserError(problem)
+    devices = None if values.formula else pods.devices_of(pod)
+
+    what = f"{values.method} of {values.model} on {pod.name}: {pod.n_chips} chips, {pod.n_devices} devices"
+    print(f"{what}, batch {values.batch} x {values.seq_len} tokens, remat {values.remat}, computed in bfloat16")
+    print(f"mesh {reason}")
+    print(f"judged by {_judge_name(pod, devices)}")
+    for sizes in candidates:
+        verdicts = [judge(program, sizes, pod, devices) for program in planned]
+        if all(verdict.fits for verdict in verdicts):
+            break
+    if len(candidates) > 1:
+        print(f"\nmesh {show(sizes)} of these")
+    figures = [report(verdict, pod) for verdict in verdicts]
+    worst = max(verdicts, key=lambda verdict: (not verdict.fits, verdict.n_bytes))
+    if values.json is not None:
+        flag_values = {name: values[name].value for name in ("model", "method", "topology", "batch", "seq_len", "remat", "accumulate")}
+        write_json(Path(values.json), {**flag_values, "mesh": show(sizes), "judge": _judge_name(pod, devices), "programs": figures})
+    held = f"{worst.n_bytes / 1e9:.1f} of {worst.memory / 1e9:.1f} GB a device on {show(sizes)}"
+    by = "" if devices is not None else " by formula"
+    print()
+    if worst.fits:
+        print(f"fits{by}: {held}")
+    else:
+        print(f"does not fit{by}: {held}; by formula would: {', '.join(remedies(model, values.method, config, pod, sizes))}")
+
+
+def _config(name: str) -> DecoderConfig:
+    file = Path(name) / "config.json"
+    return DecoderConfig.from_hf(read_json(file)) if file.exists() else named(name)
+
+
+def _meshes(demand: Demand, pod: Slice) -> tuple[list[dict[str, int]], str]:
+    """Sizes to judge, in order, and what to say of them."""
+    values = flags.FLAGS
+    if values.search:
+        if values.mesh != "auto":
+            raise UserError("--search looks at all meshes; leave --mesh out")
+        choices = ranked(demand, pod.n_devices, pod.device)
+        lines = "\n".join(_row(i + 1, choice) for i, choice in enumerate(choices[:N_SHOWN]))
+        return [choice.sizes for choice in choices[:N_TRIED]], f"by formula, best first of {len(choices)} that divide:\n{lines}"
+    if values.mesh == "auto":
+        sizes, reason = choose(demand, pod.n_devices, pod.device)
+        return [sizes], f"{show(sizes)}: {reason}"
+    sizes = checked(parse(values.mesh), pod.n_devices)
+    return [sizes], f"{show(sizes)}: as asked for"
+
+
+def _row(place: int, choice: Choice) -> str:
+    e = choice.estimate
+    times = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in e.seconds.items())
+    return f"  {place}. {show(choice.sizes):<32} {e.n_bytes / 1e9:8.1f} GB {'fits' if choice.fits else 'too much':<8}  ms: {times}"
+
+
+def _judge_name(pod: Slice, devices: list[Any] | None) -> str:
+    if devices is None:
+        return "formula alone"
+    return f"the compiler of libtpu {importlib.metadata.version('libtpu')}" if pod.is_tpu else "the compiler of the GPUs of this machine"
+
+
+if __name__ == "__main__":
+    run_main(main)
