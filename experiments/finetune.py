@@ -4,6 +4,7 @@
     python -m experiments.finetune --method=full --epochs=6          all weights of the blocks instead
     python -m experiments.finetune --corpus=DIR --name=mine          your own documents and questions (FlashRAG's format)
     python -m experiments.finetune --rank=64 --lr=3e-4 --wandb       other settings, mirrored to an offline wandb run
+    python -m experiments.finetune --base=nf4                        an adapter beside a base of 4-bit integers (docs/quantized.md)
     python -m experiments.finetune --mesh=data:2,fsdp:4 --dtype=bfloat16 --batch_rows=64     on eight devices
 
 An epoch reads every document (of a generated corpus, one telling of every fact) and every training question; rows are packed to
@@ -34,10 +35,10 @@ from absl import flags
 from tokenizers import Tokenizer
 
 from experiments import common, processes
-from kafjax import hub, lora
+from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
-from kafjax.core.progress import say, waiting
+from kafjax.core.progress import say
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, write_atomic, write_json
 from kafjax.corpus import NAMES as GENERATED
@@ -57,6 +58,7 @@ LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
 N_SHOWN = 3  # questions asked at the end
 
 common.define_corpus_flags()
+common.define_base_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of a Gemma 3 text model.")
@@ -103,9 +105,13 @@ def _finetune() -> None:
     values = flags.FLAGS
     # All that can be refused is refused before anything is on disk.
     spec = lora.Spec(values.rank, values.alpha, values.targets) if values.method == "lora" else None
+    if spec is None and values.base != "float":
+        raise UserError(
+            f"--method=full trains the kernels, which --base={values.base} stores as integers; use --method=lora or --base=float"
+        )
     train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
     corpus = common.corpus_from_flags()
-    model, params, tokenizer = _load_model()
+    model, params, tokenizer = common.load_decoder()
     examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
@@ -126,16 +132,6 @@ def _finetune() -> None:
         _save(run, dataclasses.replace(result, trainable=distributed.to_host(result.trainable)), spec)
     if distributed.is_main():
         _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
-
-
-def _load_model() -> tuple[Decoder, trees.Tree, Tokenizer]:
-    values = flags.FLAGS
-    common.use_compilation_cache()
-    with waiting("model", f"loading {values.model}"):
-        model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-        return model, params, hub.tokenizer(values.model)
 
 
 def _training_data(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]] | PackedRows:

@@ -27,6 +27,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder
 from kafjax.ops.loss import summed_and_single_losses
+from kafjax.ops.quantized import QuantizedKernel
 from kafjax.parallel import BATCH_AXES, replicated, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
@@ -125,7 +126,8 @@ class LaneTask:
         check_lanes(n_lanes, mesh)
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
-        frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else x.astype(model.dtype), params)
+        stays = lambda path, x: path.endswith(("scale", "bias")) or isinstance(x, QuantizedKernel)  # noqa: E731
+        frozen = trees.map_with_path(lambda path, x: x if stays(path, x) else x.astype(model.dtype), params)
         frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), layout)
         axes = jax.tree.map(lambda names: ("lanes", *names), lora.axes(layout, model.axes()), is_leaf=lambda x: isinstance(x, tuple))
@@ -243,7 +245,7 @@ def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
       task: of as few lanes as the mesh allows.
       batch: of one lane.
     """
-    unit, base = task.n_lanes, sum(x.nbytes for x in jax.tree.leaves(task.frozen))
+    unit, base = task.n_lanes, trees.n_bytes(task.frozen)
     programs = [(sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)]
     needs = [program.argument_bytes + program.temporary_bytes for program in programs]
     a_unit, free = max(needs[1] - needs[0], 1), _free_bytes() * 4 // 5

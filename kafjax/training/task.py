@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.models import Decoder
+from kafjax.ops.quantized import QuantizedKernel, refuse_quantized
 from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
@@ -62,14 +63,18 @@ class Task:
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int) -> Task:
-        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`."""
+        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
+
+        Raises `UserError` if they are quantised.
+        """
+        refuse_quantized(params, "full fine-tuning")
         initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith(("embed/", "head/"))))
         copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
         return cls._build(model, config, mesh, n_steps, trees.combine, frozen, copy, jax.eval_shape(copy), model.axes())
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
-        """A LoRA adapter beside `params`, drawn from `config.seed`."""
+        """A LoRA adapter beside `params`, drawn from `config.seed`. They may be quantised (`ops.quantized`)."""
         attach = lambda adapters, base: lora.attach(base, adapters, spec)  # noqa: E731
         # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
         draw = jax.jit(lambda: lora.init(spec, model.abstract_params(), jax.random.key(config.seed)))
@@ -137,6 +142,8 @@ class Task:
 
 
 def _cast(x: Any, dtype: Any) -> Any:
+    if isinstance(x, QuantizedKernel):
+        return x
     return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
 
 
