@@ -55,6 +55,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12.8",
         "psutil>=6.0",
+        "qwix>=0.1.8",
         "safetensors>=0.5",
         "scipy>=1.15",
         "tokenizers>=0.22",

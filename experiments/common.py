@@ -10,8 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
 from kafjax import hub
+from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, waiting
 from kafjax.core.records import Corpus
@@ -21,6 +24,7 @@ from kafjax.corpus import load as load_corpus
 from kafjax.hub import cache_dir
 from kafjax.methods import Lab, Settings
 from kafjax.models import Decoder
+from kafjax.ops.quantized import FORMATS, quantize_params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _DEFAULTS = Settings()
@@ -36,6 +40,17 @@ def define_model_flags() -> None:
     flags.DEFINE_string("embedder", "minilm", "Embedding model: minilm, or a folder of a BERT model.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations. bfloat16 is faster on TPUs, GPUs and CPUs with AMX.")
     flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order, adapter start and sampling.")
+    define_base_flag()
+
+
+def define_base_flag() -> None:
+    flags.DEFINE_enum(
+        "base",
+        "float",
+        ["float", *FORMATS],
+        "How kernels of the base are stored: as --dtype says, or as integers beside which an adapter trains (docs/quantized.md): int8, "
+        "a quarter of float32, or nf4, a seventh. Embeddings stay floats.",
+    )
 
 
 def define_corpus_flags() -> None:
@@ -131,15 +146,34 @@ def use_compilation_cache() -> None:
     jax.config.update(least, min(getattr(jax.config, least), 0.05))
 
 
-def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:
-    """Loads the language model and lays everything out for the methods."""
+def describe_decoder() -> Decoder:
+    """--model in --dtype, without its weights. Raises `UserError` for a model that writes no text."""
+    values = flags.FLAGS
+    model = hub.describe(values.model, dtype=DTYPES[values.dtype])
+    if not isinstance(model, Decoder):
+        raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
+    return model
+
+
+def load_weights(mesh: Mesh | None = None) -> tuple[trees.Tree, Tokenizer]:
+    """Those of --model, kernels as --base says, and its tokenizer. With a mesh each device reads only its part of them."""
     values = flags.FLAGS
     use_compilation_cache()
     with waiting("model", f"loading {values.model}"):
-        model, params = hub.load(values.model, dtype=DTYPES[values.dtype])
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-        tokenizer = hub.tokenizer(values.model)
+        params = hub.load(values.model, mesh=mesh)[1]
+        if values.base != "float":
+            params = quantize_params(params, values.base)
+        return params, hub.tokenizer(values.model)
+
+
+def load_decoder() -> tuple[Decoder, trees.Tree, Tokenizer]:
+    """Both on one device."""
+    return describe_decoder(), *load_weights()
+
+
+def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:
+    """Loads the language model and lays everything out for the methods."""
+    model, params, tokenizer = load_decoder()
     return Lab(
         model=model,
         params=params,
@@ -149,7 +183,7 @@ def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:
         folder=run.file("artifacts"),
         log=run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
-        embedder_name=values.embedder,
+        embedder_name=flags.FLAGS.embedder,
     )
 
 

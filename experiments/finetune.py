@@ -6,6 +6,7 @@
     python -m experiments.finetune --rank=64 --lr=3e-4 --wandb       other settings, mirrored to an offline wandb run
     python -m experiments.finetune --dora --init=pissa --lora_plus=8 variants of LoRA, which go together (docs/lora.md)
     python -m experiments.finetune --targets=attention --rank_pattern='q_proj:32' --train_also='norm/scale'     more of one, less of another
+    python -m experiments.finetune --base=nf4                        an adapter beside a base of 4-bit integers (docs/quantized.md)
     python -m experiments.finetune --mesh=data:2,fsdp:4 --dtype=bfloat16 --batch_rows=64     on eight devices
 
 An epoch reads every document (of a generated corpus, one telling of every fact) and every training question; rows are packed to
@@ -37,10 +38,10 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from experiments import common, processes
-from kafjax import hub, lora
+from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
-from kafjax.core.progress import say, waiting
+from kafjax.core.progress import say
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, write_atomic, write_json
 from kafjax.corpus import NAMES as GENERATED
@@ -63,6 +64,7 @@ _INITS = ("default", *(name for name in lora.INITS if name != "lora"))
 N_SHOWN = 3  # questions asked at the end
 
 common.define_corpus_flags()
+common.define_base_flag()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
@@ -133,11 +135,15 @@ def _finetune() -> None:
     values = flags.FLAGS
     # All that can be refused is refused before anything is on disk.
     spec = _spec() if values.method == "lora" else None
+    if spec is None and values.base != "float":
+        raise UserError(
+            f"--method=full trains the kernels, which --base={values.base} stores as integers; use --method=lora or --base=float"
+        )
     train_config, settings = _train_config(), _settings()
-    model = _model()
+    model = dataclasses.replace(common.describe_decoder(), attention=values.attention)
     mesh = _mesh(model, train_config, spec)
     corpus = common.corpus_from_flags()
-    params, tokenizer = _load_weights(mesh)
+    params, tokenizer = common.load_weights(mesh)
     examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
@@ -162,28 +168,12 @@ def _finetune() -> None:
         _show(run, model, tokenizer, _learned(run, params, spec), corpus.questions)
 
 
-def _model() -> Decoder:
-    values = flags.FLAGS
-    model = hub.describe(values.model, dtype=common.DTYPES[values.dtype])
-    if not isinstance(model, Decoder):
-        raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-    return dataclasses.replace(model, attention=values.attention)
-
-
 def _mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None) -> Mesh:
     if flags.FLAGS.mesh != "auto":
         return make_mesh(flags.FLAGS.mesh)
     mesh, reason = auto_mesh(model, config, spec)
     say("finetune", f"mesh {reason}")
     return mesh
-
-
-def _load_weights(mesh: Mesh) -> tuple[trees.Tree, Tokenizer]:
-    """Each device gets its part of the weights as they are read; no host and no device holds the whole model for it."""
-    name = flags.FLAGS.model
-    common.use_compilation_cache()
-    with waiting("model", f"loading {name}"):
-        return hub.load(name, mesh=mesh)[1], hub.tokenizer(name)
 
 
 def _training_data(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]] | PackedRows:

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common
-from kafjax import hub, lora
+from kafjax import lora
 from kafjax.core import rundir, trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
@@ -55,6 +55,7 @@ BASE = "base"
 HELD_OUT = 5  # with --early_stop, one training question in so many
 
 common.define_corpus_flags()
+common.define_base_flag()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
 flags.DEFINE_list("ranks", ["4", "16"], "Grid: ranks, separated by commas.")
@@ -115,12 +116,7 @@ def main(_: list[str]) -> None:
     config = {**common.config_from_flags(*_IDENTITY), **common.corpus_identity(corpus)}
     where = Path(values.runs), values.name or f"sweep-{rundir.config_hash(config)}", config
     rundir.find_run(*where)
-    common.use_compilation_cache()
-    with waiting("model", f"loading {values.model}"):
-        model, params = hub.load(values.model, dtype=common.DTYPES[values.dtype])
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-        tokenizer = hub.tokenizer(values.model)
+    model, params, tokenizer = common.load_decoder()
     check(params, train_config, lanes)
     examples, stop = examples_of(corpus, tokenizer, model.config.eos_id)
     batches_of(examples, train_config, n_data_shares(mesh))

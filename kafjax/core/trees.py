@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 Tree = dict[str, Any]
@@ -77,5 +78,5 @@ def count(tree: Mapping[str, Any]) -> int:
 
 
 def n_bytes(tree: Mapping[str, Any]) -> int:
-    """Bytes of all leaves."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values())
+    """Bytes of all arrays; a leaf may hold several."""
+    return sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in jax.tree.leaves(tree))

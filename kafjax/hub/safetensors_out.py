@@ -18,6 +18,7 @@ from kafjax.core.rundir import write_json
 from kafjax.hub.names import TABLES, Table
 from kafjax.hub.safetensors_in import INDEX
 from kafjax.models import Decoder, Encoder
+from kafjax.ops.quantized import refuse_quantized
 
 SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -45,9 +46,10 @@ def save(
       shard_bytes: weights above this are cut into several files with an index.
 
     Raises:
-      UserError: the folder is taken or cannot be written, parameters that are not the model's, a configuration of no family, a
-        folder without a tokenizer.
+      UserError: the folder is taken or cannot be written, parameters that are not the model's or are quantised, a configuration of no
+        family, a folder without a tokenizer.
     """
+    refuse_quantized(params, "a folder of weights")
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose another folder, or delete it")

@@ -14,6 +14,7 @@ import numpy as np
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
 from kafjax.ops.linear import LoRAWeight
+from kafjax.ops.quantized import QuantizedKernel
 
 PRESETS = {"all-linear": r"^layers/", "attention": r"(q|k|v|o)_proj", "mlp": r"(gate|up|down)_proj"}
 """Names that `Spec.targets` may be, beside a regular expression."""
@@ -139,12 +140,24 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if any(chosen):
             if isinstance(leaf, LoRAWeight):
                 raise UserError(f"'{path}' already carries an adapter; merge that one first")
+            if isinstance(leaf, QuantizedKernel):
+                _check_quantised(spec, path)
             own = [_first(spec.rank_pattern, path, name, spec.rank) if yes else 0 for name, yes in zip(names, chosen, strict=True)]
             found[path] = np.array(own).reshape(leaf.shape[:-2])
     if not found:
         raise UserError(_no_match(spec, leaves, kernels))
     _check_patterns(spec, {path: kernels[path] for path in found})
     return found
+
+
+def _check_quantised(spec: Spec, path: str) -> None:
+    refused = {
+        "dora": (spec.dora, "its norms would need every kernel as floats at each step"),
+        "init": (spec.changes_base, "what it takes out of the kernel would have to be quantised again"),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise UserError(f"LoRA {name}={getattr(spec, name)!r} does not go with '{path}', which is quantised: {why}; use a float base")
 
 
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -168,6 +181,8 @@ def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"LoRA trained={spec.trained!r} matches no parameter; nearest: {_nearest(spec.trained, leaves)}")
     if both := [path for path in ranks(spec, params) if path in found]:
         raise UserError(f"'{both[0]}' is both a target of adapters and trained in full (trained={spec.trained!r}); choose one")
+    if in_integers := [path for path, leaf in found.items() if isinstance(leaf, QuantizedKernel)]:
+        raise UserError(f"LoRA trained={spec.trained!r}: '{in_integers[0]}' is quantised and cannot be trained in full; use a float base")
     return found
 
 

@@ -57,6 +57,7 @@ from kafjax.lora import inits
 from kafjax.lora.inits import column_norm
 from kafjax.lora.spec import Spec, ranks, scales, token_table, trained
 from kafjax.ops.linear import LoRAWeight
+from kafjax.ops.quantized import dense
 
 Adapters = dict[str, dict[str, jax.Array]]
 """`{kernel path: {"a": float32 [.., in, rank], "b": float32 [.., rank, out]}}`; `..` is the layer axis, where there is one.
@@ -189,8 +190,9 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
 def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tree:
     """`params` with `kernel + scale * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
 
-    With DoRA the columns of that are brought to the length `magnitude`. `drift` says what the cast costs. Takes the base that
-    `attach` takes, and raises `UserError` as it does.
+    With DoRA the columns of that are brought to the length `magnitude`. A quantised kernel becomes a float32 one, so that what the
+    adapter has learned is not rounded away. `drift` says what the cast costs. Takes the base that `attach` takes, and raises
+    `UserError` as it does.
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
@@ -268,7 +270,7 @@ def _merged(flat: Mapping[str, Any], params: Mapping[str, Any], adapters: Adapte
             whole = flat[path].astype(jnp.float32).at[_rows(spec)].set(parts["rows"]) if "rows" in parts else parts[_name(path)]
             yield path, whole.astype(jnp.float32)
             continue
-        exact = flat[path].astype(jnp.float32) + _update(parts, scale[path])
+        exact = dense(flat[path]) + _update(parts, scale[path])
         if spec.dora:
             gain = jnp.where((rank[path] > 0)[..., None], parts["magnitude"] / column_norm(exact), 1)
             exact = exact * gain[..., None, :]

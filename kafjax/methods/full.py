@@ -9,6 +9,7 @@ from kafjax.core import trees
 from kafjax.core.rundir import write_atomic
 from kafjax.evaluation.cost import train_flops_full
 from kafjax.methods.trained import Trained
+from kafjax.ops.quantized import refuse_quantized
 from kafjax.training import updated
 
 
@@ -23,6 +24,10 @@ class Full(Trained):
     @property
     def learning_rate(self) -> float:
         return self.lab.settings.lr_full
+
+    def check(self):
+        refuse_quantized(self.lab.params, "the method full")
+        super().check()
 
     @property
     def _file(self):

@@ -7,6 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from kafjax.ops.quantized import QuantizedKernel, dequantize
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class LoRAWeight:
       dropout: share of the adapter's inputs that are dropped under `key`.
     """
 
-    base: jax.Array
+    base: jax.Array | QuantizedKernel
     a: jax.Array
     b: jax.Array
     gain: jax.Array | None = None
@@ -38,13 +40,13 @@ class AdapterSlots:
     Row i of a batch of B uses adapter `rows[i]`, `rows [.., B]` int32 (S-LoRA, Sheng et al. 2023, arXiv:2311.03285).
     """
 
-    base: jax.Array
+    base: jax.Array | QuantizedKernel
     a: jax.Array
     b: jax.Array
     rows: jax.Array
 
 
-def linear(x: jax.Array, kernel: jax.Array | LoRAWeight | AdapterSlots) -> jax.Array:
+def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoRAWeight | AdapterSlots) -> jax.Array:
     """`x [.., in] @ kernel [in, out]`, in the dtype of `x`, accumulated in float32.
 
     With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3): nothing of the size of the base is made.
@@ -80,8 +82,10 @@ def factors(x: jax.Array, table: jax.Array | LoRAWeight) -> tuple[tuple[jax.Arra
     return (x, table.base.astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
 
 
-def base_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def base_dot(x: jax.Array, kernel: jax.Array | QuantizedKernel) -> jax.Array:
     """`x [.., in] @ kernel [in, out]` for a kernel without an adapter: the one place that knows how a base is stored."""
+    if isinstance(kernel, QuantizedKernel):
+        return quantized_dot(x, kernel)
     kernel = kernel.astype(x.dtype)
     return x @ kernel if x.dtype == jnp.float32 else low_precision_dot(x, kernel)
 
@@ -153,3 +157,24 @@ def _backward(saved, cotangent):
 
 
 low_precision_dot.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def quantized_dot(x: jax.Array, kernel: QuantizedKernel) -> jax.Array:
+    """`x [.., in] @ kernel [in, out]` in the dtype of `x`, accumulated in float32. The kernel has no gradient.
+
+    It is multiplied out where it is used and again in the backward pass: what is kept are the integers, which are there anyway.
+    Plain autodiff would keep the float kernel of every layer.
+    """
+    return _product(x, dequantize(kernel, x.dtype), 0)
+
+
+def _quantized_forward(x, kernel):
+    return quantized_dot(x, kernel), kernel
+
+
+def _quantized_backward(kernel, cotangent):
+    return _product(cotangent, dequantize(kernel, cotangent.dtype), 1), None
+
+
+quantized_dot.defvjp(_quantized_forward, _quantized_backward)

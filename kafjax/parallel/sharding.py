@@ -40,7 +40,8 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
 
     Args:
       axes: for each parameter one logical axis name (or None: not split) per dimension, as `model.axes()` gives them.
-      abstract: the parameters, or their shapes.
+      abstract: the parameters, or their shapes. One of several arrays (a quantised kernel: integers and scales) has a sharding for each:
+        that of the parameter, but for dimensions in which the array is smaller and its mesh axis does not divide it, which stay whole.
 
     Raises:
       UserError: naming the parameter and dimension, for an axis that the table lacks, one mesh axis used twice in a parameter, or a
@@ -48,11 +49,13 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
     """
     flat_axes = trees.flatten(axes)
 
-    def sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(keys: tuple[Any, ...], leaf: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        return NamedSharding(mesh, _spec(path, flat_axes, leaf.shape, mesh))
+        spec = _spec(path, flat_axes, leaf.shape, mesh)
+        fits = lambda shape: [rule if n % _product(mesh, rule) == 0 else None for n, rule in zip(shape, spec, strict=True)]  # noqa: E731
+        return jax.tree.map(lambda array: NamedSharding(mesh, PartitionSpec(*fits(array.shape))), leaf)
 
-    return jax.tree_util.tree_map_with_path(sharding, abstract)
+    return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda node: hasattr(node, "shape"))
 
 
 def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

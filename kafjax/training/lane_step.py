@@ -247,7 +247,7 @@ def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
       task: of as few lanes as the mesh allows.
       batch: of one lane.
     """
-    unit, base = task.n_lanes, sum(x.nbytes for x in jax.tree.leaves(task.frozen))
+    unit, base = task.n_lanes, trees.n_bytes(task.frozen)
     programs = [(sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)]
     needs = [program.argument_bytes + program.temporary_bytes for program in programs]
     a_unit, free = max(needs[1] - needs[0], 1), _free_bytes() * 4 // 5

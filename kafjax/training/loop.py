@@ -21,6 +21,7 @@ from kafjax.core import rundir, trees
 from kafjax.core.errors import Preempted, UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
+from kafjax.ops.quantized import format_of, refuse_quantized
 from kafjax.parallel import make_mesh, n_data_shares, shardings
 from kafjax.parallel.distributed import is_main
 from kafjax.parallel.preemption import Preemption
@@ -89,7 +90,7 @@ def train(
 
     Args:
       model: its `dtype` is that of the activations; what trains is kept in `config.param_dtype`.
-      params: float32.
+      params: float32; with `spec` its kernels may be quantised (`ops.quantized`).
       variants: lists of examples, of which epoch e reads `variants[e % len(variants)]`; or rows packed beforehand.
       mesh: all devices by default.
       run_dir: where checkpoints go and are resumed from; needed if `config.checkpoint_every` is set. Many processes share it.
@@ -158,7 +159,9 @@ def check(
     _check_tokens(model, variants)
     batches_of(variants, config, n_data_shares(mesh))
     shardings(model.axes(), params, mesh)
-    if spec is not None:
+    if spec is None:
+        refuse_quantized(params, "full fine-tuning")
+    else:
         adapters = lora.abstract(spec, params)
         shardings(lora.axes(adapters, model.axes()), adapters, mesh)
 
@@ -280,7 +283,7 @@ def open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str
 
 
 def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: TrainConfig, spec: lora.Spec | None) -> str:
-    """Of what the sequence of losses depends on. Of the base model that is its config and shapes, not its values."""
+    """Of what the sequence of losses depends on. Of the base model that is its config, shapes and quantised format, not its values."""
     data = variants.about["checksum"] if isinstance(variants, PackedRows) else 0
     for examples in () if isinstance(variants, PackedRows) else variants:
         for example in examples:
@@ -290,6 +293,7 @@ def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: T
             "model": dataclasses.asdict(model.config),
             "dtype": str(np.dtype(model.dtype)),
             "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
+            "quantised": format_of(params),
             "config": {name: value for name, value in dataclasses.asdict(config).items() if name not in ("checkpoint_every", "remat")},
             "spec": None if spec is None else dataclasses.asdict(spec),
             "data": data,

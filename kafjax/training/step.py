@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kafjax.core import trees
 from kafjax.models import Decoder
-from kafjax.ops.linear import LoRAWeight
 from kafjax.parallel import BATCH_AXES, replicated
 from kafjax.training import objective
 from kafjax.training.optimizers import round_stochastically
@@ -135,11 +134,11 @@ def make_step(
 
 
 def compute_copy(params: trees.Tree, dtype: Any) -> trees.Tree:
-    """Kernels in the dtype that layers compute in. Cast here, once, and not where they are used: what devices send each other of a kernel
-    that is split is then the small copy, and a loop over layers reads it where it lies."""
+    """Plain kernels in the dtype that layers compute in. Cast here, once, and not where they are used: what devices send each other of a
+    kernel that is split is then the small copy, and a loop over layers reads it where it lies."""
 
     def cast(path: str, leaf: Any) -> Any:
-        return leaf.astype(dtype) if path.endswith("/kernel") and not isinstance(leaf, LoRAWeight) else leaf
+        return leaf.astype(dtype) if path.endswith("/kernel") and isinstance(leaf, jax.Array) else leaf
 
     return trees.map_with_path(cast, params)
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.models import Decoder
+from kafjax.ops.quantized import QuantizedKernel, refuse_quantized
 from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
@@ -64,7 +65,11 @@ class Task:
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int) -> Task:
-        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`."""
+        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
+
+        Raises `UserError` if they are quantised.
+        """
+        refuse_quantized(params, "full fine-tuning")
         initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith(("embed/", "head/"))))
         copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
         combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
@@ -73,8 +78,8 @@ class Task:
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
-        """A LoRA adapter drawn from `config.seed` beside `params`, or beside what PiSSA and OLoRA leave of them: a second copy of the
-        kernels that are adapted."""
+        """A LoRA adapter drawn from `config.seed` beside `params`, which may be quantised (`ops.quantized`), or beside what PiSSA and
+        OLoRA leave of them: a second copy of the kernels that are adapted."""
         attach = lambda adapters, base, key: lora.attach(base, adapters, spec, key)  # noqa: E731
         # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
         program = jax.jit(lambda base: _cast_all(lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)))
@@ -155,6 +160,8 @@ def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
 
 
 def _cast(x: Any, dtype: Any) -> Any:
+    if isinstance(x, QuantizedKernel):
+        return x
     return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
 
 

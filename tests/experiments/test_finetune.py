@@ -55,6 +55,18 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
 
 
 @pytest.mark.multiprocess
+def test_a_quantised_base_is_another_run_and_answers_as_it_was_trained(finetune, answer, world, tmp_path):
+    arguments = (*world.flags(runs=tmp_path, embedder=None), *SETTINGS, "--base=nf4", "--lr=1e-2")
+    done = finetune(*arguments, "--name=tuned")
+    assert done.code == 0, done.err
+    assert "base" in refused(finetune(*arguments, "--base=int8", "--name=tuned"))
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["base"] == "nf4"
+    asked = answer(f"--run={tmp_path / 'tuned'}", f"--embedder={world.bert}", "--method=lora", "--question=Where was Mira Toll born?")
+    assert asked.code == 0, asked.err
+    assert "base" in refused(answer(f"--run={tmp_path / 'tuned'}", f"--embedder={world.bert}", "--base=int8", "--question=Where?"))
+
+
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -69,6 +81,7 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
         (["--lr=0"], "learning_rate=0.0: must be above 0"),
         (["--replay=1"], "replay=1.0"),
         (["--method=loar"], "loar"),
+        (["--method=full", "--base=nf4"], "--base=nf4 stores as integers"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(finetune, world, tmp_path, arguments, told):
