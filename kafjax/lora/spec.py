@@ -104,7 +104,7 @@ def variant(names: list[str], **fields: Any) -> Spec:
 
 def layer_names(path: str, leaf: Any) -> list[str]:
     """The path of each layer of a stacked leaf `[L, in, out]`, in order; of an unstacked one its own alone."""
-    return [path.replace("layers/", f"layers/{i}/", 1) for i in range(leaf.shape[0])] if len(leaf.shape) > 2 else [path]
+    return _names(path, leaf.shape[:-2])
 
 
 def targeted(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +141,55 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
+def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`."""
+    leaves = trees.flatten(params)
+
+    def of_kernel(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        of_layers = [_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaves[path])]
+        return np.array(of_layers, float).reshape(shape)
+
+    return {path: of_kernel(path, rank.shape) for path, rank in ranks(spec, params).items()}
+
+
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What `a @ b` is multiplied by, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
+    rank = ranks(spec, params)
 
-    def of_kernel(path: str, leaf: Any, rank: np.ndarray) -> np.ndarray:
-        alphas = np.array([_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaf)], float).reshape(rank.shape)
-        return np.where(rank > 0, alphas / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
+    def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        return np.where(rank > 0, alpha / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
 
-    leaves = trees.flatten(params)
-    return {path: of_kernel(path, leaves[path], rank) for path, rank in ranks(spec, params).items()}
+    return {path: of_kernel(alpha, rank[path]) for path, alpha in alphas(spec, params).items()}
+
+
+def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], rank: int, alpha: float, **fields: Any) -> Spec:
+    """The spec that gives just these `ranks` and `alphas` (as the functions of that name tell them), by patterns that name each kernel.
+
+    Args:
+      rank, alpha: what most kernels have; the others get a pattern.
+      fields: the spec's other fields.
+    """
+    paths = {
+        path: [path] if np.all(own) else [n for n, r in zip(_names(path, own.shape), own, strict=True) if r] for path, own in ranks.items()
+    }
+    targets = [name for names in paths.values() for name in names]
+
+    def patterns(values: Mapping[str, np.ndarray], default: float) -> dict[str, Any]:
+        found = {}
+        for path, of_layers in values.items():
+            own = {name: v for name, v, r in zip(_names(path, of_layers.shape), of_layers.flat, ranks[path].flat, strict=True) if r}
+            different = {path: next(iter(own.values()))} if len(set(own.values())) == 1 else own
+            found |= {f"^{name}$": value.item() for name, value in different.items() if value != default}
+        return found
+
+    return Spec(
+        rank=rank,
+        alpha=alpha,
+        targets=f"^({'|'.join(targets)})$",
+        rank_pattern=patterns(ranks, rank),
+        alpha_pattern=patterns(alphas, alpha),
+        **fields,
+    )
 
 
 def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +216,10 @@ def count(spec: Spec, params: Mapping[str, Any]) -> int:
 
 def _is_kernel(path: str) -> bool:
     return path.split("/")[-1] == "kernel"
+
+
+def _names(path: str, stacked: tuple[int, ...]) -> list[str]:
+    return [path.replace("layers/", f"layers/{i}/", 1) for i in range(*stacked)] if stacked else [path]
 
 
 def _layers(path: str, leaf: Any) -> list[str]:

@@ -33,11 +33,13 @@ Train with the adapters as their own argument, so that the base is never differe
 With `Spec(init="pissa")` or "olora" the adapter starts as a part of the kernel, which is taken out of the base:
 
     base = residual(params, adapters, spec)     # attach, merge and drift then take `base`; the same as `params` for other inits
-    adapters = plain(train(base, adapters), adapters, spec)    # in the end: an ordinary adapter for `params`
+    trained = train(base, adapters)
+    adapters, spec = plain(params, trained, adapters, spec)    # in the end: an ordinary adapter for `params`, of twice the rank
 """
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -102,6 +104,37 @@ def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.
     for path in scale if spec.changes_base else ():
         flat[path] = (flat[path].astype(jnp.float32) - _update(initial[path], scale[path])).astype(flat[path].dtype)
     return trees.unflatten(flat)
+
+
+def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec: Spec) -> tuple[Adapters, Spec]:
+    """An adapter that began as `initial` beside the `residual` base as one that changes `params` alike, and what it is an adapter by.
+
+    `W - a0 b0 + a b = W + [a, a0] [b; -b0]`, so with PiSSA and OLoRA one of twice the rank; any other is given back as it is. Only
+    shapes of `params` are read. Raises `UserError` as `attach` does.
+    """
+    if not spec.changes_base:
+        return trained, spec
+    check(params, trained, spec)
+    check(params, initial, spec)
+
+    def both(path: str, rank: np.ndarray) -> dict[str, jax.Array]:
+        now, then, j = trained[path], initial[path], np.arange(2 * rank.max())
+        own = rank[..., None]
+        # A layer's own 2 * rank columns stand first: its trained ones, its initial ones, then one that is zero (as `ranks` tells).
+        order = np.where(j < own, j, np.where(j < 2 * own, rank.max() + j - own, own))
+        a, b = jnp.concatenate([now["a"], then["a"]], -1), jnp.concatenate([now["b"], -then["b"]], -2)
+        return now | {"a": jnp.take_along_axis(a, order[..., None, :], -1), "b": jnp.take_along_axis(b, order[..., :, None], -2)}
+
+    grown = 2**0.5 if spec.rslora else 2  # keeps the scale
+    twice = dataclasses.replace(
+        spec,
+        init="lora",
+        rank=2 * spec.rank,
+        alpha=grown * spec.alpha,
+        rank_pattern={pattern: 2 * rank for pattern, rank in spec.rank_pattern.items()},
+        alpha_pattern={pattern: grown * alpha for pattern, alpha in spec.alpha_pattern.items()},
+    )
+    return trained | {path: both(path, rank) for path, rank in ranks(spec, params).items()}, twice
 
 
 def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
