@@ -169,10 +169,11 @@ def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], 
       rank, alpha: what most kernels have; the others get a pattern.
       fields: the spec's other fields.
     """
-    paths = {
-        path: [path] if np.all(own) else [n for n, r in zip(_names(path, own.shape), own, strict=True) if r] for path, own in ranks.items()
-    }
-    targets = [name for names in paths.values() for name in names]
+
+    def own_names(path: str, rank: np.ndarray) -> list[str]:
+        return [path] if rank.all() else [name for name, r in zip(_names(path, rank.shape), rank.flat, strict=True) if r]
+
+    targets = [name for path, rank in ranks.items() for name in own_names(path, rank)]
 
     def patterns(values: Mapping[str, np.ndarray], default: float) -> dict[str, Any]:
         found = {}
