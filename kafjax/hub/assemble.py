@@ -42,10 +42,7 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
       UserError: naming the tensor, for an extra, missing, duplicate, misshapen or non-finite one.
     """
     leaves = trees.flatten(abstract)
-    expected: dict[str, tuple[Entry, int | None]] = {}
-    for entry in table.of(abstract):
-        layers = range(leaves[entry.path].shape[0]) if "{i}" in entry.tensor else (None,)
-        expected.update({entry.tensor.replace("{i}", str(layer)): (entry, layer) for layer in layers})
+    expected = table.tensors(abstract)
     params: dict[str, jax.Array] = {}
     seen: set[str] = set()
     pending: list[tuple[str, jax.Array]] = []  # of the tensor before: devices take it while the next one is read

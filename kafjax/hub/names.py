@@ -43,6 +43,14 @@ class Table:
         paths = trees.flatten(params).keys()
         return tuple(entry for entry in self.entries if entry.path in paths)
 
+    def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
+        """Every tensor of that model by name: its entry, and its layer in the parameter (None in one that is not stacked)."""
+        flat, found = trees.flatten(params), {}
+        for entry in self.of(params):
+            layers = range(flat[entry.path].shape[0]) if "{i}" in entry.tensor else (None,)
+            found |= {entry.tensor.replace("{i}", str(layer)): (entry, layer) for layer in layers}
+        return found
+
     def canonical(self, name: str) -> str:
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)

@@ -1,4 +1,4 @@
-"""Tensors out of a Hugging Face folder: one `model.safetensors`, or shards with an index."""
+"""Tensors out of a Hugging Face folder: one file of safetensors, or shards with an index."""
 
 from __future__ import annotations
 
@@ -35,43 +35,45 @@ class StoredTensor:
             raise UserError(f"tensor '{self._name}' cannot be read ({error}); copy its file again") from error
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
+def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, StoredTensor]]:
     """Yields `(name, tensor)` one at a time, to be read before the next one is asked for.
 
-    Raises `UserError` naming a file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one
-    that is not of floating-point numbers raises it too (quantised checkpoints are not read).
+    They are those of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names. Raises `UserError` naming a
+    file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one that is not of
+    floating-point numbers raises it too (quantised checkpoints are not read).
     """
-    for file_name, promised in _files(folder).items():
+    index = folder / f"{stem}.safetensors.index.json"
+    for file_name, promised in _files(folder / f"{stem}.safetensors", index).items():
         path = folder / file_name
         try:
             with safe_open(path, framework="numpy") as file:
                 names = list(file.keys())
                 if lost := sorted(promised - set(names)):
-                    raise UserError(f"{folder / INDEX}: names tensor '{lost[0]}' in {file_name}, which does not hold it")
+                    raise UserError(f"{index}: names tensor '{lost[0]}' in {file_name}, which does not hold it")
                 for name in names:
                     yield name, StoredTensor(path, name, file.get_slice(name))
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from error
 
 
-def _files(folder: Path) -> dict[str, set[str]]:
+def _files(single: Path, index: Path) -> dict[str, set[str]]:
     """The files with tensors, and of each the tensors that the index promises."""
-    single = folder / "model.safetensors"
-    if not (folder / INDEX).exists():
+    folder = single.parent
+    if not index.exists():
         if not single.exists():
-            raise UserError(f"{folder}: no model.safetensors and no {INDEX} in it")
+            raise UserError(f"{folder}: no {single.name} and no {index.name} in it")
         return {single.name: set()}
-    index = read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{folder / INDEX}: has no 'weight_map'")
-    _refuse_repeated(folder / INDEX)
+        raise UserError(f"{index}: has no 'weight_map'")
+    _refuse_repeated(index)
     files: dict[str, set[str]] = {}
     for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
         files.setdefault(str(name), set()).add(tensor)
     for name in files:
         if Path(name).name != name:
-            raise UserError(f"{folder / INDEX}: shard '{name}' is not a plain file name")
+            raise UserError(f"{index}: shard '{name}' is not a plain file name")
         if not (folder / name).is_file():
             raise UserError(f"{folder}: shard '{name}' is named by the index but missing")
     return files

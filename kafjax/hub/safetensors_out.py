@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import write_json
+from kafjax.core.rundir import new_folder, write_json
 from kafjax.hub.names import TABLES, Table
 from kafjax.hub.safetensors_in import INDEX
 from kafjax.models import Decoder, Encoder
@@ -50,35 +49,22 @@ def save(
         family, a folder without a tokenizer.
     """
     refuse_quantized(params, "a folder of weights")
-    folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another folder, or delete it")
-    config = _config(model, params)
-    made = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
-    try:
-        made.mkdir(parents=True)
-        try:
-            _write_weights(made, params, TABLES[config["model_type"]], shard_bytes)
-            if tokenizer is not None:
-                _write_tokenizer(made, tokenizer, config)
-            write_json(made / "config.json", config)
-            os.replace(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    with new_folder(Path(folder)) as made:
+        config = _config(model, params)
+        _write_weights(made, params, TABLES[config["model_type"]], shard_bytes)
+        if tokenizer is not None:
+            _write_tokenizer(made, tokenizer, config)
+        write_json(made / "config.json", config)
 
 
 def hf_tensors(params: trees.Tree, table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Yields `(name, contiguous array in the parameter's dtype)` one at a time, by the table of the family."""
     flat = trees.flatten(params)
-    for entry in table.of(params):
+    for name, (entry, layer) in table.tensors(params).items():
         leaf = flat[entry.path]
-        for layer in range(leaf.shape[0]) if "{i}" in entry.tensor else (None,):
-            value = np.asarray(leaf if layer is None else leaf[layer])
-            value = value - np.float32(entry.offset) if entry.offset else value
-            name = entry.tensor if layer is None else entry.tensor.replace("{i}", str(layer))
-            yield name, np.ascontiguousarray(value.T if entry.transpose else value)
+        value = np.asarray(leaf if layer is None else leaf[layer])
+        value = value - np.float32(entry.offset) if entry.offset else value
+        yield name, np.ascontiguousarray(value.T if entry.transpose else value)
 
 
 def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """LoRA as a transform of parameter trees: `init` an adapter, `attach` it to train or run, `merge` it for good."""
 
 from kafjax.lora import lanes
+from kafjax.lora.arithmetic import compress, weighted_sum
 from kafjax.lora.files import load, save
-from kafjax.lora.spec import INITS, PRESETS, VARIANTS, Spec, count, ranks, scales, variant
+from kafjax.lora.spec import INITS, PRESETS, VARIANTS, Spec, alphas, count, explicit, ranks, scales, trained, variant
 from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, plain, residual
 
 __all__ = [
@@ -12,10 +13,13 @@ __all__ = [
     "Adapters",
     "Spec",
     "abstract",
+    "alphas",
     "attach",
     "axes",
+    "compress",
     "count",
     "drift",
+    "explicit",
     "init",
     "lanes",
     "load",
@@ -25,5 +29,7 @@ __all__ = [
     "residual",
     "save",
     "scales",
+    "trained",
     "variant",
+    "weighted_sum",
 ]

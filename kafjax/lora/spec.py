@@ -110,7 +110,7 @@ def variant(names: list[str], **fields: Any) -> Spec:
 
 def layer_names(path: str, leaf: Any) -> list[str]:
     """The path of each layer of a stacked leaf `[L, in, out]`, in order; of an unstacked one its own alone."""
-    return [path.replace("layers/", f"layers/{i}/", 1) for i in range(leaf.shape[0])] if len(leaf.shape) > 2 else [path]
+    return _names(path, leaf.shape[:-2])
 
 
 def targeted(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,15 +160,56 @@ def _check_quantised(spec: Spec, path: str) -> None:
             raise UserError(f"LoRA {name}={getattr(spec, name)!r} does not go with '{path}', which is quantised: {why}; use a float base")
 
 
+def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`."""
+    leaves = trees.flatten(params)
+
+    def of_kernel(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        of_layers = [_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaves[path])]
+        return np.array(of_layers, float).reshape(shape)
+
+    return {path: of_kernel(path, rank.shape) for path, rank in ranks(spec, params).items()}
+
+
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What `a @ b` is multiplied by, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
+    rank = ranks(spec, params)
 
-    def of_kernel(path: str, leaf: Any, rank: np.ndarray) -> np.ndarray:
-        alphas = np.array([_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaf)], float).reshape(rank.shape)
-        return np.where(rank > 0, alphas / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
+    def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        return np.where(rank > 0, alpha / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
 
-    leaves = trees.flatten(params)
-    return {path: of_kernel(path, leaves[path], rank) for path, rank in ranks(spec, params).items()}
+    return {path: of_kernel(alpha, rank[path]) for path, alpha in alphas(spec, params).items()}
+
+
+def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], rank: int, alpha: float, **fields: Any) -> Spec:
+    """The spec that gives just these `ranks` and `alphas` (as the functions of that name tell them), by patterns that name each kernel.
+
+    Args:
+      rank, alpha: what most kernels have; the others get a pattern.
+      fields: the spec's other fields.
+    """
+
+    def own_names(path: str, rank: np.ndarray) -> list[str]:
+        return [path] if rank.all() else [name for name, r in zip(_names(path, rank.shape), rank.flat, strict=True) if r]
+
+    targets = [name for path, rank in ranks.items() for name in own_names(path, rank)]
+
+    def patterns(values: Mapping[str, np.ndarray], default: float) -> dict[str, Any]:
+        found = {}
+        for path, of_layers in values.items():
+            own = {name: v for name, v, r in zip(_names(path, of_layers.shape), of_layers.flat, ranks[path].flat, strict=True) if r}
+            different = {path: next(iter(own.values()))} if len(set(own.values())) == 1 else own
+            found |= {f"^{name}$": value.item() for name, value in different.items() if value != default}
+        return found
+
+    return Spec(
+        rank=rank,
+        alpha=alpha,
+        targets=f"^({'|'.join(targets)})$",
+        rank_pattern=patterns(ranks, rank),
+        alpha_pattern=patterns(alphas, alpha),
+        **fields,
+    )
 
 
 def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +250,10 @@ def count(spec: Spec, params: Mapping[str, Any]) -> int:
         n += int(rank.sum()) * (n_in + n_out) + (int((rank > 0).sum()) * n_out if spec.dora else 0)
     n += sum(len(spec.token_rows) * leaf.shape[-1] for leaf in token_table(spec, params).values())
     return n + sum(math.prod(leaf.shape) for leaf in trained(spec, params).values())
+
+
+def _names(path: str, stacked: tuple[int, ...]) -> list[str]:
+    return [path.replace("layers/", f"layers/{i}/", 1) for i in range(*stacked)] if stacked else [path]
 
 
 def _layers(path: str, leaf: Any) -> list[str]:
