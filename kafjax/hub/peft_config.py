@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from kafjax.core.errors import UserError
 
@@ -26,6 +26,7 @@ _DEFAULTS = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "modules_to_save": None,
+    "trainable_token_indices": None,
     "use_rslora": False,
     "use_dora": False,
     "init_lora_weights": True,
@@ -40,13 +41,30 @@ _SILENT = {  # says nothing of the result, or only together with another field t
 }
 
 
+class Names(NamedTuple):
+    """What a base is made of, by the names of the torch model.
+
+    Attributes:
+      modules: linear layers and tables, which can have an adapter.
+      tensors: all of them.
+      embedding: the input's; "" if there is none.
+      tied_head: a module that has the embedding's weight as well; "" if there is none.
+    """
+
+    modules: list[str]
+    tensors: list[str]
+    embedding: str
+    tied_head: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """Ranks and alphas by module, and the tensors of what is trained in full, all by the names of the torch model."""
+    """Ranks and alphas by module, the tensors that are trained in full, and the rows of the embedding that are; names are torch's."""
 
     ranks: dict[str, int]
     alphas: dict[str, float]
     trained: frozenset[str]
+    token_rows: tuple[int, ...] = ()
 
 
 def completed(config: Any) -> dict[str, Any]:
@@ -70,55 +88,72 @@ def completed(config: Any) -> dict[str, Any]:
         ("layers_pattern", str | list | None, "a name, or a list of them"),
         ("layers_to_transform", int | list | None, "a number, or a list of them"),
         ("modules_to_save", list | None, "a list of modules"),
+        ("trainable_token_indices", list | dict | None, "a list of ids of tokens"),
         ("rank_pattern", dict, "an object"),
         ("alpha_pattern", dict, "an object"),
         *((name, bool, "true or false") for name in ("use_rslora", "use_dora", "ensure_weight_tying")),
     ):
         value = read[name]
         entries = value if isinstance(value, list) else []
-        if not isinstance(value, kind) or not all(isinstance(v, int if name == "layers_to_transform" else str) for v in entries):
+        entry = int if name in ("layers_to_transform", "trainable_token_indices") else str
+        if not isinstance(value, kind) or not all(isinstance(v, entry) for v in entries):
             raise UserError(f"{name}={value!r} must be {what}")
     if isinstance(read["target_modules"], str) and read["layers_to_transform"] is not None:
         raise UserError("layers_to_transform goes with a list of target_modules only")
     return read
 
 
-def resolved(config: Mapping[str, Any], kernels: Iterable[str], tensors: Iterable[str]) -> Resolved:
-    """What a `completed` config says of a base with these modules of linear layers, and these tensors.
+def resolved(config: Mapping[str, Any], base: Names) -> Resolved:
+    """What a `completed` config says of a base.
 
-    Raises `UserError` for targets or modules to save that are none of it, and for a pattern that is no regular expression.
+    Raises `UserError` for targets or modules to save that are none of it, for a pattern that is no regular expression, and for a head
+    that is scaled otherwise than the embedding that it is tied to.
     """
+    of_module = lambda name: (  # noqa: E731
+        _first(config["rank_pattern"], name, config["r"]),
+        _first(config["alpha_pattern"], name, config["lora_alpha"]),
+    )
     try:
-        targets = [name for name in kernels if _is_target(config, name)]
-        trained = frozenset(name for name in tensors if _is_saved(config["modules_to_save"], name))
-        ranks = {name: _first(config["rank_pattern"], name, config["r"]) for name in targets}
-        alphas = {name: float(_first(config["alpha_pattern"], name, config["lora_alpha"])) for name in targets}
+        own = {name: of_module(name) for name in base.modules if _is_target(config, name)}
+        trained = frozenset(name for name in base.tensors if _is_saved(config["modules_to_save"], name))
+        of_head = of_module(base.tied_head)
     except re.error as error:
         raise UserError(f"{error.pattern!r} is not a regular expression ({error})") from error
-    if not targets:
+    if not own:
         raise UserError(f"target_modules={config['target_modules']!r} are no modules of this model")
+    if base.tied_head and own.get(base.embedding, of_head) != of_head:
+        raise UserError(
+            f"rank_pattern and alpha_pattern mean another rank or alpha for '{base.tied_head}' than for the embedding it is tied to"
+        )
     for name in config["modules_to_save"] or ():
-        if not any(_is_saved([name], tensor) for tensor in tensors):
+        if not any(_is_saved([name], tensor) for tensor in base.tensors):
             raise UserError(f"modules_to_save: '{name}' is no module of this model (the head of a tied model is its embedding)")
-    return Resolved(ranks, alphas, trained)
+    ranks, alphas = {name: rank for name, (rank, _) in own.items()}, {name: float(alpha) for name, (_, alpha) in own.items()}
+    return Resolved(ranks, alphas, trained, _token_rows(config["trainable_token_indices"], base.embedding))
 
 
-def written(want: Resolved, kernels: list[str], tensors: list[str], *, r: int, lora_alpha: float, **fields: Any) -> dict[str, Any]:
+def written(want: Resolved, base: Names, *, r: int, lora_alpha: float, **fields: Any) -> dict[str, Any]:
     """A config that `resolved` reads as `want`, by the shortest names that do.
 
     Raises `UserError` if there is none: what is trained in full is no whole module.
     """
-    layers = {name: int(found[1]) for name in kernels if (found := _LAYER.match(name))}
+
+    def patterns(values: Mapping[str, float], default: float, named: Callable[[str], str]) -> dict[str, float]:
+        twin = {base.tied_head: values[base.embedding]} if base.tied_head and base.embedding in values else {}
+        return {named(name): value for name, value in {**values, **twin}.items() if value != default}
+
+    layers = {name: int(found[1]) for name in base.modules if (found := _LAYER.match(name))}
     wanted = sorted({layers[name] for name in want.ranks if name in layers})
     for of_targets, of_patterns, of_saved in itertools.product((_last, _in_layer, str), repeat=3):
         config = {**_DEFAULTS, "r": r, "lora_alpha": lora_alpha, **fields}
         config["target_modules"] = sorted(set(map(of_targets, want.ranks)))
         if of_targets is not str and wanted != sorted(set(layers.values())):
             config["layers_to_transform"] = wanted
-        config["rank_pattern"] = {of_patterns(name): rank for name, rank in want.ranks.items() if rank != r}
-        config["alpha_pattern"] = {of_patterns(name): alpha for name, alpha in want.alphas.items() if alpha != lora_alpha}
+        config["rank_pattern"] = patterns(want.ranks, r, of_patterns)
+        config["alpha_pattern"] = patterns(want.alphas, lora_alpha, of_patterns)
+        config["trainable_token_indices"] = list(want.token_rows) or None
         config["modules_to_save"] = sorted({of_saved(name.rpartition(".")[0]) for name in want.trained}) or None
-        if resolved(config, kernels, tensors) == want:
+        if resolved(config, base) == want:
             return {"peft_type": "LORA", "bias": "none", "inference_mode": True, **config}
     raise UserError("PEFT trains whole modules in full, with their biases; trained= takes a part of one")
 
@@ -166,6 +201,14 @@ def _is_in_layers(config: Mapping[str, Any], module: str) -> bool:
 def _is_saved(names: Iterable[str] | None, tensor: str) -> bool:
     modules = list(itertools.accumulate(tensor.split(".")[:-1], "{}.{}".format))
     return any(module.endswith(name) for name in names or () for module in modules)
+
+
+def _token_rows(given: list[int] | dict[str, list[int]] | None, embedding: str) -> tuple[int, ...]:
+    if isinstance(given, dict):
+        if other := [name for name in given if not embedding.endswith(name)]:
+            raise UserError(f"trainable_token_indices of '{other[0]}' are not supported, only those of the input embedding")
+        given = next(iter(given.values()), None)
+    return tuple(given or ())
 
 
 def _first(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -161,14 +161,14 @@ def _check_quantised(spec: Spec, path: str) -> None:
 
 
 def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`."""
+    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`; 0 where there is no adapter."""
     leaves = trees.flatten(params)
 
-    def of_kernel(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    def of_kernel(path: str, rank: np.ndarray) -> np.ndarray:
         of_layers = [_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaves[path])]
-        return np.array(of_layers, float).reshape(shape)
+        return np.where(rank > 0, np.array(of_layers, float).reshape(rank.shape), 0)
 
-    return {path: of_kernel(path, rank.shape) for path, rank in ranks(spec, params).items()}
+    return {path: of_kernel(path, rank) for path, rank in ranks(spec, params).items()}
 
 
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -176,7 +176,7 @@ def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     rank = ranks(spec, params)
 
     def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        return np.where(rank > 0, alpha / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
+        return (alpha / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1)).astype(np.float32)
 
     return {path: of_kernel(alpha, rank[path]) for path, alpha in alphas(spec, params).items()}
 
