@@ -64,7 +64,8 @@ def write(folder: Path, n_bytes: int, dtype: str) -> Path:
     """A Llama of 16 layers with about so many bytes, its largest tensor a 28th of them."""
     width = 64 * round((n_bytes / jnp.dtype(dtype).itemsize / (16 * 13 + 16)) ** 0.5 / 64)
     sizes = {"vocab_size": 8 * width, "hidden_size": width, "mlp_size": 3 * width, "n_layers": 16, "n_heads": width // 64}
-    config = dataclasses.replace(CONFIGS["llama3.1-8b"], **sizes, n_kv_heads=width // 64, head_dim=64, sliding=(False,) * 16, eos_id=1)
+    config = dataclasses.replace(CONFIGS["llama3.1-8b"], **sizes, n_kv_heads=width // 64, head_dim=64, sliding=(False,) * 16)
+    config = dataclasses.replace(config, attention_scale=64**-0.5, eos_id=1)
     model = Decoder(config)
     hub.save(folder, model, jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, jnp.dtype(dtype)), model.abstract_params()))
     return folder

@@ -60,12 +60,12 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
         shape = leaf.shape if layer is None else leaf.shape[1:]
         if tuple(tensor.shape) != (wanted := shape[::-1] if entry.transpose else shape):
             raise UserError(f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, config.json asks for {list(wanted)}")
-        placed = _put(tensor, entry, leaf, layer)
+        # What is put has no name here: it would live on while the next one is read.
         if layer is None:
-            params[entry.path], finite = placed.astype(leaf.dtype), _finite(placed)
+            params[entry.path], finite = _whole(_put(tensor, entry, leaf, layer), leaf.dtype)
         else:
             stacked = params.pop(entry.path) if entry.path in params else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-            params[entry.path], finite = _written(stacked, placed, layer, entry.transpose)
+            params[entry.path], finite = write_layer(stacked, _put(tensor, entry, leaf, layer), layer, entry.transpose)
         _check(source, pending)
         pending = [(full_name, finite)]
     _check(source, pending)
@@ -96,13 +96,21 @@ def _put(tensor: Tensor, entry: Entry, leaf: jax.ShapeDtypeStruct, layer: int | 
     return jax.make_array_from_callback(tuple(tensor.shape), sharding, read)
 
 
+def _whole(tensor: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return tensor.astype(dtype), _finite(tensor)  # of that dtype it is not copied
+
+
 @jax.jit
 def _finite(tensor: jax.Array) -> jax.Array:
     return jnp.isfinite(tensor).all()
 
 
-# The check is no program of its own for each shape: compiling is a good part of loading a small model.
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _written(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bool) -> tuple[jax.Array, jax.Array]:
-    """The parameter with the tensor as its layer, and whether all of that is finite."""
-    return stacked.at[layer].set((tensor.T if transpose else tensor).astype(stacked.dtype)), jnp.isfinite(tensor).all()
+def write_layer(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bool) -> tuple[jax.Array, jax.Array]:
+    """The parameter with the tensor as its layer, in the memory of `stacked`, and whether all of the tensor is finite.
+
+    One program, because compiling is a good part of loading a small model. Not by `.at[layer].set`: that is a scatter, and a scatter
+    into bfloat16 has the whole parameter converted, at every layer, where the hardware does not compute in bfloat16.
+    """
+    value = (tensor.T if transpose else tensor).astype(stacked.dtype)
+    return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0), jnp.isfinite(tensor).all()
