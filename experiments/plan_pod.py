@@ -44,6 +44,7 @@ from kafjax.training.optimizers import OPTIMIZERS
 
 METHODS = ("full", "lora", "lanes", "rag")
 N_SHOWN, N_TRIED = 8, 3  # meshes of a search that are shown, and compiled at most
+N_LARGEST = 3  # collectives that are shown one by one
 USABLE = 0.9  # of a device's memory, where only formulas tell
 
 flags.DEFINE_string("model", "llama3.1-8b", "A published decoder by name, or a folder with its config.json.")
@@ -141,6 +142,9 @@ def report(verdict: Verdict, pod: Slice) -> dict[str, Any]:
         for i, (kind, row) in enumerate(kinds.items()):
             label = "" if i else "collectives"
             print(f"  {label:<12} {row['count']:.0f} x {kind}, {row['bytes'] / 1e9:.2f} GB; a device sends {row['sent'] / 1e9:.2f} GB")
+        most = sorted(compiled.collectives, key=lambda c: -c.sent)[:N_LARGEST]
+        print("\n".join(f"  {'' if i else 'most sent by':<12} {c.times} x {c.kind} {c.shape} among {c.group}" for i, c in enumerate(most)))
+        figures["most_sent_by"] = [dataclasses.asdict(c) | {"sent": c.sent} for c in most]
         seconds["links"] = sum(row["sent"] for row in kinds.values()) / chip.link_bandwidth
         figures |= {"hbm": parts | {"aliased": compiled.aliased, "host": compiled.host}, "collectives": kinds}
     if compiled is not None:
