@@ -26,6 +26,7 @@ from kafjax.core.progress import silence
 
 TIMEOUT_SECONDS = 300
 _FIRST_PORT, _N_PORTS = 61_440, 4_096  # ports that a SLURM job's number is mapped to
+_TPU_PORT = 8482  # the one that JAX takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,15 @@ class Place:
 def find_place(
     environ: Mapping[str, str], coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> Place | None:
-    """This process's place, or None if it is alone (or in a TPU pod, whose libraries know).
+    """This process's place, or None if it is alone (or on a TPU host of which only the metadata server knows).
 
     What is said explicitly, by argument or as `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, goes first. Then:
       SLURM: a step of several tasks (`srun`). Process 0's host listens on a port that follows from the job's and step's number. Where
         a host runs several tasks, each takes one accelerator of those that it sees.
       Kubernetes: an Indexed Job or a JobSet, whose pods know their `JOB_COMPLETION_INDEX`; how many they are and where process 0 is
         has to stand in the manifest, as `JAX_NUM_PROCESSES` and `JAX_COORDINATOR_ADDRESS`.
+      TPU pods: a process a host of one or several slices, as Google's Kubernetes says (`TPU_WORKER_HOSTNAMES`, `TPU_WORKER_ID`,
+        `MEGASCALE_*`); not where `JAX_PLATFORMS` leaves the TPUs alone.
 
     Raises:
       UserError: something is missing or not a number.
@@ -79,6 +82,8 @@ def find_place(
         local = _slurm_devices(environ)
     elif process_id is None and "JOB_COMPLETION_INDEX" in environ and num_processes is not None:
         source, process_id = "Kubernetes", _number(environ, "JOB_COMPLETION_INDEX")
+    elif num_processes is None and process_id is None:
+        return _tpu_place(environ)
     if (num_processes is None and process_id is None) or num_processes == 1:
         return None
     missing = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
@@ -109,6 +114,22 @@ def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     return None if bound or tasks is None or hosts is None or tasks <= hosts else (_number(environ, "SLURM_LOCALID") or 0,)
 
 
+def _tpu_place(environ: Mapping[str, str]) -> Place | None:
+    hosts = [host for host in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    slices, number = _number(environ, "MEGASCALE_NUM_SLICES") or 1, _number(environ, "MEGASCALE_SLICE_ID") or 0
+    if not _wants_tpu(environ) or not hosts or len(hosts) * slices == 1:
+        return None
+    worker = _number(environ, "TPU_WORKER_ID")
+    if worker is None:
+        raise UserError(f"TPU_WORKER_HOSTNAMES names {len(hosts)} hosts, but TPU_WORKER_ID does not say which this is")
+    first = environ.get("MEGASCALE_COORDINATOR_ADDRESS", hosts[0]).split(":")[0]
+    return Place(f"{first}:{_TPU_PORT}", len(hosts) * slices, len(hosts) * number + worker, source="TPU pod")
+
+
+def _wants_tpu(environ: Mapping[str, str]) -> bool:
+    return environ.get("JAX_PLATFORMS", "") in ("", "tpu")
+
+
 def _number(environ: Mapping[str, str], *names: str) -> int | None:
     for name in names:
         if (text := environ.get(name)) is not None:
@@ -118,10 +139,10 @@ def _number(environ: Mapping[str, str], *names: str) -> int | None:
     return None
 
 
-def _in_tpu_pod(environ: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
-    """Whether this is a host of a TPU slice of several hosts, or one whose libraries have to be asked."""
-    if len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or environ.get("MEGASCALE_NUM_SLICES", "1") != "1":
-        return True
+def _ask_tpu_host(environ: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
+    """Whether this is a TPU host of whose slice only Google's metadata server knows, which JAX can ask."""
+    if not _wants_tpu(environ):
+        return False
     has_tpu = any((devices / name).exists() for name in ("accel0", "vfio/0"))
     return has_tpu and not {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"} & set(environ)
 
@@ -157,7 +178,7 @@ def processes(
                 cluster_detection_method="deactivate",
                 initialization_timeout=timeout_seconds + 60,  # JAX would abort with a trace of C++
             )
-    elif num_processes != 1 and os.environ.get("JAX_PLATFORMS") in (None, "", "tpu") and _in_tpu_pod(os.environ):
+    elif num_processes != 1 and _ask_tpu_host(os.environ):
         message = f"waited {timeout_seconds} s for the other hosts of this TPU slice: is the same command running on all of them?"
         with _deadline(timeout_seconds, message):
             jax.distributed.initialize(initialization_timeout=timeout_seconds + 60)

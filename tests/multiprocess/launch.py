@@ -84,28 +84,62 @@ class Launcher:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1) -> Crowd:
-        """`n` processes of `python -m MODULE ARGUMENTS` with `devices` devices each."""
+    def start(
+        self,
+        module: str,
+        arguments: Sequence[object],
+        n: int,
+        log: Path,
+        devices: int = 1,
+        environ: Callable[[int, int], dict[str, str]] | None = None,
+    ) -> Crowd:
+        """`n` processes of `python -m MODULE ARGUMENTS` with `devices` devices each, which are told who they are by `environ(i, n)`."""
         log.mkdir(parents=True, exist_ok=True)
-        address = f"127.0.0.1:{free_port()}"
+        environ = environ or explicit(free_port())
         request = {
             "module": module,
             "arguments": list(map(str, arguments)),
             "devices": devices,
-            "environ": [{"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)} for i in range(n)],
+            "environ": [environ(i, n) for i in range(n)],
             "logs": [[str(log / f"{i}.{stream}") for stream in ("out", "err")] for i in range(n)],
         }
         return Crowd(self._ask, self._ask(request), log)
 
-    def run(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1) -> list[Ended]:
+    def run(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1, **options: Any) -> list[Ended]:
         """`start`, and all of them have to end well."""
-        outcomes = self.start(module, arguments, n, log, devices).ended()
+        outcomes = self.start(module, arguments, n, log, devices, **options).ended()
         for i, outcome in enumerate(outcomes):
             assert outcome.code == 0, f"process {i} of {n}: {outcome.code}\n{outcome.out}\n{outcome.err}"
         return outcomes
 
 
-def free_port() -> int:
+def free_port(first: int = 0) -> int:
+    """One from `first` on, or any."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        while True:
+            try:
+                probe.bind(("127.0.0.1", first))
+                return probe.getsockname()[1]
+            except OSError:
+                first += 1
+
+
+def explicit(port: int) -> Callable[[int, int], dict[str, str]]:
+    return lambda i, n: {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)}
+
+
+def slurm(job: int) -> Callable[[int, int], dict[str, str]]:
+    """What srun sets for a step of `n` tasks on one host."""
+    step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+    return lambda i, n: {**step, "SLURM_STEP_NUM_TASKS": str(n), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+
+
+def kubernetes(port: int) -> Callable[[int, int], dict[str, str]]:
+    """What an Indexed Job sets, and its manifest."""
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    return lambda i, n: {**pod, "JAX_NUM_PROCESSES": str(n), "JOB_COMPLETION_INDEX": str(i)}
+
+
+def tpu_pod(i: int, n: int) -> dict[str, str]:
+    """What Google's Kubernetes sets on the hosts of a slice; that no TPU is there, JAX has been told at its import."""
+    return {"TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * n), "TPU_WORKER_ID": str(i), "JAX_PLATFORMS": ""}

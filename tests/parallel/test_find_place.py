@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.parallel.distributed import Place, _in_tpu_pod, find_place, first_host
+from kafjax.parallel.distributed import Place, _ask_tpu_host, find_place, first_host
 
 # As srun sets them for the third of four tasks, two on each of two hosts.
 SLURM = {
@@ -100,11 +100,23 @@ def test_first_of_slurms_hosts(nodes, host):
     assert first_host(nodes) == host
 
 
-def test_tpu_slices_of_several_hosts(tmp_path):
-    assert _in_tpu_pod({"TPU_WORKER_HOSTNAMES": "a,b"}, tmp_path)
-    assert _in_tpu_pod({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, tmp_path)
-    assert not _in_tpu_pod({"TPU_WORKER_HOSTNAMES": "a"}, tmp_path)
-    assert not _in_tpu_pod({}, tmp_path)
-    (tmp_path / "accel0").touch()  # a TPU VM: its metadata server knows
-    assert _in_tpu_pod({}, tmp_path)
-    assert not _in_tpu_pod({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path)
+def test_tpu_slices_of_several_hosts():
+    pod = {"TPU_WORKER_HOSTNAMES": "a,b,c", "TPU_WORKER_ID": "2", "JOB_COMPLETION_INDEX": "2"}
+    assert find_place(pod) == Place("a:8482", 3, 2, source="TPU pod")
+    slices = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "first:8081"}
+    assert find_place({**pod, **slices}) == Place("first:8482", 6, 5, source="TPU pod")
+    assert find_place({**slices, "TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}) == Place("first:8482", 2, 1, source="TPU pod")
+    assert find_place({"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}) is None
+    assert find_place({**pod, "JAX_PLATFORMS": "cpu"}) is None and find_place({**pod, "JAX_PLATFORMS": "tpu"}) is not None
+    assert find_place(pod, num_processes=1) is None
+    assert find_place(pod, "here:1", 2, 1) == Place("here:1", 2, 1)
+    with pytest.raises(UserError, match="names 3 hosts, but TPU_WORKER_ID does not say which this is"):
+        find_place({"TPU_WORKER_HOSTNAMES": "a,b,c"})
+
+
+def test_tpu_host_of_which_only_the_metadata_server_knows(tmp_path):
+    assert not _ask_tpu_host({}, tmp_path)
+    (tmp_path / "accel0").touch()
+    assert _ask_tpu_host({}, tmp_path)
+    assert not _ask_tpu_host({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) and not _ask_tpu_host({"TPU_WORKER_HOSTNAMES": "a"}, tmp_path)
+    assert not _ask_tpu_host({"JAX_PLATFORMS": "cpu"}, tmp_path)
