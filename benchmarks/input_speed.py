@@ -4,8 +4,8 @@
     python -m benchmarks.input_speed --batch_rows=64 --seq_len=1024 --repeats=200
 
 Batches are made as in training (`training.feed`), from texts in memory and from packed rows on the disk, and waited for, although in
-training the device works meanwhile. The watchdog costs a step nothing; its threads write a note and read those of all processes ten
-times per `STALL_SECONDS`, so that their share of the time is what one such turn takes over its pause. Numbers are medians of single
+training the device works meanwhile. The watchdog costs a step nothing; its threads write a note and read others ten times per
+`STALL_SECONDS`, so that their share of the time is what one such turn takes over its pause. Numbers are medians of single
 calls, with a 95% bootstrap interval.
 """
 
@@ -30,7 +30,7 @@ from kafjax.training.feed import Source, feed
 from kafjax.training.packed import PackedRows, write_rows
 from kafjax.training.step import batch_sharding
 
-N_STEPS = 8  # different batches, read in turn
+N_ROWS = 2048  # of the data set
 
 
 def define_flags() -> None:
@@ -55,7 +55,7 @@ def main(_: list[str]) -> None:
 def calls(folder: Path, batch_rows: int, seq_len: int, processes: int) -> Iterator[tuple[str, Callable[[int], object]]]:
     """What is measured, by name; each is called with the number of the repeat."""
     rng = np.random.default_rng(0)
-    n_texts = N_STEPS * batch_rows * seq_len // 64
+    n_texts = N_ROWS * seq_len // 64
     examples = [Example(rng.integers(1, 32_000, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(16, 112, n_texts)]
     where = batch_sharding(make_mesh("fsdp:1", jax.devices()[:1]), 1)
 
@@ -71,12 +71,13 @@ def calls(folder: Path, batch_rows: int, seq_len: int, processes: int) -> Iterat
     for process in range(processes):
         write_atomic(folder / "notes" / str(process), "1 1")
 
-    def turn(i: int) -> None:
+    def turn(i: int, read: int) -> None:
         write_atomic(folder / "notes" / "0", f"{i} {time.time_ns()}")
-        for process in range(processes):
+        for process in range(read):
             (folder / "notes" / str(process)).read_text()
 
-    yield f"watchdog: a turn of {processes} processes", turn
+    yield f"watchdog: a turn of process 0 of {processes}", lambda i: turn(i, processes)
+    yield f"watchdog: a turn of another of {processes}", lambda i: turn(i, 1)
     yield "SIGTERM: a step", Preemption().reached
 
 

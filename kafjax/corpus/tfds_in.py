@@ -87,13 +87,15 @@ def load_tfds(source: str, size: str | int | None = None, overlap: int = 0) -> C
 
 def _own(source: str, name: str, config: str) -> Corpus:
     root = data_dir() / name
-    there = sorted(folder.parent.name for folder in root.glob("*/*/") if (folder / "dataset_info.json").exists())
+    # By configuration, the newest version; what a kill has left behind is called `incomplete`.
+    folders = [folder for folder in sorted(root.glob("*/*/")) if not folder.name.startswith("incomplete")]
+    there = {folder.parent.name: folder for folder in folders if (folder / "dataset_info.json").exists()}
     if not there or (config and config not in there):
         what = f"has {', '.join(there)}" if there else "is not there"
         raise UserError(f"{source} is not prepared: {root} {what}; run: python scripts/build_dataset.py --dataset={name}")
     if len(there) > 1 and not config:
         raise UserError(f"{source}: {root} holds several; say which: {', '.join(f'tfds:{name}/{each}' for each in there)}")
-    (folder,) = (root / (config or there[0])).glob("*/")
+    folder = there[config or next(iter(there))]
     try:
         builder = tfds().builder_from_directory(folder)
     except Exception as error:  # whatever a damaged description makes TFDS raise

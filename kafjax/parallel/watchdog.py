@@ -22,7 +22,8 @@ class Watchdog:
 
     Steps of many processes go together, so one that stops (a disk, a data source, a swapping host) stops all, and nothing else says
     which it was. The folder has to be shared by the processes; notes lie in files, and not in JAX's coordination service, because
-    that one is part of process 0 and stalls with it. With one process it does nothing.
+    that one is part of process 0 and stalls with it. The first process that is alive reads the notes of all and tells; another only
+    looks whether there is one before it, so that many processes do not read many files each. With one process it does nothing.
 
     Args:
       folder: of the run.
@@ -68,22 +69,26 @@ class Watchdog:
         began = time.monotonic()
         others = [_Seen(self._file(process), began) for process in range(self._n)]
         told: list[int] = []
+        ahead, ahead_since = 0, began  # the furthest step that anyone has written down
         while not self._left.wait(self._pause):
             now = time.monotonic()
-            for other in others:
+            if any(other.look(now) < self._stall / 2 for other in others[: self._me]):
+                continue  # one before this one tells
+            for other in others[self._me :]:
                 other.look(now)
             furthest = max(other.step for other in others)
+            if furthest != ahead:
+                ahead, ahead_since = furthest, now
+            behind = now - ahead_since >= 3 * self._pause  # when a stall ends, some write of it before others
             stuck = [p for p, other in enumerate(others) if now - other.step_since >= self._stall]
             # Others wait for a process within a step too; a live one still writes, a frozen one does not.
-            stalled = [p for p in stuck if others[p].step < furthest or now - others[p].beat_since >= self._stall / 2]
-            teller = min((p for p in range(self._n) if p not in stalled), default=0)
-            if self._me == teller:
-                for p in stalled:
-                    if p not in told:
-                        next_step = max(furthest, others[p].step + 1)
-                        self._tell(f"process {p} has not reached step {next_step} for {now - others[p].step_since:.0f} s")
-                if not stalled and len(stuck) == self._n and told != stuck:
-                    self._tell(f"no process has got past step {furthest} for {self._stall:.0f} s")
+            stalled = [p for p in stuck if (behind and others[p].step < furthest) or now - others[p].beat_since >= self._stall / 2]
+            for p in stalled:
+                if p not in told:
+                    next_step = max(furthest, others[p].step + 1)
+                    self._tell(f"process {p} has not reached step {next_step} for {now - others[p].step_since:.0f} s")
+            if not stalled and len(stuck) == self._n and told != stuck:
+                self._tell(f"no process has got past step {furthest} for {self._stall:.0f} s")
             told = stalled or (stuck if len(stuck) == self._n else [])
 
     def _tell(self, text: str) -> None:
@@ -98,13 +103,15 @@ class _Seen:
         self._text = self._read()  # of a run before, if there is anything
         self.step, self.step_since, self.beat_since = 0, now, now
 
-    def look(self, now: float) -> None:
+    def look(self, now: float) -> float:
+        """Reads it, and returns for how many seconds it has been the same."""
         text = self._read()
         if text and text != self._text:
             self._text, self.beat_since = text, now
             step = int(text.split()[0])
             if step != self.step:
                 self.step, self.step_since = step, now
+        return now - self.beat_since
 
     def _read(self) -> str:
         try:

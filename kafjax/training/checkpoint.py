@@ -76,7 +76,7 @@ class Checkpoints:
         """
         self.wait()
         leaves = _leaves(state)
-        notes = {"fingerprint": self._fingerprint, "history": history, "checksums": checksums(leaves)}
+        notes = {"fingerprint": self._fingerprint, "step": step, "history": history, "checksums": checksums(leaves)}
         notes = json.loads(json.dumps(notes))  # as it is now: it is written later
         items = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(notes)})
         self._saving = step
@@ -143,6 +143,8 @@ class Checkpoints:
                 f"{self.folder} holds checkpoints of a training with another model, settings or data; "
                 "pick another run name, or delete that folder"
             )
+        if notes["step"] != step:
+            raise ValueError(f"it is that of step {notes['step']}")
         handler = ocp.StandardCheckpointHandler()
         return handler.restore(folder / _STATE, args=ocp.args.StandardRestore(_leaves(abstract))), notes
 

@@ -138,6 +138,12 @@ def test_cut_file_of_a_dataset_is_told(own_copy, name, kept):
         load_tfds("tfds:biographies")
 
 
+def test_what_a_kill_left_behind_is_not_read(own_copy):
+    expected = load_tfds("tfds:biographies")
+    shutil.copytree(own_copy, own_copy.with_name("incomplete.ABCDEF_1.0.0"))
+    assert load_tfds("tfds:biographies") == expected
+
+
 def test_missing_shard_and_flipped_bits_are_told(own_copy):
     shard = own_copy / "biographies-questions.array_record-00000-of-00001"
     expected, whole, rng = load_tfds("tfds:biographies"), shard.read_bytes(), np.random.default_rng(0)
@@ -160,21 +166,21 @@ def test_missing_shard_and_flipped_bits_are_told(own_copy):
 
 def build(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "scripts" / "build_dataset.py"), *arguments]
-    environ |= {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environ}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
 
 
 @pytest.mark.multiprocess
 def test_script_prepares_and_needs_no_tensorflow(tmp_path):
-    done = build("--dataset=biographies", "--subjects=2", f"--data_dir={tmp_path}", "-v=0")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "tfds:biographies/2x4_documents4_questions2_seed0"
     # Whoever imports TensorFlow gets this one, installed or not.
     (tmp_path / "path" / "tensorflow").mkdir(parents=True)
     (tmp_path / "path" / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
     code = "import sys; from kafjax.corpus import load; c = load(sys.argv[1], n_retention=0, n_held_out=0); "
     code += "assert 'tensorflow' not in sys.modules; print(len(c.documents))"
     environ = {"PYTHONPATH": f"{tmp_path / 'path'}:{ROOT}", "TFDS_DATA_DIR": str(tmp_path)}
+    done = build("--dataset=biographies", "--subjects=2", **environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "tfds:biographies/2x4_documents4_questions2_seed0"
     read = subprocess.run([sys.executable, "-c", code, done.stdout.strip()], capture_output=True, text=True, env=environ)
     assert read.stdout.strip() == "8", read.stderr
 

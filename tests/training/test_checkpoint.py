@@ -76,6 +76,7 @@ DAMAGE = {
     "array missing": lambda folder: largest_file(folder).unlink(),
     "manifest cut short": lambda folder: truncate(folder / "state" / "manifest.ocdbt"),
     "notes cut short": lambda folder: truncate(folder / "notes" / "metadata"),
+    "of another step": lambda folder: (shutil.rmtree(folder), shutil.copytree(folder.with_name("2"), folder)),
     "emptied": lambda folder: [path.unlink() for path in folder.rglob("*") if path.is_file()],
 }
 

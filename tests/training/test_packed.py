@@ -102,9 +102,10 @@ def test_few_open_rows_lose_nothing_and_keep_the_order_of_rows(lengths, open_row
             assert sum(len(piece.inputs) for row in (rows[a], rows[b]) for piece in row) > 16
 
 
-@pytest.mark.parametrize(("corpus", "seq_len"), [("biographies", 128), ("biographies", 512), ("factbook", 128), ("factbook", 512)])
+@pytest.mark.parametrize("seq_len", [128, 512, 1024])
+@pytest.mark.parametrize("corpus", ["biographies", "factbook"])
 def test_less_than_five_percent_is_padding(corpus, seq_len, tmp_path):
-    made = biographies(60) if corpus == "biographies" else factbook(60)
+    made = biographies(120) if corpus == "biographies" else factbook(120)  # of some dozen rows: the last one may be nearly empty
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # lengths matter, not what stands there
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     about = write_rows(tmp_path / "rows", stream_examples(made, tokenizer, 0), seq_len, {})
