@@ -52,11 +52,13 @@ def test_values_are_those_of_qwix(format):
 
 
 @formats
-def test_quantising_again_changes_no_integer(format):
+def test_quantising_again_moves_hardly_anything(format):
+    """nf4 gives its own values back. int8's largest is 127 or -128 steps of a scale made for 127.5, so others may move to the next one."""
     q = quantize(W, format)
     again = quantize(dequantize(q), format)
-    np.testing.assert_array_equal(again.values, q.values)
-    np.testing.assert_allclose(again.scale, q.scale, rtol=0.005 if format == "int8" else 1e-6)
+    moved = np.abs(np.asarray(again.values, np.int32) - np.asarray(q.values, np.int32))
+    assert moved.max() <= (1 if format == "int8" else 0)
+    np.testing.assert_allclose(again.scale, q.scale, rtol=0.005 if format == "int8" else 0)
 
 
 @formats
