@@ -4,6 +4,8 @@
     python -m experiments.finetune --method=full --epochs=6          all weights of the blocks instead
     python -m experiments.finetune --corpus=DIR --name=mine          your own documents and questions (FlashRAG's format)
     python -m experiments.finetune --rank=64 --lr=3e-4 --wandb       other settings, mirrored to an offline wandb run
+    python -m experiments.finetune --dora --init=pissa --lora_plus=8 variants of LoRA, which go together (docs/lora.md)
+    python -m experiments.finetune --targets=attention --rank_pattern='q_proj:32' --train_also='norm/scale'     more of one, less of another
     python -m experiments.finetune --mesh=data:2,fsdp:4 --dtype=bfloat16 --batch_rows=64     on eight devices
 
 An epoch reads every document (of a generated corpus, one telling of every fact) and every training question; rows are packed to
@@ -54,6 +56,7 @@ from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
+_INITS = ("default", *(name for name in lora.INITS if name != "lora"))
 N_SHOWN = 3  # questions asked at the end
 
 common.define_corpus_flags()
@@ -66,7 +69,16 @@ flags.DEFINE_integer("epochs", 12, "Passes over the corpus.", lower_bound=1)
 flags.DEFINE_integer("steps", None, "Optimizer steps, instead of --epochs.", lower_bound=1)
 flags.DEFINE_integer("rank", 16, "LoRA: rank of the adapter. More rank holds more facts, and costs memory.", lower_bound=1)
 flags.DEFINE_float("alpha", 32.0, "LoRA: alpha; the update is scaled by alpha / rank.")
-flags.DEFINE_string("targets", lora.Spec().targets, "LoRA: regular expression found in the paths of the kernels to adapt.")
+flags.DEFINE_string("targets", lora.Spec().targets, f"LoRA: regular expression found in paths to adapt, or {', '.join(lora.PRESETS)}.")
+flags.DEFINE_multi_string("rank_pattern", [], "LoRA: REGEX:RANK, another rank where REGEX is found; may be repeated, the first counts.")
+flags.DEFINE_multi_string("alpha_pattern", [], "LoRA: REGEX:ALPHA, likewise.")
+flags.DEFINE_list("layers", None, "LoRA: numbers of the layers to adapt (default: all).")
+flags.DEFINE_boolean("rslora", False, "LoRA: scale by alpha / sqrt(rank) instead; for high ranks.")
+flags.DEFINE_boolean("dora", False, "LoRA: train the length of each kernel's columns apart (DoRA).")
+flags.DEFINE_enum("init", "default", _INITS, "LoRA: what the adapter starts as; pissa and olora take it out of the kernels.")
+flags.DEFINE_float("lora_plus", 1.0, "LoRA: b's learning rate is so many times --lr (LoRA+; 2 to 16).")
+flags.DEFINE_float("dropout", 0.0, "LoRA: share of the adapters' inputs that training drops.")
+flags.DEFINE_string("train_also", "", "LoRA: regular expression of parameters to train in full beside the adapters, and save with them.")
 flags.DEFINE_boolean("freeze_embedding", True, "Full: leave the (tied) embedding as it is; it is most of a small model.")
 flags.DEFINE_float("replay", 0.0, "Share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
 flags.DEFINE_integer("batch_rows", 4, "Rows of packed tokens per optimizer step.", lower_bound=1)
@@ -89,7 +101,21 @@ flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
 
 # Flags that change what is learned; the rest change how, where, or what is kept of it.
 _IDENTITY = (
-    *("model", "method", "epochs", "steps", "rank", "alpha", "targets", "freeze_embedding", "replay", "batch_rows", "seq_len", "rows"),
+    *("model", "method", "epochs", "steps", "freeze_embedding", "replay", "batch_rows", "seq_len", "rows"),
+    *(
+        "rank",
+        "alpha",
+        "targets",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers",
+        "rslora",
+        "dora",
+        "init",
+        "lora_plus",
+        "dropout",
+        "train_also",
+    ),
     *("accumulate", "warmup", "weight_decay", "clip_norm", "dtype", "optimizer", "param_dtype", "seed"),
 )
 
@@ -102,7 +128,7 @@ def main(_: list[str]) -> None:
 def _finetune() -> None:
     values = flags.FLAGS
     # All that can be refused is refused before anything is on disk.
-    spec = lora.Spec(values.rank, values.alpha, values.targets) if values.method == "lora" else None
+    spec = _spec() if values.method == "lora" else None
     train_config, settings, mesh = _train_config(), _settings(), make_mesh(values.mesh)
     corpus = common.corpus_from_flags()
     model, params, tokenizer = _load_model()
@@ -165,9 +191,39 @@ def _train_config() -> TrainConfig:
         weight_decay=values.weight_decay,
         clip_norm=values.clip_norm,
         freeze_embedding=values.freeze_embedding,
+        lora_plus=values.lora_plus,
         checkpoint_every=values.checkpoint_every,
         seed=values.seed,
     )
+
+
+def _spec() -> lora.Spec:
+    values = flags.FLAGS
+    return lora.Spec(
+        rank=values.rank,
+        alpha=values.alpha,
+        targets=values.targets,
+        layers=None if values.layers is None else tuple(_number("layers", layer, int, "numbers, such as 0,1,2") for layer in values.layers),
+        rank_pattern=_pattern("rank_pattern", int),
+        alpha_pattern=_pattern("alpha_pattern", float),
+        rslora=values.rslora,
+        dora=values.dora,
+        init="lora" if values.init == "default" else values.init,
+        dropout=values.dropout,
+        trained=values.train_also,
+    )
+
+
+def _pattern(flag: str, kind: type) -> dict[str, Any]:
+    given = [text.rpartition(":") for text in flags.FLAGS[flag].value]
+    return {regex: _number(flag, number, kind, f"REGEX:NUMBER, such as --{flag}='q_proj:8'") for regex, _, number in given}
+
+
+def _number(flag: str, text: str, kind: type, wanted: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"--{flag}: '{text}' is no number; write {wanted}") from None
 
 
 def _settings() -> Settings:
@@ -187,8 +243,8 @@ def _save(run: Run, result: TrainResult, spec: lora.Spec | None) -> None:
         arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(result.trainable).items()}
         write_atomic(_file(run, spec), safetensors.numpy.save(arrays))
     else:
-        lora.save(_file(run, spec), result.trainable, spec)
-    bill = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")}
+        lora.save(_file(run, spec), result.trainable, result.spec)
+    bill = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "spec", "curve")}
     png = io.BytesIO()
     loss_curves({**row, "method": flags.FLAGS.method} for row in result.curve).savefig(png, format="png")
     write_atomic(run.file("loss.png"), png.getvalue())

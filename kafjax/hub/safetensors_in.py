@@ -38,8 +38,9 @@ class StoredTensor:
 def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, StoredTensor]]:
     """Yields `(name, tensor)` one at a time, to be read before the next one is asked for.
 
-    They are those of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names. Raises `UserError` naming a file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one
-    that is not of floating-point numbers raises it too (quantised checkpoints are not read).
+    They are those of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names. Raises `UserError` naming a
+    file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one that is not of
+    floating-point numbers raises it too (quantised checkpoints are not read).
     """
     index = folder / f"{stem}.safetensors.index.json"
     for file_name, promised in _files(folder / f"{stem}.safetensors", index).items():

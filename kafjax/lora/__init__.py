@@ -3,10 +3,11 @@
 from kafjax.lora import lanes
 from kafjax.lora.arithmetic import compress, weighted_sum
 from kafjax.lora.files import load, save
-from kafjax.lora.spec import PRESETS, VARIANTS, Spec, alphas, count, explicit, ranks, scales, trained, variant
+from kafjax.lora.spec import INITS, PRESETS, VARIANTS, Spec, alphas, count, explicit, ranks, scales, trained, variant
 from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, plain, residual
 
 __all__ = [
+    "INITS",
     "PRESETS",
     "VARIANTS",
     "Adapters",

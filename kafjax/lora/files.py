@@ -22,7 +22,13 @@ _FORMAT = "kafjax-lora-1"
 
 
 def save(path: Path, adapters: Adapters, spec: Spec) -> None:
-    """Writes tensors `"<kernel path>/a"` and `"/b"`, whole or not at all. Raises `UserError` for NaN or infinity in them."""
+    """Writes tensors `"<kernel path>/a"` and `"/b"`, whole or not at all.
+
+    Raises `UserError` for NaN or infinity in them, and for an adapter that needs another base than the model's: `plain` makes one of it
+    that does not.
+    """
+    if spec.changes_base:
+        raise UserError(f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it")
     tensors = {f"{kernel}/{name}": np.asarray(array) for kernel, pair in adapters.items() for name, array in pair.items()}
     _check_finite(tensors, "the adapter to be saved")
     metadata = {"format": _FORMAT, "spec": json.dumps(dataclasses.asdict(spec))}
@@ -50,8 +56,9 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})")
     try:
-        spec = Spec(**json.loads(metadata["spec"]))
-    except (KeyError, TypeError, ValueError, UserError) as error:
+        # JSON has no tuples.
+        spec = Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(metadata["spec"]).items()})
+    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: its spec cannot be read ({error})") from error
     _check_finite(tensors, str(path))
     adapters: Adapters = {}

@@ -53,6 +53,8 @@ def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = 
     for spec in specs:
         check(spec)
         for path, pair in abstract(spec, params).items():
+            if path.endswith("embedding"):
+                raise UserError(f"targets={spec.targets!r} adapt '{path}', which all lanes look up as one table; train that alone")
             targets[path] = max(targets.get(path, 0), pair["a"].shape[-1])
     highest = max(targets.values())
     rank = bucket(highest) if rank is None else rank
@@ -79,6 +81,7 @@ def check(spec: Spec) -> None:
         "init": (spec.changes_base, "it takes something of each lane's own out of the base, which is shared"),
         "dropout": (spec.dropout > 0, "lanes drop nothing"),
         "trained": (bool(spec.trained), "parameters trained in full would be a copy a lane"),
+        "token_rows": (bool(spec.token_rows), "lanes look all their tokens up in one table"),
     }
     for name, (given, why) in refused.items():
         if given:

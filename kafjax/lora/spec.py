@@ -40,8 +40,8 @@ class Spec:
     Attributes:
       rank: columns of `a` and rows of `b`.
       alpha: the update is `alpha / rank * a @ b`.
-      targets: pattern of the kernels that get an adapter, or one of `PRESETS`.
-      layers: numbers of the layers that get one; None for all.
+      targets: pattern of the kernels and tables of embeddings that get an adapter, or one of `PRESETS`.
+      layers: numbers of the layers that get one; None for all, and for what stands outside of layers.
       rank_pattern, alpha_pattern: ranks and alphas that differ, by pattern; the first that is found counts.
       rslora: scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
       dora: train the norm of each output column apart (DoRA, Liu et al. 2024, arXiv:2402.09353).
@@ -50,6 +50,7 @@ class Spec:
         adapter starts as out of the base: see `transform.residual`.
       dropout: share of the adapters' inputs that training drops.
       trained: pattern of parameters that are trained in full beside the adapters (PEFT's `modules_to_save`); empty for none.
+      token_rows: ids of tokens whose rows of the embedding are trained in full (PEFT's `trainable_token_indices`).
 
     Raises:
       UserError: a rank below 1, an alpha not positive and finite, a pattern that is no regular expression, ...
@@ -66,6 +67,7 @@ class Spec:
     init: str = "lora"
     dropout: float = 0.0
     trained: str = ""
+    token_rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, rank in {"rank": self.rank, **{f"rank_pattern['{k}']": r for k, r in self.rank_pattern.items()}}.items():
@@ -87,6 +89,9 @@ class Spec:
             raise UserError(f"LoRA dropout={self.dropout!r}: must be at least 0 and below 1")
         if self.layers is not None and not (self.layers and all(isinstance(i, int) and i >= 0 for i in self.layers)):
             raise UserError(f"LoRA layers={self.layers!r}: must be one or more layer numbers, from 0")
+
+        if not all(isinstance(i, int) and i >= 0 for i in self.token_rows) or len({*self.token_rows}) < len(self.token_rows):
+            raise UserError(f"LoRA token_rows={self.token_rows!r}: must be ids of tokens, each once")
 
     @property
     def changes_base(self) -> bool:
@@ -124,17 +129,18 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises `UserError` as `targeted` does.
     """
     leaves = trees.flatten(params)
-    kernels = {path: leaf for path, leaf in leaves.items() if _is_kernel(path)}
+    kernels = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] in ("kernel", "embedding")}
     targets = PRESETS.get(spec.targets, spec.targets)
     found: dict[str, np.ndarray] = {}
     for path, leaf in kernels.items():
         names = _layers(path, leaf)
-        chosen = [_found(targets, path, name) and (spec.layers is None or i in spec.layers) for i, name in enumerate(names)]
+        of_layers = names != [path]
+        chosen = [_found(targets, path, name) and (spec.layers is None or (of_layers and i in spec.layers)) for i, name in enumerate(names)]
         if any(chosen):
             if isinstance(leaf, LoRAWeight):
                 raise UserError(f"'{path}' already carries an adapter; merge that one first")
-            of_layers = [_first(spec.rank_pattern, path, name, spec.rank) if yes else 0 for name, yes in zip(names, chosen, strict=True)]
-            found[path] = np.array(of_layers).reshape(leaf.shape[:-2])
+            own = [_first(spec.rank_pattern, path, name, spec.rank) if yes else 0 for name, yes in zip(names, chosen, strict=True)]
+            found[path] = np.array(own).reshape(leaf.shape[:-2])
     if not found:
         raise UserError(_no_match(spec, leaves, kernels))
     _check_patterns(spec, {path: kernels[path] for path in found})
@@ -142,14 +148,14 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`."""
+    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`; 0 where there is no adapter."""
     leaves = trees.flatten(params)
 
-    def of_kernel(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    def of_kernel(path: str, rank: np.ndarray) -> np.ndarray:
         of_layers = [_first(spec.alpha_pattern, path, name, spec.alpha) for name in _layers(path, leaves[path])]
-        return np.array(of_layers, float).reshape(shape)
+        return np.where(rank > 0, np.array(of_layers, float).reshape(rank.shape), 0)
 
-    return {path: of_kernel(path, rank.shape) for path, rank in ranks(spec, params).items()}
+    return {path: of_kernel(path, rank) for path, rank in ranks(spec, params).items()}
 
 
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -157,7 +163,7 @@ def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     rank = ranks(spec, params)
 
     def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        return np.where(rank > 0, alpha / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1), 0).astype(np.float32)
+        return (alpha / np.maximum(np.sqrt(rank) if spec.rslora else rank, 1)).astype(np.float32)
 
     return {path: of_kernel(alpha, rank[path]) for path, alpha in alphas(spec, params).items()}
 
@@ -169,10 +175,11 @@ def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], 
       rank, alpha: what most kernels have; the others get a pattern.
       fields: the spec's other fields.
     """
-    paths = {
-        path: [path] if np.all(own) else [n for n, r in zip(_names(path, own.shape), own, strict=True) if r] for path, own in ranks.items()
-    }
-    targets = [name for names in paths.values() for name in names]
+
+    def own_names(path: str, rank: np.ndarray) -> list[str]:
+        return [path] if rank.all() else [name for name, r in zip(_names(path, rank.shape), rank.flat, strict=True) if r]
+
+    targets = [name for path, rank in ranks.items() for name in own_names(path, rank)]
 
     def patterns(values: Mapping[str, np.ndarray], default: float) -> dict[str, Any]:
         found = {}
@@ -205,17 +212,29 @@ def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def token_table(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The embedding of which `spec` trains rows, `{path: leaf [V, D]}`; empty if it trains none. Raises `UserError` for a row that is not
+    there, or that is trained otherwise."""
+    if not spec.token_rows:
+        return {}
+    path, leaves = "embed/embedding", trees.flatten(params)
+    if path not in leaves:
+        raise UserError(f"LoRA token_rows: this model has no '{path}'")
+    if (highest := max(spec.token_rows)) >= (n := leaves[path].shape[0]):
+        raise UserError(f"LoRA token_rows: there is no row {highest}, '{path}' has rows 0 to {n - 1}")
+    if path in ranks(spec, params) or path in trained(spec, params):
+        raise UserError(f"'{path}' is trained as a whole, so token_rows train nothing more; leave them out")
+    return {path: leaves[path]}
+
+
 def count(spec: Spec, params: Mapping[str, Any]) -> int:
     """How many parameters `spec` trains in the model `params` (abstract will do): the true ones, without what pads ranks."""
     leaves, n = trees.flatten(params), 0
     for path, rank in ranks(spec, params).items():
         n_in, n_out = leaves[path].shape[-2:]
         n += int(rank.sum()) * (n_in + n_out) + (int((rank > 0).sum()) * n_out if spec.dora else 0)
+    n += sum(len(spec.token_rows) * leaf.shape[-1] for leaf in token_table(spec, params).values())
     return n + sum(math.prod(leaf.shape) for leaf in trained(spec, params).values())
-
-
-def _is_kernel(path: str) -> bool:
-    return path.split("/")[-1] == "kernel"
 
 
 def _names(path: str, stacked: tuple[int, ...]) -> list[str]:

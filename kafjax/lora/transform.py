@@ -23,6 +23,9 @@ before, and so is each `base`:
 
 `spec` may ask for more beside `a` and `b`: "magnitude" [L, H] with DoRA, and parameters that are trained in full, each under its path
 as {"<its name>": array of its shape}, such as "final_norm/scale": {"scale": [D]}. They take the place of the base's in `attach`.
+Rows of the embedding are there as "embed/embedding": {"rows": [n, D]}; `attach` writes the table that holds them as
+`LoRAWeight(base=[V, D], a=[V, n] of zeros and ones, b=rows - base[ids])`. A tied embedding that is adapted is adapted in both places,
+at the input and at the logits, as it is when merged.
 
 `merge(params, adapters, spec)` gives a tree of the old shapes, with `kernel + alpha / rank * a @ b` in place of the kernel.
 
@@ -50,8 +53,9 @@ import numpy as np
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.lora.inits import INIT, column_norm
-from kafjax.lora.spec import Spec, ranks, scales, trained
+from kafjax.lora import inits
+from kafjax.lora.inits import column_norm
+from kafjax.lora.spec import Spec, ranks, scales, token_table, trained
 from kafjax.ops.linear import LoRAWeight
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -87,11 +91,12 @@ def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
 
     def pair(path: str, rank: np.ndarray) -> dict[str, jax.Array]:
         stream = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        drawn = INIT[spec.init](leaves[path], rank, scale[path], stream)
+        drawn = inits.of(spec.init, path)(leaves[path], rank, scale[path], stream)
         return drawn | {"magnitude": column_norm(leaves[path])} if spec.dora else drawn
 
     in_full = {path: {_name(path): jnp.array(leaf, jnp.float32)} for path, leaf in trained(spec, params).items()}
-    return {path: pair(path, rank) for path, rank in ranks(spec, params).items()} | in_full
+    rows = {path: {"rows": leaf[_rows(spec)].astype(jnp.float32)} for path, leaf in token_table(spec, params).items()}
+    return {path: pair(path, rank) for path, rank in ranks(spec, params).items()} | in_full | rows
 
 
 def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.Tree:
@@ -171,11 +176,12 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
     flat, rank, scale = trees.flatten(params), ranks(spec, params), scales(spec, params)
     for path, parts in adapters.items():
         if path not in rank:
-            flat[path] = parts[_name(path)]
+            flat[path] = _with_rows(flat[path], parts["rows"], spec) if "rows" in parts else parts[_name(path)]
             continue
         base, a, b = flat[path], parts["a"], _scaled(parts["b"], scale[path])
         gain = _gain(base, a, b, parts["magnitude"], rank[path]) if spec.dora else None
-        keys = _layer_keys(key, path, rank[path].shape) if spec.dropout and key is not None else None
+        drops = spec.dropout and key is not None and path.endswith("/kernel")
+        keys = _layer_keys(key, path, rank[path].shape) if drops else None
         flat[path] = LoRAWeight(base, a, b, gain, keys, spec.dropout)
     return trees.unflatten(flat)
 
@@ -211,7 +217,7 @@ def axes(adapters: Mapping[str, Any], model_axes: Mapping[str, Any]) -> dict[str
 
     def part(path: str, name: str) -> tuple[str | None, ...]:
         *stacked, n_in, n_out = flat[path]
-        return {"a": (*stacked, n_in, None), "b": (*stacked, None, n_out), "magnitude": (*stacked, n_out)}[name]
+        return {"a": (*stacked, n_in, None), "b": (*stacked, None, n_out), "magnitude": (*stacked, n_out), "rows": (None, n_out)}[name]
 
     return {path: {name: flat[path] if name == _name(path) else part(path, name) for name in parts} for path, parts in adapters.items()}
 
@@ -230,7 +236,20 @@ def _shapes(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.Sh
         return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
     in_full = {path: {_name(path): jax.ShapeDtypeStruct(leaf.shape, jnp.float32)} for path, leaf in trained(spec, params).items()}
-    return {path: parts(path, int(rank.max())) for path, rank in ranks(spec, params).items()} | in_full
+    n = len(spec.token_rows)
+    rows = {p: {"rows": jax.ShapeDtypeStruct((n, leaf.shape[-1]), jnp.float32)} for p, leaf in token_table(spec, params).items()}
+    return {path: parts(path, int(rank.max())) for path, rank in ranks(spec, params).items()} | in_full | rows
+
+
+def _rows(spec: Spec) -> np.ndarray:
+    return np.array(spec.token_rows)
+
+
+def _with_rows(base: jax.Array, rows: jax.Array, spec: Spec) -> LoRAWeight:
+    """`base [V, D]` with other rows: their difference is an adapter whose `a` tells which they are."""
+    ids = _rows(spec)
+    a = jnp.zeros((base.shape[0], len(ids)), jnp.float32).at[ids, np.arange(len(ids))].set(1)
+    return LoRAWeight(base, a, rows.astype(jnp.float32) - base[ids].astype(jnp.float32))
 
 
 def _scaled(b: jax.Array, scale: np.ndarray) -> jax.Array:
@@ -246,7 +265,8 @@ def _merged(flat: Mapping[str, Any], params: Mapping[str, Any], adapters: Adapte
     rank, scale = ranks(spec, params), scales(spec, params)
     for path, parts in adapters.items():
         if path not in rank:
-            yield path, parts[_name(path)].astype(jnp.float32)
+            whole = flat[path].astype(jnp.float32).at[_rows(spec)].set(parts["rows"]) if "rows" in parts else parts[_name(path)]
+            yield path, whole.astype(jnp.float32)
             continue
         exact = flat[path].astype(jnp.float32) + _update(parts, scale[path])
         if spec.dora:
@@ -261,11 +281,11 @@ def _gain(base: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array, ran
     The square of the norm is `|W|^2 + 2 <W, a b> + |a b|^2`, column by column: no array is larger than `[rank, out]`. The
     norm counts as a constant in the gradient (Liu et al. 2024, section 4.3).
     """
-    low = lambda x: jax.lax.stop_gradient(x).astype(base.dtype)  # noqa: E731  a base cast up would be a copy of it
     product = lambda subscripts, *xs: jnp.einsum(subscripts, *xs, preferred_element_type=jnp.float32)  # noqa: E731
-    W, a, b = low(base), low(a), jax.lax.stop_gradient(b)
-    crossed = 2 * product("...ir,...io->...ro", a, W) + product("...rk,...ko->...ro", product("...ir,...ik->...rk", a, a), b)
-    square = product("...io,...io->...o", W, W) + jnp.sum(b * crossed, axis=-2)
+    # In the dtype of the base: one cast up would be a copy of it.
+    a, b = jax.lax.stop_gradient(a).astype(base.dtype), jax.lax.stop_gradient(b)
+    crossed = 2 * product("...ir,...io->...ro", a, base) + product("...rk,...ko->...ro", product("...ir,...ik->...rk", a, a), b)
+    square = product("...io,...io->...o", base, base) + jnp.sum(b * crossed, axis=-2)
     return jnp.where((rank > 0)[..., None], magnitude / jnp.sqrt(square), 1)
 
 

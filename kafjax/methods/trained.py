@@ -108,7 +108,7 @@ class Trained(ClosedBook):
             {
                 "artifact_bytes": kept,
                 "train_flops_formula": self.flops(result, round(sum(lengths) / len(lengths))),
-                **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "curve")},
+                **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "spec", "curve")},
             },
         )
         discard_checkpoints(self.folder)

@@ -29,6 +29,7 @@ from kafjax.models.layers import Embedding, Projection, RMSNorm
 from kafjax.models.remat import rematerialised
 from kafjax.models.split import Split, random_params, split
 from kafjax.ops.attention import attend
+from kafjax.ops.linear import factors
 from kafjax.ops.rope import rope_angles, rotate
 
 Cache = dict[str, jax.Array]
@@ -166,11 +167,12 @@ class Decoder:
 
     def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
         """Final hidden states `[.., D]` -> logits float32 `[.., V]`."""
-        embedding = self.unembedding(params).astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
+        product = lambda x, table: jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)  # noqa: E731
+        return sum(product(x, table) for x, table in factors(hidden, self.unembedding(params)))
 
     def unembedding(self, params: trees.Tree) -> Any:
-        """The leaf `[V, D]` whose product with a hidden state makes the logits: the embedding, or the head of an untied model."""
+        """The leaf `[V, D]` whose product with a hidden state makes the logits: the embedding, or the head of an untied model.
+        It may be a `LoRAWeight`."""
         return params["embed" if self.config.tied else "head"]["embedding"]
 
     def hidden(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kafjax.ops.linear import linear
+from kafjax.ops.linear import linear, lookup
 from kafjax.ops.norms import layer_norm, rms_norm
 
 
@@ -49,10 +49,10 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table `[rows, hidden]`, looked up by id."""
+    """A table `[rows, hidden]`, looked up by id; it may be a `LoRAWeight`."""
 
     def __init__(self, rows: int, size: int, axes: tuple[str | None, str], *, rngs: nnx.Rngs):
         self.embedding = parameter(rngs.params(), (rows, size), axes, size**-0.5)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.embedding.get_value()[ids]
+        return lookup(self.embedding.get_value(), ids)

@@ -1,4 +1,4 @@
-"""The one `linear`: a matrix product that knows plain kernels and kernels with a LoRA adapter beside them."""
+"""The one `linear`: a matrix product that knows plain kernels and kernels with a LoRA adapter beside them; and the same of tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 class LoRAWeight:
     """A frozen kernel `base [.., in, out]` with its adapter `a [.., in, rank]`, `b [.., rank, out]`.
 
-    The scale is already folded into `b`. It stands where a kernel stands in the parameter tree, and only `linear` knows
-    it. It defines no array conversion, so that making `base + a @ b` by accident raises.
+    The scale is already folded into `b`. It stands where a kernel or a table of embeddings stands in the parameter tree, and only
+    `linear`, `lookup` and `factors` know it. It defines no array conversion, so that making `base + a @ b` by accident raises.
 
     Attributes:
       gain: `[.., out]`, what DoRA multiplies each output by: magnitude over column norm. None without it.
@@ -59,6 +59,25 @@ def linear(x: jax.Array, kernel: jax.Array | LoRAWeight | AdapterSlots) -> jax.A
     beside = x if kernel.key is None else _dropped(x, kernel.key, kernel.dropout)
     y = base_dot(x, kernel.base) + low_rank_dot(beside, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype))
     return y if kernel.gain is None else y * kernel.gain.astype(x.dtype)
+
+
+def lookup(table: jax.Array | LoRAWeight, ids: jax.Array) -> jax.Array:
+    """Rows `ids` of a table `[V, D]`; of one with an adapter `base[ids] + a[ids] @ b`, and nothing of the size of the table is made."""
+    if not isinstance(table, LoRAWeight):
+        return table[ids]
+    rows = table.base[ids] + jnp.matmul(table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST)
+    return rows if table.gain is None else rows * table.gain
+
+
+def factors(x: jax.Array, table: jax.Array | LoRAWeight) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """Pairs `(x_i [.., n], table_i [V, n])` whose products `x_i @ table_i^T` sum to `x [.., D] @ table^T`, in the dtype of `x`.
+
+    `x (base + a b)^T = x base^T + (x b^T) a^T`.
+    """
+    if not isinstance(table, LoRAWeight):
+        return ((x, table.astype(x.dtype)),)
+    x = x if table.gain is None else x * table.gain.astype(x.dtype)
+    return (x, table.base.astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
 
 
 def base_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:

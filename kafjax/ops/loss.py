@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kafjax.ops.linear import LoRAWeight, factors
+
 
 def chunked_cross_entropy(
-    hidden_NxD: jax.Array, embedding_VxD: jax.Array, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
+    hidden_NxD: jax.Array, embedding_VxD: jax.Array | LoRAWeight, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
 ) -> jax.Array:
     """Weighted sum (not mean) of token losses in nats, a float32 scalar.
 
@@ -19,7 +22,7 @@ def chunked_cross_entropy(
 
     Args:
       hidden_NxD: final hidden states at the places where the loss looks.
-      embedding_VxD: output embedding; cast to the dtype of `hidden`.
+      embedding_VxD: output embedding, with or without an adapter; cast to the dtype of `hidden`.
       targets_N: int32 token ids.
       weights_N: float32; 0 masks a place out (padding).
       chunk: places per chunk; N is padded up to a multiple.
@@ -28,7 +31,7 @@ def chunked_cross_entropy(
 
 
 def summed_and_single_losses(
-    hidden_NxD: jax.Array, embedding_VxD: jax.Array, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
+    hidden_NxD: jax.Array, embedding_VxD: jax.Array | LoRAWeight, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
 ) -> tuple[jax.Array, jax.Array]:
     """`chunked_cross_entropy`, and the weighted losses `[N]` that it sums. Only the sum has a gradient."""
     n = hidden_NxD.shape[0]
@@ -36,16 +39,22 @@ def summed_and_single_losses(
     padding = -n % chunk
     hidden_NxD = jnp.pad(hidden_NxD, ((0, padding), (0, 0)))
     targets_N, weights_N = jnp.pad(targets_N, (0, padding)), jnp.pad(weights_N, (0, padding))
-    total, losses_N = _summed_loss(hidden_NxD, embedding_VxD.astype(hidden_NxD.dtype), targets_N, weights_N, chunk)
+    hiddens, tables = zip(*factors(hidden_NxD, embedding_VxD), strict=True)
+    total, losses_N = _summed_loss(hiddens, tables, targets_N, weights_N, chunk)
     return total, jax.lax.stop_gradient(losses_N[:n])
 
 
-def _chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in arrays)
+Tables = tuple[jax.Array, ...]
 
 
-def _logits(h: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
-    return jnp.einsum("cd,vd->cv", h, embedding_VxD, preferred_element_type=jnp.float32)
+def _chunks(chunk: int, arrays: Any) -> Any:
+    return jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), arrays)
+
+
+def _logits(hiddens: Tables, tables: Tables) -> jax.Array:
+    """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`: one pair, or two where an adapter stands beside the embedding."""
+    product = lambda h, table: jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)  # noqa: E731
+    return functools.reduce(jnp.add, map(product, hiddens, tables))
 
 
 def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -60,53 +69,59 @@ def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _summed_loss(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
+def _summed_loss(hiddens, tables, targets_N, weights_N, chunk):
     def one_chunk(total, xs):
-        h, targets, weights = xs
-        weighted_C = _losses(_logits(h, embedding_VxD), targets)[0] * weights
+        hs, targets, weights = xs
+        weighted_C = _losses(_logits(hs, tables), targets)[0] * weights
         return total + jnp.sum(weighted_C), weighted_C
 
-    total, losses = jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, hidden_NxD, targets_N, weights_N))
+    total, losses = jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, (hiddens, targets_N, weights_N)))
     return total, losses.reshape(-1)
 
 
-def _forward(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk):
-    train_embedding = embedding_VxD.perturbed
-    hidden_NxD, embedding_VxD, targets_N, weights_N = (x.value for x in (hidden_NxD, embedding_VxD, targets_N, weights_N))
+def _forward(hiddens, tables, targets_N, weights_N, chunk):
+    is_trained = [table.perturbed for table in tables]
+    hiddens, tables, targets_N, weights_N = jax.tree.map(lambda x: x.value, (hiddens, tables, targets_N, weights_N))
 
     def one_chunk(carry, xs):
-        total, d_embedding = carry
-        h, targets, weights = xs
-        losses_C, exps_CxV, totals_C = _losses(_logits(h, embedding_VxD), targets)
-        exps_CxV, scale_C = exps_CxV.astype(h.dtype), weights / totals_C
+        total, d_tables = carry
+        hs, targets, weights = xs
+        losses_C, exps_CxV, totals_C = _losses(_logits(hs, tables), targets)
+        exps_CxV, scale_C = exps_CxV.astype(hs[0].dtype), weights / totals_C
+
         # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the softmax goes through products,
         # and its denominator is applied to their results. [D, C] is the shape that takes half the time on a CPU where C is small;
         # the barrier keeps XLA from turning it around again.
-        d_h_DxC = jnp.einsum("vd,cv->dc", embedding_VxD, exps_CxV, preferred_element_type=jnp.float32)
-        d_h = jax.lax.optimization_barrier(d_h_DxC).T * scale_C[:, None]
-        d_h -= weights[:, None] * embedding_VxD[targets].astype(jnp.float32)
-        if train_embedding:
-            scaled = (h.astype(jnp.float32) * scale_C[:, None]).astype(h.dtype)
-            d_embedding += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
-            d_embedding = d_embedding.at[targets].add(-weights[:, None] * h.astype(jnp.float32))
-        weighted_C = losses_C * weights
-        return (total + jnp.sum(weighted_C), d_embedding), (weighted_C, d_h.astype(h.dtype))
+        def d_hidden(h, table):
+            d_h_DxC = jnp.einsum("vd,cv->dc", table, exps_CxV, preferred_element_type=jnp.float32)
+            d_h = jax.lax.optimization_barrier(d_h_DxC).T * scale_C[:, None]
+            return (d_h - weights[:, None] * table[targets].astype(jnp.float32)).astype(h.dtype)
 
-    d_embedding = jnp.zeros(embedding_VxD.shape, jnp.float32) if train_embedding else None
-    (total, d_embedding), (losses, d_hidden) = jax.lax.scan(
-        one_chunk, (jnp.float32(0), d_embedding), _chunks(chunk, hidden_NxD, targets_N, weights_N)
+        def d_table(d, h):
+            scaled = (h.astype(jnp.float32) * scale_C[:, None]).astype(h.dtype)
+            d += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
+            return d.at[targets].add(-weights[:, None] * h.astype(jnp.float32))
+
+        d_tables = tuple(None if d is None else d_table(d, h) for d, h in zip(d_tables, hs, strict=True))
+        weighted_C = losses_C * weights
+        return (total + jnp.sum(weighted_C), d_tables), (weighted_C, tuple(map(d_hidden, hs, tables)))
+
+    d_tables = tuple(jnp.zeros(x.shape, jnp.float32) if yes else None for x, yes in zip(tables, is_trained, strict=True))
+    (total, d_tables), (losses, d_hiddens) = jax.lax.scan(
+        one_chunk, (jnp.float32(0), d_tables), _chunks(chunk, (hiddens, targets_N, weights_N))
     )
-    return (total, losses.reshape(-1)), (d_hidden.reshape(hidden_NxD.shape), d_embedding)
+    d_hiddens = jax.tree.map(lambda d, h: d.reshape(h.shape), d_hiddens, hiddens)
+    return (total, losses.reshape(-1)), (d_hiddens, d_tables)
 
 
 def _backward(chunk, saved, cotangents):
-    d_hidden, d_embedding = saved
+    d_hiddens, d_tables = saved
     cotangent, _ = cotangents
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
-    if d_embedding is not None:
-        d_embedding = (d_embedding * cotangent).astype(d_hidden.dtype)
-    return (d_hidden * cotangent).astype(d_hidden.dtype), d_embedding, None, None
+    dtype = d_hiddens[0].dtype
+    d_hiddens, d_tables = jax.tree.map(lambda d: (d * cotangent).astype(dtype), (d_hiddens, d_tables))
+    return d_hiddens, d_tables, None, None
 
 
 _summed_loss.defvjp(_forward, _backward, symbolic_zeros=True)

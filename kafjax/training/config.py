@@ -28,10 +28,11 @@ class TrainConfig:
       remat: what of each layer is kept for the backward pass: none (of it is computed again), dots, full, offload (see `models.REMAT`).
       weight_decay: on matrices only.
       clip_norm: bound of the gradient's global norm.
-      freeze_embedding: full fine-tuning leaves the (tied) embedding as it is. LoRA always does.
+      freeze_embedding: full fine-tuning leaves the (tied) embedding as it is. LoRA does unless its `Spec` says otherwise.
+      lora_plus: the learning rate of LoRA's `b` is so many times that of the rest (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
       loss_chunk: most rows of logits alive at once on a device.
       checkpoint_every: steps between checkpoints, 0 for none.
-      seed: of the data order and of the adapter's start.
+      seed: of the data order, of the adapter's start and of dropout.
     """
 
     epochs: int = 1
@@ -48,6 +49,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     freeze_embedding: bool = True
+    lora_plus: float = 1.0
     loss_chunk: int = 256
     checkpoint_every: int = 0
     seed: int = 0
@@ -61,6 +63,6 @@ class TrainConfig:
         for name, known in (("optimizer", OPTIMIZERS), ("param_dtype", ("float32", "bfloat16")), ("remat", REMAT)):
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'. {nearest(getattr(self, name), known)}")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "lora_plus"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"{name}={getattr(self, name)}: must be above 0")

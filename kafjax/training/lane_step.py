@@ -224,7 +224,7 @@ class LaneTask:
 
 def optimizer_of(config: TrainConfig, rate: optax.Schedule = lambda step: step) -> optax.GradientTransformation:
     """That of one lane; its state is of one structure whatever the rate."""
-    return optimizers.make(config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+    return optimizers.make(config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm, lora_plus=config.lora_plus)
 
 
 def check_lanes(n_lanes: int, mesh: Mesh) -> None:

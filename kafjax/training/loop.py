@@ -44,7 +44,9 @@ class TrainResult:
     """What training gave and what it took.
 
     Attributes:
-      trainable: the trained parameters (without the frozen ones), or the adapters.
+      trainable: the trained parameters (without the frozen ones), or adapters for the model that was given.
+      spec: what they are adapters by: as asked for, but with PiSSA and OLoRA an ordinary one of twice the rank (`lora.plain`); None
+        without adapters.
       curve: a dict a step: step, loss, grad_norm, learning_rate, tokens, targets.
       seconds: wall time of the steps; compiling, checkpoints and set-up not counted.
       tokens: trained on, over all steps, padding not counted.
@@ -55,6 +57,7 @@ class TrainResult:
     """
 
     trainable: Any
+    spec: lora.Spec | None
     curve: list[dict[str, float]]
     steps: int
     tokens: int
@@ -120,8 +123,10 @@ def train(
             run = _Run(task, compiled, batches, checkpoints, history, n_steps, log, label, preemption, watchdog)
             state = run.steps(state)
     tokens = sum(row["tokens"] for row in history["curve"])
+    trainable, plain_spec = task.finished(state.trainable)
     return TrainResult(
-        trainable=state.trainable,
+        trainable=trainable,
+        spec=plain_spec,
         curve=history["curve"],
         steps=n_steps,
         tokens=tokens,
@@ -129,7 +134,7 @@ def train(
         seconds=history["seconds"],
         compile_seconds=compiled.seconds,
         tokens_per_second=tokens / history["seconds"],
-        trainable_parameters=sum(x.size for x in jax.tree.leaves(state.trainable)),
+        trainable_parameters=trees.count(state.trainable) if spec is None else lora.count(spec, params),
         optimizer_bytes=sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
         flops_measured=compiled.flops * n_steps,
         argument_bytes=compiled.argument_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kafjax.models import Decoder
+from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.loss import chunked_cross_entropy
 from kafjax.training.batches import Batch
 
@@ -24,7 +26,12 @@ def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 2
     """
     constrain = model.constrain
     hidden_BxTxD, _ = model.hidden(params, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT)
-    embedding = constrain(model.unembedding(params).astype(model.dtype), ("vocab", None))  # gathered once, not chunk by chunk
+    gathered = lambda table: constrain(table.astype(model.dtype), ("vocab", None))  # noqa: E731  once, not chunk by chunk
+    embedding = model.unembedding(params)
+    if isinstance(embedding, LoRAWeight):
+        embedding = dataclasses.replace(embedding, base=gathered(embedding.base), a=gathered(embedding.a))
+    else:
+        embedding = gathered(embedding)
     S, N = batch.places_SxN.shape
     hidden_SxPxD = hidden_BxTxD.reshape(S, -1, hidden_BxTxD.shape[-1])
     hidden_SxPxD = constrain(hidden_SxPxD, ("batch", None, None))

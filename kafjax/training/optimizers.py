@@ -10,7 +10,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
-_NOT_DECAYED = ("scale", "bias")
+_NOT_DECAYED = ("scale", "bias", "magnitude")
 
 
 def warmup_cosine(learning_rate: float, steps: int, *, warmup_fraction: float = 0.05, floor_fraction: float = 0.1) -> optax.Schedule:
@@ -34,13 +34,13 @@ def rate(step: jax.Array, peak: Any, warmup: Any, steps: Any, floor_fraction: fl
 
 
 def decayed(params: Any) -> Any:
-    """True where weight decay applies: matrices, not norms' scales and biases (which are stacked to 2-D by layers, so shapes do
-    not tell)."""
+    """True where weight decay applies: matrices, not norms' scales, biases and DoRA's magnitudes (which are stacked to 2-D by layers,
+    so shapes do not tell)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in _NOT_DECAYED, params)
 
-    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True).split("/")[-1] not in _NOT_DECAYED
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path[-1:], simple=True).split("/")[-1]
 
 
 def make(
@@ -52,6 +52,7 @@ def make(
     b1: float = 0.9,
     b2: float = 0.999,
     momentum_dtype: Any = jnp.float32,
+    lora_plus: float = 1.0,
 ) -> optax.GradientTransformation:
     """Clips the gradient's global norm to `clip_norm`, then one of `OPTIMIZERS`, given float32 gradients and parameters:
 
@@ -61,7 +62,8 @@ def make(
     - muon (Jordan et al. 2024): one moment in `momentum_dtype`, orthogonalised, layer by layer; scaled to the size of AdamW's updates
       (Liu et al. 2025, arXiv:2502.16982), so that the same learning rates serve. For matrices inside the layers; AdamW for the rest.
 
-    Weight decay is on matrices only. Raises `KeyError` for another name.
+    Weight decay is on matrices only. `lora_plus` multiplies the updates of adapters' `b`, decay included, which is a learning rate of
+    their own. Raises `KeyError` for another name.
     """
     make_rule = {
         "adamw": lambda: optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed, mu_dtype=momentum_dtype),
@@ -78,7 +80,19 @@ def make(
             consistent_rms=0.2,
         ),
     }[name]
-    return optax.chain(optax.clip_by_global_norm(clip_norm), make_rule())
+    return optax.chain(optax.clip_by_global_norm(clip_norm), make_rule(), _faster_b(lora_plus))
+
+
+def _faster_b(ratio: float) -> optax.GradientTransformation:
+    """Of a table of embeddings the half that starts from zero, which `b` is of a kernel, is `a`."""
+
+    def is_faster(path: tuple[Any, ...]) -> bool:
+        return _name(path) == ("a" if len(path) > 1 and _name(path[:-1]) == "embedding" else "b")
+
+    def scaled(updates: Any, _: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, update: ratio * update if is_faster(path) else update, updates)
+
+    return optax.identity() if ratio == 1 else optax.stateless(scaled)
 
 
 def _adafactor(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
@@ -95,8 +109,7 @@ def _matrices(params: Any) -> Any:
     """Muon's matrices: kernels and adapters (the last two axes; those before are layers), not embeddings, scales and biases."""
 
     def numbers(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
-        name = jax.tree_util.keystr(path[-1:], simple=True).split("/")[-1]
-        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if name in ("kernel", "a", "b") else None
+        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if _name(path) in ("kernel", "a", "b") else None
 
     return jax.tree_util.tree_map_with_path(numbers, params)
 

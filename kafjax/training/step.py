@@ -19,8 +19,9 @@ from kafjax.parallel import BATCH_AXES, replicated
 from kafjax.training import objective
 from kafjax.training.optimizers import round_stochastically
 
-Combine = Callable[[Any, trees.Tree], trees.Tree]
-"""`combine(trainable, frozen) -> params`: what makes full fine-tuning, a frozen embedding and LoRA one step."""
+Combine = Callable[[Any, trees.Tree, jax.Array], trees.Tree]
+"""`combine(trainable, frozen, key) -> params`: what makes full fine-tuning, a frozen embedding and LoRA one step. `key` draws the dropout
+of this step, or of one of its microbatches."""
 
 Step = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
 """`step(state, frozen, batch) -> (state, metrics)`, jitted or compiled."""
@@ -89,32 +90,34 @@ def make_step(
 
     The gradient is that of the weighted mean loss over the whole batch, however many microbatches it comes in, and is taken with
     respect to `state.trainable` only. `state` is donated: its buffers are gone after the call. Gradients and updates are float32;
-    trainable parameters in bfloat16 take the update in by stochastic rounding, drawn from `seed` and the step.
+    trainable parameters in bfloat16 take the update in by stochastic rounding. That and dropout are drawn from `seed` and the step, so
+    that a training that is resumed draws what it would have drawn.
 
     Metrics, float32 scalars: `loss` (nats per weighted token), `grad_norm` (before clipping), `targets` (sum of the weights),
     `learning_rate`.
     """
 
-    def summed_loss(trainable, frozen, batch):
-        params = combine(trainable, frozen)
+    def summed_loss(trainable, frozen, batch, key):
+        params = combine(trainable, frozen, key)
         return objective.loss(model, compute_copy(params, model.dtype), batch, chunk, mesh.shape["sequence"])
 
     value_and_grad = jax.value_and_grad(summed_loss, has_aux=True)
 
-    def accumulated(trainable, frozen, batch):
-        def add(total, microbatch):
-            return jax.tree.map(jnp.add, total, value_and_grad(trainable, frozen, microbatch)), None
+    def accumulated(trainable, frozen, batch, key):
+        def add(total, xs):
+            return jax.tree.map(jnp.add, total, value_and_grad(trainable, frozen, *xs)), None
 
         zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
-        return jax.lax.scan(add, zeros, batch)[0]
+        return jax.lax.scan(add, zeros, (batch, jax.random.split(key, accumulate)))[0]
 
     def step(state, frozen, batch):
+        dropping, rounding = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         gradients_of = value_and_grad if accumulate == 1 else accumulated
-        (total, weight), gradients = gradients_of(state.trainable, frozen, batch)
+        (total, weight), gradients = gradients_of(state.trainable, frozen, batch, dropping)
         weight_or_1 = jnp.maximum(weight, 1e-9)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / weight_or_1, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, _float32(state.trainable))
-        trainable = _updated(state.trainable, updates, jax.random.fold_in(jax.random.key(seed), state.step))
+        trainable = _updated(state.trainable, updates, rounding)
         metrics = {
             "loss": total / weight_or_1,
             "grad_norm": optax.global_norm(gradients),

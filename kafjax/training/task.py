@@ -47,6 +47,7 @@ class Task:
       frozen: on the mesh, matrices in the model's dtype. Made from abstract `params` it is abstract: such a task can be compiled
         for a mesh of devices that are not there, and not run.
       make_trainable: gives the arrays to start from, in `config.param_dtype`, which the step may overwrite.
+      finished: `finished(trainable)` is what training gives: adapters for the `params` that the task was made of, and their spec.
       abstract: shapes, dtypes and shardings of the `TrainState`.
     """
 
@@ -56,6 +57,7 @@ class Task:
     combine: Combine
     frozen: trees.Tree
     make_trainable: Callable[[], Any]
+    finished: Callable[[Any], tuple[Any, lora.Spec | None]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     abstract: TrainState
@@ -65,35 +67,48 @@ class Task:
         """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`."""
         initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith(("embed/", "head/"))))
         copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
-        return cls._build(model, config, mesh, n_steps, trees.combine, frozen, copy, jax.eval_shape(copy), model.axes())
+        combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
+        finished = lambda trainable: (trainable, None)  # noqa: E731
+        return cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, jax.eval_shape(copy), model.axes())
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
-        """A LoRA adapter beside `params`, drawn from `config.seed`."""
-        attach = lambda adapters, base: lora.attach(base, adapters, spec)  # noqa: E731
+        """A LoRA adapter drawn from `config.seed` beside `params`, or beside what PiSSA and OLoRA leave of them: a second copy of the
+        kernels that are adapted."""
+        attach = lambda adapters, base, key: lora.attach(base, adapters, spec, key)  # noqa: E731
         # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
-        draw = jax.jit(lambda: lora.init(spec, model.abstract_params(), jax.random.key(config.seed)))
+        program = jax.jit(lambda base: _cast_all(lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)))
+        draw, base, finished = lambda: program(params), params, lambda adapters: (adapters, spec)
         shapes = lora.abstract(spec, params)
-        return cls._build(model, config, mesh, n_steps, attach, params, draw, shapes, lora.axes(shapes, model.axes()))
+        if spec.changes_base and not _is_abstract(params):
+            initial = draw()
+            draw, base = lambda: jax.tree.map(jnp.copy, initial), lora.residual(params, initial, spec)
+            finished = lambda adapters: lora.plain(params, adapters, shard(initial, _places(adapters)), spec)  # noqa: E731
+        return cls._build(model, config, mesh, n_steps, attach, base, draw, finished, shapes, lora.axes(shapes, model.axes()))
 
     @classmethod
-    def _build(cls, model, config, mesh, n_steps, combine, frozen, make_trainable, shapes, trainable_axes) -> Task:
+    def _build(cls, model, config, mesh, n_steps, combine, frozen, make_trainable, finished, shapes, trainable_axes) -> Task:
         model = dataclasses.replace(model, remat=config.remat, constrain=constrainer(mesh))
         schedule = optimizers.warmup_cosine(
             config.learning_rate, n_steps, warmup_fraction=config.warmup_fraction, floor_fraction=config.floor_fraction
         )
         dtype = jnp.dtype(config.param_dtype)
         optimizer = optimizers.make(
-            config.optimizer, schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm, momentum_dtype=dtype
+            config.optimizer,
+            schedule,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            momentum_dtype=dtype,
+            lora_plus=config.lora_plus,
         )
-        make = lambda: jax.tree.map(lambda x: x.astype(dtype), make_trainable())  # noqa: E731
+        make = lambda: _cast_all(make_trainable(), dtype)  # noqa: E731
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
         abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
         # Cast once what every step would cast again. Norms compute in float32 and stay.
         frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
         frozen = shard(frozen, shardings(model.axes(), frozen, mesh))
-        return cls(model, config, mesh, combine, frozen, make, optimizer, schedule, abstract)
+        return cls(model, config, mesh, combine, frozen, make, finished, optimizer, schedule, abstract)
 
     def new_state(self) -> TrainState:
         places = _places(self.abstract)
@@ -138,6 +153,14 @@ class Task:
 
 def _cast(x: Any, dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+
+
+def _cast_all(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: _cast(x, dtype), tree)
+
+
+def _is_abstract(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _places(tree: Any) -> Any:

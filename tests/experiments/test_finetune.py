@@ -13,12 +13,17 @@ from kafjax.core import trees
 from tests.experiments.commands import refused
 
 SETTINGS = ("--rank=4", "--epochs=3", "--batch_rows=2", "--seq_len=64")
+VARIANTS = (
+    *("--init=pissa", "--dora", "--rslora", "--dropout=0.1", "--lora_plus=2", "--train_also=final_norm", "--layers=0,1"),
+    *("--rank_pattern=q_proj:2", "--rank_pattern=mlp:3", "--alpha_pattern=mlp:5"),
+)
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("method", "rate"), [("lora", "1e-2"), ("full", "3e-3")])
 def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, method, rate):
-    arguments = (*world.flags(runs=tmp_path, embedder=None), *SETTINGS, f"--method={method}", f"--lr={rate}", "--name=tuned", "--wandb")
+    own = (*SETTINGS, *(VARIANTS if method == "lora" else ()), f"--method={method}", f"--lr={rate}")
+    arguments = (*world.flags(runs=tmp_path, embedder=None), *own, "--name=tuned", "--wandb")
     done = finetune(*arguments)
     assert done.code == 0, done.err
     run = tmp_path / "tuned"
@@ -35,7 +40,10 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
     _, params = hub.load(str(world.gemma))
     if method == "lora":
         adapters, spec = lora.load(run / "adapter.safetensors", params)
-        assert spec.rank == 4 and all(np.any(pair["b"]) for pair in adapters.values())
+        assert (spec.init, spec.dora, spec.rslora, spec.layers) == ("lora", True, True, (0, 1)) and config["lora_plus"] == 2
+        assert (spec.rank, spec.rank_pattern) == (8, {"q_proj": 4, "mlp": 6})  # of PiSSA an adapter of twice the rank is kept
+        assert not np.array_equal(adapters.pop("final_norm/scale")["scale"], params["final_norm"]["scale"])
+        assert all(np.any(parts["b"]) and np.any(parts["magnitude"]) for parts in adapters.values())
     else:
         before, trained = trees.flatten(params), safetensors.numpy.load_file(run / "weights.safetensors")
         assert set(trained) == set(before) - {"embed/embedding"}
@@ -51,8 +59,12 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
     ("arguments", "told"),
     [
         (["--mesh=data:3"], "there are 1"),
-        (["--targets=nothing"], "match no kernel"),
+        (["--targets=q_porj"], "match no kernel; nearest: layers/attn/q_proj/kernel"),
         (["--rank=99"], "rank=99 is above"),
+        (["--rank_pattern=q_proj"], "'q_proj' is no number; write REGEX:NUMBER"),
+        (["--layers=0,x"], "'x' is no number"),
+        (["--dropout=1"], "dropout=1.0"),
+        (["--train_also=q_proj"], "choose one"),
         (["--batch_rows=3", "--accumulate=2"], "multiple of 2"),
         (["--lr=0"], "learning_rate=0.0: must be above 0"),
         (["--replay=1"], "replay=1.0"),

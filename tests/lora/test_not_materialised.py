@@ -14,6 +14,7 @@ from kafjax import lora
 from kafjax.core import trees
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.ops.loss import chunked_cross_entropy
+from tests.variants import SINGLE, TOGETHER
 
 # Sizes chosen so that no activation [tokens, ..] has the shape of a kernel by accident.
 SMALL = DecoderConfig(
@@ -23,19 +24,20 @@ SPEC = lora.Spec(rank=3)
 Loss = Callable[[lora.Adapters, trees.Tree, jax.Array], jax.Array]
 
 
-def loss_of(model: Decoder, attach: Callable = lora.attach) -> Loss:
+def loss_of(model: Decoder, attach: Callable = lora.attach, spec: lora.Spec = SPEC) -> Loss:
     def loss(adapters, params, tokens_BxT):
-        hidden_BxTxD, _ = model.hidden(attach(params, adapters, SPEC), tokens_BxT)
+        attached = attach(params, adapters, spec, jax.random.key(0))
+        hidden_BxTxD, _ = model.hidden(attached, tokens_BxT)
         targets_N = tokens_BxT[:, 1:].reshape(-1)
         hidden_NxD = hidden_BxTxD[:, :-1].reshape(-1, model.config.hidden_size)
-        return chunked_cross_entropy(hidden_NxD, model.unembedding(params), targets_N, jnp.ones(targets_N.shape), chunk=4)
+        return chunked_cross_entropy(hidden_NxD, model.unembedding(attached), targets_N, jnp.ones(targets_N.shape), chunk=4)
 
     return loss
 
 
-def arguments(model: Decoder, dtype: Any, shape: tuple[int, int]) -> tuple[Any, ...]:
+def arguments(model: Decoder, dtype: Any, shape: tuple[int, int], spec: lora.Spec = SPEC) -> tuple[Any, ...]:
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), model.abstract_params())
-    return lora.abstract(SPEC, params), params, jax.ShapeDtypeStruct(shape, jnp.int32)
+    return lora.abstract(spec, params), params, jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -62,7 +64,7 @@ def of_kernel_size(gradient: Callable, arguments: tuple[Any, ...]) -> set[tuple[
     return {(e.primitive.name, v.aval.shape) for e in made for v in e.outvars if v.aval.shape in forbidden}
 
 
-def materialising(params, adapters, spec):
+def materialising(params, adapters, spec, key):
     """What must not happen: a kernel W + BA in each step, under the same call."""
     return lora.merge(params, adapters, spec)
 
@@ -74,6 +76,15 @@ def test_no_value_in_the_step_has_the_size_of_a_kernel(dtype, unroll, remat):
     model = Decoder(SMALL, dtype=dtype, unroll=unroll, remat=remat)
     step_arguments = arguments(model, dtype, (2, 7))
     assert of_kernel_size(jax.grad(loss_of(model)), step_arguments) == set()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", [*SINGLE, *TOGETHER])
+def test_nor_has_any_in_the_step_of_a_variant(name, dtype):
+    """DoRA's norms of the columns of W + BA among them; embeddings and heads as much as kernels."""
+    spec = (SINGLE | TOGETHER)[name]
+    for model in (Decoder(SMALL, dtype=dtype), Decoder(dataclasses.replace(SMALL, tied=False), dtype=dtype, remat="full")):
+        assert of_kernel_size(jax.grad(loss_of(model, spec=spec)), arguments(model, dtype, (2, 7), spec)) == set()
 
 
 @pytest.mark.parametrize("unroll", [False, True])
@@ -91,15 +102,28 @@ def test_the_check_sees_what_it_is_for(unroll):
     assert {name for name, _ in cast} >= {"convert_element_type"}  # so: keep a frozen base in the dtype of the activations
 
 
-def test_compiled_memory_stays_below_the_base():
-    """Wide layers, few tokens: the step's temporaries are a fraction of the weights, a materialising step's are more than all."""
-    config = dataclasses.replace(SMALL, hidden_size=160, mlp_size=512, head_dim=32, n_layers=6, sliding=(True, False) * 3)
-    model = Decoder(config)
-    step_arguments = arguments(model, jnp.float32, (1, 8))
-    kernels = {path: leaf for path, leaf in trees.flatten(step_arguments[1]).items() if path in step_arguments[0]}
-    temporaries = [
-        jax.jit(jax.grad(loss)).lower(*step_arguments).compile().memory_analysis().temp_size_in_bytes
-        for loss in (loss_of(model), loss_of(model, materialising))
-    ]
-    assert temporaries[0] < 0.4 * trees.n_bytes(kernels)
-    assert temporaries[1] > trees.n_bytes(kernels)
+def temporaries(model: Decoder, spec: lora.Spec, attach: Callable = lora.attach) -> tuple[int, int]:
+    """Bytes of the compiled step's temporaries, and of the kernels that are adapted."""
+    step_arguments = arguments(model, jnp.float32, (1, 8), spec)
+    adapted = {path: leaf for path, leaf in trees.flatten(step_arguments[1]).items() if path in step_arguments[0]}
+    compiled = jax.jit(jax.grad(loss_of(model, attach, spec))).lower(*step_arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes, trees.n_bytes(adapted)
+
+
+WIDE = dataclasses.replace(SMALL, vocab_size=16384, hidden_size=160, mlp_size=512, head_dim=32, n_layers=6, sliding=(True, False) * 3)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [SPEC, dataclasses.replace(SPEC, dora=True, dropout=0.1), dataclasses.replace(SPEC, targets="embed", dora=True)],
+    ids=["plain", "dora and dropout", "embedding and dora"],
+)
+def test_compiled_memory_stays_below_the_base(spec):
+    """Wide layers, few tokens: the step's temporaries are a fraction of the weights."""
+    made, kernels = temporaries(Decoder(WIDE), spec)
+    assert made < 0.4 * kernels
+
+
+def test_compiled_memory_of_a_materialising_step_is_seen():
+    made, kernels = temporaries(Decoder(WIDE), SPEC, materialising)
+    assert made > kernels

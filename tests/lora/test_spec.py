@@ -21,6 +21,7 @@ KERNELS = {
 }
 PARAMS = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), KERNELS, is_leaf=lambda x: isinstance(x, tuple))
 Q, OUT, UP, HEAD = "layers/attn/q_proj/kernel", "layers/attn/o_proj/kernel", "layers/mlp/up_proj/kernel", "head/kernel"
+EMBED = "embed/embedding"
 
 
 @pytest.mark.parametrize(
@@ -32,10 +33,11 @@ Q, OUT, UP, HEAD = "layers/attn/q_proj/kernel", "layers/attn/o_proj/kernel", "la
         (r"(o|up)_proj", {OUT, UP}),
         (r"^layers/", {Q, OUT, UP}),
         ("head", {HEAD}),
-        ("", {Q, OUT, UP, HEAD}),
+        ("embed", {EMBED}),
+        ("", {Q, OUT, UP, HEAD, EMBED}),
     ],
 )
-def test_targets_are_searched_in_the_paths_of_kernels(targets, paths):
+def test_targets_are_searched_in_the_paths_of_kernels_and_embeddings(targets, paths):
     adapters = lora.abstract(lora.Spec(rank=2, targets=targets), PARAMS)
     assert set(adapters) == paths
 
@@ -54,7 +56,7 @@ def test_targets_that_match_nothing_get_the_nearest_path(targets):
         lora.abstract(lora.Spec(rank=2, targets=targets), PARAMS)
 
 
-@pytest.mark.parametrize(("targets", "other"), [("embedding", "embed/embedding"), ("q_norm", "q_norm/scale"), ("bias", "up_proj/bias")])
+@pytest.mark.parametrize(("targets", "other"), [("q_norm", "q_norm/scale"), ("bias", "up_proj/bias")])
 def test_targets_that_match_no_kernel_but_something_else_say_so(targets, other):
     with pytest.raises(UserError, match=f"match no kernel, only '.*{other}'"):
         lora.abstract(lora.Spec(rank=2, targets=targets), PARAMS)
@@ -62,7 +64,7 @@ def test_targets_that_match_no_kernel_but_something_else_say_so(targets, other):
 
 def test_a_tree_without_kernels_is_refused():
     with pytest.raises(UserError, match="no kernels"):
-        lora.abstract(lora.Spec(rank=2), {"embed": PARAMS["embed"]})
+        lora.abstract(lora.Spec(rank=2), {"norm": {"scale": PARAMS["embed"]["embedding"]}})
 
 
 def test_a_rank_above_the_smaller_side_names_the_target():

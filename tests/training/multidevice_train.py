@@ -16,6 +16,7 @@ from kafjax.core.errors import UserError
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh, shardings
 from kafjax.training import Example, TrainConfig, TrainResult, train
+from tests.variants import TOGETHER
 
 CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=16, mlp_size=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
@@ -66,7 +67,8 @@ def main(folder: Path) -> None:
     print("created sharded", flush=True)
 
     straight = equal("full", params, whole, TRAIN, None, mesh)
-    equal("lora", params, whole, dataclasses.replace(TRAIN, accumulate=2), lora.Spec(rank=4, alpha=8), mesh)
+    for (name, spec), accumulate in zip(TOGETHER.items(), (2, 1), strict=True):
+        equal(name, params, whole, dataclasses.replace(TRAIN, accumulate=accumulate, lora_plus=2.0), spec, mesh)
 
     config = dataclasses.replace(TRAIN, checkpoint_every=2)
     try:

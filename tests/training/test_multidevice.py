@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.variants import TOGETHER
+
 
 def on_eight_devices(script: str, *arguments: str) -> list[str]:
     """Lines that a script prints. Fake devices must be asked for before JAX starts, hence the process."""
@@ -24,7 +26,7 @@ def test_eight_devices_equal_one(tmp_path):
     assert on_eight_devices("multidevice_train.py", str(tmp_path)) == [
         "created sharded",
         "full equals one device",
-        "lora equals one device",
+        *(f"{name} equals one device" for name in TOGETHER),
         "resumed on another mesh",
         "rows that do not divide are told",
     ]

@@ -30,18 +30,22 @@ def test_norms_and_biases_do_not_decay_and_adapters_do():
     leaf = jnp.ones(1)
     params = {"q_proj": {"kernel": leaf, "bias": leaf}, "norm": {"scale": leaf}, "embed": {"embedding": leaf}}
     assert decayed(params) == {"q_proj": {"kernel": True, "bias": False}, "norm": {"scale": False}, "embed": {"embedding": True}}
-    assert decayed({"layers/norm/kernel": {"a": leaf, "b": leaf}}) == {"layers/norm/kernel": {"a": True, "b": True}}
+    adapter = {"layers/norm/kernel": {"a": leaf, "b": leaf, "magnitude": leaf}}
+    assert decayed(adapter) == {"layers/norm/kernel": {"a": True, "b": True, "magnitude": False}}
 
 
-def test_equals_torch_adamw_with_clipping_and_decay():
-    rng = np.random.default_rng(0)
-    start = {"dense": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}, "norm": {"scale": rng.standard_normal(4)}}
+@pytest.mark.parametrize("lora_plus", [1.0, 16.0])
+def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
+    """LoRA+ (Hayou et al. 2024) is a parameter group with `lora_plus` times the rate, as in peft's `create_loraplus_optimizer`."""
+    rng = np.random.default_rng(1)
+    shapes = {"dense": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (4,)}, "x/kernel": {"a": (4, 2), "b": (2, 3), "magnitude": (3,)}}
+    start = jax.tree.map(rng.standard_normal, shapes, is_leaf=lambda x: isinstance(x, tuple))
     start = jax.tree.map(lambda x: x.astype(np.float32), start)
     random_like = lambda scale: jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start)  # noqa: E731
     gradients = [random_like(scale) for scale in (3, 0.1, 1, 5, 0.01)]
     schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
 
-    optimizer = make("adamw", schedule, weight_decay=0.3, clip_norm=1.0)
+    optimizer = make("adamw", schedule, weight_decay=0.3, clip_norm=1.0, lora_plus=lora_plus)
     params, state = start, optimizer.init(start)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)
@@ -49,13 +53,14 @@ def test_equals_torch_adamw_with_clipping_and_decay():
 
     theirs = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(x)), start)
     groups = [
-        {"params": [theirs["dense"]["kernel"]], "weight_decay": 0.3},
-        {"params": [theirs["dense"]["bias"], theirs["norm"]["scale"]], "weight_decay": 0.0},
+        {"params": [theirs["x/kernel"]["b"]], "weight_decay": 0.3, "times": lora_plus},
+        {"params": [theirs["dense"]["kernel"], theirs["x/kernel"]["a"]], "weight_decay": 0.3},
+        {"params": [theirs["dense"]["bias"], theirs["norm"]["scale"], theirs["x/kernel"]["magnitude"]], "weight_decay": 0.0},
     ]
     reference = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
     for step, gradient in enumerate(gradients):
         for group in reference.param_groups:
-            group["lr"] = float(schedule(step))
+            group["lr"] = group.get("times", 1) * float(schedule(step))
         jax.tree.map(lambda p, g: setattr(p, "grad", torch.tensor(g)), theirs, gradient)
         torch.nn.utils.clip_grad_norm_(jax.tree.leaves(theirs), 1.0)
         reference.step()

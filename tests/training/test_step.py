@@ -21,7 +21,7 @@ def one_sgd_step(model, params, batch, accumulate):
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
     state = new_state(jax.tree.map(jnp.copy, params), optimizer)
     places = state_shardings(shardings(model.axes(), params, mesh), state, mesh)
-    combine = lambda trainable, frozen: trainable  # noqa: E731
+    combine = lambda trainable, frozen, key: trainable  # noqa: E731
     schedule = optax.constant_schedule(1.0)
     step = make_step(
         model, combine, optimizer, schedule, mesh=mesh, state_shardings=places, frozen_shardings={}, accumulate=accumulate, chunk=16

@@ -1,0 +1,124 @@
+"""Takes an adapter out of a run, or out of PEFT, in the form that others read: PEFT's, a merged model, or kafjax's own.
+
+    python -m scripts.export --run=runs/NAME --out=my-adapter                    a folder for peft, vLLM and others (--format=peft)
+    python -m scripts.export --run=runs/NAME --format=merged --out=my-model      a whole model, as transformers loads it
+    python -m scripts.export --run=runs/NAME --format=merged --dtype=bfloat16 --out=my-model       half the size, and rounded
+    python -m scripts.export --adapter=FOLDER --model=MODEL --format=kafjax --out=adapter.safetensors   from PEFT into kafjax
+    python -m scripts.export --adapter=FOLDER --model=MODEL --format=merged --out=my-model         an adapter of PEFT merged
+
+--run is a run of experiments.finetune, or a comparison's folder artifacts/lora; its model is read from its config.json. --adapter is a
+file adapter.safetensors, or a folder in PEFT's format. A merged model is added up in float32 and rounded once, to --dtype; what the
+rounding costs is printed: if it is not far below the update itself, keep float32, or ship the adapter. What PEFT cannot say is refused
+by name (docs/peft.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from kafjax import hub, lora
+from kafjax.core import trees
+from kafjax.core.errors import UserError, run_main
+from kafjax.core.progress import waiting
+from kafjax.core.rundir import read_json
+from kafjax.models import Decoder
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+N_TOKENS = 32  # that the merged model is tried on
+N_SHOWN = 5  # parameters, those that the rounding moves most
+
+flags.DEFINE_string("run", None, "Folder of a run of experiments.finetune.")
+flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format.")
+flags.DEFINE_string("model", None, "The base: gemma3-270m, or a folder (default: what the run was trained on).")
+flags.DEFINE_enum("format", "peft", ["peft", "merged", "kafjax"], "peft: a folder; merged: a model's folder; kafjax: one file.")
+flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of a merged model's weights.")
+flags.DEFINE_string("base_name", "", "How transformers knows the base, such as google/gemma-3-270m; kept in PEFT's configuration.")
+flags.DEFINE_string("out", None, "Folder (or, of kafjax, file) to make; must not exist.")
+
+
+def main(_: list[str]) -> None:
+    values = flags.FLAGS
+    if not values.out:
+        raise UserError("say where to: --out=FOLDER")
+    if (out := Path(values.out)).is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another --out, or delete it")
+    path, name = _source()
+    with waiting("model", f"loading {name}"):
+        model, params = hub.load(name)
+    if not isinstance(model, Decoder):
+        raise UserError(f"--model={name} is an encoder; a language model is needed")
+    adapters, spec = hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
+    if values.format == "kafjax":
+        lora.save(out, adapters, spec)
+        print(f"{out}: read it with kafjax.lora.load")
+    elif values.format == "peft":
+        hub.save_peft(out, adapters, spec, model, params, base_name=values.base_name)
+        print(f"{out}: read it with peft.PeftModel.from_pretrained(base, {str(out)!r})")
+    else:
+        _merge(out, model, params, adapters, spec, name)
+
+
+def _source() -> tuple[Path, str]:
+    """The adapter and the name of its base."""
+    run, adapter, model = flags.FLAGS.run, flags.FLAGS.adapter, flags.FLAGS.model
+    if (run is None) == (adapter is None):
+        raise UserError("say what to export: either --run=runs/NAME or --adapter=FILE")
+    if adapter is not None:
+        if model is None:
+            raise UserError("say what the adapter was trained on: --model=gemma3-270m, or a folder")
+        return Path(adapter), model
+    path = Path(run) / "adapter.safetensors"
+    if not path.is_file():
+        trained = Path(run) / "weights.safetensors"
+        why = "it holds whole weights, which are no adapter" if trained.is_file() else "train one with python -m experiments.finetune"
+        raise UserError(f"no adapter in {run}: {why}")
+    if model is None:
+        config = next((file for folder in (Path(run), *Path(run).parents[:2]) if (file := folder / "config.json").is_file()), None)
+        if config is None:
+            raise UserError(f"{run} has no config.json that names the model; say --model=")
+        model = read_json(config)["model"]
+    return path, model
+
+
+def _merge(out: Path, model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, name: str) -> None:
+    dtype = DTYPES[flags.FLAGS.dtype]
+    exact = lora.merge(params, adapters, spec)
+    merged = jax.tree.map(lambda leaf: leaf.astype(dtype), exact)
+    for path, leaf in trees.flatten(merged).items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise UserError(f"'{path}' has no finite {flags.FLAGS.dtype}; merge into float32 or bfloat16")
+    hub.save(out, model, merged, tokenizer=hub.tokenizer(name))
+    rows = sorted(_drift(params, exact, merged, adapters), key=lambda row: row[1], reverse=True)
+    print(f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}")
+    print(f"\nDrift by rounding to {flags.FLAGS.dtype}, largest of {len(rows)} parameters:\n  of weights   of update    parameter")
+    for path, of_weights, of_update in rows[:N_SHOWN]:
+        print(f"  {of_weights:.2e}     {of_update:.2e}     {path}")
+    tokens = jax.random.randint(jax.random.key(0), (1, N_TOKENS), 0, model.config.vocab_size)
+    apply = jax.jit(model.apply)
+    logits, base = apply(lora.attach(params, adapters, spec), tokens), apply(params, tokens)
+    drift = float(jnp.abs(apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged), tokens) - logits).max())
+    print(
+        f"  logits of {N_TOKENS} random tokens: off by {drift:.2e} at most, where the adapter moves them by {float(jnp.abs(logits - base).max()):.2e}"
+    )
+
+
+def _drift(params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: Iterable[str]) -> list[tuple[str, float, float]]:
+    """Of each changed parameter, `max |cast - exact|` as a share of `max |exact|` and of the largest change."""
+    flat = [trees.flatten(tree) for tree in (params, exact, merged)]
+
+    def of(path: str) -> tuple[str, float, float]:
+        before, after, cast = (np.asarray(tree[path], np.float32) for tree in flat)
+        lost = float(np.abs(cast - after).max())
+        return path, lost / max(float(np.abs(after).max()), 1e-30), lost / max(float(np.abs(after - before).max()), 1e-30)
+
+    return [of(path) for path in changed]
+
+
+if __name__ == "__main__":
+    run_main(main)
