@@ -59,6 +59,11 @@ compare, answer, finetune, build_index, sweep_lora = map(_main, ("compare", "ans
 
 
 @pytest.fixture(scope="session")
+def export(environment) -> Iterator[Command]:
+    yield from _preloaded("scripts.export", environment)
+
+
+@pytest.fixture(scope="session")
 def finished(compare, world) -> Outcome:
     """A comparison of all eight methods, in the folder `all`."""
     outcome = compare(*world.flags(), *SETTINGS, "--name=all")

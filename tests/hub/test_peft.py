@@ -174,7 +174,8 @@ def test_made_here_read_there_and_back(bases, tmp_path, family, case):
         for name in ("a", "b"):
             np.testing.assert_array_equal(back[path][name], adapters[path][name])
         if spec.dora:
-            np.testing.assert_array_equal(back[path]["magnitude"][own > 0], adapters[path]["magnitude"][own > 0])
+            lengths = (np.asarray(of[path]["magnitude"])[own > 0] for of in (back, adapters))
+            np.testing.assert_array_equal(*lengths)
     for path in set(adapters) - set(lora.ranks(spec, params)):  # in full, or rows
         jax.tree.map(np.testing.assert_array_equal, back[path], adapters[path])
 
