@@ -76,6 +76,7 @@ def _factors(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> Facto
         "dora": (spec.dora, "the length of its columns is no sum"),
         "init": (spec.changes_base, "it stands beside another base; make it an ordinary one with lora.plain"),
         "trained": (bool(spec.trained), "parameters trained in full are no update of a low rank"),
+        "token_rows": (bool(spec.token_rows), "rows trained in full are no update of a low rank"),
     }
     for name, (given, why) in refused.items():
         if given:

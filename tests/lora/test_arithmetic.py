@@ -22,6 +22,7 @@ SHAPES = {
         "mlp": {"up_proj": {"kernel": (3, 8, 10)}},
     },
     "extra": {"kernel": (7, 9)},
+    "embed": {"embedding": (20, 8)},
 }
 _RNG = np.random.default_rng(0)
 PARAMS = jax.tree.map(lambda s: _RNG.standard_normal(s, np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
@@ -29,7 +30,7 @@ SPECS = [
     Spec(rank=2, alpha=3.0, targets="(q|k)_proj"),
     Spec(rank=3, alpha=5.0, targets="(q|up)_proj", rslora=True, layers=(0, 2)),
     Spec(rank=4, alpha=1.0, targets="all-linear", rank_pattern={"layers/1/": 2, "up_proj": 5}, alpha_pattern={"k_proj": 9.0}),
-    Spec(rank=1, alpha=2.0, targets="extra|up_proj", dropout=0.1),
+    Spec(rank=1, alpha=2.0, targets="extra|embed|up_proj", dropout=0.1),
 ]
 TERMS = st.lists(st.tuples(st.sampled_from(SPECS), st.floats(-3, 3), st.integers(0, 9)), min_size=1, max_size=3)
 
@@ -63,10 +64,14 @@ def test_a_weighted_sum_merges_to_the_sum_of_the_updates(drawn):
     for path, leaf in update(adapters, spec).items():
         np.testing.assert_allclose(leaf, sum(weight * of_term[path] for of_term, weight in updates), atol=2e-5)
     rank = lora.ranks(spec, PARAMS)
+    assert {path: {name: leaf.shape for name, leaf in pair.items()} for path, pair in adapters.items()} == {
+        path: {"a": (*leaf.shape[:-1], rank[path].max()), "b": (*leaf.shape[:-2], rank[path].max(), leaf.shape[-1])}
+        for path, leaf in trees.flatten(PARAMS).items()
+        if path in rank
+    }
     for path, own in rank.items():
         np.testing.assert_array_equal(own, sum(lora.ranks(s, PARAMS).get(path, np.zeros_like(own)) for s, _, _ in drawn))
         assert np.all(lora.scales(spec, PARAMS)[path] == (own > 0))
-    lora.attach(PARAMS, adapters, spec)
 
 
 def test_an_adapter_minus_itself_is_nothing():
@@ -101,7 +106,13 @@ def test_a_sum_wider_than_the_kernel_comes_back_to_it_exactly():
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"), [({"dora": True}, "dora=True"), ({"init": "pissa"}, "init='pissa'"), ({"trained": "extra"}, "trained='extra'")]
+    ("changed", "told"),
+    [
+        ({"dora": True}, "dora=True"),
+        ({"init": "pissa"}, "init='pissa'"),
+        ({"trained": "extra"}, "trained='extra'"),
+        ({"token_rows": (1, 3)}, r"token_rows=\(1, 3\)"),
+    ],
 )
 def test_what_is_no_sum_is_refused_by_name(changed, told):
     spec = dataclasses.replace(SPECS[0], **changed)
