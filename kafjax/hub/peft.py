@@ -101,9 +101,9 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
     if not (folder / CONFIG).is_file():
         raise UserError(f"no adapter of PEFT in {folder}: it has no {CONFIG}")
     stored = _read(folder)
-    base = _Base.of(model, params).named_as_in(stored)
+    base, given_config = _Base.of(model, params).named_as_in(stored), read_json(folder / CONFIG)
     try:
-        config = peft_config.completed(read_json(folder / CONFIG))
+        config = peft_config.completed(given_config)
         # A Spec knows what ranks, alphas and patterns can be.
         fields = {"rslora": config["use_rslora"], "dora": config["use_dora"], "dropout": config["lora_dropout"]}
         patterns = {name: config[name] for name in ("rank_pattern", "alpha_pattern")}
