@@ -30,7 +30,6 @@ ROWS = tuple(int(id) for id in np.unique(TOKENS[:, 1:-1])[:3])
 CASES = {
     "tied, embedding and a kernel": (TIED, lora.Spec(rank=3, alpha=6.0, targets="embed/|q_proj")),
     "tied, rows": (TIED, lora.Spec(rank=3, alpha=6.0, targets="q_proj", token_rows=ROWS)),
-    "tied, embedding in full": (TIED, lora.Spec(rank=3, alpha=6.0, targets="q_proj", trained="^embed/")),
     "untied, both and a kernel": (UNTIED, lora.Spec(rank=3, alpha=6.0, targets="embedding|q_proj")),
     "untied, both with dora": (UNTIED, lora.Spec(rank=3, alpha=6.0, targets="embedding", dora=True)),
     "untied, rows": (UNTIED, lora.Spec(rank=3, alpha=6.0, targets="q_proj", token_rows=ROWS)),

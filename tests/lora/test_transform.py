@@ -119,17 +119,6 @@ def test_attached_logits_equal_merged_logits(params, apply, targets):
     assert np.abs(attached - apply(params, TOKENS)).max() > 0.1
 
 
-def test_scanned_equals_unrolled(params):
-    adapters = trained(SPEC, params)
-
-    def value_and_grad(model):
-        loss = lambda a: jnp.mean(jax.nn.log_softmax(model.apply(lora.attach(params, a, SPEC), TOKENS))[..., 3])  # noqa: E731
-        return quick_jit(jax.value_and_grad(loss))(adapters)
-
-    unrolled = value_and_grad(dataclasses.replace(MODEL, unroll=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), unrolled, value_and_grad(MODEL))
-
-
 def test_attach_and_merge_leave_the_base_alone(params):
     """What is not adapted, and each base, is the very same array: no copy."""
     spec = dataclasses.replace(SPEC, targets="q_proj")

@@ -46,7 +46,7 @@ def noisy(adapters, spec, params, seed=1):
     return moved
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     shape=st.sampled_from([(4, 6), (6, 4), (2, 5, 5), (3, 4, 6)]),
     rank=st.integers(1, 4),
@@ -134,12 +134,3 @@ def test_scanned_equals_unrolled_equals_rematerialised(params):
         beyond = np.arange(rank.max()) >= rank[..., None]
         assert not jnp.any(gradient[path]["a"] * beyond[..., None, :]) and not jnp.any(gradient[path]["b"] * beyond[..., :, None])
     assert set(gradient) == {*lora.ranks(ALL, params), *trees.matching("norm", params)}
-
-
-def test_bfloat16_follows_float32(params):
-    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    adapters = noisy(lora.init(ALL, params, jax.random.key(0)), ALL, params)
-    exact = quick_jit(MODEL.apply)(lora.attach(params, adapters, ALL), TOKENS)
-    for way in (lora.attach, lora.merge):
-        logits = quick_jit(dataclasses.replace(MODEL, dtype=jnp.bfloat16).apply)(way(low, adapters, ALL), TOKENS)
-        assert float(jnp.sqrt(jnp.mean((logits - exact) ** 2))) < 0.05 * float(jnp.std(exact))
