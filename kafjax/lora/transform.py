@@ -57,7 +57,7 @@ from kafjax.lora import inits
 from kafjax.lora.inits import column_norm
 from kafjax.lora.spec import Spec, ranks, scales, token_table, trained
 from kafjax.ops.linear import LoRAWeight
-from kafjax.ops.quantized import dense
+from kafjax.ops.quantized import QuantizedKernel, dense
 
 Adapters = dict[str, dict[str, jax.Array]]
 """`{kernel path: {"a": float32 [.., in, rank], "b": float32 [.., rank, out]}}`; `..` is the layer axis, where there is one.
@@ -196,7 +196,7 @@ def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tr
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
-    return trees.unflatten(flat | {path: exact.astype(flat[path].dtype) for path, exact in _merged(flat, params, adapters, spec)})
+    return trees.unflatten(flat | {path: _stored(exact, flat[path]) for path, exact in _merged(flat, params, adapters, spec)})
 
 
 def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str, float]:
@@ -208,9 +208,13 @@ def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str
     flat = trees.flatten(params)
 
     def lost(path: str, exact: jax.Array) -> float:
-        return float(jnp.max(jnp.abs(exact - exact.astype(flat[path].dtype).astype(jnp.float32))))
+        return float(jnp.max(jnp.abs(exact - _stored(exact, flat[path]).astype(jnp.float32))))
 
     return {path: lost(path, exact) for path, exact in _merged(flat, params, adapters, spec)}
+
+
+def _stored(exact: jax.Array, base: Any) -> jax.Array:
+    return exact if isinstance(base, QuantizedKernel) else exact.astype(base.dtype)
 
 
 def axes(adapters: Mapping[str, Any], model_axes: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
