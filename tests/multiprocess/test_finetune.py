@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import zlib
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from kafjax import hub
+from kafjax.corpus.folder import load_folder
+from kafjax.methods.examples import stream_examples
+from kafjax.training.packed import write_rows
 from tests import tiny
 from tests.multiprocess.launch import FINETUNE
 
@@ -94,6 +99,31 @@ def test_full_fine_tuning_of_two_processes_is_that_of_one(launcher, flags, tmp_p
     one, two = (safetensors.numpy.load_file(tmp_path / name / "weights.safetensors") for name in ("by1", "by2"))
     for name, expected in one.items():
         np.testing.assert_allclose(two[name], expected, atol=1e-5, err_msg=name)
+
+
+def test_packed_rows_go_to_two_processes_as_to_one(launcher, world, flags, tmp_path):
+    for package in ("array_record", "grain"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra [data])")
+    rows = tmp_path / "rows"
+    tokenizer = hub.tokenizer(str(world / "gemma"))
+    examples = stream_examples(load_folder(world / "corpus"), tokenizer, 1)
+    about = write_rows(rows, examples, 32, {"tokenizer": zlib.crc32(tokenizer.to_str().encode())})
+    arguments = [*flags, f"--rows={rows}", "--seq_len=32", "--steps=8", "--checkpoint_every=0"]
+    for n in (1, 2):
+        launcher.run(FINETUNE, [*arguments, f"--name=rows{n}"], n, tmp_path / f"log{n}")
+    one, two = (curve(tmp_path / f"rows{n}" / "metrics.jsonl") for n in (1, 2))
+    assert [row["tokens"] for row in two] == [row["tokens"] for row in one] and about["rows"] >= 4
+    np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5)
+
+    (rows / "rows.array_record").write_bytes(b"")
+    crowd = launcher.start(FINETUNE, [*arguments, "--name=damaged"], 2, tmp_path / "log_damaged")
+    assert [outcome.code for outcome in crowd.ended()] == [2, 2]
+    assert "rows.array_record is missing or damaged: it holds 0 rows" in crowd.text(0) and "Traceback" not in crowd.text(0)
+    assert not (tmp_path / "damaged").exists()
+
+
+def curve(path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_bad_input_is_refused_by_all_and_leaves_nothing(launcher, flags, tmp_path):

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from kafjax.parallel import distributed
+from tests.multiprocess import launch
 from tests.multiprocess.launch import WORKER
 
 pytestmark = pytest.mark.multiprocess
@@ -46,54 +48,71 @@ def test_many_processes_train_as_one_does(launcher, alone, tmp_path, n, devices,
         assert "compiling" not in other.err and "6/6" not in other.err
 
 
+@pytest.mark.parametrize("scheduler", ["SLURM", "Kubernetes", "TPU pod"])
+def test_processes_find_each_other_by_what_the_scheduler_says(launcher, tmp_path, scheduler):
+    if scheduler == "SLURM":
+        environ = launch.slurm(launch.free_port(distributed._FIRST_PORT) - distributed._FIRST_PORT)
+    else:
+        environ = launch.tpu_pod if scheduler == "TPU pod" else launch.kubernetes(launch.free_port())
+    outcomes = launcher.run(WORKER, [f"--do=meet,{tmp_path}"], 2, tmp_path / "log", environ=environ)
+    assert "0 of 2: [0, 1], main True\n" in outcomes[0].out and "1 of 2: [0, 1], main False\n" in outcomes[1].out
+
+
 @pytest.fixture(scope="module")
 def broken_off(launcher, tmp_path_factory):
-    """A training of two processes that stopped with checkpoints of steps 2 and 3 on the disk."""
+    """By kind, a training of two processes that stopped with checkpoints of steps 2 and 3 on the disk."""
     folder = tmp_path_factory.mktemp("broken_off")
-    outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,4"], 2, folder / "log").ended()
-    assert outcomes[0].code == 2 and "error: far enough" in outcomes[0].err
-    assert outcomes[1].code != 0
+    for kind in ("full", "lora"):
+        outcomes = launcher.start(WORKER, [f"--do=resume,{folder / kind},fsdp:2,{kind},4"], 2, folder / kind / "log").ended()
+        assert outcomes[0].code == 2 and "error: far enough" in outcomes[0].err
+        assert outcomes[1].code != 0
     return folder
 
 
-@pytest.mark.parametrize(("n", "devices", "mesh"), [(4, 1, "data:2/fsdp:2"), (1, 2, "data:2")])
-def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, broken_off, tmp_path, n, devices, mesh):
-    folder = shutil.copytree(broken_off, tmp_path / "run")
-    (outcome, *_) = launcher.run(WORKER, [f"--do=resume,{folder},{mesh},99"], n, tmp_path / "log", devices)
+@pytest.mark.parametrize(
+    ("kind", "n", "devices", "mesh"), [("full", 4, 1, "data:2/fsdp:2"), ("full", 1, 2, "data:2"), ("lora", 4, 1, "fsdp:2/tensor:2")]
+)
+def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, broken_off, tmp_path, kind, n, devices, mesh):
+    folder = shutil.copytree(broken_off / kind, tmp_path / "run")
+    (outcome, *_) = launcher.run(WORKER, [f"--do=resume,{folder},{mesh},{kind},99"], n, tmp_path / "log", devices)
     assert "resuming after step" in outcome.err
-    close(folder, alone_as("resumed", alone, tmp_path), "resumed")
+    close(folder, alone, kind)
 
 
-def alone_as(name: str, alone, folder):
-    for kind in ("json", "npz"):
-        shutil.copy(alone / f"full.{kind}", folder / f"{name}.{kind}")
-    return folder
+def test_checkpoint_of_another_training_is_refused_by_all(launcher, broken_off, tmp_path):
+    folder = shutil.copytree(broken_off / "full", tmp_path / "run")
+    there = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,lora,99"], 2, tmp_path / "log").ended()
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
+    assert f"error: {folder / 'checkpoints'} holds checkpoints of a training with another model, settings or data" in outcomes[0].err
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == there
 
 
 def test_part_that_one_process_cannot_read_is_passed_over_by_all(launcher, alone, broken_off, tmp_path):
-    folder = shutil.copytree(broken_off, tmp_path / "run")
+    folder = shutil.copytree(broken_off / "full", tmp_path / "run")
     newest = max((path for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
     parts = [path for path in (newest / "state").glob("ocdbt.process_1/d/*") if path.is_file()]
     max(parts, key=lambda path: path.stat().st_size).unlink()
-    outcomes = launcher.run(WORKER, [f"--do=resume,{folder},fsdp:2,99"], 2, tmp_path / "log")
+    outcomes = launcher.run(WORKER, [f"--do=resume,{folder},fsdp:2,full,99"], 2, tmp_path / "log")
     told = [line for outcome in outcomes for line in outcome.err.splitlines() if "damaged" in line]
     assert told and f"the checkpoint of step {newest.name} is damaged" in told[0]
     assert f"resuming after step {int(newest.name) - 1} of" in outcomes[0].err
-    close(folder, alone_as("resumed", alone, tmp_path), "resumed")
+    close(folder, alone, "full")
     assert list((folder / "checkpoints-damaged").iterdir())
 
 
-def test_watchdog_names_the_process_that_holds_up_the_others(launcher, tmp_path):
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_watchdog_names_the_process_that_holds_up_the_others(launcher, tmp_path, frozen):
     crowd = launcher.start(WORKER, [f"--do=stall,{tmp_path},fsdp:2"], 2, tmp_path / "log")
     step = tmp_path / "step"
     crowd.wait_until(lambda: step.exists() and step.read_text() > "1", "training runs")
-    crowd.signal(1, signal.SIGSTOP)
+    crowd.signal(frozen, signal.SIGSTOP)
     time.sleep(2.5)
-    crowd.signal(1, signal.SIGCONT)
+    crowd.signal(frozen, signal.SIGCONT)
     outcomes = crowd.ended()
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    told = [line for outcome in outcomes for line in outcome.err.splitlines() if "has not reached step" in line]
-    assert told and all(line.startswith("process 1 has not reached step ") for line in told), told
+    told = [line for line in outcomes[1 - frozen].err.splitlines() if "has not reached step" in line]
+    assert told and all(line.startswith(f"process {frozen} has not reached step ") for line in told), told
     assert len(json.loads((tmp_path / "stalled.json").read_text())) == 400  # and went on when it did
     assert not (tmp_path / "heartbeats").exists()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
 from kafjax import lora
 from kafjax.core import trees
@@ -25,6 +26,7 @@ MODEL = Decoder(
 )
 TRAIN = TrainConfig(steps=6, batch_rows=8, seq_len=16, learning_rate=3e-3)
 SPEC = lora.Spec(rank=4, alpha=8)
+KINDS = {"full": (TRAIN, None), "lora": (dataclasses.replace(TRAIN, accumulate=2), SPEC)}
 
 
 def examples() -> list[Example]:
@@ -44,18 +46,19 @@ def learn(folder: Path, name: str, config: TrainConfig, spec: lora.Spec | None, 
 
 
 def both(folder: Path, mesh: str) -> None:
-    learn(folder, "full", TRAIN, None, mesh)
-    learn(folder, "lora", dataclasses.replace(TRAIN, accumulate=2), SPEC, mesh)
+    for kind, (config, spec) in KINDS.items():
+        learn(folder, kind, config, spec, mesh)
 
 
-def resume(folder: Path, mesh: str, stop_after: str) -> None:
+def resume(folder: Path, mesh: str, kind: str, stop_after: str) -> None:
     """Saves after every step, and stops after step `stop_after` with an error, if it gets there."""
+    config, spec = KINDS[kind]
 
     def log(**row) -> None:
         if row["step"] == int(stop_after):
             raise UserError("far enough")
 
-    learn(folder, "resumed", dataclasses.replace(TRAIN, checkpoint_every=1), None, mesh, run_dir=folder, log=log)
+    learn(folder, kind, dataclasses.replace(config, checkpoint_every=1), spec, mesh, run_dir=folder, log=log)
 
 
 def stall(folder: Path, mesh: str) -> None:
@@ -69,6 +72,12 @@ def _pace(folder: Path, **row) -> None:
     time.sleep(0.01)
 
 
+def meet(folder: Path) -> None:
+    """Every process tells the others its number."""
+    numbers = multihost_utils.process_allgather(np.int32(jax.process_index()))
+    print(f"{jax.process_index()} of {jax.process_count()}: {numbers.tolist()}, main {distributed.is_main()}")
+
+
 def fail(folder: Path) -> None:
     """Process 1 cannot go on; the others wait for it."""
     distributed.wait_for_all("start")
@@ -77,7 +86,7 @@ def fail(folder: Path) -> None:
     distributed.wait_for_all("never")
 
 
-ACTIONS = {"both": both, "resume": resume, "stall": stall, "fail": fail, "alone": fail}
+ACTIONS = {"both": both, "resume": resume, "stall": stall, "meet": meet, "fail": fail, "alone": fail}
 flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
 
 
