@@ -65,11 +65,6 @@ def export(environment) -> Iterator[Command]:
 
 
 @pytest.fixture(scope="session")
-def export(environment) -> Iterator[Command]:
-    yield from _preloaded("scripts.export", environment)
-
-
-@pytest.fixture(scope="session")
 def finished(compare, world) -> Outcome:
     """A comparison of all eight methods, in the folder `all`."""
     outcome = compare(*world.flags(), *SETTINGS, "--name=all")
