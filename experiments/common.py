@@ -149,26 +149,27 @@ def use_compilation_cache() -> None:
 def describe_decoder() -> Decoder:
     """--model in --dtype, without its weights. Raises `UserError` for a model that writes no text."""
     values = flags.FLAGS
-    model = hub.describe(values.model, dtype=DTYPES[values.dtype])
+    with waiting("model", f"reading what {values.model} is"):  # the first time it is unpacked
+        model = hub.describe(values.model, dtype=DTYPES[values.dtype])
     if not isinstance(model, Decoder):
         raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
     return model
 
 
-def load_weights(mesh: Mesh | None = None) -> tuple[trees.Tree, Tokenizer]:
-    """Those of --model, kernels as --base says, and its tokenizer. With a mesh each device reads only its part of them."""
+def load_weights(mesh: Mesh | None = None) -> trees.Tree:
+    """Those of --model, kernels as --base says. With a mesh each device reads only its part of them."""
     values = flags.FLAGS
     use_compilation_cache()
     with waiting("model", f"loading {values.model}"):
         params = hub.load(values.model, mesh=mesh)[1]
         if values.base != "float":
             params = quantize_params(params, values.base)
-        return params, hub.tokenizer(values.model)
+        return params
 
 
 def load_decoder() -> tuple[Decoder, trees.Tree, Tokenizer]:
-    """Both on one device."""
-    return describe_decoder(), *load_weights()
+    """Model, weights on one device, and tokenizer."""
+    return describe_decoder(), load_weights(), hub.tokenizer(flags.FLAGS.model)
 
 
 def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:

@@ -38,7 +38,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from experiments import common, processes
-from kafjax import lora
+from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import say
@@ -143,8 +143,9 @@ def _finetune() -> None:
     model = dataclasses.replace(common.describe_decoder(), attention=values.attention)
     mesh = _mesh(model, train_config, spec)
     corpus = common.corpus_from_flags()
-    params, tokenizer = common.load_weights(mesh)
+    tokenizer = hub.tokenizer(values.model)
     examples = _training_data(corpus, tokenizer, settings, model.config.eos_id)
+    params = common.load_weights(mesh)
     check(model, params, examples, train_config, spec=spec, mesh=mesh)
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
     opened = open_run if distributed.is_main() else find_run

@@ -81,11 +81,12 @@ def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, br
 
 def test_checkpoint_of_another_training_is_refused_by_all(launcher, broken_off, tmp_path):
     folder = shutil.copytree(broken_off / "full", tmp_path / "run")
-    there = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    finished = lambda: sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit())  # noqa: E731
+    there = finished()
     outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,lora,99"], 2, tmp_path / "log").ended()
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     assert f"error: {folder / 'checkpoints'} holds checkpoints of a training with another model, settings or data" in outcomes[0].err
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == there
+    assert finished() == there and there  # what a broken save left may be cleared away
 
 
 def test_part_that_one_process_cannot_read_is_passed_over_by_all(launcher, alone, broken_off, tmp_path):
@@ -107,13 +108,13 @@ def test_watchdog_names_the_process_that_holds_up_the_others(launcher, tmp_path,
     step = tmp_path / "step"
     crowd.wait_until(lambda: step.exists() and step.read_text() > "1", "training runs")
     crowd.signal(frozen, signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(8)
     crowd.signal(frozen, signal.SIGCONT)
     outcomes = crowd.ended()
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     told = [line for line in outcomes[1 - frozen].err.splitlines() if "has not reached step" in line]
     assert told and all(line.startswith(f"process {frozen} has not reached step ") for line in told), told
-    assert len(json.loads((tmp_path / "stalled.json").read_text())) == 400  # and went on when it did
+    assert len(json.loads((tmp_path / "stalled.json").read_text())) == 100  # and went on when it did
     assert not (tmp_path / "heartbeats").exists()
 
 
