@@ -66,6 +66,7 @@ def devices_of(pod: Slice) -> list[Any] | None:
         raise UserError(
             "the TPU compiler is not installed; run: pip install 'kafjax[tpu]' (a wheel of 0.2 GB, no TPU needed), or add --formula"
         )
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it is not for a TPU, so several processes may have it
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the cloud's metadata server which TPU this machine is
     # A host holds a plane of four chips; of a shape without one, single chips.
     plane = (2, 2, 1) if all(n % 2 == 0 for n in pod.shape[:2]) else (1, 1, 1)
@@ -168,7 +169,7 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text:
+        if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text.lower():
             raise
         used, limit = _figures(text)
         return Compiled(time.perf_counter() - began, refusal=" ".join(text.split("\n\n")[0].split()), used=used, limit=limit)
@@ -186,7 +187,9 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
 
 
 def _figures(text: str) -> tuple[float, float]:
-    """(used, limit) in bytes from the compiler's `Used 17.12G of 15.75G hbm`; zeros where it does not say."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", text)
+    """(used, limit) in bytes from the compiler's `Used 17.12G of 15.75G hbm`, or `temporaries (888.11G) exceeds available HBM (15.75G)`;
+    zeros where it does not say."""
+    size = r"([\d.]+)([KMGT])"
+    found = re.search(rf"[Uu]sed {size} of {size}", text) or re.search(rf"\({size}\) exceeds available HBM \({size}\)", text)
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     return (float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]) if found else (0.0, 0.0)

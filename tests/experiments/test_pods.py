@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused_with_figures():
     found = pods.compiled(lambda: pods.lower_training(MODEL, config, make_mesh({}, pods.devices_of(pod)), None))
     assert not found.fits
     assert found.used > found.limit > 15e9
-    assert "hbm" in found.refusal
+    assert "hbm" in found.refusal.lower()
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "lanes", "rag"])
@@ -83,9 +83,9 @@ def test_layers_kept_on_the_host_leave_the_device():
     devices = pods.devices_of(pod)
     on = {}
     for remat in ("full", "offload"):
-        config = TrainConfig(batch_rows=64, seq_len=512, freeze_embedding=False, remat=remat)
+        config = TrainConfig(batch_rows=64, seq_len=256, freeze_embedding=False, remat=remat)
         on[remat] = pods.compiled(lambda config=config: pods.lower_training(MODEL, config, make_mesh({}, devices), None))
-    kept = MODEL.config.n_layers * 64 * 512 * MODEL.config.hidden_size * 2
+    kept = MODEL.config.n_layers * 64 * 256 * MODEL.config.hidden_size * 2
     assert on["full"].host == 0 and on["offload"].host >= kept
     assert on["offload"].temporaries < on["full"].temporaries
     assert jax.default_backend() == "cpu"
