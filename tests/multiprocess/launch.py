@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 WORKER = "tests.multiprocess.worker"
 FINETUNE = "experiments.finetune"
-TIMEOUT = 120  # seconds, of a test's processes; far more than they take
+TIMEOUT = 300  # seconds, of a test's processes; far more than they take
 
 
 class Ended(NamedTuple):
