@@ -97,11 +97,11 @@ def define_settings_flags() -> None:
 def settings_from_flags() -> Settings:
     values = flags.FLAGS.flag_values_dict()
     names = {field.name for field in dataclasses.fields(Settings)} - {"document_parts"}
-    return Settings(**{name: values[name] for name in names}, document_parts=_document_parts())
+    return Settings(**{name: values[name] for name in names}, document_parts=document_parts())
 
 
-def _document_parts() -> int:
-    # A generated corpus says everything `documents` times over: each epoch reads one telling of it.
+def document_parts() -> int:
+    """A generated corpus says everything `documents` times over: each epoch reads one telling of it."""
     return flags.FLAGS.documents if flags.FLAGS.corpus in GENERATED else 1
 
 

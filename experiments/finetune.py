@@ -44,7 +44,6 @@ from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import say
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, config_hash, environment, find_run, open_run, read_json, write_atomic, write_json
-from kafjax.corpus import NAMES as GENERATED
 from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
 from kafjax.methods import Settings
@@ -240,9 +239,7 @@ def _number(flag: str, text: str, kind: type, wanted: str) -> Any:
 
 
 def _settings() -> Settings:
-    # A generated corpus says everything `documents` times over: each epoch reads one telling of it.
-    parts = flags.FLAGS.documents if flags.FLAGS.corpus in GENERATED else 1
-    return Settings(replay=flags.FLAGS.replay, document_parts=parts)
+    return Settings(replay=flags.FLAGS.replay, document_parts=common.document_parts())
 
 
 def _file(run: Run, spec: lora.Spec | None) -> Path:

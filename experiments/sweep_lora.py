@@ -37,7 +37,6 @@ from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus, Prediction, Question, prediction_from_json
 from kafjax.core.rundir import Run, read_json, read_jsonl, write_json, write_jsonl
-from kafjax.corpus import NAMES as GENERATED
 from kafjax.evaluation import sweep, table
 from kafjax.evaluation.score import score
 from kafjax.generation import Generation, Generator, Sampling
@@ -179,7 +178,7 @@ def _alpha(text: str, rank: int) -> float:
 def examples_of(corpus: Corpus, tokenizer: Any, eos_id: int) -> tuple[list[list[Example]], EarlyStop | None]:
     """What lanes train on, and with --early_stop what they are watched on."""
     values = flags.FLAGS
-    settings = Settings(replay=values.replay, document_parts=values.documents if values.corpus in GENERATED else 1)
+    settings = Settings(replay=values.replay, document_parts=common.document_parts())
     held_out: Sequence[Question] = corpus.training_questions[HELD_OUT - 1 :: HELD_OUT] if values.early_stop else ()
     if values.early_stop and not held_out:
         raise UserError(f"--early_stop watches every {HELD_OUT}th training question, and there are {len(corpus.training_questions)}")

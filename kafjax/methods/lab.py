@@ -26,6 +26,7 @@ from kafjax.retrieval.index import open_index
 from kafjax.retrieval.store import Store
 from kafjax.training import make_batch, text_example
 from kafjax.training.batches import pack
+from kafjax.training.demand import decoder_shape
 from kafjax.training.memory import PeakMemory
 from kafjax.training.objective import loss
 
@@ -109,18 +110,7 @@ class Lab:
     @functools.cached_property
     def shape(self) -> DecoderShape:
         """The decoder in the numbers that the cost formulas ask for."""
-        config = self.model.config
-        kernels = {path: leaf for path, leaf in trees.flatten(self.params).items() if path.endswith("kernel")}
-        return DecoderShape(
-            block_params=trees.count(trees.unflatten(kernels)),
-            layers=config.n_layers,
-            heads=config.n_heads,
-            head_dim=config.head_dim,
-            d_model=config.hidden_size,
-            vocab=config.vocab_size,
-            sliding_layers=sum(config.sliding),
-            window=config.window or 0,
-        )
+        return decoder_shape(self.model)
 
     def held_out_nll(self, params: trees.Tree, on_text: Callable[[], None] = lambda: None) -> tuple[list[float], list[int]]:
         """Summed negative log-likelihood (nats) and number of predicted tokens of each held-out text."""
