@@ -16,6 +16,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 
 
@@ -42,8 +43,15 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """Those of `compiled.as_text()`, in the order of the text. A loop whose length the compiler does not know counts once."""
     computations = _computations(text)
-    times = _times(computations)
-    return [found for name, lines in computations.items() if times[name] for found in _collectives(lines, times[name])]
+    times, started = _times(computations), _started(computations)
+    return [
+        found
+        for name, lines in computations.items()
+        if times[name]
+        for line in lines
+        if started.get(_channel(line), name) == name
+        for found in _collectives(line, times[name])
+    ]
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
@@ -96,6 +104,18 @@ def _times(computations: dict[str, list[re.Match[str]]]) -> Counter[str]:
     return times
 
 
+def _started(computations: dict[str, list[re.Match[str]]]) -> dict[str | None, str]:
+    """The computation in which each collective begins that XLA for TPUs spreads over several: it writes it out in the fusion that
+    starts it, again in every one that runs meanwhile, and in the one that waits for it."""
+    begins = (name for name, lines in computations.items() if any('"AsyncCollectiveStart"' in line[4] for line in lines))
+    return {channel: name for name in begins for line in computations[name] if (channel := _channel(line)) is not None}
+
+
+def _channel(instruction: re.Match[str]) -> str | None:
+    found = _CHANNEL.search(instruction[4])
+    return found and found[1]
+
+
 def _trips(rest: str, computations: dict[str, list[re.Match[str]]]) -> int:
     """Turns of a loop: as many as the compiler noted, or those of a scan, whose condition compares a counter with a constant."""
     if noted := _TRIPS.search(rest):
@@ -109,19 +129,18 @@ def _trips(rest: str, computations: dict[str, list[re.Match[str]]]) -> int:
     return 1
 
 
-def _collectives(instructions: list[re.Match[str]], times: int) -> Iterator[Collective]:
-    for instruction in instructions:
-        kind = instruction[3].removesuffix("-start")
-        if kind in KINDS:
-            arrays = [(_n_bytes(dtype, dims), f"{dtype}[{dims}]") for dtype, dims in _ARRAY.findall(instruction[2])]
-            largest, shape = max(arrays, default=(0, ""))
-            total, group = sum(n for n, _ in arrays), _group(instruction[4])
-            if instruction[3].endswith("-start"):  # whose type also has what goes in
-                came_out = {"all-gather": group / (group + 1), "reduce-scatter": 1 / (group + 1), "all-reduce": 1}.get(kind, 0.5)
-                total = round(total * came_out)
-            if kind == "reduce-scatter":
-                largest = min(largest, total)
-            yield Collective(kind, shape, largest, total, group, times)
+def _collectives(instruction: re.Match[str], times: int) -> Iterator[Collective]:
+    kind = instruction[3].removesuffix("-start")
+    if kind in KINDS:
+        arrays = [(_n_bytes(dtype, dims), f"{dtype}[{dims}]") for dtype, dims in _ARRAY.findall(instruction[2])]
+        largest, shape = max(arrays, default=(0, ""))
+        total, group = sum(n for n, _ in arrays), _group(instruction[4])
+        if instruction[3].endswith("-start"):  # whose type also has what goes in
+            came_out = {"all-gather": group / (group + 1), "reduce-scatter": 1 / (group + 1), "all-reduce": 1}.get(kind, 0.5)
+            total = round(total * came_out)
+        if kind == "reduce-scatter":
+            largest = min(largest, total)
+        yield Collective(kind, shape, largest, total, group, times)
 
 
 def _n_bytes(dtype: str, dims: str) -> int:

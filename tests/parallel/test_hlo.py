@@ -44,6 +44,36 @@ ENTRY %main.2 (a: bf16[4,4]) -> bf16[4,4] {
 }
 """
 
+# One gather that begins in one fusion, goes on beside a product, and is waited for in a third.
+SPREAD = """HloModule step
+
+%fused.1 (p: bf16[2,8]) -> (bf16[2,8], bf16[16,8], u32[]) {
+  %g.1 = bf16[16,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %s = (bf16[2,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (p: bf16[2,8]) -> (f32[4,4], bf16[16,8]) {
+  %g.2 = bf16[16,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %t = (f32[4,4]{1,0}, bf16[16,8]{1,0}) tuple(%product, %g.2)
+}
+
+%fused.3 (p: bf16[2,8]) -> bf16[16,8] {
+  %g.3 = bf16[16,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %d = bf16[16,8]{1,0} custom-call(%p, %g.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%body.1 (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  ROOT %f = (f32[4,4]{1,0}, bf16[16,8]{1,0}) fusion(%p), kind=kOutput, calls=%async_collective_fusion.2
+}
+
+ENTRY %main.3 (a: bf16[2,8]) -> bf16[16,8] {
+  %f.1 = (bf16[2,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%fused.1
+  %w = (s32[], f32[4,4]{1,0}) while(%t), condition=%cond, body=%body.1, backend_config={"known_trip_count":{"n":"4"}}
+  %other = bf16[16,8]{1,0} all-gather(%a), channel_id=8, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %f.3 = bf16[16,8]{1,0} fusion(%f.1), kind=kCustom, calls=%fused.3
+}
+"""
+
 
 def test_loops_groups_and_asynchronous_pairs():
     assert collectives(NOTED) == [
@@ -59,6 +89,10 @@ def test_a_scan_whose_length_is_only_in_its_condition():
         Collective("reduce-scatter", "bf16[4,4]", 32, 32, 8, 12),
         Collective("all-to-all", "bf16[4,4]", 32, 36, 8, 12),
     ]
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+    assert collectives(SPREAD) == [Collective("all-gather", "bf16[16,8]", 256, 256, 8, 1)] * 2
 
 
 @pytest.mark.parametrize(
