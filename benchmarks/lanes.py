@@ -105,10 +105,7 @@ def _model() -> tuple[Decoder, trees.Tree]:
         model = Decoder(SCRATCH)
         return model, jax.jit(model.init)(jax.random.key(0))
     with waiting("model", f"loading {flags.FLAGS.model}"):
-        model, params = hub.load(flags.FLAGS.model)
-    if not isinstance(model, Decoder):
-        raise UserError(f"--model={flags.FLAGS.model} is an encoder; a language model is needed")
-    return model, params
+        return hub.load_decoder(flags.FLAGS.model)
 
 
 def measure(model: Decoder, params: trees.Tree, n: int) -> dict[str, Any]:

@@ -84,9 +84,7 @@ def main(_: list[str]) -> None:
         if unknown := [name for name in values.variants if name not in VARIANTS]:
             raise UserError(f"--variants: unknown '{unknown[0]}'. {nearest(unknown[0], VARIANTS)}")
         with waiting("model", f"loading {values.model}"):
-            model, params = hub.load(values.model)
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed")
+            model, params = hub.load_decoder(values.model)
         results["cases"] |= measure(model, params, list(dict.fromkeys(["plain", *values.variants])))
         results["environment"] = environment()
         write_json(file, results)

@@ -73,9 +73,7 @@ def main(_: list[str]) -> None:
     results = read_json(file) if file.exists() else {"steps": {}, "perplexity": {}, "learning": {}}
     if not values.show:
         with waiting("model", f"loading {values.model}"):
-            model, params = hub.load(values.model)
-        if not isinstance(model, Decoder):
-            raise UserError(f"--model={values.model} is an encoder; a language model is needed")
+            model, params = hub.load_decoder(values.model)
         measure = {"steps": measure_steps, "perplexity": measure_perplexity, "learning": measure_learning}[values.measure]
         results[values.measure].update(measure(model, params))
         results["environment"] = environment()

@@ -140,9 +140,7 @@ def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
         params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(kept), model.init(key)))(jax.random.key(0))
         shape = (values.rows, values.seq_len + 1)
         return model, params, np.random.default_rng(0).integers(0, model.config.vocab_size, shape, np.int32)
-    model, params = hub.load(values.model, dtype=dtype)
-    if not isinstance(model, Decoder):
-        raise UserError(f"--model={values.model} is an encoder; a language model is needed")
+    model, params = hub.load_decoder(values.model, dtype=dtype)
     model = dataclasses.replace(model, remat=values.remat, attention=values.attention)
     return model, params, sample_tokens(hub.tokenizer(values.model), values.rows, values.seq_len)
 

@@ -33,6 +33,7 @@ from kafjax.methods.trained import Trained
 common.define_model_flags()
 common.define_corpus_flags()
 common.define_settings_flags()
+common.define_mesh_flag()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_string("method", "rag", f"How the model got its knowledge: {', '.join(METHODS)}.")
 flags.DEFINE_string("question", None, "The question; without it, questions are read from the terminal.")

@@ -11,20 +11,22 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
-from tokenizers import Tokenizer
 
 from kafjax import hub
 from kafjax.core import trees
-from kafjax.core.errors import UserError
-from kafjax.core.progress import Progress, waiting
+from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import Run, config_hash
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.corpus import load as load_corpus
 from kafjax.hub import cache_dir
-from kafjax.methods import Lab, Settings
+from kafjax.lora import Spec
+from kafjax.methods import Lab, Settings, train_config
 from kafjax.models import Decoder
 from kafjax.ops.quantized import FORMATS, quantize_params
+from kafjax.parallel import make_mesh, shard, shardings
+from kafjax.training import TrainConfig
+from kafjax.training.demand import auto_mesh
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _DEFAULTS = Settings()
@@ -105,6 +107,19 @@ def document_parts() -> int:
     return flags.FLAGS.documents if flags.FLAGS.corpus in GENERATED else 1
 
 
+def define_mesh_flag() -> None:
+    flags.DEFINE_string("mesh", "auto", "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: chosen by formula, with the reason.")
+
+
+def mesh_from_flags(model: Decoder, config: TrainConfig, spec: Spec | None = None, *, label: str) -> Mesh:
+    """That of --mesh for a training. Raises `UserError` for one that these devices do not make up."""
+    if flags.FLAGS.mesh != "auto":
+        return make_mesh(flags.FLAGS.mesh)
+    mesh, reason = auto_mesh(model, config, spec)
+    say(label, f"mesh {reason}")
+    return mesh
+
+
 def corpus_from_flags() -> Corpus:
     values = flags.FLAGS
     return load_corpus(
@@ -150,35 +165,30 @@ def describe_decoder() -> Decoder:
     """--model in --dtype, without its weights. Raises `UserError` for a model that writes no text."""
     values = flags.FLAGS
     with waiting("model", f"reading what {values.model} is"):  # the first time it is unpacked
-        model = hub.describe(values.model, dtype=DTYPES[values.dtype])
-    if not isinstance(model, Decoder):
-        raise UserError(f"--model={values.model} is an encoder; a language model is needed (gemma3-270m, or a folder)")
-    return model
+        return hub.describe_decoder(values.model, dtype=DTYPES[values.dtype])
 
 
-def load_weights(mesh: Mesh | None = None) -> trees.Tree:
-    """Those of --model, kernels as --base says. With a mesh each device reads only its part of them."""
+def load_weights(abstract: trees.Tree) -> trees.Tree:
+    """Those of --model in the dtypes and places of `abstract`, kernels as --base says. Each device reads its own part of them."""
     values = flags.FLAGS
     use_compilation_cache()
     with waiting("model", f"loading {values.model}"):
-        params = hub.load(values.model, mesh=mesh)[1]
-        if values.base != "float":
-            params = quantize_params(params, values.base)
-        return params
-
-
-def load_decoder() -> tuple[Decoder, trees.Tree, Tokenizer]:
-    """Model, weights on one device, and tokenizer."""
-    return describe_decoder(), load_weights(), hub.tokenizer(flags.FLAGS.model)
+        if values.base == "float":
+            return hub.load_params(values.model, abstract)
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
+        return quantize_params(hub.load_params(values.model, whole), values.base)
 
 
 def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:
     """Loads the language model and lays everything out for the methods."""
-    model, params, tokenizer = load_decoder()
+    model = describe_decoder()
+    mesh = mesh_from_flags(model, train_config(settings, settings.lr_full), label="mesh")
+    params = model.abstract_params()
     return Lab(
         model=model,
-        params=params,
-        tokenizer=tokenizer,
+        params=load_weights(shard(params, shardings(model.axes(), params, mesh))),
+        mesh=mesh,
+        tokenizer=hub.tokenizer(flags.FLAGS.model),
         corpus=corpus,
         settings=settings,
         folder=run.file("artifacts"),
@@ -190,7 +200,7 @@ def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:
 
 def config_from_flags(*also: str) -> dict[str, Any]:
     """The values of the flags defined here, and of those named in `also`: what a run's identity is made of."""
-    shared = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[__name__]]
+    shared = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[__name__] if flag.name != "mesh"]  # says where, not what
     return {name: flags.FLAGS[name].value for name in sorted({*shared, *also})}
 
 

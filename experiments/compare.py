@@ -5,6 +5,7 @@
     python -m experiments.compare --methods=base,rag --corpus=DIR    two methods on your own documents (FlashRAG's format)
     python -m experiments.compare --methods=full,lora --replay=0.5   does mixing in other matters soften forgetting?
     python -m experiments.compare --rank=4 --name=rank4              one thing changed, in a folder of its own
+    python -m experiments.compare --mesh=fsdp:4,tensor:2             a model spread over eight devices of this host
 
 Methods: base (the model as it came), oracle (an answering passage in the prompt), rag, hyde, lora, full, lora+rag, full+rag. Rows appear
 as methods finish. The run's folder, runs/NAME, holds config.json, metrics.jsonl, predictions.jsonl, results.json, table.md,
@@ -39,6 +40,7 @@ PROFILES = {
 common.define_model_flags()
 common.define_corpus_flags()
 common.define_settings_flags()
+common.define_mesh_flag()
 flags.adopt_module_key_flags(common)  # so that --help shows them
 flags.DEFINE_list("methods", list(METHODS), "Methods to compare, separated by commas.")
 flags.DEFINE_enum("profile", "default", list(PROFILES), "Size of the comparison; flags given explicitly win over it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -112,7 +113,7 @@ def _serving_params(model: Decoder, mesh: jax.sharding.Mesh) -> trees.Tree:
     return shard(params, shardings(model.axes(), params, mesh))
 
 
-def _on(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
+def _on(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32, *axes: Any) -> jax.ShapeDtypeStruct:
     spec = jax.sharding.PartitionSpec(*axes)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
@@ -127,38 +128,19 @@ def _cache(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> di
 def lower_prefill(model: Decoder, mesh: jax.sharding.Mesh, rows: int, length: int) -> jax.stages.Lowered:
     """Prompts of `length` tokens, at once."""
     model = dataclasses.replace(model, constrain=constrainer(mesh))
-    cache = {name: block.sharding for name, block in _cache(model, mesh, rows, length).items()}
-    hidden = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES))
-
-    def prefill(params, tokens, lengths):
-        return decode.prefill(model, params, tokens, lengths, None, jnp.int32(0), 0)
-
-    tokens = _on(mesh, (rows, length), jnp.int32, BATCH_AXES)
-    lengths = _on(mesh, (rows,), jnp.int32, BATCH_AXES)
-    return jax.jit(prefill, out_shardings=(hidden, cache)).lower(_serving_params(model, mesh), tokens, lengths)
+    tokens, lengths, start = _on(mesh, (rows, length)), _on(mesh, (rows,)), _on(mesh, ())
+    return decode.prefill.lower(model, _serving_params(model, mesh), tokens, lengths, None, start, n_free=0)
 
 
 def lower_decode(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> jax.stages.Lowered:
     """The loop that writes a token a turn, with a cache of `slots` positions that is updated in place."""
     model = dataclasses.replace(model, constrain=constrainer(mesh))
     key = jax.eval_shape(lambda: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows)))
-    row = lambda dtype: _on(mesh, (rows,), dtype, BATCH_AXES)  # noqa: E731
-    state = decode.State(
-        _on(mesh, (rows, decode.STRIDE), jnp.int32, BATCH_AXES),
-        _on(mesh, (), jnp.int32),
-        row(jnp.int32),
-        row(jnp.bool_),
-        _on(mesh, (rows,), key.dtype, BATCH_AXES),
-    )
-    cache = _cache(model, mesh, rows, slots)
-    places = jax.tree.map(lambda x: x.sharding, (state, cache))
-
-    def run(params, state, cache, stops, limit):
-        return decode.decode(model, params, state, cache, stops, limit, Sampling(max_new_tokens=decode.STRIDE))
-
-    step = jax.jit(run, out_shardings=places, donate_argnums=(1, 2))
-    stops = _on(mesh, (model.config.vocab_size,), jnp.bool_)
-    return step.lower(_serving_params(model, mesh), state, cache, stops, _on(mesh, (), jnp.int32))
+    row = functools.partial(_on, mesh, (rows,))
+    state = decode.State(_on(mesh, (rows, decode.STRIDE)), _on(mesh, ()), row(), row(jnp.bool_), row(key.dtype))
+    cache, stops = _cache(model, mesh, rows, slots), _on(mesh, (model.config.vocab_size,), jnp.bool_)
+    sampling = Sampling(max_new_tokens=decode.STRIDE).distribution()
+    return decode.decode.lower(model, _serving_params(model, mesh), state, cache, stops, _on(mesh, ()), sampling)
 
 
 def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments import common
-from kafjax import lora
+from kafjax import hub, lora
 from kafjax.core import rundir, trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
@@ -45,7 +45,7 @@ from kafjax.methods.examples import training_examples
 from kafjax.models import REMAT, Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.retrieval import prompt
-from kafjax.training import Example, TrainConfig, discard_checkpoints
+from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
 from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit
 from kafjax.training.lanes import EarlyStop, Lane, LaneResult, check, train_lanes
 from kafjax.training.loop import batches_of
@@ -115,15 +115,16 @@ def main(_: list[str]) -> None:
     config = {**common.config_from_flags(*_IDENTITY), **common.corpus_identity(corpus)}
     where = Path(values.runs), values.name or f"sweep-{rundir.config_hash(config)}", config
     rundir.find_run(*where)
-    model, params, tokenizer = common.load_decoder()
-    check(params, train_config, lanes)
+    model, tokenizer = common.describe_decoder(), hub.tokenizer(values.model)
+    check(model.abstract_params(), train_config, lanes)
     examples, stop = examples_of(corpus, tokenizer, model.config.eos_id)
     batches_of(examples, train_config, n_data_shares(mesh))
+    params = common.load_weights(layout(model, train_config, mesh, lanes[0].spec))
     run = rundir.open_run(*where)
     n_questions = len(corpus.questions) + len(corpus.retention)
     say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
     train_missing(run, model, params, examples, train_config, lanes, mesh, stop)
-    answer_missing(run, Generator(model, tokenizer, values.batch), params, corpus, lanes)
+    answer_missing(run, Generator(model, tokenizer, values.batch, mesh), params, corpus, lanes)
     results = write_results(run, lanes)
     print(f"\n{table.render([sweep.ablation_table(results['cells'])], [])}")
     print(f"Look at {run.path}/figures, or at {run.path}/predictions.jsonl for every answer.")

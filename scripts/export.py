@@ -50,9 +50,7 @@ def main(_: list[str]) -> None:
         raise UserError(f"{out} exists already; choose another --out, or delete it")
     path, name = _source()
     with waiting("model", f"loading {name}"):
-        model, params = hub.load(name)
-    if not isinstance(model, Decoder):
-        raise UserError(f"--model={name} is an encoder; a language model is needed")
+        model, params = hub.load_decoder(name)
     adapters, spec = hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
     if values.format == "kafjax":
         lora.save(out, adapters, spec)

@@ -34,7 +34,7 @@ def main(_: list[str]) -> None:
     values = flags.FLAGS
     if not values.out:
         raise UserError("say where to: --out=FOLDER")
-    tokenizer, (model, _) = hub.tokenizer(values.model), hub.load(values.model)
+    tokenizer, model = hub.tokenizer(values.model), hub.describe_decoder(values.model)
     corpus = common.corpus_from_flags()
     with Progress("packing", len(corpus.documents) + len(corpus.training_questions), unit="text") as bar:
 

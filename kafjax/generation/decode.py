@@ -69,7 +69,8 @@ def prefill(
             cache = cache.at[:, :, :n_past].set(past_LxBxSxKxD)
         return jax.lax.dynamic_update_slice(cache, new_LxBxTxKxD, (0, 0, start, 0, 0))
 
-    return last_BxD, {name: join(new[name], None if past is None else past[name]) for name in new}
+    cache = {name: join(new[name], None if past is None else past[name]) for name in new}
+    return model.constrain(last_BxD, ("batch", None)), _constrained(model, cache)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_new", "sampling"))
@@ -92,7 +93,7 @@ def first_token(
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, number_B)
     token_B = _draw(model, params, last_BxD, key_B, jnp.int32(0), sampling)
     out_BxN = jnp.full((token_B.shape[0], n_new), model.config.eos_id, jnp.int32).at[:, 0].set(token_B)
-    return State(out_BxN, jnp.int32(1), position_B, stops_V[token_B] | (number_B < 0), key_B)
+    return _everywhere(model, State(out_BxN, jnp.int32(1), position_B, stops_V[token_B] | (number_B < 0), key_B))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("state", "cache"))
@@ -119,13 +120,24 @@ def decode(
         token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
         token_B = jnp.where(state.done_B, model.config.eos_id, token_B)
         out_BxN = state.out_BxN.at[:, state.step].set(token_B)
-        return State(out_BxN, state.step + 1, state.position_B + 1, state.done_B | stops_V[token_B], state.key_B), cache
+        state = State(out_BxN, state.step + 1, state.position_B + 1, state.done_B | stops_V[token_B], state.key_B)
+        return _everywhere(model, state), _constrained(model, cache)
 
     def unfinished(carry: tuple[State, Cache]) -> jax.Array:
         state, _ = carry
         return (state.step < limit) & ~jnp.all(state.done_B)
 
     return jax.lax.while_loop(unfinished, step, (state, cache))
+
+
+def _constrained(model: Decoder, cache: Cache) -> Cache:
+    """Rows and heads of the cache lie where those of the activations do."""
+    return {name: model.constrain(block, (None, "batch", None, "kv_heads", None)) for name, block in cache.items()}
+
+
+def _everywhere(model: Decoder, state: State) -> State:
+    """A few numbers a row, which the host of every process reads."""
+    return State(*(model.constrain(x, (None,) * x.ndim) for x in state))
 
 
 def _draw(model: Decoder, params: trees.Tree, hidden_BxD: jax.Array, key_B: jax.Array, step: jax.Array, sampling: Sampling) -> jax.Array:

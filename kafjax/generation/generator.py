@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from kafjax import lora
@@ -18,6 +18,7 @@ from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefil
 from kafjax.generation.sample import Sampling
 from kafjax.generation.stops import Stops
 from kafjax.models import Cache, Decoder
+from kafjax.parallel import constrainer, replicated, shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,15 @@ class Generation:
 class Generator:
     """Generates with one model and tokenizer; parameters are given at each call, so many sets of weights share the programs.
 
-    Up to `batch` prompts are answered at a time.
+    Up to `batch` prompts are answered at a time. With a `mesh`, on which the parameters have to lie, rows are split over `data` and
+    `fsdp` and heads over `tensor`; where its devices are of several processes, all of them make the same calls and get the same replies.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, batch: int = 32):
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, batch: int = 32, mesh: Mesh | None = None):
         if batch < 1:
             raise UserError(f"batch={batch} must be at least 1")
-        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+        self.model = model if mesh is None else dataclasses.replace(model, constrain=constrainer(mesh))
+        self.tokenizer, self.batch, self.mesh = tokenizer, batch, mesh
         self._stops: dict[tuple[str, ...], Stops] = {}
 
     def count(self, text: str) -> int:
@@ -80,7 +83,7 @@ class Generator:
         n_slots = lora.lanes.n_slots(params)
         tokens_RxT, length_R = _pad([tokens], n_slots or 1)
         params = lora.lanes.of_rows(params, range(n_slots)) if n_slots else params
-        _, cache = prefill(self.model, params, tokens_RxT, length_R, None, jnp.int32(0), n_free=0)
+        _, cache = prefill(self.model, params, *self._place(tokens_RxT, length_R), None, *self._place(np.int32(0)), n_free=0)
         return Prefix(text, len(tokens), cache)
 
     def generate(
@@ -140,7 +143,7 @@ class Generator:
         # Few sizes, so that few programs are compiled; rows that fill up are done from the start.
         n, rows = len(numbers), next(size for size in (1, min(8, self.batch), self.batch) if size >= len(numbers))
         tokens_BxT, length_B = _pad(prompt_tokens, rows)
-        number_B = jnp.asarray(numbers + [-1] * (rows - n), jnp.int32)
+        number_B = np.array(numbers + [-1] * (rows - n), np.int32)
         n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
         n_cached, past = (prefix.n_tokens, prefix.cache) if prefix else (0, None)
         if adapters is not None:
@@ -150,26 +153,35 @@ class Generator:
         stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
 
         began = time.perf_counter()
-        last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, jnp.int32(n_cached), n_free=n_new)
-        key = jax.random.key(sampling.seed)
-        state = first_token(self.model, params, last_BxD, n_cached + length_B, number_B, key, stops.mask_V, n_new, distribution)
+        tokens_BxT, length_B, position_B, number_B, start, seed, stops_V = self._place(
+            tokens_BxT, length_B, n_cached + length_B, number_B, np.int32(n_cached), _key_data(sampling.seed), stops.mask_V
+        )
+        last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, start, n_free=n_new)
+        key = jax.random.wrap_key_data(seed)
+        state = first_token(self.model, params, last_BxD, position_B, number_B, key, stops_V, n_new, distribution)
         jax.block_until_ready((state, cache))
         filled = time.perf_counter()
         stride = sampling.max_new_tokens if stops.in_one_token else STRIDE
         for limit in range(stride, sampling.max_new_tokens + stride, stride):
-            limit = jnp.int32(min(limit, sampling.max_new_tokens))
-            state, cache = decode(self.model, params, state, cache, stops.mask_V, limit, distribution)
+            (limit,) = self._place(np.int32(min(limit, sampling.max_new_tokens)))
+            state, cache = decode(self.model, params, state, cache, stops_V, limit, distribution)
             replies = [stops.cut(row) for row in np.asarray(state.out_BxN)[:n, : int(state.step)].tolist()]
             done_B = np.array(state.done_B)
             done_B[:n] |= [ended for _, _, ended in replies]
             if done_B.all():
                 break
-            state = state._replace(done_B=jnp.asarray(done_B))
+            state = state._replace(done_B=self._place(done_B)[0])
         ended = time.perf_counter()
         return [
             Generation(text, made, n_cached + len(given), n_cached, filled - began, ended - filled)
             for given, (text, made, _) in zip(prompt_tokens, replies, strict=True)
         ]
+
+    def _place(self, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
+        """Onto every device."""
+        if self.mesh is None:
+            return jax.device_put(arrays)
+        return shard(arrays, replicated(self.mesh))
 
     def _stops_at(self, strings: tuple[str, ...]) -> Stops:
         if strings not in self._stops:
@@ -178,10 +190,14 @@ class Generator:
         return self._stops[strings]
 
 
-def _pad(token_lists: list[list[int]], rows: int) -> tuple[jax.Array, jax.Array]:
+def _key_data(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
+def _pad(token_lists: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens `[rows, bucket]` padded on the right and their lengths; missing rows repeat the first."""
     token_lists = token_lists + [token_lists[0]] * (rows - len(token_lists))
     tokens = np.zeros((rows, bucket(max(map(len, token_lists)))), np.int32)
     for row, given in zip(tokens, token_lists, strict=True):
         row[: len(given)] = given
-    return jnp.asarray(tokens), jnp.asarray([len(given) for given in token_lists], jnp.int32)
+    return tokens, np.array([len(given) for given in token_lists], np.int32)

@@ -1,7 +1,21 @@
 """Weights and tokenizers, in and out: named models from packages, any Hugging Face folder of a supported family."""
 
-from kafjax.hub.load import cache_dir, describe, load, tokenizer
+from kafjax.hub.load import cache_dir, describe, describe_decoder, load, load_decoder, load_params, tokenizer
 from kafjax.hub.peft import load_peft, save_peft
 from kafjax.hub.safetensors_out import save
+from kafjax.hub.trained import load_trained, save_trained
 
-__all__ = ["cache_dir", "describe", "load", "load_peft", "save", "save_peft", "tokenizer"]
+__all__ = [
+    "cache_dir",
+    "describe",
+    "describe_decoder",
+    "load",
+    "load_decoder",
+    "load_params",
+    "load_peft",
+    "load_trained",
+    "save",
+    "save_peft",
+    "save_trained",
+    "tokenizer",
+]

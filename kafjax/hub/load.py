@@ -1,4 +1,4 @@
-"""`load` and `tokenizer`: a model by name or from a folder, converted once and cached.
+"""`load`, `describe` and `tokenizer`: a model by name or from a folder, converted once and cached.
 
 Named models come from Python packages that carry their weights, so no model hub is asked. The cache lies in
 `$KAFJAX_CACHE`, else `~/.cache/kafjax`.
@@ -56,11 +56,17 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
       UserError: an unknown name, a missing weights package, a folder that is no model, a setting that is not computed, damaged
         weights, a parameter that does not divide over the mesh.
     """
-    model, folder = describe(name, dtype=dtype), _folder(name)
-    abstract = _abstract(model, param_dtype, mesh)
+    model = describe(name, dtype=dtype)
+    return model, load_params(name, _abstract(model, param_dtype, mesh))
+
+
+def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
+    """The parameters of `load(name)`, each in the dtype and the place (`sharding`) that `abstract` has for it, such as
+    `training.layout`. Raises `UserError` as `load` does."""
+    folder = _folder(name)
     with _cache_to_blame(folder):
-        params = assemble(safetensors_in.read_tensors(folder), names.TABLES[model.config.family], abstract, str(folder))
-    return model, params
+        family = _model(folder).config.family
+        return assemble(safetensors_in.read_tensors(folder), names.TABLES[family], abstract, str(folder))
 
 
 def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
@@ -69,6 +75,20 @@ def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
     with _cache_to_blame(folder):
         model = _model(folder)
     return dataclasses.replace(model, dtype=dtype) if isinstance(model, Decoder) else model
+
+
+def describe_decoder(name: str, *, dtype: Any = jnp.float32) -> Decoder:
+    """`describe` of a language model. Raises `UserError` for an encoder, too."""
+    model = describe(name, dtype=dtype)
+    if not isinstance(model, Decoder):
+        raise UserError(f"'{name}' is an encoder; a language model is needed (gemma3-270m, or a folder)")
+    return model
+
+
+def load_decoder(name: str, *, dtype: Any = jnp.float32) -> tuple[Decoder, trees.Tree]:
+    """`load` of a language model, in float32 on one device. Raises `UserError` for an encoder, too."""
+    model = describe_decoder(name, dtype=dtype)
+    return model, load_params(name, model.abstract_params())
 
 
 def tokenizer(name: str) -> Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import new_folder, write_json
 from kafjax.hub.names import TABLES, Table
-from kafjax.hub.safetensors_in import INDEX
 from kafjax.models import Decoder, Encoder
 from kafjax.ops.quantized import refuse_quantized
 
@@ -52,7 +51,7 @@ def save(
     refuse_quantized(params, "a folder of weights")
     with new_folder(Path(folder)) as made:
         config = _config(model, params)
-        _write_weights(made, params, TABLES[config["model_type"]], shard_bytes)
+        write_tensors(made, hf_tensors(params, TABLES[config["model_type"]]), shard_bytes=shard_bytes)
         if tokenizer is not None:
             _write_tokenizer(made, tokenizer, config)
         write_json(made / "config.json", config)
@@ -81,31 +80,32 @@ def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, object]:
     return {**model.config.to_hf(), "dtype": str(dtype), "torch_dtype": str(dtype)}
 
 
-def _write_weights(folder: Path, params: trees.Tree, table: Table, shard_bytes: int) -> None:
+def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, stem: str = "model", shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `{stem}.safetensors`, or above `shard_bytes` several files and `{stem}.safetensors.index.json`, which comes last."""
     shards: list[dict[str, int]] = []  # of each file, bytes by tensor
     waiting: dict[str, np.ndarray] = {}
 
     def flush() -> None:
-        path = folder / f"{len(shards):05d}.safetensors"
+        path = folder / f".{stem}-{len(shards):05d}.tmp"
         safetensors.numpy.save_file(waiting, path, metadata={"format": "pt"})
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         shards.append({name: array.nbytes for name, array in waiting.items()})
         waiting.clear()
 
-    for name, array in hf_tensors(params, table):
+    for name, array in tensors:
         if waiting and sum(a.nbytes for a in waiting.values()) + array.nbytes > shard_bytes:
             flush()
         waiting[name] = array
     flush()
     n = len(shards)
-    files = ["model.safetensors"] if n == 1 else [f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+    files = [f"{stem}.safetensors"] if n == 1 else [f"{stem}-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
     for i, file in enumerate(files):
-        (folder / f"{i:05d}.safetensors").rename(folder / file)
+        (folder / f".{stem}-{i:05d}.tmp").replace(folder / file)
     if n > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(sum(shard.values()) for shard in shards)
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ from kafjax.methods.method import Method
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.rag import RAG
 from kafjax.methods.settings import Settings
+from kafjax.methods.trained import train_config
 
 # In the order in which a comparison runs them: the cheap ones first, trained weights before the hybrids that use them.
 METHODS: dict[str, Callable[[Lab], Method]] = {
@@ -26,4 +27,4 @@ METHODS: dict[str, Callable[[Lab], Method]] = {
     "full+rag": lambda lab: RAG(lab, "full+rag", Full(lab, "full")),
 }
 
-__all__ = ["METHODS", "Lab", "Method", "Settings"]
+__all__ = ["METHODS", "Lab", "Method", "Settings", "train_config"]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import safetensors.numpy
-
-from kafjax.core import trees
-from kafjax.core.rundir import write_atomic
+from kafjax import hub
 from kafjax.evaluation.cost import train_flops_full
 from kafjax.methods.trained import Trained
 from kafjax.ops.quantized import refuse_quantized
-from kafjax.training import updated
 
 
 class Full(Trained):
@@ -29,17 +24,11 @@ class Full(Trained):
         refuse_quantized(self.lab.params, "the method full")
         super().check()
 
-    @property
-    def _file(self):
-        return self.folder / "weights.safetensors"
-
     def save(self, trainable):
-        arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(trainable).items()}
-        write_atomic(self._file, safetensors.numpy.save(arrays))
-        return self._file.stat().st_size
+        return hub.save_trained(self.folder, trainable)
 
     def load(self):
-        return updated(self.lab.params, trees.unflatten(safetensors.numpy.load_file(self._file)))
+        return hub.load_trained(self.folder, self.lab.params)
 
     def flops(self, result, length):
         embedding_trained = not self.lab.settings.freeze_embedding

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from kafjax import hub
@@ -36,6 +37,7 @@ class Lab:
     """What methods learn and answer with. Nothing here changes but the cached properties, which are made on first use.
 
     Attributes:
+      mesh: on which `params` lie, and on which methods train and answer.
       folder: where trained weights, adapters and the index are kept, and found again when a run is resumed.
       log: takes rows for `metrics.jsonl`.
       progress: `progress(label, total)` gives a context manager with `advance(n)`, a progress bar.
@@ -43,6 +45,7 @@ class Lab:
 
     model: Decoder
     params: trees.Tree
+    mesh: Mesh
     tokenizer: Tokenizer
     corpus: Corpus
     settings: Settings
@@ -53,7 +56,7 @@ class Lab:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        return Generator(self.model, self.tokenizer, self.settings.batch)
+        return Generator(self.model, self.tokenizer, self.settings.batch, self.mesh)
 
     @functools.cached_property
     def embedder(self) -> Embedder:

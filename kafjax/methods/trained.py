@@ -14,7 +14,21 @@ from kafjax.evaluation.cost import Cost
 from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
+from kafjax.methods.settings import Settings
 from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
+
+
+def train_config(settings: Settings, learning_rate: float) -> TrainConfig:
+    return TrainConfig(
+        epochs=settings.epochs,
+        learning_rate=learning_rate,
+        batch_rows=settings.batch_rows,
+        seq_len=settings.seq_len,
+        freeze_embedding=settings.freeze_embedding,
+        checkpoint_every=settings.checkpoint_every,
+        loss_chunk=512,
+        seed=settings.seed,
+    )
 
 
 class Trained(ClosedBook):
@@ -76,17 +90,7 @@ class Trained(ClosedBook):
 
     @property
     def _config(self) -> TrainConfig:
-        settings = self.lab.settings
-        return TrainConfig(
-            epochs=settings.epochs,
-            learning_rate=self.learning_rate,
-            batch_rows=settings.batch_rows,
-            seq_len=settings.seq_len,
-            freeze_embedding=settings.freeze_embedding,
-            checkpoint_every=settings.checkpoint_every,
-            loss_chunk=512,
-            seed=settings.seed,
-        )
+        return train_config(self.lab.settings, self.learning_rate)
 
     def _train(self) -> None:
         lab = self.lab
@@ -98,6 +102,7 @@ class Trained(ClosedBook):
             variants,
             self._config,
             spec=self.spec,
+            mesh=lab.mesh,
             run_dir=self.folder,
             log=lambda **row: lab.log(method=self.kind, **row),
             label=self.kind,

@@ -254,11 +254,23 @@ def spread(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """The whole arrays as numpy in process 0, gathered one after another; None in their places elsewhere. All have to call it."""
+    """The whole arrays as numpy in process 0, gathered one after another; None in their places elsewhere. All have to call it.
+
+    What is gathered at a time, and lies whole on every device, is one layer of a stacked parameter.
+    """
 
     def gather(x: jax.Array) -> np.ndarray | None:
-        if not (x.is_fully_addressable or x.is_fully_replicated):
-            x = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
-        return np.asarray(x) if is_main() else None
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x) if is_main() else None
+        whole = NamedSharding(x.sharding.mesh, PartitionSpec())
+        take = jax.jit(lambda y, i: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), out_shardings=whole)
+        if x.ndim < 3:
+            return gather(jax.jit(lambda y: y, out_shardings=whole)(x))
+        out = np.empty(x.shape, x.dtype) if is_main() else None
+        for i in range(len(x)):
+            layer = take(x, np.int32(i))
+            if out is not None:
+                out[i] = layer
+        return out
 
     return jax.tree.map(gather, tree)

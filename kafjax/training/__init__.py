@@ -3,7 +3,7 @@
 from kafjax.training.batches import Batch, Batches, Example, answer_example, make_batch, text_example
 from kafjax.training.config import TrainConfig
 from kafjax.training.loop import TrainResult, check, discard_checkpoints, train
-from kafjax.training.task import updated
+from kafjax.training.task import layout
 
 __all__ = [
     "Batch",
@@ -14,8 +14,8 @@ __all__ = [
     "answer_example",
     "check",
     "discard_checkpoints",
+    "layout",
     "make_batch",
     "text_example",
     "train",
-    "updated",
 ]

@@ -33,7 +33,7 @@ from kafjax.training.feed import Source, feed
 from kafjax.training.memory import PeakMemory
 from kafjax.training.packed import PackedRows
 from kafjax.training.step import TrainState, batch_sharding
-from kafjax.training.task import CompiledStep, Task
+from kafjax.training.task import CompiledStep, Task, trains
 
 Log = Callable[..., None]
 Data = Sequence[Sequence[Example]] | PackedRows
@@ -85,8 +85,9 @@ def train(
     run_dir: Path | None = None,
     log: Log | None = None,
     label: str = "train",
+    donate: bool = False,
 ) -> TrainResult:
-    """Trains all parameters of `model`, or with `spec` a LoRA adapter. `params` stays as it was.
+    """Trains all parameters of `model`, or with `spec` a LoRA adapter. `params` stays as it was, unless it is donated.
 
     Args:
       model: its `dtype` is that of the activations; what trains is kept in `config.param_dtype`.
@@ -97,6 +98,8 @@ def train(
       log: called after each step as `log(label=..., step=..., loss=..., ...)`. After a resume it sees the steps since the last
         checkpoint again, with the same values.
       label: names this training in messages and logs.
+      donate: what trains of `params` is given up to the training, which needs memory for it only once; its arrays cannot be read
+        afterwards.
 
     Raises:
       UserError: nothing to train on, tokens beyond the vocabulary, sizes that do not fit the mesh, a loss that is no longer finite,
@@ -112,11 +115,14 @@ def train(
     fingerprint = fingerprint_of(model, params, variants, config, spec)
     with PeakMemory() as peak, open_checkpoints(run_dir, config, fingerprint) as checkpoints:
         if spec is None:
-            task = Task.full(model, params, config, mesh, n_steps)
+            task = Task.full(model, params, config, mesh, n_steps, donate)
         else:
             task = Task.lora(model, params, config, mesh, n_steps, spec)
         restored = None if checkpoints is None else checkpoints.restore(task.abstract)
         state, history = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
+        if donate and spec is None:  # a state that was restored, cast or moved has not taken their memory
+            for x in jax.tree.leaves(trees.partition(params, lambda path: trains(config, path))[0]):
+                x.delete()
         if done := len(history["curve"]):
             say(label, f"resuming after step {done} of {n_steps}")
         with waiting(label, f"compiling for {n_steps} steps of {config.batch_rows} x {config.seq_len} tokens"):

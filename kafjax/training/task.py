@@ -23,12 +23,6 @@ from kafjax.training.config import TrainConfig
 from kafjax.training.step import Combine, Step, TrainState, make_step, new_state, state_shardings
 
 
-def updated(params: trees.Tree, trained: trees.Tree) -> trees.Tree:
-    """`params` with the leaves of `trained` (what full fine-tuning returns, or numpy arrays read from disk) in their places."""
-    # On the device now, once: numpy arrays would be copied there at every call.
-    return trees.unflatten({**trees.flatten(params), **{path: jnp.asarray(leaf) for path, leaf in trees.flatten(trained).items()}})
-
-
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
     """The step ready to run, with XLA's figures: `flops` of one step over all devices, bytes on one device."""
@@ -47,7 +41,7 @@ class Task:
     Attributes:
       frozen: on the mesh, matrices in the model's dtype. Made from abstract `params` it is abstract: such a task can be compiled
         for a mesh of devices that are not there, and not run.
-      make_trainable: gives the arrays to start from, in `config.param_dtype`, which the step may overwrite.
+      make_trainable: gives the arrays to start from, which the step may overwrite.
       finished: `finished(trainable)` is what training gives: adapters for the `params` that the task was made of, and their spec.
       abstract: shapes, dtypes and shardings of the `TrainState`.
     """
@@ -64,14 +58,14 @@ class Task:
     abstract: TrainState
 
     @classmethod
-    def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int) -> Task:
+    def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, donate: bool = False) -> Task:
         """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
 
-        Raises `UserError` if they are quantised.
+        The step overwrites its state: with `donate` what trains of `params`, else a copy of it. Raises `UserError` if they are quantised.
         """
         refuse_quantized(params, "full fine-tuning")
-        initial, frozen = trees.partition(params, lambda path: not (config.freeze_embedding and path.startswith(("embed/", "head/"))))
-        copy = lambda: jax.tree.map(jnp.copy, initial)  # noqa: E731  the step donates its state, and params must outlive that
+        initial, frozen = trees.partition(params, lambda path: trains(config, path))
+        copy = lambda: initial if donate else jax.tree.map(jnp.copy, initial)  # noqa: E731
         combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
         finished = lambda trainable: (trainable, None)  # noqa: E731
         return cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
@@ -153,10 +147,32 @@ class Task:
         return n_micro * float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
 
 
+def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None) -> trees.Tree:
+    """Dtype and place of each parameter as `train` keeps it: parameters that are loaded so (`hub.load_params`) are there only once.
+
+    Raises `UserError` for a parameter that does not divide over the mesh.
+    """
+    params = model.abstract_params()
+    if spec is not None and spec.changes_base:  # singular vectors are looked for in float32
+        return shard(params, shardings(model.axes(), params, mesh))
+    trained, frozen = trees.partition(params, lambda path: spec is None and trains(config, path))
+    flat = {**trees.flatten(_cast_all(trained, jnp.dtype(config.param_dtype))), **trees.flatten(_cast_frozen(frozen, model.dtype))}
+    params = trees.unflatten({path: flat[path] for path in trees.flatten(params)})
+    return shard(params, shardings(model.axes(), params, mesh))
+
+
+def trains(config: TrainConfig, path: str) -> bool:
+    return not (config.freeze_embedding and path.startswith(("embed/", "head/")))
+
+
 def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
     """Parameters that do not train on the mesh, cast once to what every step would cast them to. Norms compute in float32 and stay."""
-    frozen = trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, model.dtype), frozen)
+    frozen = _cast_frozen(frozen, model.dtype)
     return shard(frozen, shardings(model.axes(), frozen, mesh))
+
+
+def _cast_frozen(frozen: trees.Tree, dtype: Any) -> trees.Tree:
+    return trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, dtype), frozen)
 
 
 def _cast(x: Any, dtype: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from kafjax import hub
 from kafjax.corpus import load_folder
 from kafjax.methods import Lab, Settings
+from kafjax.parallel import make_mesh
 from tests import tiny
 
 
@@ -52,6 +53,7 @@ def make_lab(tmp_path_factory):
         lab = Lab(
             model=model,
             params=params,
+            mesh=make_mesh(),
             tokenizer=tokenizer,
             corpus=corpus,
             settings=dataclasses.replace(SETTINGS, **settings),

@@ -1,0 +1,62 @@
+"""What full fine-tuning leaves: the parameters that it changed, under their own paths, written from a mesh and read back onto one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.hub.safetensors_in import StoredTensor, read_tensors
+from kafjax.hub.safetensors_out import write_tensors
+from kafjax.parallel import distributed
+
+STEM = "weights"
+
+
+def save_trained(folder: Path, trained: trees.Tree) -> int:
+    """Writes `weights.safetensors`, or shards of it with an index, and returns the bytes.
+
+    The arrays may be spread over many processes: all have to call it, process 0 writes. Its host holds a shard (5 GB) or the largest
+    array at a time, a device one layer of an array.
+
+    Raises `UserError` if they cannot be written.
+    """
+    tensors = ((path, distributed.to_host(leaf)) for path, leaf in trees.flatten(trained).items())
+    if not distributed.is_main():
+        for _ in tensors:  # takes part in gathering
+            pass
+        return trees.n_bytes(trained)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob(f"{STEM}*.safetensors*"):
+            file.unlink()  # of an earlier attempt, which may have had shards
+        write_tensors(folder, tensors, stem=STEM)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    return sum(file.stat().st_size for file in folder.glob(f"{STEM}*.safetensors*"))
+
+
+def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
+    """`params` with what `save_trained` left in `folder`: each array in the dtype and the place of the one that it replaces, of which the
+    values are not looked at. A device reads its own part.
+
+    Raises `UserError` naming a tensor that `params` has no place for, and for damaged files.
+    """
+    leaves = trees.flatten(params)
+    found: dict[str, jax.Array] = {}
+    for path, tensor in read_tensors(folder, STEM):
+        leaf = leaves.get(path)
+        if leaf is None or tuple(tensor.shape) != leaf.shape:
+            there = "has no such parameter" if leaf is None else f"has {list(leaf.shape)} there"
+            raise UserError(f"{folder}: '{path}' is of shape {list(tensor.shape)}, the model {there}; it was trained from another one")
+        found[path] = _placed(tensor, leaf)
+    return trees.unflatten({**leaves, **found})
+
+
+def _placed(tensor: StoredTensor, leaf: Any) -> jax.Array:
+    part = lambda index: np.asarray(tensor[index]).astype(leaf.dtype)  # noqa: E731
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
