@@ -182,7 +182,7 @@ def load_weights(abstract: trees.Tree) -> trees.Tree:
 def open_lab(run: Run, corpus: Corpus, settings: Settings) -> Lab:
     """Loads the language model and lays everything out for the methods."""
     model = describe_decoder()
-    mesh = mesh_from_flags(model, train_config(settings, settings.lr_full), label="mesh")
+    mesh = mesh_from_flags(model, train_config(settings, settings.lr_full), label="model")
     params = model.abstract_params()
     return Lab(
         model=model,

@@ -2,7 +2,8 @@
 
     python scripts/pack_rows.py --corpus=tfds:biographies --model=gemma3-270m --seq_len=1024 --out=rows
 
-Documents are read in the order of the corpus (training reads rows in an order drawn anew each epoch), then the training questions.
+Documents are read in the order of the corpus, then the training questions; some thousands at a time are packed, the longest first.
+Training reads the rows in an order drawn anew each epoch.
 Needs: pip install 'kafjax[data]'
 """
 
@@ -20,7 +21,7 @@ from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress
 from kafjax.methods.examples import stream_examples
 from kafjax.training import Example
-from kafjax.training.packed import write_rows
+from kafjax.training.packed import longest_first, write_rows
 
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
@@ -44,7 +45,7 @@ def main(_: list[str]) -> None:
                 yield example
 
         about = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode())}
-        found = write_rows(Path(values.out), examples(), values.seq_len, about)
+        found = write_rows(Path(values.out), longest_first(examples()), values.seq_len, about)
     print(f"{values.out}: {found['rows']} rows of {found['seq_len']} tokens, {100 * found['padding']:.2f}% of them padding")
 
 

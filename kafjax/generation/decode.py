@@ -120,14 +120,14 @@ def decode(
         token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
         token_B = jnp.where(state.done_B, model.config.eos_id, token_B)
         out_BxN = state.out_BxN.at[:, state.step].set(token_B)
-        state = State(out_BxN, state.step + 1, state.position_B + 1, state.done_B | stops_V[token_B], state.key_B)
-        return _everywhere(model, state), _constrained(model, cache)
+        return State(out_BxN, state.step + 1, state.position_B + 1, state.done_B | stops_V[token_B], state.key_B), cache
 
     def unfinished(carry: tuple[State, Cache]) -> jax.Array:
         state, _ = carry
         return (state.step < limit) & ~jnp.all(state.done_B)
 
-    return jax.lax.while_loop(unfinished, step, (state, cache))
+    state, cache = jax.lax.while_loop(unfinished, step, (state, cache))
+    return _everywhere(model, state), _constrained(model, cache)
 
 
 def _constrained(model: Decoder, cache: Cache) -> Cache:

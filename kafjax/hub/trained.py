@@ -11,17 +11,17 @@ import numpy as np
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.hub.safetensors_in import StoredTensor, read_tensors
-from kafjax.hub.safetensors_out import write_tensors
+from kafjax.hub.safetensors_out import SHARD_BYTES, write_tensors
 from kafjax.parallel import distributed
 
 STEM = "weights"
 
 
-def save_trained(folder: Path, trained: trees.Tree) -> int:
+def save_trained(folder: Path, trained: trees.Tree, *, shard_bytes: int = SHARD_BYTES) -> int:
     """Writes `weights.safetensors`, or shards of it with an index, and returns the bytes.
 
     The arrays may be spread over many processes: all have to call it, process 0 writes. Its host holds a shard (5 GB) or the largest
-    array at a time, a device one layer of an array.
+    array at a time, a device beside its own parts one layer of an array.
 
     Raises `UserError` if they cannot be written.
     """
@@ -34,7 +34,7 @@ def save_trained(folder: Path, trained: trees.Tree) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob(f"{STEM}*.safetensors*"):
             file.unlink()  # of an earlier attempt, which may have had shards
-        write_tensors(folder, tensors, stem=STEM)
+        write_tensors(folder, tensors, stem=STEM, shard_bytes=shard_bytes)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     return sum(file.stat().st_size for file in folder.glob(f"{STEM}*.safetensors*"))

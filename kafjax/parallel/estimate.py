@@ -29,8 +29,9 @@ class Demand:
       reduced: gradients that data-parallel devices must add up.
       ends: the embedding (and the head), as computed with.
       n_layers, rows, seq_len: of the step; `micro` microbatches make it up.
-      residual: one token's activation between layers. `kept`: of one token and layer, until the backward pass. `transient`: of one token,
-        while its layer is computed, attention scores included. `kv`: keys and values of one token and layer.
+      residual: one token's activation between layers. `kept`: of one token and layer, until the backward pass or the reply ends; split
+        over `tensor` if `kept_is_split`. `transient`: of one token, while its layer is computed, attention scores included. `kv`: keys
+        and values of one token and layer.
       loss: logits of a chunk and what belongs to them, on each device.
       weight_reads: times that a microbatch reads the kernels. `gathers`: times that it gathers them. `reduces`: all-reduces a layer that
         splitting its inside costs, all passes.
@@ -54,6 +55,7 @@ class Demand:
     micro: int
     residual: float
     kept: float
+    kept_is_split: bool
     transient: float
     kv: float
     loss: float
@@ -92,7 +94,7 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip) -> Estimate:
         "parameters and optimizer": (state + d.frozen) / shards,
         "gradients": gradients / shards,
         "copies of weights": d.copied / shards + (2 * d.kernels / d.n_layers / tensor if fsdp > 1 else 0) + d.ends / tensor,
-        "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept > 2 * d.residual else 1),
+        "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept_is_split else 1),
         "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
     }
     rest = lambda size: (size - 1) / size  # noqa: E731  the share of the bytes that a ring sends on

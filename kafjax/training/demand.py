@@ -90,6 +90,7 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
         micro=config.accumulate,
         residual=axes.hidden * c,
         kept=kept,
+        kept_is_split=config.remat in ("none", "dots"),
         transient=2 * c * axes.inner + 3 * scores,
         kv=2 * axes.kv * c,
         loss=min(config.loss_chunk, tokens) * shape.vocab * 4.0 * 2,
@@ -125,8 +126,9 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
         seq_len=new,
         micro=1,
         residual=axes.hidden * c,
-        kept=cache,
-        transient=2 * c * axes.inner + 3 * scores,
+        kept=cache * (2 if past else 1),  # XLA for TPUs has the decode loop work on a copy of the cache
+        kept_is_split=True,
+        transient=max(2 * c * axes.inner, 1.5 * scores),  # attention or the MLP, whichever is larger
         kv=0.0,
         loss=rows * shape.vocab * 4.0 * 2,
         weight_reads=1,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import zlib
@@ -94,6 +95,13 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return found
+
+
+def longest_first(examples: Iterable[Example], window: int = 4096) -> Iterator[Example]:
+    """The same examples, each `window` of them sorted by length: first-fit then leaves next to no room (first-fit decreasing)."""
+    examples = iter(examples)
+    while held := list(itertools.islice(examples, window)):
+        yield from sorted(held, key=lambda example: -len(example.tokens))
 
 
 def _record(row: Row, seq_len: int) -> bytes:

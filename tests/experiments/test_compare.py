@@ -60,6 +60,22 @@ def test_training_leaves_nothing_but_what_must_be_kept(run):
     assert kept == {"learned.json", "adapter.safetensors", "weights.safetensors"}
 
 
+def test_two_devices_compare_as_one(run, world, environment, tmp_path):
+    arguments = [*world.flags(runs=tmp_path), *SETTINGS, "--name=two", "--methods=rag,lora,full"]
+    two = {**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "experiments.compare", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=two, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "model: mesh fsdp:2: weights, gradients" in done.stderr, done.stderr
+    folders = tmp_path / "two", run
+    for kind in ("lora", "full"):
+        mine, alone = ([row["loss"] for row in read_jsonl(f / "metrics.jsonl") if row["method"] == kind] for f in folders)
+        assert len(mine) == len(alone)
+        assert mine[:5] == pytest.approx(alone[:5], rel=1e-4) and mine[-1] == pytest.approx(alone[-1], rel=0.2)
+    mine, alone = ([row["answer"] for row in read_jsonl(f / "predictions.jsonl") if row["method"] == "rag"] for f in folders)
+    assert mine == alone
+
+
 def test_a_hybrid_trains_nothing(run):
     rows = read_jsonl(run / "metrics.jsonl")
     steps = collections.defaultdict(list)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.hub.assemble import write_layer
 from kafjax.models import CONFIGS, Decoder
+from tests.devices import on_eight_devices
 
 
 @pytest.mark.parametrize(("stored", "loaded"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -50,12 +48,7 @@ def test_a_layer_is_written_where_the_parameter_lies(dtype):
 
 @pytest.mark.multiprocess
 def test_eight_devices_load_what_one_does(tmp_path):
-    path = Path(__file__).with_name("multidevice_load.py")
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environment = {**os.environ, **flags, "PYTHONPATH": str(path.parents[2])}
-    done = subprocess.run([sys.executable, str(path), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.splitlines() == [
+    assert on_eight_devices(Path(__file__).with_name("multidevice_load.py"), tmp_path) == [
         "equal to one device, and saved as it was",
         "a device reads its part only",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh, shardings
-from kafjax.training import Example, TrainConfig, TrainResult, train
+from kafjax.training import Example, TrainConfig, TrainResult, layout, train
+from kafjax.training.task import Task
 from tests.variants import TOGETHER
 
 CONFIG = DecoderConfig(
@@ -51,6 +53,35 @@ def equal(name: str, params, whole, config: TrainConfig, spec: lora.Spec | None,
     return many
 
 
+def own_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Of its part on one device."""
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+
+
+def held() -> int:
+    """Bytes that are alive on the first device."""
+    first = jax.devices()[0]
+    return sum(own_bytes(array) for array in jax.live_arrays() if not array.is_deleted() and first in array.sharding.device_set)
+
+
+def held_beside(mesh: Mesh, spec: lora.Spec | None, donate: bool) -> float:
+    """What a device holds during a training beside state and frozen parameters, in copies of the parameters."""
+    before, seen = held(), []
+    abstract = layout(MODEL, TRAIN, mesh, spec)
+    params = jax.jit(MODEL.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(jax.random.key(0))
+    train(MODEL, params, [examples()], TRAIN, spec=spec, mesh=mesh, donate=donate, log=lambda **row: seen.append(held()))
+    task = Task.full(MODEL, abstract, TRAIN, mesh, 3) if spec is None else Task.lora(MODEL, abstract, TRAIN, mesh, 3, spec)
+    needed = sum(map(own_bytes, jax.tree.leaves((task.abstract, task.frozen))))
+    return (max(seen) - before - needed) / sum(map(own_bytes, jax.tree.leaves(abstract)))
+
+
+def parameters_are_held_once(mesh: Mesh) -> None:
+    assert held_beside(mesh, None, donate=True) < 0.5
+    assert held_beside(mesh, None, donate=False) > 1  # the check sees a copy
+    assert held_beside(mesh, lora.Spec(4), donate=True) < 0.5
+    print("parameters are held once", flush=True)
+
+
 def main(folder: Path) -> None:
     assert jax.device_count() == 8
     mesh = make_mesh("data:2,fsdp:2,tensor:2")
@@ -66,6 +97,7 @@ def main(folder: Path) -> None:
         np.testing.assert_array_equal(leaf, trees.flatten(params)[path], err_msg=path)
     print("created sharded", flush=True)
 
+    parameters_are_held_once(mesh)
     straight = equal("full", params, whole, TRAIN, None, mesh)
     for (name, spec), accumulate in zip(TOGETHER.items(), (2, 1), strict=True):
         equal(name, params, whole, dataclasses.replace(TRAIN, accumulate=accumulate, lora_plus=2.0), spec, mesh)

@@ -1,30 +1,21 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.devices import on_eight_devices
 from tests.variants import TOGETHER
 
-
-def on_eight_devices(script: str, *arguments: str) -> list[str]:
-    """Lines that a script prints. Fake devices must be asked for before JAX starts, hence the process."""
-    path = Path(__file__).with_name(script)
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environment = {**os.environ, **flags, "PYTHONPATH": str(path.parents[2])}
-    done = subprocess.run([sys.executable, str(path), *arguments], env=environment, capture_output=True, text=True, timeout=550)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout.splitlines()
+HERE = Path(__file__).parent
 
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_eight_devices_equal_one(tmp_path):
-    assert on_eight_devices("multidevice_train.py", str(tmp_path)) == [
+    assert on_eight_devices(HERE / "multidevice_train.py", tmp_path) == [
         "created sharded",
+        "parameters are held once",
         "full equals one device",
         *(f"{name} equals one device" for name in TOGETHER),
         "resumed on another mesh",
@@ -35,7 +26,7 @@ def test_eight_devices_equal_one(tmp_path):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_lanes_on_eight_devices_equal_those_on_one():
-    assert on_eight_devices("multidevice_lanes.py") == [
+    assert on_eight_devices(HERE / "multidevice_lanes.py") == [
         "lane:8 equals one device",
         "lane:2,data:2,fsdp:2 equals one device",
         "lane:4,tensor:2 equals one device",
@@ -47,7 +38,7 @@ def test_lanes_on_eight_devices_equal_those_on_one():
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_every_axis_on_eight_devices_equals_one_and_sends_what_it_should():
-    assert on_eight_devices("multidevice_axes.py") == [
+    assert on_eight_devices(HERE / "multidevice_axes.py") == [
         "data:8 equals one device",
         "fsdp:8 equals one device",
         "tensor:8 equals one device",

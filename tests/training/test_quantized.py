@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from kafjax.training.lane_step import LaneTask
 from kafjax.training.lanes import Lane, train_lanes
 from kafjax.training.loop import batches_of, check, fingerprint_of
 from kafjax.training.task import Task
-from tests.training.test_multidevice import on_eight_devices
+from tests.devices import on_eight_devices
 
 CONFIG = TrainConfig(steps=6, batch_rows=4, seq_len=16, learning_rate=3e-3)
 SPEC = lora.Spec(rank=4)
@@ -133,7 +134,7 @@ def test_lanes_hold_one_quantised_base(model, params):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_eight_devices_equal_one():
-    assert on_eight_devices("multidevice_quantized.py") == [
+    assert on_eight_devices(Path(__file__).with_name("multidevice_quantized.py")) == [
         "int8 is split with its scales",
         "int8 equals one device",
         "nf4 is split with its scales",
