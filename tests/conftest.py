@@ -39,6 +39,36 @@ def kafjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)  # a gigabyte; after a kill, pytest removes it with its old temporary folders
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs that this session has compiled, also in processes that tests start."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles(request: pytest.FixtureRequest, compiled: Path) -> Iterator[None]:
+    """The time of tiny models goes into compiling: optimise little, and compile a program that several tests run only once.
+
+    Not where a module is marked `optimised`.
+    """
+    if request.node.get_closest_marker("optimised"):
+        yield
+        return
+    import jax
+
+    cache = {
+        "jax_compilation_cache_dir": str(compiled),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in {**cache, "jax_disable_most_optimizations": True}.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in {**before, "jax_disable_most_optimizations": False}.items():
+        jax.config.update(name, value)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, (available, reason) in NEEDS.items():
         if item.get_closest_marker(marker) and not available():

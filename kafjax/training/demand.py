@@ -126,7 +126,7 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
         seq_len=new,
         micro=1,
         residual=axes.hidden * c,
-        kept=cache * (2 if past else 1),  # XLA for TPUs has the decode loop work on a copy of the cache
+        kept=cache * (2 if past else 1),  # for some shapes XLA for TPUs has the loop work on a copy
         kept_is_split=True,
         transient=max(2 * c * axes.inner, 1.5 * scores),  # attention or the MLP, whichever is larger
         kv=0.0,

@@ -13,7 +13,7 @@ from kafjax import corpus, hub
 from kafjax.generation import Generator, Sampling
 from kafjax.generation.decode import prefill
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 N = 32
 SHORT = [

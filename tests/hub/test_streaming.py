@@ -16,6 +16,8 @@ from kafjax.hub.assemble import write_layer
 from kafjax.models import CONFIGS, Decoder
 from tests.devices import on_eight_devices
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.mark.parametrize(("stored", "loaded"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):

@@ -16,6 +16,8 @@ from kafjax.models import Decoder, DecoderConfig
 from kafjax.ops.loss import chunked_cross_entropy
 from tests.variants import SINGLE, TOGETHER
 
+pytestmark = pytest.mark.optimised
+
 # Sizes chosen so that no activation [tokens, ..] has the shape of a kernel by accident.
 SMALL = DecoderConfig(
     vocab_size=97, hidden_size=40, mlp_size=72, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=12, sliding=(True, False, True), window=4

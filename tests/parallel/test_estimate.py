@@ -115,7 +115,7 @@ def test_serving_reads_weights_and_cache_at_every_token():
     decode = serving_demand(dataclasses.replace(LLAMA, dtype="bfloat16"), rows, past, 1)
     cache = 2 * c.n_layers * rows * (past + 1) * c.n_kv_heads * c.head_dim * 2
     found = estimate(decode, {"tensor": 8}, V5P)
-    assert found.memory["kept activations"] == pytest.approx(2 * cache / 8)  # the loop works on a copy
+    assert found.memory["kept activations"] == pytest.approx(2 * cache / 8)  # the loop may work on a copy
     weights = 2 * trees.count(LLAMA.abstract_params())
     assert found.seconds["memory"] > 0.85 * (weights + cache) / 8 / V5P.memory_bandwidth
     assert max(found.seconds, key=found.seconds.get) == "memory"

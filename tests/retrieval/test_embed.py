@@ -11,6 +11,8 @@ from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.retrieval import Embedder
 
+pytestmark = pytest.mark.optimised
+
 LENGTHS_IN_WORDS = (0, 1, 3, 5, 12, 13, 14, 15, 28, 30, 31, 60, 64, 100, 127, 200, 254, 255, 300, 700)
 WORDS = "the quick river under a silver bridge carries old letters from nine quiet islands to unhurried merchants".split()
 

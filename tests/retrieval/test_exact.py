@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from kafjax.retrieval import ExactIndex, exact
 
+pytestmark = pytest.mark.optimised
+
 
 def names(n: int) -> list[str]:
     return [f"p{i}" for i in range(n)]

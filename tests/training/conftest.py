@@ -13,27 +13,6 @@ CONFIG = DecoderConfig(
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles(compiled):
-    """The time of tiny models goes into compiling: optimise little, and compile a program that several tests train with only once."""
-    cache = {
-        "jax_compilation_cache_dir": str(compiled),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in {**cache, "jax_disable_most_optimizations": True}.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in {**before, "jax_disable_most_optimizations": False}.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
 def model() -> Decoder:
     return Decoder(CONFIG)
 
