@@ -180,7 +180,7 @@ def _lab(model: Decoder, params: trees.Tree, settings: Settings, folder: Path, s
     values = flags.FLAGS
     known = corpus.load("biographies", n_subjects=values.subjects, seed=seed, n_retention=8, n_held_out=values.texts)
     progress = lambda label, total: Progress(label, total)  # noqa: E731
-    return Lab(model, params, hub.tokenizer(values.model), known, settings, folder, lambda **row: None, progress)
+    return Lab(model, params, make_mesh(), hub.tokenizer(values.model), known, settings, folder, lambda **row: None, progress)
 
 
 def _ordered(cases: Mapping[str, Any]) -> list[str]:

@@ -162,6 +162,7 @@ def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | No
 
 
 def trains(config: TrainConfig, path: str) -> bool:
+    """Whether full fine-tuning changes the parameter at `path`."""
     return not (config.freeze_embedding and path.startswith(("embed/", "head/")))
 
 

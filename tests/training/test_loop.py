@@ -12,7 +12,7 @@ from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import Run
-from kafjax.training import TrainConfig, train, updated
+from kafjax.training import TrainConfig, train
 
 CONFIG = TrainConfig(epochs=2, batch_rows=4, seq_len=16, learning_rate=3e-3)
 SPEC = lora.Spec(rank=4, alpha=8)
@@ -40,15 +40,22 @@ def test_params_stay_as_they_were(params, trained):
     assert result.curve[-1]["loss"] < result.curve[0]["loss"]
 
 
-def test_updated_params_are_the_trained_ones_and_the_frozen_ones(params, trained, spec):
+def test_what_comes_back_is_what_trains(params, trained, spec):
     _, result = trained
     if spec is not None:
         assert set(result.trainable) == set(lora.abstract(spec, params))
         return
-    after = trees.flatten(updated(params, result.trainable))
-    assert list(after) == list(trees.flatten(params))
-    assert after["embed/embedding"] is params["embed"]["embedding"]
-    assert not np.array_equal(after["layers/mlp/up_proj/kernel"], params["layers"]["mlp"]["up_proj"]["kernel"])
+    assert trees.flatten(result.trainable).keys() == trees.flatten(params).keys() - {"embed/embedding"}
+    assert not np.array_equal(result.trainable["layers"]["mlp"]["up_proj"]["kernel"], params["layers"]["mlp"]["up_proj"]["kernel"])
+
+
+def test_donated_parameters_are_gone_and_the_result_is_the_same(model, params, examples, trained, spec):
+    _, expected = trained
+    given = jax.tree.map(jnp.copy, params)
+    result = train(model, given, [examples], CONFIG, spec=spec, donate=True)
+    assert same(result.trainable, expected.trainable)
+    gone = {path for path, leaf in trees.flatten(given).items() if leaf.is_deleted()}
+    assert gone == (set() if spec else trees.flatten(result.trainable).keys())
 
 
 def test_bill_adds_up(trained, examples, model, params):
@@ -111,7 +118,7 @@ def test_checkpoints_of_another_training_are_refused(model, params, examples, tm
 def test_four_examples_are_learned_by_heart(model, params, examples, spec):
     # With rows of one length every token is the best in some direction, which a frozen random embedding does not grant.
     embedding = params["embed"]["embedding"]
-    params = updated(params, {"embed": {"embedding": 4 * embedding / jnp.linalg.norm(embedding, axis=1, keepdims=True)}})
+    params = {**params, "embed": {"embedding": 4 * embedding / jnp.linalg.norm(embedding, axis=1, keepdims=True)}}
     config = TrainConfig(steps=100, batch_rows=4, seq_len=16, learning_rate=2e-2)
     result = train(model, params, [examples[:4]], config, spec=spec)
     assert result.curve[0]["loss"] > 3
