@@ -21,12 +21,12 @@ from kafjax.core.errors import UserError
 from kafjax.generation import decode
 from kafjax.generation.sample import Sampling
 from kafjax.models import Decoder
-from kafjax.parallel import BATCH_AXES, constrainer, n_data_shares, shard, shardings
+from kafjax.parallel import BATCH_AXES, constrainer, n_data_shares
 from kafjax.parallel.chips import Slice, chip_of
 from kafjax.parallel.hlo import Collective, collectives
 from kafjax.training import Batch, TrainConfig
 from kafjax.training.lane_step import LaneTask
-from kafjax.training.task import Task
+from kafjax.training.task import Task, lay_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +108,7 @@ def lower_lanes(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, sp
 
 def _serving_params(model: Decoder, mesh: jax.sharding.Mesh) -> trees.Tree:
     """Weights as they are served: kernels and embedding in the dtype that is computed in."""
-    low = lambda path, x: x.dtype if path.endswith(("scale", "bias")) else model.dtype  # noqa: E731
-    params = trees.map_with_path(lambda path, x: jax.ShapeDtypeStruct(x.shape, low(path, x)), model.abstract_params())
-    return shard(params, shardings(model.axes(), params, mesh))
+    return lay_out(model, model.abstract_params(), mesh)
 
 
 def _on(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32, *axes: Any) -> jax.ShapeDtypeStruct:

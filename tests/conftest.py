@@ -41,7 +41,7 @@ def kafjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs that this session has compiled, also in processes that tests start."""
+    """Programs that this session has compiled."""
     return tmp_path_factory.mktemp("compiled")
 
 

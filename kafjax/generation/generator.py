@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,7 +84,7 @@ class Generator:
         n_slots = lora.lanes.n_slots(params)
         tokens_RxT, length_R = _pad([tokens], n_slots or 1)
         params = lora.lanes.of_rows(params, range(n_slots)) if n_slots else params
-        _, cache = prefill(self.model, params, *self._place(tokens_RxT, length_R), None, *self._place(np.int32(0)), n_free=0)
+        _, cache = prefill(self.model, params, *self._place((tokens_RxT, length_R)), None, self._place(np.int32(0)), n_free=0)
         return Prefix(text, len(tokens), cache)
 
     def generate(
@@ -153,40 +154,39 @@ class Generator:
         stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
 
         began = time.perf_counter()
-        tokens_BxT, length_B, position_B, number_B, start, seed, stops_V = self._place(
-            tokens_BxT, length_B, n_cached + length_B, number_B, np.int32(n_cached), _key_data(sampling.seed), stops.mask_V
+        tokens_BxT, length_B, position_B, number_B, start, seed = self._place(
+            (tokens_BxT, length_B, n_cached + length_B, number_B, np.int32(n_cached), _key_data(sampling.seed))
         )
         last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, start, n_free=n_new)
         key = jax.random.wrap_key_data(seed)
-        state = first_token(self.model, params, last_BxD, position_B, number_B, key, stops_V, n_new, distribution)
+        state = first_token(self.model, params, last_BxD, position_B, number_B, key, stops.mask_V, n_new, distribution)
         jax.block_until_ready((state, cache))
         filled = time.perf_counter()
         stride = sampling.max_new_tokens if stops.in_one_token else STRIDE
         for limit in range(stride, sampling.max_new_tokens + stride, stride):
-            (limit,) = self._place(np.int32(min(limit, sampling.max_new_tokens)))
-            state, cache = decode(self.model, params, state, cache, stops_V, limit, distribution)
+            limit = self._place(np.int32(min(limit, sampling.max_new_tokens)))
+            state, cache = decode(self.model, params, state, cache, stops.mask_V, limit, distribution)
             replies = [stops.cut(row) for row in np.asarray(state.out_BxN)[:n, : int(state.step)].tolist()]
             done_B = np.array(state.done_B)
             done_B[:n] |= [ended for _, _, ended in replies]
             if done_B.all():
                 break
-            state = state._replace(done_B=self._place(done_B)[0])
+            state = state._replace(done_B=self._place(done_B))
         ended = time.perf_counter()
         return [
             Generation(text, made, n_cached + len(given), n_cached, filled - began, ended - filled)
             for given, (text, made, _) in zip(prompt_tokens, replies, strict=True)
         ]
 
-    def _place(self, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
-        """Onto every device."""
-        if self.mesh is None:
-            return jax.device_put(arrays)
-        return shard(arrays, replicated(self.mesh))
+    def _place(self, arrays: Any) -> Any:
+        """A tree of arrays, onto every device."""
+        return jax.device_put(arrays) if self.mesh is None else shard(arrays, replicated(self.mesh))
 
     def _stops_at(self, strings: tuple[str, ...]) -> Stops:
         if strings not in self._stops:
             config = self.model.config
-            self._stops[strings] = Stops.of(self.tokenizer, strings, config.vocab_size, config.eos_id, *config.also_eos_ids)
+            stops = Stops.of(self.tokenizer, strings, config.vocab_size, config.eos_id, *config.also_eos_ids)
+            self._stops[strings] = dataclasses.replace(stops, mask_V=self._place(stops.mask_V))
         return self._stops[strings]
 
 

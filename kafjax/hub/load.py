@@ -28,7 +28,7 @@ from kafjax.hub import names, safetensors_in
 from kafjax.hub.assemble import assemble
 from kafjax.hub.safetensors_out import save
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
-from kafjax.parallel import shardings
+from kafjax.parallel import shard, shardings
 
 Model = Decoder | Encoder
 _FORMAT = 3  # of the cache: raise it when conversion changes
@@ -131,8 +131,7 @@ def _abstract(model: Model, param_dtype: Any, mesh: Mesh | None) -> trees.Tree:
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype), model.abstract_params())
     if mesh is None:
         return abstract
-    places = shardings(model.axes(), abstract, mesh)
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
+    return shard(abstract, shardings(model.axes(), abstract, mesh))
 
 
 def _model(folder: Path) -> Model:

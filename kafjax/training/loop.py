@@ -33,7 +33,7 @@ from kafjax.training.feed import Source, feed
 from kafjax.training.memory import PeakMemory
 from kafjax.training.packed import PackedRows
 from kafjax.training.step import TrainState, batch_sharding
-from kafjax.training.task import CompiledStep, Task, trains
+from kafjax.training.task import CompiledStep, Task
 
 Log = Callable[..., None]
 Data = Sequence[Sequence[Example]] | PackedRows
@@ -120,9 +120,8 @@ def train(
             task = Task.lora(model, params, config, mesh, n_steps, spec)
         restored = None if checkpoints is None else checkpoints.restore(task.abstract)
         state, history = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
-        if donate and spec is None:  # a state that was restored, cast or moved has not taken their memory
-            for x in jax.tree.leaves(trees.partition(params, lambda path: trains(config, path))[0]):
-                x.delete()
+        for x in task.donated:  # a state that was restored, cast or moved has not taken their memory
+            x.delete()
         if done := len(history["curve"]):
             say(label, f"resuming after step {done} of {n_steps}")
         with waiting(label, f"compiling for {n_steps} steps of {config.batch_rows} x {config.seq_len} tokens"):

@@ -44,6 +44,7 @@ class Task:
       make_trainable: gives the arrays to start from, which the step may overwrite.
       finished: `finished(trainable)` is what training gives: adapters for the `params` that the task was made of, and their spec.
       abstract: shapes, dtypes and shardings of the `TrainState`.
+      donated: arrays that were given up to it, and are of no use once there is a state.
     """
 
     model: Decoder
@@ -56,6 +57,7 @@ class Task:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     abstract: TrainState
+    donated: tuple[jax.Array, ...] = ()
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, donate: bool = False) -> Task:
@@ -64,11 +66,12 @@ class Task:
         The step overwrites its state: with `donate` what trains of `params`, else a copy of it. Raises `UserError` if they are quantised.
         """
         refuse_quantized(params, "full fine-tuning")
-        initial, frozen = trees.partition(params, lambda path: trains(config, path))
+        initial, frozen = trees.partition(params, lambda path: _trains(config, path))
         copy = lambda: initial if donate else jax.tree.map(jnp.copy, initial)  # noqa: E731
         combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
         finished = lambda trainable: (trainable, None)  # noqa: E731
-        return cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
+        task = cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
+        return dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
@@ -153,27 +156,28 @@ def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | No
     Raises `UserError` for a parameter that does not divide over the mesh.
     """
     params = model.abstract_params()
-    if spec is not None and spec.changes_base:  # singular vectors are looked for in float32
-        return shard(params, shardings(model.axes(), params, mesh))
-    trained, frozen = trees.partition(params, lambda path: spec is None and trains(config, path))
-    flat = {**trees.flatten(_cast_all(trained, jnp.dtype(config.param_dtype))), **trees.flatten(_cast_frozen(frozen, model.dtype))}
-    params = trees.unflatten({path: flat[path] for path in trees.flatten(params)})
+    if spec is None:
+        trained = jnp.dtype(config.param_dtype)
+        kept = lambda path, x: _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)  # noqa: E731
+        params = trees.map_with_path(kept, params)
+    elif not spec.changes_base:  # else singular vectors are looked for, in float32
+        return lay_out(model, params, mesh)
     return shard(params, shardings(model.axes(), params, mesh))
 
 
-def trains(config: TrainConfig, path: str) -> bool:
+def _trains(config: TrainConfig, path: str) -> bool:
     """Whether full fine-tuning changes the parameter at `path`."""
     return not (config.freeze_embedding and path.startswith(("embed/", "head/")))
 
 
 def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
     """Parameters that do not train on the mesh, cast once to what every step would cast them to. Norms compute in float32 and stay."""
-    frozen = _cast_frozen(frozen, model.dtype)
+    frozen = trees.map_with_path(lambda path, x: _cast_frozen(path, x, model.dtype), frozen)
     return shard(frozen, shardings(model.axes(), frozen, mesh))
 
 
-def _cast_frozen(frozen: trees.Tree, dtype: Any) -> trees.Tree:
-    return trees.map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else _cast(x, dtype), frozen)
+def _cast_frozen(path: str, x: Any, dtype: Any) -> Any:
+    return x if path.endswith(("scale", "bias")) else _cast(x, dtype)
 
 
 def _cast(x: Any, dtype: Any) -> Any:

@@ -34,6 +34,7 @@ def test_what_was_trained_comes_back_and_the_rest_is_the_models(params, trained,
     loaded = trees.flatten(load_trained(tmp_path, params))
     for path, expected in trees.flatten({**params, **trained}).items():
         np.testing.assert_array_equal(loaded[path], expected, err_msg=path)
+    assert loaded["embed/embedding"] is params["embed"]["embedding"]
 
 
 def test_arrays_come_in_the_dtype_of_those_they_replace_whose_values_may_be_gone(params, trained, tmp_path):

@@ -105,12 +105,11 @@ def test_few_open_rows_lose_nothing_and_keep_the_order_of_rows(lengths, open_row
 @pytest.mark.parametrize("seq_len", [128, 512, 1024])
 @pytest.mark.parametrize("corpus", ["biographies", "factbook"])
 def test_less_than_five_percent_is_padding(corpus, seq_len, tmp_path):
-    made = biographies(60) if corpus == "biographies" else factbook(60)  # down to a dozen rows: the last one may be nearly empty
+    made = biographies(120) if corpus == "biographies" else factbook(120)  # of some dozen rows: the last one may be nearly empty
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # lengths matter, not what stands there
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     about = write_rows(tmp_path / "rows", longest_first(stream_examples(made, tokenizer, 0)), seq_len, {})
-    fewest = -(-about["tokens"] // seq_len)  # no packing has less padding than that many rows
-    assert about["padding"] < 0.05 or about["rows"] == fewest, about
+    assert about["padding"] < 0.05
 
 
 @given(st.lists(st.integers(2, 40), max_size=80), st.integers(1, 9))
