@@ -24,7 +24,7 @@ from kafjax.core.rundir import write_atomic
 from kafjax.evaluation.cost import OTHER, STAGES
 from kafjax.evaluation.error_budget import CAUSES
 from kafjax.evaluation.labels import label_points
-from kafjax.evaluation.results import HEADLINE, RETENTION
+from kafjax.evaluation.results import RETENTION, headline, splits_of
 
 METHOD_STYLE = {
     "base": ("#7f7f7f", "o"),
@@ -67,10 +67,11 @@ def draw_all(results: Results, folder: Path, metrics: Iterable[Mapping[str, Any]
 
     `metrics` are rows of metrics.jsonl; those with `method`, `step` and `loss` become loss curves.
     """
+    split = headline(splits_of(results))
     drawings: list[tuple[str, str, Callable[[], Figure | None]]] = [
         (
             "quality_cost",
-            f"Accuracy on {HEADLINE} questions against three prices, with 95% intervals. Up and left is better. "
+            f"Accuracy on {split} questions against three prices, with 95% intervals. Up and left is better. "
             "Equal prices are set side by side.",
             lambda: quality_against_cost(results),
         ),
@@ -99,39 +100,41 @@ def quality_against_cost(results: Results) -> Figure | None:
         ("training, TFLOP", lambda cost: cost["train_flops_formula"] / 1e12),
         ("to keep per corpus, MB", lambda cost: cost["artifact_bytes"] / 1e6),
     )
-    methods = _with(results, HEADLINE)
+    split = headline(splits_of(results))
+    methods = _with(results, split)
     if not methods:
         return None
     figure = new_figure(10.5, 3.8)
     axes = figure.subplots(1, len(prices), sharey=True)
     axes[0].set_ylim(-0.06, 1.06)
-    _percent_axis(axes[0].yaxis, f"correct on {HEADLINE}")
+    _percent_axis(axes[0].yaxis, f"correct on {split}")
     for panel, (label, price) in zip(axes, prices, strict=True):
         panel.set_xlabel(label)
         xs = _log_axis_with_zero(panel, [price(method["cost"]) for method in methods.values()])
         points = {}
         for (name, method), x in zip(methods.items(), xs, strict=True):
-            _point(panel, name, x, method["quality"][HEADLINE])
-            points[name] = (x, method["quality"][HEADLINE]["value"])
+            _point(panel, name, x, method["quality"][split])
+            points[name] = (x, method["quality"][split]["value"])
         label_points(panel, points, _colours(results))
     return figure
 
 
 def learning_against_forgetting(results: Results) -> Figure | None:
     """Accuracy on the headline split (up) over accuracy on retention (right), intervals both ways."""
-    methods = _with(results, HEADLINE, RETENTION)
+    split = headline(splits_of(results))
+    methods = _with(results, split, RETENTION)
     if not methods:
         return None
     figure = new_figure(6.2, 4.4)
     axes = figure.subplots()
     points = {}
     for name, method in methods.items():
-        retained, learnt = method["quality"][RETENTION], method["quality"][HEADLINE]
+        retained, learnt = method["quality"][RETENTION], method["quality"][split]
         _point(axes, name, retained["value"], learnt, retained)
         points[name] = (retained["value"], learnt["value"])
     axes.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06))
     _percent_axis(axes.xaxis, f"correct on {RETENTION} (known before)")
-    _percent_axis(axes.yaxis, f"correct on {HEADLINE} (new)")
+    _percent_axis(axes.yaxis, f"correct on {split} (new)")
     label_points(axes, points, _colours(results))
     return figure
 

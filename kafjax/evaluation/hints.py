@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kafjax.evaluation.error_budget import DISTRACTOR_HARM, RETRIEVAL_MISS
-from kafjax.evaluation.results import BASE, HEADLINE, KNOWLEDGE, ORACLE, RETENTION
+from kafjax.evaluation.results import BASE, HEADLINE, KNOWLEDGE, ORACLE, PARAPHRASE, RETENTION, SEEN, headline, splits_of
 
 
 def hints(results: Mapping[str, Any]) -> list[str]:
@@ -14,21 +14,22 @@ def hints(results: Mapping[str, Any]) -> list[str]:
     methods = results["methods"]
     qualities = {name: method["quality"] for name, method in methods.items()}
     trained = {name for name, method in methods.items() if method["cost"]["trainable_parameters"]}
-    return [*_experiment(qualities), *_training(qualities, trained), *_retrieval(results["error_budget"])]
+    split = headline(splits_of(results))
+    return [*_experiment(qualities, split), *_training(qualities, trained), *_retrieval(results["error_budget"])]
 
 
-def _experiment(qualities: Mapping[str, Any]) -> list[str]:
+def _experiment(qualities: Mapping[str, Any], split: str | None) -> list[str]:
     found = []
-    knows = qualities.get(BASE, {}).get(HEADLINE)
+    knows = qualities.get(BASE, {}).get(split)
     if knows and knows["low"] is not None and knows["low"] > 0.05:
         found.append(
-            f"{BASE} already answers {knows['value']:.0%} on {HEADLINE}: part of this corpus is not new to it, "
+            f"{BASE} already answers {knows['value']:.0%} on {split}: part of this corpus is not new to it, "
             "so read the other rows as gains over that."
         )
-    reader = qualities.get(ORACLE, {}).get(HEADLINE)
+    reader = qualities.get(ORACLE, {}).get(split)
     if reader and reader["value"] is not None and reader["value"] < 0.85:
         found.append(
-            f"{ORACLE} reads the right passage and still answers only {reader['value']:.0%}: "
+            f"{ORACLE} reads the right passage and still answers only {reader['value']:.0%} on {split}: "
             "the prompt or the model limits retrieval, not the index."
         )
     widths = [
@@ -43,16 +44,22 @@ def _experiment(qualities: Mapping[str, Any]) -> list[str]:
 
 
 def _training(qualities: Mapping[str, Any], trained: Collection[str]) -> list[str]:
-    lost, distracted, wording = {}, {}, {}
+    lost, distracted, wording, drilled = {}, {}, {}, {}
     for name, quality in qualities.items():
         change = quality.get(f"{RETENTION}_change")
         if change and change["high"] is not None and change["high"] < -0.05:
             (lost if name in trained else distracted)[name] = f"{-100 * change['value']:.0f}"
-        seen, paraphrase = quality.get("seen"), quality.get(HEADLINE)
-        both = name in trained and seen and paraphrase and seen["n"] and paraphrase["n"]
-        if both and seen["low"] > paraphrase["high"]:
-            wording[name] = f"{100 * (seen['value'] - paraphrase['value']):.0f}"
+        if name in trained:
+            for easier, harder, gaps in ((SEEN, PARAPHRASE, wording), (PARAPHRASE, HEADLINE, drilled)):
+                a, b = quality.get(easier), quality.get(harder)
+                if a and b and a["n"] and b["n"] and a["low"] > b["high"]:
+                    gaps[name] = f"{100 * (a['value'] - b['value']):.0f}"
     found = []
+    if drilled:
+        found.append(
+            f"Points by which subjects with trained questions beat subjects of which only documents were trained: {_listed(drilled)}. "
+            f"Most of that came from the questions; read {HEADLINE} for what documents taught."
+        )
     if lost:
         remedy = "mix in replay data, lower the learning rate or train for fewer epochs"
         found.append(f"Points of what the base model knew that are lost: {_listed(lost)}. To soften it: {remedy}.")

@@ -3,6 +3,9 @@
     {"methods": {"lora": {"quality": {"seen": {...}, "paraphrase": {...}, "paraphrase_f1": {...}, ...}, "cost": {...}, "note": ""}, ...},
      "pending": ["full", ...], "comparisons": [...], "break_even": [...], "error_budget": {...}, "config": {...}, "environment": {...}}
 
+The headline split is `untrained`: questions about subjects of which only documents were trained. It is the one split that measures
+learning from documents; `paraphrase` and `seen` are about facts whose questions were trained. Comparisons are made per split.
+
 Quality keys are flat: a split's name alone is its share of correct answers (`contains`), `SPLIT_METRIC` its other metrics;
 `recall_at_k` and `mrr` are over all questions that have gold passages; `retention_change` is the paired change from the base
 model; `perplexity` and `perplexity_ratio` (over the base model's) are on held-out text.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kafjax.core.records import Prediction
@@ -24,8 +27,9 @@ from kafjax.evaluation.intervals import Comparison, Interval
 BASE = "base"
 ORACLE = "oracle"
 RETENTION = "retention"
-HEADLINE = "paraphrase"
-KNOWLEDGE = ("seen", HEADLINE, "untrained")
+HEADLINE = "untrained"
+PARAPHRASE, SEEN = "paraphrase", "seen"
+KNOWLEDGE = (HEADLINE, PARAPHRASE, SEEN)
 MARGIN = 0.05  # differences in accuracy below 5 points count as equal
 ALPHA = 0.05
 
@@ -45,6 +49,24 @@ class Arm:
     held_out_tokens: Sequence[int] = ()
     oracle: Sequence[Prediction] = ()
     note: str = ""
+
+
+def ordered(splits: Collection[str]) -> list[str]:
+    """Sorts splits for showing: the headline, the other known ones, the user's own, retention last."""
+    known = [split for split in KNOWLEDGE if split in splits]
+    others = [split for split in splits if split not in (*KNOWLEDGE, RETENTION)]
+    return [*known, *others, *(split for split in (RETENTION,) if split in splits)]
+
+
+def headline(splits: Collection[str]) -> str | None:
+    """Picks the split that verdicts are about: `untrained`, else the first one there is in the order of `ordered`."""
+    return next((split for split in ordered(splits) if split != RETENTION), None)
+
+
+def splits_of(results: Mapping[str, Any]) -> list[str]:
+    """Lists the splits that have scores in results.json, in the order of `ordered`."""
+    keys = dict.fromkeys(key for method in results["methods"].values() for key in method["quality"])
+    return ordered([key.removesuffix("_exact_match") for key in keys if key.endswith("_exact_match")])
 
 
 def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
@@ -69,12 +91,9 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     return quality
 
 
-def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str = HEADLINE) -> Comparison:
-    """Paired comparison of correctness on the questions of a split (all knowledge questions if neither arm has that split)."""
-    a_split, b_split = _split(a, split), _split(b, split)
-    if not a_split and not b_split:
-        a_split, b_split = ([p for p in arm if p.split != RETENTION] for arm in (a, b))
-    return intervals.compare(*_aligned(a_split, b_split), margin=MARGIN, alpha=ALPHA)
+def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str) -> Comparison:
+    """Compares the correctness of two arms on the questions of a split, paired."""
+    return intervals.compare(*_aligned(_split(a, split), _split(b, split)), margin=MARGIN, alpha=ALPHA)
 
 
 def collect(
@@ -105,7 +124,7 @@ def collect(
 
 
 def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """Every pair of arms on the headline split, p-values also adjusted for their number (Holm).
+    """Compares every pair of arms on every split of knowledge. Holm's correction is over the pairs of one split.
 
     The oracle can answer only questions whose gold passage is known: others are compared with it on those.
     """
@@ -114,12 +133,20 @@ def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     def predictions(name: str, other: str) -> list[Prediction]:
         return [p for p in arms[name].predictions if ORACLE not in (name, other) or p.id in with_gold]
 
-    pairs = [(a, b, compare_arms(predictions(a, b), predictions(b, a))) for a, b in itertools.combinations(arms, 2)]
-    adjusted = intervals.holm([comparison.p_value for _, _, comparison in pairs])
-    return [
-        {"a": a, "b": b, **dataclasses.asdict(comparison), "p_holm": p_holm}
-        for (a, b, comparison), p_holm in zip(pairs, adjusted, strict=True)
-    ]
+    rows = []
+    for split in _knowledge_splits(arms.values()):
+        pairs = [(a, b, compare_arms(predictions(a, b), predictions(b, a), split)) for a, b in itertools.combinations(arms, 2)]
+        adjusted = intervals.holm([comparison.p_value for _, _, comparison in pairs])
+        rows += [
+            {"split": split, "a": a, "b": b, **dataclasses.asdict(comparison), "p_holm": p_holm}
+            for (a, b, comparison), p_holm in zip(pairs, adjusted, strict=True)
+        ]
+    return rows
+
+
+def _knowledge_splits(arms: Iterable[Arm]) -> list[str]:
+    found = dict.fromkeys(p.split for arm in arms for p in arm.predictions)
+    return [split for split in ordered(found) if split != RETENTION]
 
 
 def _trained_and_retrieving(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
@@ -129,15 +156,16 @@ def _trained_and_retrieving(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
 
 
 def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[str, Any]:
-    """Queries after which `trained` has been cheaper than `retrieval`: by the rule of thumb, by FLOPs (formula), by the clock.
+    """Counts the queries after which `trained` has been cheaper than `retrieval`: by the rule of thumb, by FLOPs (formula), by the clock.
 
-    None is never; `queries_seconds` is missing where latency was not measured. `comparable` is False where the arms differ
-    significantly in accuracy: then the cheaper one is no substitute.
+    None is never; `queries_seconds` is missing where latency was not measured. `accuracy` compares the arms on each split;
+    `comparable` is False where they differ significantly: then the cheaper one is no substitute for that kind of question.
     """
     learn, look_up = arms[trained].cost, arms[retrieval].cost
     read = look_up.llm_tokens_per_query.prompt - look_up.llm_tokens_per_query.cached
     read_anyway = learn.llm_tokens_per_query.prompt - learn.llm_tokens_per_query.cached
-    comparison = compare_arms(arms[trained].predictions, arms[retrieval].predictions)
+    pair = arms[trained], arms[retrieval]
+    accuracy = {split: compare_arms(*(arm.predictions for arm in pair), split) for split in _knowledge_splits(pair)}
     row = {
         "trained": trained,
         "retrieval": retrieval,
@@ -145,10 +173,15 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
         "queries_flops": break_even(
             learn.train_flops_formula - look_up.index_flops_formula, look_up.query_flops_formula - learn.query_flops_formula
         ),
-        "difference": comparison.difference.to_json(),
-        "p_value": comparison.p_value,
-        "verdict": comparison.verdict,
-        "comparable": comparison.difference.n > 0 and comparison.verdict in ("equivalent", "undecided"),
+        "accuracy": {
+            split: {
+                "difference": comparison.difference.to_json(),
+                "p_value": comparison.p_value,
+                "verdict": comparison.verdict,
+                "comparable": comparison.difference.n > 0 and comparison.verdict in ("equivalent", "undecided"),
+            }
+            for split, comparison in accuracy.items()
+        },
     }
     if look_up.latency_seconds and learn.latency_seconds:
         saved_seconds = look_up.latency_seconds[TOTAL]["mean"] - learn.latency_seconds[TOTAL]["mean"]

@@ -16,7 +16,7 @@ from kafjax.core.records import Prediction
 from kafjax.evaluation import table
 from kafjax.evaluation.figures import METHOD_STYLE, STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, wilson
-from kafjax.evaluation.results import HEADLINE, KNOWLEDGE, RETENTION
+from kafjax.evaluation.results import RETENTION, headline, ordered
 
 _SEED = 0
 _NOTHING = Interval(None, None, None, 0)
@@ -91,15 +91,14 @@ def _cell(group: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def headline(cells: Sequence[Mapping[str, Any]]) -> str | None:
-    """The split by which cells are ranked: paraphrase where there is one."""
-    splits = list(dict.fromkeys(split for cell in cells for split in cell["quality"]))
-    return next((split for split in (HEADLINE, *KNOWLEDGE, *splits) if split in splits), None)
+def splits_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lists the splits that cells have answers to, the one by which they are ranked first."""
+    return ordered(dict.fromkeys(split for cell in cells for split in cell["quality"]))
 
 
 def best(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The cell with the highest quality on the headline split; of equals, the one that forgot the least."""
-    split = headline(cells)
+    split = headline(splits_of(cells))
     ranked = [cell for cell in cells if split in cell["quality"] and "rank" in cell["settings"]]
 
     def order(cell: Mapping[str, Any]) -> tuple[float, float]:
@@ -111,9 +110,7 @@ def best(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 def ablation_table(cells: Sequence[Mapping[str, Any]]) -> table.Table:
     """A row a cell, in their order."""
     names = list(dict.fromkeys(name for cell in cells for name in cell["settings"]))
-    splits = list(dict.fromkeys(split for cell in cells for split in cell["quality"]))
-    ordered = [split for split in KNOWLEDGE if split in splits] + [s for s in splits if s not in (*KNOWLEDGE, RETENTION)]
-    ordered += [RETENTION] if RETENTION in splits else []
+    splits = splits_of(cells)
 
     def count(split: str) -> int:
         return max(cell["quality"][split]["n"] for cell in cells if split in cell["quality"])
@@ -122,13 +119,13 @@ def ablation_table(cells: Sequence[Mapping[str, Any]]) -> table.Table:
         values = [_shown(cell["settings"][name]) for name in names] if cell["settings"] else ["base", *[table.NONE] * (len(names) - 1)]
         notes = {"diverged": cell["diverged"], "stopped early": cell["stopped_early"]}
         seeds = ", ".join([f"{len(cell['seeds'])}", *(f"{n} {what}" for what, n in notes.items() if n)]) if cell["settings"] else table.NONE
-        return (*values, seeds, table.ratio(cell["final_loss"]), *(table.percent(cell["quality"].get(split)) for split in ordered))
+        return (*values, seeds, table.ratio(cell["final_loss"]), *(table.percent(cell["quality"].get(split)) for split in splits))
 
     notes = (
         "Percent of questions answered right [95% interval over questions and seeds: Wilson for one seed, pigeonhole bootstrap for more].",
         "Loss: training loss in nats per token, mean of the last tenth of the steps, over seeds [lowest, highest].",
     )
-    headers = (*names, "seeds", "final loss", *(f"{split} % (n={count(split)})" for split in ordered))
+    headers = (*names, "seeds", "final loss", *(f"{split} % (n={count(split)})" for split in splits))
     return table.Table("LoRA sweep", headers, tuple(map(row, cells)), notes)
 
 
@@ -139,7 +136,7 @@ def _shown(value: Any) -> str:
 def draw(cells: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """`quality.png`, `retention.png` and `loss.png`: each against the rank and against the learning rate, with intervals."""
     cells = [cell for cell in cells if "rank" in cell["settings"]]
-    splits = {"quality": headline(cells), "retention": RETENTION}
+    splits = {"quality": headline(splits_of(cells)), "retention": RETENTION}
     paths = []
     with matplotlib.rc_context(STYLE):
         for name, split in splits.items():

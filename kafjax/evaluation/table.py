@@ -12,7 +12,7 @@ from typing import Any
 
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
-from kafjax.evaluation.results import ALPHA, HEADLINE, KNOWLEDGE, MARGIN, RETENTION
+from kafjax.evaluation.results import ALPHA, MARGIN, RETENTION, splits_of
 
 WIDTH = 160
 NONE = "-"  # does not apply, or was not measured
@@ -69,7 +69,7 @@ def ratio(interval: Mapping[str, Any] | None) -> str:
 
 def quality_table(results: Mapping[str, Any]) -> Table:
     """What each method learnt and what it forgot."""
-    splits = _splits(results)
+    splits = splits_of(results)
     columns: list[Column] = [(f"{split} %{_n(results, split)}", _percent_of(split)) for split in splits if split != RETENTION]
     if RETENTION in splits:
         columns.append((f"{RETENTION} %{_n(results, RETENTION)}", _percent_of(RETENTION)))
@@ -78,9 +78,9 @@ def quality_table(results: Mapping[str, Any]) -> Table:
     if _has(results, "perplexity_ratio"):
         columns.append(("perplexity / base", lambda method: ratio(method["quality"].get("perplexity_ratio"))))
     meaning = {
+        "untrained": "untrained (the headline): subjects of which only documents were trained, no questions",
+        "paraphrase": "paraphrase: facts whose questions were trained, in unseen wording",
         "seen": "seen: trained questions asked again",
-        "paraphrase": "paraphrase: the same facts in unseen wording",
-        "untrained": "untrained: subjects whose questions were never trained on",
         RETENTION: "retention: other facts, which the base model knows",
     }
     notes = [
@@ -95,7 +95,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
 def matches_table(results: Mapping[str, Any]) -> Table:
     """Exact match and F1 of each split."""
     names = (("exact_match", "EM"), ("f1", "F1"))
-    columns = [(f"{split} {label} %", _percent_of(f"{split}_{key}")) for split in _splits(results) for key, label in names]
+    columns = [(f"{split} {label} %", _percent_of(f"{split}_{key}")) for split in splits_of(results) for key, label in names]
     return _method_table("Exact match and F1", results, columns, ["SQuAD's exact match (EM) and token F1 on the reply's first line."])
 
 
@@ -155,19 +155,26 @@ def query_cost_table(results: Mapping[str, Any]) -> Table:
 
 
 def break_even_table(results: Mapping[str, Any]) -> Table | None:
-    """After how many queries training has been cheaper than retrieval, for each pair of a trained and a retrieving method."""
+    """Shows after how many queries training has been cheaper than retrieval, and on which questions the two are comparable.
+
+    A row for each split of each pair of a trained and a retrieving method. The counts of queries stand in the pair's first row.
+    """
     if not results["break_even"]:
         return None
     rows = []
     for pair in results["break_even"]:
         queries = [_queries(pair, key) for key in ("queries_rule", "queries_flops", "queries_seconds")]
-        names, difference = f"{pair['trained']} vs {pair['retrieval']}", percent(pair["difference"], signed=True)
-        rows.append((names, *queries, difference, _p_value(pair["p_value"]), COMPARABLE[pair["verdict"]]))
-    headers = ("pair", "rule of thumb", "FLOPs", "seconds", "accuracy, points", "p", "comparable")
+        lead = (f"{pair['trained']} vs {pair['retrieval']}", *queries)
+        for split, accuracy in pair["accuracy"].items():
+            difference = percent(accuracy["difference"], signed=True)
+            rows.append((*lead, split, difference, _p_value(accuracy["p_value"]), COMPARABLE[accuracy["verdict"]]))
+            lead = ("", "", "", "")
+    headers = ("pair", "rule of thumb", "FLOPs", "seconds", "questions", "accuracy, points", "p", "comparable")
     notes = (
         "Queries after which training once has cost less than retrieving each time. Rule of thumb: 3 D / (k L) for full, "
         "2 D / (k L) for LoRA (D training tokens, k L retrieved tokens a query). Never: a query saves nothing. "
-        f"Comparable unless accuracy on {HEADLINE} differs (exact McNemar, p < {ALPHA}); equal: within {100 * MARGIN:.0f} points.",
+        f"Comparable on a kind of questions unless accuracy differs (exact McNemar, p < {ALPHA}); equal: within {100 * MARGIN:.0f} points. "
+        "Where one is better the other is no substitute at any price.",
     )
     return Table("Break-even, queries", headers, tuple(rows), notes)
 
@@ -183,20 +190,22 @@ def error_budget_table(results: Mapping[str, Any]) -> Table:
     return Table("Error budget, % of knowledge questions", ("method", "n", *causes), tuple(rows), notes)
 
 
-def comparison_table(results: Mapping[str, Any]) -> Table | None:
-    """Paired differences between all methods on the headline split, row minus column."""
-    if not results["comparisons"]:
-        return None
+def comparison_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Shows paired differences between all methods, row minus column: a table for each split, the headline first."""
+    splits = dict.fromkeys(pair["split"] for pair in results["comparisons"])
+    return [_comparison_table(split, [pair for pair in results["comparisons"] if pair["split"] == split], results) for split in splits]
+
+
+def _comparison_table(split: str, pairs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> Table:
     names = list(results["methods"])
     cells = {(a, a): "" for a in names}
-    for pair in results["comparisons"]:
+    for pair in pairs:
         value, mark = pair["difference"]["value"], "*" if pair["p_holm"] < ALPHA else ""
         for a, b, sign in ((pair["a"], pair["b"], 1), (pair["b"], pair["a"], -1)):
             cells[a, b] = NONE if value is None else f"{100 * sign * value or 0.0:+.1f}{mark}"
     rows = tuple((a, *(cells[a, b] for b in names)) for a in names)
-    pairs = len(results["comparisons"])
-    notes = (f"Row minus column, in points. *: p < {ALPHA} in McNemar's exact test after Holm's correction for {pairs} comparisons.",)
-    return Table(f"Who is better on {HEADLINE}", ("", *names), rows, notes)
+    notes = (f"Row minus column, in points. *: p < {ALPHA} in McNemar's exact test after Holm's correction for {len(pairs)} comparisons.",)
+    return Table(f"Who is better on {split}", ("", *names), rows, notes)
 
 
 def main_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -207,7 +216,7 @@ def main_tables(results: Mapping[str, Any]) -> list[Table]:
 
 def all_tables(results: Mapping[str, Any]) -> list[Table]:
     """The tables for table.md and the report."""
-    return [*main_tables(results), matches_table(results), retrieval_table(results), *filter(None, [comparison_table(results)])]
+    return [*main_tables(results), matches_table(results), retrieval_table(results), *comparison_tables(results)]
 
 
 def to_markdown(table: Table) -> str:
@@ -252,14 +261,6 @@ def _method_table(title: str, results: Mapping[str, Any], columns: Sequence[Colu
     rows = [(name, *(cell(method) for _, cell in columns)) for name, method in results["methods"].items()]
     rows += [(name, *(PENDING for _ in columns)) for name in results["pending"]]
     return Table(title, ("method", *(header for header, _ in columns)), tuple(rows), tuple(notes))
-
-
-def _splits(results: Mapping[str, Any]) -> list[str]:
-    """Splits that have scores: the known ones in their usual order, then others, retention last."""
-    keys = dict.fromkeys(key for method in results["methods"].values() for key in method["quality"])
-    found = [key.removesuffix("_exact_match") for key in keys if key.endswith("_exact_match")]
-    known = [split for split in KNOWLEDGE if split in found]
-    return known + [split for split in found if split not in (*KNOWLEDGE, RETENTION)] + [split for split in (RETENTION,) if split in found]
 
 
 def _n(results: Mapping[str, Any], key: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from kafjax.core.records import Prediction
 from kafjax.evaluation import results as module
+from kafjax.evaluation import table
 from kafjax.evaluation.cost import Cost
 from kafjax.evaluation.hints import hints
 from kafjax.evaluation.results import Arm, collect, summarise
@@ -82,13 +83,17 @@ def test_break_even_pairs_trained_with_retrieving_arms(results):
     assert pairs["full", "rag"]["queries_rule"] == pytest.approx(1.5 * row["queries_rule"])
 
 
-def make_arm(right: int, of: int, retrieving: bool, cost: Cost) -> Arm:
+def make_arm(right: int, of: int, retrieving: bool, cost: Cost, split: str = "paraphrase") -> Arm:
     passages = ("g",) if retrieving else ()
     rows = [
-        Prediction(str(i), "m", "paraphrase", "?", "", ("x",), passages=passages, gold_passages=("g",), correct=i < right)
+        Prediction(f"{split}{i}", "m", split, "?", "", ("x",), passages=passages, gold_passages=("g",), correct=i < right)
         for i in range(of)
     ]
     return Arm(rows, cost)
+
+
+def both_splits(paraphrase: Arm, untrained: Arm) -> Arm:
+    return dataclasses.replace(paraphrase, predictions=[*paraphrase.predictions, *untrained.predictions])
 
 
 def test_break_even_between_unequal_arms_is_flagged():
@@ -96,7 +101,7 @@ def test_break_even_between_unequal_arms_is_flagged():
     for right, comparable in ((60, False), (95, True)):
         arms = {"lora": make_arm(right, 100, False, trained), "rag": make_arm(95, 100, True, Cost(index_seconds=1.0))}
         (row,) = collect(arms, config={}, environment={})["break_even"]
-        assert row["comparable"] is comparable
+        assert row["accuracy"]["paraphrase"]["comparable"] is comparable
         assert row["queries_flops"] is None  # with no cost per query given, nothing is saved
         assert "queries_seconds" not in row  # latency was not measured
 
@@ -110,8 +115,35 @@ def test_an_arm_with_trained_weights_is_not_judged_by_the_base_models_oracle(arm
     assert sum(share["value"] for share in budget.values()) == pytest.approx(1)
 
 
-def test_comparisons_are_every_pair_once_with_corrected_p_values(arms, results):
-    assert len(results["comparisons"]) == len(arms) * (len(arms) - 1) // 2
+def test_an_arm_that_wins_on_trained_questions_alone_is_not_called_better_on_documents():
+    """Training on questions wins on paraphrases of them; on subjects of which only documents were trained retrieval wins."""
+    trained, index = Cost(train_tokens=1000, trainable_parameters=10), Cost(index_seconds=1.0)
+    lora = both_splits(make_arm(100, 100, False, trained), make_arm(34, 100, False, trained, "untrained"))
+    rag = both_splits(make_arm(69, 100, True, index), make_arm(97, 100, True, index, "untrained"))
+    collected = collect({"lora": lora, "rag": rag}, config={}, environment={})
+    (row,) = collected["break_even"]
+    verdicts = {split: accuracy["verdict"] for split, accuracy in row["accuracy"].items()}
+    assert list(verdicts.items()) == [("untrained", "less"), ("paraphrase", "greater")]
+    shown = [line[4:] for line in table.break_even_table(collected).rows]
+    assert [(line[0], line[-1]) for line in shown] == [
+        ("untrained", "no: retrieval is better"),
+        ("paraphrase", "no: trained is better"),
+    ]
+    assert [t.title for t in table.comparison_tables(collected)] == ["Who is better on untrained", "Who is better on paraphrase"]
+    assert "beat subjects of which only documents were trained: lora 66" in "\n".join(hints(collected))
+
+
+def test_the_headline_is_the_split_that_only_documents_taught_where_there_is_one():
+    assert module.headline({"seen": 1, "paraphrase": 1, "untrained": 1, "retention": 1}) == "untrained"
+    assert module.headline(["retention", "mine", "seen"]) == "seen"
+    assert module.headline(["retention"]) is None
+
+
+def test_comparisons_are_every_pair_once_a_split_with_corrected_p_values(arms, results):
+    pairs = len(arms) * (len(arms) - 1) // 2
+    by_split = {split: [row for row in results["comparisons"] if row["split"] == split] for split in ("untrained", "paraphrase", "seen")}
+    assert {split: len(rows) for split, rows in by_split.items()} == dict.fromkeys(by_split, pairs)
+    assert len(results["comparisons"]) == 3 * pairs
     assert all(row["p_holm"] >= row["p_value"] for row in results["comparisons"])
 
 
