@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,47 +27,40 @@ hypothesis.settings.register_profile("kafjax", deadline=None)
 hypothesis.settings.load_profile("kafjax")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def kafjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Converted weights go to a folder of this session: one left by older code would hide a broken conversion."""
-    if given := os.environ.get("KAFJAX_CACHE"):
-        yield Path(given)
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives all workers, and the processes that tests start, one folder of converted weights and compiled programs.
+
+    It is a new folder in each session: weights that older code converted would hide a broken conversion. pytest-xdist's workers
+    are started after this and inherit the environment.
+    """
+    if hasattr(config, "workerinput"):
         return
-    folder = tmp_path_factory.mktemp("kafjax-cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KAFJAX_CACHE", str(folder))
-        yield folder
-    shutil.rmtree(folder)  # a gigabyte; after a kill, pytest removes it with its old temporary folders
+    if "KAFJAX_CACHE" not in os.environ:
+        os.environ["KAFJAX_CACHE"] = tempfile.mkdtemp(prefix="kafjax-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("KAFJAX_CACHE"), ignore_errors=True))
+    compiled = Path(os.environ["KAFJAX_CACHE"]) / "xla"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs that this session has compiled."""
-    return tmp_path_factory.mktemp("compiled")
+def kafjax_cache() -> Path:
+    """The session's folder of converted weights."""
+    return Path(os.environ["KAFJAX_CACHE"])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiles(request: pytest.FixtureRequest, compiled: Path) -> Iterator[None]:
-    """The time of tiny models goes into compiling: optimise little, and compile a program that several tests run only once.
-
-    Not where a module is marked `optimised`.
-    """
+def quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Optimises little: the time of tiny models goes into compiling. Not where a module is marked `optimised`."""
     if request.node.get_closest_marker("optimised"):
         yield
         return
     import jax
 
-    cache = {
-        "jax_compilation_cache_dir": str(compiled),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in {**cache, "jax_disable_most_optimizations": True}.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    for name, value in {**before, "jax_disable_most_optimizations": False}.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
