@@ -29,12 +29,13 @@ from absl import flags
 from benchmarks.lanes import ratio
 from kafjax import corpus, hub, lora
 from kafjax.core import trees
+from kafjax.core.config import changed
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.rundir import environment, read_json, write_atomic, write_json
 from kafjax.evaluation import table
 from kafjax.evaluation.intervals import mean_score, paired_difference, perplexity, perplexity_ratio
-from kafjax.methods import METHODS, Lab, Settings
+from kafjax.methods import Lab, Settings, open_method
 from kafjax.models import Decoder
 from kafjax.ops.quantized import FORMATS, quantize_params
 from kafjax.parallel import make_mesh, shard
@@ -160,13 +161,12 @@ def measure_learning(model: Decoder, params: trees.Tree) -> dict[str, Any]:
     values, cases = flags.FLAGS, {}
     for seed, base in ((seed, base) for seed in map(int, values.seeds) for base in values.bases):
         curve: list[float] = []
-        settings = Settings(
-            epochs=values.epochs, rank=values.rank, alpha=2.0 * values.rank, document_parts=4, checkpoint_every=0, seed=seed
-        )
+        sizes = {"epochs": values.epochs, "rank": values.rank, "alpha": 2.0 * values.rank, "checkpoint_every": 0, "seed": seed}
+        settings = dataclasses.replace(changed(Settings(), **sizes), document_parts=4)
         with tempfile.TemporaryDirectory() as folder:
             lab = _lab(model, stored(params, base), settings, Path(folder), seed)
             lab = dataclasses.replace(lab, log=lambda curve=curve, **row: curve.append(row["loss"]))
-            method = METHODS["lora"](lab)
+            method = open_method(lab, "lora")
             method.learn()
             asked = [question for question in lab.corpus.questions if question.split in SPLITS]
             answers = method.answer(asked)

@@ -12,105 +12,101 @@ an index is built on first use, training is not started here. With --run model, 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import shlex
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import common
-from kafjax.core.errors import UserError, nearest, run_main
+from experiments import build, configs
+from experiments.compiling import compiling
+from kafjax.core.config import command_of, given, leaves, read_record, record
+from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Prediction, Question
-from kafjax.core.rundir import Run, config_hash, open_run, read_json
-from kafjax.methods import METHODS, Method
+from kafjax.core.rundir import Run, find_run, open_run, read_json
+from kafjax.corpus import open_corpus
+from kafjax.methods import Method, open_method, parts
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.trained import Trained
 
-common.define_model_flags()
-common.define_corpus_flags()
-common.define_settings_flags()
-common.define_mesh_flag()
-flags.adopt_module_key_flags(common)
-flags.DEFINE_string("method", "rag", f"How the model got its knowledge: {', '.join(METHODS)}.")
-flags.DEFINE_string("question", None, "The question; without it, questions are read from the terminal.")
-flags.DEFINE_string("run", None, "Folder of a run of experiments.compare or experiments.finetune whose work is used.")
-flags.DEFINE_string("runs", "runs", "Folder in which an index is kept, without --run.")
-
 # What may differ from the run that is asked: it changes the asking, not what was learned.
-_ASKING = ("k", "max_new_tokens", "hyde_tokens", "batch")
+_ASKING = ("k", "max_new_tokens", "hyde_tokens", "batch", "method", "mesh")
 
 
-def main(_: list[str]) -> None:
-    values = flags.FLAGS
-    if values.question is not None and not values.question.strip():
+def run(config: configs.Answer) -> None:
+    """Answers one question, or those that are typed.
+
+    Raises:
+      UserError: anything that the user can mend, before the first file is written wherever it can be known.
+    """
+    if config.question is not None and not config.question.strip():
         raise UserError('--question is empty; write --question="Where was ... born?", or leave it out to be asked')
-    config = _take_over(Path(values.run)) if values.run else {}
-    if values.method not in METHODS:
-        raise UserError(f"unknown method '{values.method}'. {nearest(values.method, METHODS)}")
-    settings = common.settings_from_flags()
-    corpus = common.corpus_from_flags()
-    identity = common.corpus_identity(corpus)
-    if values.run:
-        run = Run(Path(values.run))
-        if "corpus_hash" in config and config["corpus_hash"] != identity.get("corpus_hash"):
-            raise UserError(f"{values.corpus} has changed since {run.path} learned it; start a new run")
+    parts(config.method)
+    settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
+    corpus = open_corpus(config.corpus, settings.seed)
+    also = build.corpus_identity(config.corpus, corpus)
+    stored = _stored(Path(config.run)) if config.run else {}
+    if config.run:
+        folder = Run(Path(config.run))
+        if build.CORPUS_HASH in stored and stored[build.CORPUS_HASH] != also.get(build.CORPUS_HASH):
+            raise UserError(f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run")
     else:
-        own = {**common.config_from_flags(), **identity}
-        run = Run(Path(values.runs) / f"answer-{config_hash(own)}")
-    lab = common.open_lab(run, corpus, settings)
-    method = METHODS[values.method](lab)
-    _check_trained(method, run, config)
+        folder = find_run(Path(config.runs), None, config, prefix="answer", also=also)
+    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus)
+    method = open_method(lab, config.method)
+    _check_trained(config, method, folder, stored)
     method.check()
-    if not values.run:
-        open_run(run.path.parent, run.path.name, own)
+    if not config.run:
+        open_run(Path(config.runs), None, config, prefix="answer", also=also)
     method.learn()
-    if values.question is not None:
-        _ask(method, corpus, values.question)
+    if config.question is not None:
+        _ask(method, corpus, config.question)
     else:
         _converse(method, corpus)
 
 
-def _take_over(path: Path) -> dict[str, Any]:
-    """Sets the flags to what the run was made with; returns its config."""
+def _stored(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         siblings = [str(file.parent) for file in path.parent.glob("*/config.json")]
         there_are = nearest(str(path), siblings) if siblings else "There are no runs beside it."
         raise UserError(f"no run in '{path}' (no config.json). {there_are}")
-    config = read_json(path / "config.json")
-    for name, value in config.items():
-        if name not in flags.FLAGS:
-            continue
-        flag = flags.FLAGS[name]
-        if not flag.present:
-            flag.value = value
-        elif flag.value != value and name not in (*_ASKING, "method"):
-            raise UserError(f"--{name}={flag.value} differs from {path}, which has {value!r}; leave the flag out, or start a new run")
-    return config
+    return read_json(path / "config.json")
 
 
-def _check_trained(method: Method, run: Run, config: Mapping[str, Any]) -> None:
+def _take_over() -> dict[str, Any]:
+    """Returns the settings of the run that is asked, by flag. Raises `UserError` for a flag that contradicts them."""
+    if flags.FLAGS.run is None:
+        return {}
+    path = Path(flags.FLAGS.run)
+    stored = _stored(path)
+    known = {leaf.flag for leaf in leaves(configs.Answer())}
+    taken = read_record(configs.Answer, stored, path / "config.json", ignore=stored.keys() - known)
+    for name, value in given(configs.Answer).items():
+        if name in taken and name not in _ASKING and value != taken[name]:
+            raise UserError(f"--{name}={value} differs from {path}, which has {taken[name]!r}; leave the flag out, or start a new run")
+    return taken
+
+
+def _check_trained(config: configs.Answer, method: Method, folder: Run, stored: dict[str, Any]) -> None:
     """Takes over what `experiments.finetune` has trained. Raises `UserError` if weights are missing that have to be trained first."""
     weights = getattr(method, "weights", method)
-    if isinstance(weights, Trained) and config.get("method") == weights.kind and (run.path / "result.json").exists():
-        weights.adopt(run.path)
+    if isinstance(weights, Trained) and stored.get("method") == weights.name and (folder.path / "result.json").exists():
+        weights.adopt(folder.path)
     if method.is_trained:
         return
-    asked = {name: flags.FLAGS[name].value for name in common.config_from_flags()}
-    options = [f"--{name}={value}" for name, value in asked.items() if value != flags.FLAGS[name].default]
-    if config and "method" not in config:
-        options += [f"--runs={run.path.parent}", f"--name={run.path.name}"]
-        if "latency_queries" in config:
-            options.append(f"--latency_queries={config['latency_queries']}")
-        then = "then ask again"
+    values = {**record(config), **read_record(configs.Compare, {k: stored[k] for k in ("latency_queries",) if k in stored}, folder.path)}
+    values["methods"] = (weights.name,)
+    then = "ask with --run=runs/NAME"
+    if stored and "method" not in stored:
+        values |= {"runs": str(folder.path.parent), "name": folder.path.name}
+        then = "ask again"
     else:
-        options.append("--name=NAME")
-        then = "then ask with --run=runs/NAME"
-    command = shlex.join(["python", "-m", "experiments.compare", f"--methods={weights.name}", *options])
-    raise UserError(f"{method.name} has not been trained in {run.path}; run: {command}, {then}")
+        values["name"] = "NAME"
+    command = command_of("experiments.compare", configs.Compare, values)
+    raise UserError(f"{method.name} has not been trained in {folder.path}; run: {command}, then {then}")
 
 
 def _converse(method: Method, corpus: Corpus) -> None:
@@ -130,7 +126,7 @@ def _converse(method: Method, corpus: Corpus) -> None:
 
 def _ask(method: Method, corpus: Corpus, text: str) -> None:
     question = _question(method, corpus, text)
-    with common.compiling() as compiled:
+    with compiling() as compiled:
         began = time.perf_counter()
         (prediction,) = method.answer([question])
         seconds = time.perf_counter() - began
@@ -165,5 +161,9 @@ def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: flo
     sys.stdout.flush()
 
 
+def main() -> None:
+    build.start(configs.Answer, run, _take_over)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

@@ -13,73 +13,68 @@ A change appears whole or not at all; a folder that holds anything but an index 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
-from experiments import common
+from experiments import build
+from experiments.configs import BuildIndex
 from kafjax import hub
-from kafjax.core.errors import UserError, nearest, run_main
+from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import Progress
 from kafjax.core.records import Passage
-from kafjax.corpus import NAMES as GENERATED
-from kafjax.corpus import load_passages
+from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
 from kafjax.retrieval import Embedder, Store, open_index
 from kafjax.retrieval.folder import is_replaceable, size_on_disk
 
-common.define_corpus_flags()
-flags.adopt_module_key_flags(common)
-flags.DEFINE_integer("seed", 0, "Seed of the generated corpus.")
-flags.DEFINE_string("out", None, "Folder of the index.", required=True)
-flags.DEFINE_string("embedder", "minilm", "Embedding model, the same at every call for one index: minilm, or a folder of a BERT model.")
-flags.DEFINE_string("engine", "auto", "Index engine: auto (ScaNN where it is installed), scann, exact.")
-flags.DEFINE_string("append", None, "File of documents to add, in the format of corpus.jsonl.")
-flags.DEFINE_list("delete", [], "Ids of documents or passages to remove.")
-flags.DEFINE_string("query", None, "Text to search for.")
-flags.DEFINE_integer("k", 5, "Passages to find.", lower_bound=1)
 
+def run(config: BuildIndex) -> None:
+    """Builds an index, or changes and asks the one that is there.
 
-def main(_: list[str]) -> None:
-    values = flags.FLAGS
-    out = Path(values.out)
-    common.use_compilation_cache()
-    opens = not values["corpus"].present and (values.append or values.delete or values.query)
-    embedder = _open_embedder()
-    store = Store.load(out, embedder.fingerprint) if opens else _build(out, embedder)
-    if values.delete:
-        store.delete(_passage_ids(values.delete, store.index.ids))
-    if values.append:
-        passages = load_passages(values.append, values.chunk)
+    Raises:
+      UserError: anything that the user can mend, before the index is touched.
+    """
+    if not config.out:
+        raise UserError("say where the index is, or shall be: --out=FOLDER")
+    out = Path(config.out)
+    build.use_compilation_cache()
+    changes = bool(config.append or config.delete)
+    opens = not config.corpus.corpus and bool(changes or config.query)
+    embedder = _open_embedder(config.retrieval.embedder)
+    store = Store.load(out, embedder.fingerprint) if opens else _build(config, out, embedder)
+    if config.delete:
+        store.delete(_passage_ids(config.delete, store.index.ids))
+    if config.append:
+        passages = load_passages(config.append, config.corpus.chunk)
         with _timed(len(passages)):
             store.append(passages, _embed(embedder, passages))
-    if not opens or values.delete or values.append:
+    if not opens or changes:
         store.save(out)
         size = f"{len(store)} passages, {store.index.dimension} dimensions, {store.index.engine}, {size_on_disk(out):,} bytes"
         print(f"{out}: {size}")
-    if values.query:
-        for rank, (passage, score) in enumerate(_search(store, embedder, values.query, values.k), 1):
+    if config.query:
+        for rank, (passage, score) in enumerate(_search(store, embedder, config.query, config.retrieval.k), 1):
             print(f"{rank:3d}. {score:.3f}  [{passage.id}] {passage.text}")
 
 
-def _open_embedder() -> Embedder:
-    name = flags.FLAGS.embedder
+def _open_embedder(name: str) -> Embedder:
     model, params = hub.load(name)
     if not isinstance(model, Encoder):
         raise UserError(f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)")
     return Embedder(model, params, hub.tokenizer(name))
 
 
-def _build(out: Path, embedder: Embedder) -> Store:
+def _build(config: BuildIndex, out: Path, embedder: Embedder) -> Store:
     # `Store.save` would refuse too, but after the work.
     if out.exists() and not is_replaceable(out):
         raise UserError(f"{out} exists and is no index; choose another --out")
-    generated = flags.FLAGS.corpus in GENERATED
-    passages = common.corpus_from_flags().passages if generated else load_passages(flags.FLAGS.corpus, flags.FLAGS.chunk)
-    index = open_index(flags.FLAGS.engine)
+    corpus = dataclasses.replace(config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus)
+    passages = open_corpus(corpus, config.seed).passages if corpus.is_generated else load_passages(corpus.corpus, corpus.chunk)
+    index = open_index(config.retrieval.engine)
     with _timed(len(passages)):
         index.build([passage.id for passage in passages], _embed(embedder, passages))
     return Store(index, passages, embedder.fingerprint)
@@ -124,5 +119,9 @@ def _search(store: Store, embedder: Embedder, query: str, k: int) -> list[tuple[
     return list(zip(passages, scores_1xK[0].tolist(), strict=True))
 
 
+def main() -> None:
+    build.start(BuildIndex, run)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

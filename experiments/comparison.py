@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common import compiling
-from kafjax.core.errors import UserError, nearest
+from experiments.compiling import compiling
 from kafjax.core.progress import Progress, say
 from kafjax.core.records import Prediction, Question, prediction_from_json
 from kafjax.core.rundir import Run, read_json, read_jsonl, write_atomic, write_json, write_jsonl
@@ -16,22 +15,19 @@ from kafjax.evaluation import figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import RETENTION, Arm, collect
-from kafjax.methods import METHODS, Lab, Method
+from kafjax.methods import Lab, Method, open_method
 from kafjax.methods.oracle import Oracle
-from kafjax.methods.rag import RAG
 from kafjax.training.memory import PeakMemory
 
 
 def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
     """Runs one method from end to end."""
-    method = METHODS[name](lab)
-    say(name, "learning" if name not in ("base", "oracle") else "answering")
+    method = open_method(lab, name)
+    say(name, method.activity)
     method.learn()
-    questions = [*lab.corpus.questions, *lab.corpus.retention]
-    if isinstance(method, Oracle):
-        questions = [q for q in lab.corpus.questions if q.passages]
-        if not questions:
-            say(name, "no question of this corpus names a passage that answers it: nothing to measure")
+    questions = method.questions()
+    if not questions:
+        say(name, "no question of this corpus names a passage that answers it: nothing to measure")
     with PeakMemory() as peak, Progress(name, len(questions), unit="question") as bar:
         predictions = method.answer(questions, lambda n: bar.advance(n, "answering"))
     if base is not None and method.params is lab.params:
@@ -87,7 +83,7 @@ def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: La
 
     Arms that read with the base model's weights have the oracle arm for this.
     """
-    if not isinstance(method, RAG) or method.params is lab.params:
+    if not method.searches or method.params is lab.params:
         return []
     missed = {p.id for p in predictions if not p.correct and not set(p.passages).isdisjoint(p.gold_passages)}
     questions = [q for q in lab.corpus.questions if q.id in missed]
@@ -153,13 +149,3 @@ def write_results(
 def _metrics(run: Run) -> list[dict[str, Any]]:
     file = run.file("metrics.jsonl")
     return read_jsonl(file, skip_broken_tail=True) if file.exists() else []
-
-
-def select(names: Sequence[str]) -> list[str]:
-    """The methods asked for, in the order in which they run. Raises `UserError` for an unknown one."""
-    for name in names:
-        if name not in METHODS:
-            raise UserError(f"unknown method '{name}'. {nearest(name, METHODS)}")
-    if not names:
-        raise UserError(f"--methods is empty; choose from {', '.join(METHODS)}")
-    return [name for name in METHODS if name in names]

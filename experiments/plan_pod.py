@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import common, pods
+from experiments import pods
 from kafjax import lora
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import waiting
@@ -53,11 +53,11 @@ flags.DEFINE_string("topology", None, "v5e-16, v5p-32 (counted in cores, as the 
 flags.DEFINE_string("mesh", "auto", "Devices by axis, such as fsdp:8,tensor:2. auto: chosen by formula, with the reason.")
 flags.DEFINE_integer("batch", 16, "Rows of a step (of each lane); rag: prompts answered at a time.", lower_bound=1)
 flags.DEFINE_integer("seq_len", 2048, "Tokens of a row; rag: of a prompt with its passages.", lower_bound=2)
-flags.DEFINE_enum("remat", "full", REMAT, common.REMAT_HELP)
+flags.DEFINE_enum("remat", "full", REMAT, "What of each layer is kept for the backward pass.")
 flags.DEFINE_boolean("search", False, "Rank the meshes by formula, and compile from the best on until one fits.")
 flags.DEFINE_integer("accumulate", 1, "Microbatches that a step is computed in.", lower_bound=1)
 flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "Of full and lora.")
-flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Of what trains.")
+flags.DEFINE_enum("param_dtype", "float32", ["float32", "bfloat16"], "Of what trains.")
 flags.DEFINE_integer("rank", 16, "LoRA: rank of an adapter.", lower_bound=1)
 flags.DEFINE_integer("lanes", 8, "lanes: adapters that train together.", lower_bound=1)
 flags.DEFINE_boolean("formula", False, "Ask no compiler.")
@@ -195,7 +195,7 @@ def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes
     return found or ["a smaller --batch, or a larger --topology"]
 
 
-def main(_: list[str]) -> None:
+def _main(_: list[str]) -> None:
     values = flags.FLAGS
     if values.method not in METHODS:
         raise UserError(f"unknown method '{values.method}'. {nearest(values.method, METHODS)}")
@@ -276,5 +276,9 @@ def _judge_name(pod: Slice, devices: list[Any] | None) -> str:
     return f"the compiler of libtpu {importlib.metadata.version('libtpu')}" if pod.is_tpu else "the compiler of the GPUs of this machine"
 
 
+def main() -> None:
+    run_main(_main)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

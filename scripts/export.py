@@ -42,7 +42,7 @@ flags.DEFINE_string("base_name", "", "How transformers knows the base, such as g
 flags.DEFINE_string("out", None, "Folder (or, of kafjax, file) to make; must not exist.")
 
 
-def main(_: list[str]) -> None:
+def _main(_: list[str]) -> None:
     values = flags.FLAGS
     if not values.out:
         raise UserError("say where to: --out=FOLDER")
@@ -116,5 +116,9 @@ def _drift(params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: I
     return [of(path) for path in changed]
 
 
+def main() -> None:
+    run_main(_main)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

@@ -13,30 +13,23 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags
-
-from experiments import common
+from experiments import build
+from experiments.configs import PackRows
 from kafjax import hub
-from kafjax.core.errors import UserError, run_main
+from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress
+from kafjax.corpus import open_corpus
 from kafjax.methods.examples import stream_examples
 from kafjax.training import Example
 from kafjax.training.packed import longest_first, write_rows
 
-common.define_corpus_flags()
-flags.adopt_module_key_flags(common)
-flags.DEFINE_string("model", "gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
-flags.DEFINE_integer("seq_len", 128, "Tokens per row; longer texts are cut into pieces.", lower_bound=2)
-flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.")
-flags.DEFINE_string("out", None, "Folder to make.")
 
-
-def main(_: list[str]) -> None:
-    values = flags.FLAGS
-    if not values.out:
+def run(config: PackRows) -> None:
+    """Writes the folder. Raises `UserError` where there is nothing to pack, or it cannot be written."""
+    if not config.out:
         raise UserError("say where to: --out=FOLDER")
-    tokenizer, model = hub.tokenizer(values.model), hub.describe_decoder(values.model)
-    corpus = common.corpus_from_flags()
+    tokenizer, model = hub.tokenizer(config.model), hub.describe_decoder(config.model)
+    corpus = open_corpus(config.corpus, config.seed)
     with Progress("packing", len(corpus.documents) + len(corpus.training_questions), unit="text") as bar:
 
         def examples() -> Iterator[Example]:
@@ -45,9 +38,13 @@ def main(_: list[str]) -> None:
                 yield example
 
         about = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode())}
-        found = write_rows(Path(values.out), longest_first(examples()), values.seq_len, about)
-    print(f"{values.out}: {found['rows']} rows of {found['seq_len']} tokens, {100 * found['padding']:.2f}% of them padding")
+        found = write_rows(Path(config.out), longest_first(examples()), config.seq_len, about)
+    print(f"{config.out}: {found['rows']} rows of {found['seq_len']} tokens, {100 * found['padding']:.2f}% of them padding")
+
+
+def main() -> None:
+    build.start(PackRows, run)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main()

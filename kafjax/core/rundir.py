@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,10 +13,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kafjax.core.config import Config, changed, config_hash, identity, leaves, read_record, record
 from kafjax.core.errors import UserError
 
 PACKAGES = ("kafjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann", "tokenizers")
@@ -129,11 +129,6 @@ def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """First 12 hex digits of the sha256 of the config as canonical JSON."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One run's directory, `root/name`."""
@@ -148,32 +143,50 @@ class Run:
         append_jsonl(self.file("metrics.jsonl"), {"time": round(time.time(), 3), **row})
 
 
-def find_run(root: Path, name: str, config: dict[str, Any]) -> Run:
-    """`root/name` for `config`: free, or the same run to be resumed. Writes nothing.
+def find_run(root: Path, name: str | None, config: Config, *, prefix: str, also: Mapping[str, Any] | None = None) -> Run:
+    """Finds the folder of a run, free or holding the same run to be resumed. Writes nothing.
 
-    Raises `UserError` if the name is no plain folder name or the directory holds a run of another config (naming the first
-    difference), so that two experiments never mix in one folder.
+    Args:
+      name: the folder's name under `root`. None: a folder `PREFIX-HASH` that holds this run, else a new one of that name.
+      also: part of the identity beside the configuration's.
+
+    Raises:
+      UserError: the name is no plain folder name, or the folder holds a run of another identity (naming the first difference), so
+        that two experiments never mix in one folder.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"--name='{name}' is not a plain folder name (letters, digits, '.', '_', '-')")
+    own = json.loads(json.dumps({**identity(config), **(also or {})}))
+    if name is None:
+        candidates = sorted(root.glob(f"{prefix}-{'[0-9a-f]' * 12}/config.json"))
+        same = next((file.parent.name for file in candidates if _stored_identity(file, config) == own), None)
+        return Run(root / (same or f"{prefix}-{config_hash(own)}"))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+        raise UserError(f"--name='{name[:60]}' is not a plain folder name (up to 128 letters, digits, '.', '_', '-')")
     run = Run(root / name)
-    stored = run.file("config.json")
-    if stored.exists():
-        old = read_json(stored)
-        for key in sorted({*old, *config}):
-            if old.get(key) != json.loads(json.dumps(config.get(key))):
+    if run.file("config.json").exists():
+        old = _stored_identity(run.file("config.json"), config)
+        for key in sorted({*old, *own}):
+            if old.get(key) != own.get(key):
                 raise UserError(
-                    f"{run.path} holds a run with {key}={old.get(key)!r}, not {config.get(key)!r}; "
+                    f"{run.path} holds a run with {key}={old.get(key)!r}, not {own.get(key)!r}; "
                     "pick another --name, or delete that folder"
                 )
     return run
 
 
-def open_run(root: Path, name: str, config: dict[str, Any]) -> Run:
+def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
+    """Reads the identity of the run that left `file`; one of an older release lacks fields that were added since."""
+    stored = read_json(file)
+    known = {leaf.flag for leaf in leaves(config)}
+    beside = {key: value for key, value in stored.items() if key not in known}
+    earlier = changed(type(config)(), **read_record(type(config), stored, file, ignore=beside))
+    return {**json.loads(json.dumps(identity(earlier))), **beside}
+
+
+def open_run(root: Path, name: str | None, config: Config, *, prefix: str, also: Mapping[str, Any] | None = None) -> Run:
     """`find_run`, and a new run gets its folder with `config.json`. Raises `UserError` also if that cannot be written."""
-    run = find_run(root, name, config)
+    run = find_run(root, name, config, prefix=prefix, also=also)
     if not run.file("config.json").exists():
-        write_json(run.file("config.json"), config)
+        write_json(run.file("config.json"), {**record(config), **(also or {})})
     return run
 
 

@@ -9,25 +9,41 @@ from pathlib import Path
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus
 from kafjax.corpus.biographies import biographies, control
+from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capital_halves, capitals, factbook, prose
 from kafjax.corpus.folder import load_folder
 from kafjax.corpus.tfds_in import PREFIX, load_tfds
 
-NAMES = ("biographies", "biographies-control", "factbook")
+_DEFAULT = CorpusConfig()
+
+
+def open_corpus(config: CorpusConfig, seed: int = 0) -> Corpus:
+    """Loads the corpus of a configuration; see `load`."""
+    return load(
+        config.corpus,
+        n_subjects=config.subjects,
+        n_attributes=config.attributes,
+        n_documents=config.documents,
+        questions_per_fact=config.questions_per_fact,
+        seed=seed,
+        chunk=config.chunk,
+        n_retention=config.retention,
+        n_held_out=config.held_out,
+    )
 
 
 def load(
     source: str | os.PathLike[str],
     *,
-    n_subjects: int = 24,
-    n_attributes: int = 4,
-    n_documents: int = 4,
-    questions_per_fact: int = 2,
+    n_subjects: int = _DEFAULT.subjects,
+    n_attributes: int = _DEFAULT.attributes,
+    n_documents: int = _DEFAULT.documents,
+    questions_per_fact: int = _DEFAULT.questions_per_fact,
     seed: int = 0,
     chunk: str | int | None = None,
     overlap: int = 0,
-    n_retention: int = 40,
-    n_held_out: int = 16,
+    n_retention: int = _DEFAULT.retention,
+    n_held_out: int = _DEFAULT.held_out,
 ) -> Corpus:
     """Loads a corpus and attaches what measures and softens forgetting.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kafjax.core import trees
+from kafjax.core.config import Config, option
 from kafjax.core.errors import UserError, nearest
 from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.quantized import QuantizedKernel
@@ -32,7 +33,7 @@ INITS = ("lora", "pissa", "olora")
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class Spec(Config):
     """A LoRA adapter's hyperparameters (Hu et al. 2021, arXiv:2106.09685).
 
     A pattern is a regular expression. It means a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one
@@ -57,26 +58,37 @@ class Spec:
       UserError: a rank below 1, an alpha not positive and finite, a pattern that is no regular expression, ...
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    targets: str = r"(q|k|v|o|gate|up|down)_proj"
-    layers: tuple[int, ...] | None = None
-    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
-    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
-    rslora: bool = False
-    dora: bool = False
-    init: str = "lora"
-    dropout: float = 0.0
-    trained: str = ""
-    token_rows: tuple[int, ...] = ()
+    rank: int = option(16, "LoRA: rank of the adapter. More rank holds more facts, and costs memory.", least=1)
+    alpha: float = option(32.0, "LoRA: alpha; the update is scaled by alpha / rank.", above=0)
+    targets: str = option(
+        r"(q|k|v|o|gate|up|down)_proj",
+        f"LoRA: regular expression found in the paths of the kernels to adapt, or {', '.join(PRESETS)}.",
+    )
+    layers: tuple[int, ...] | None = option(None, "LoRA: numbers of the layers to adapt (default: all).", least=0)
+    rank_pattern: Mapping[str, int] = option(
+        {}, "LoRA: REGEX:RANK, another rank where REGEX is found; may be repeated, the first counts.", least=1
+    )
+    alpha_pattern: Mapping[str, float] = option({}, "LoRA: REGEX:ALPHA, likewise.", above=0)
+    rslora: bool = option(False, "LoRA: scale by alpha / sqrt(rank) instead; for high ranks.")
+    dora: bool = option(False, "LoRA: train the length of each kernel's columns apart (DoRA).")
+    init: str = option(
+        "lora",
+        "LoRA: what the adapter starts as; pissa and olora take it out of the kernels.",
+        choices=INITS,
+        aliases={"default": "lora"},
+    )
+    dropout: float = option(0.0, "LoRA: share of the adapters' inputs that training drops.", least=0, below=1)
+    trained: str = option(
+        "",
+        "LoRA: regular expression of parameters to train in full beside the adapters, and save with them.",
+        flag="train_also",
+    )
+    token_rows: tuple[int, ...] = option(
+        (), "LoRA: ids of tokens whose rows of the embedding are trained in full.", least=0, added=True
+    )
 
     def __post_init__(self) -> None:
-        for name, rank in {"rank": self.rank, **{f"rank_pattern['{k}']": r for k, r in self.rank_pattern.items()}}.items():
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise UserError(f"LoRA {name}={rank!r}: must be a whole number, 1 or more")
-        for name, alpha in {"alpha": self.alpha, **{f"alpha_pattern['{k}']": a for k, a in self.alpha_pattern.items()}}.items():
-            if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
-                raise UserError(f"LoRA {name}={alpha!r}: must be a finite number above 0")
+        super().__post_init__()
         patterns = {"targets": [self.targets], "trained": [self.trained]}
         patterns |= {"rank_pattern": [*self.rank_pattern], "alpha_pattern": [*self.alpha_pattern]}
         for name, pattern in ((name, pattern) for name, given in patterns.items() for pattern in given):
@@ -84,14 +96,9 @@ class Spec:
                 re.compile(pattern)
             except (re.error, TypeError) as error:
                 raise UserError(f"LoRA {name}={pattern!r}: not a regular expression ({error})") from error
-        if self.init not in INITS:
-            raise UserError(f"LoRA init={self.init!r}: unknown. {nearest(str(self.init), INITS)}")
-        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
-            raise UserError(f"LoRA dropout={self.dropout!r}: must be at least 0 and below 1")
-        if self.layers is not None and not (self.layers and all(isinstance(i, int) and i >= 0 for i in self.layers)):
-            raise UserError(f"LoRA layers={self.layers!r}: must be one or more layer numbers, from 0")
-
-        if not all(isinstance(i, int) and i >= 0 for i in self.token_rows) or len({*self.token_rows}) < len(self.token_rows):
+        if self.layers == ():
+            raise UserError("LoRA layers=(): must be one or more layer numbers, from 0")
+        if len({*self.token_rows}) < len(self.token_rows):
             raise UserError(f"LoRA token_rows={self.token_rows!r}: must be ids of tokens, each once")
 
     @property

@@ -6,4 +6,7 @@ from kafjax.methods.method import ClosedBook
 
 
 class Base(ClosedBook):
+    """Answers with the weights as they came."""
+
+    activity = "answering"
     note = "the model as it came, no passages"

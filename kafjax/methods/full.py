@@ -9,11 +9,11 @@ from kafjax.ops.quantized import refuse_quantized
 
 
 class Full(Trained):
-    kind = "full"
+    """Trains the model's own parameters, and answers with them."""
 
     @property
     def note(self) -> str:
-        frozen = ", embedding frozen" if self.lab.settings.freeze_embedding else ""
+        frozen = ", embedding frozen" if self.lab.settings.train.freeze_embedding else ""
         return f"all weights trained{frozen}, learning rate {self.learning_rate:g}, no passages"
 
     @property
@@ -31,5 +31,5 @@ class Full(Trained):
         return hub.load_trained(self.folder, self.lab.params)
 
     def flops(self, result, length):
-        embedding_trained = not self.lab.settings.freeze_embedding
+        embedding_trained = not self.lab.settings.train.freeze_embedding
         return train_flops_full(self.lab.shape, result.tokens, result.targets, length, embedding_trained=embedding_trained)

@@ -15,7 +15,7 @@ class HyDE(RAG):
 
     def calls(self, questions):
         prompts = [prompt.hyde(question.text) for question in questions]
-        return [[call] for call in self.generate(prompt.hyde_prefix(), prompts, self.lab.settings.hyde_tokens)]
+        return [[call] for call in self.generate(prompt.hyde_prefix(), prompts, self.lab.settings.generation.hyde_tokens)]
 
     def vectors(self, questions, calls):
         # Equation 8 of the paper with one hypothetical document: the mean of its vector and the question's.

@@ -52,11 +52,15 @@ class Lab:
     folder: Path
     log: Callable[..., None]
     progress: Callable[[str, int], Any]
-    embedder_name: str = "minilm"
+
+    @property
+    def embedder_name(self) -> str:
+        """The embedding model, as the user named it."""
+        return self.settings.retrieval.embedder
 
     @functools.cached_property
     def generator(self) -> Generator:
-        return Generator(self.model, self.tokenizer, self.settings.batch, self.mesh)
+        return Generator(self.model, self.tokenizer, self.settings.generation.batch, self.mesh)
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -81,7 +85,7 @@ class Lab:
                 done[0] = n
 
             vectors_NxD = self.embedder.embed([p.text for p in passages], advance)
-            index = open_index(self.settings.engine)
+            index = open_index(self.settings.retrieval.engine)
             index.build([p.id for p in passages], vectors_NxD)
         store = Store(index, passages, self.embedder.fingerprint)
         seconds = time.perf_counter() - began

@@ -1,24 +1,28 @@
-"""`lora`: a low-rank adapter is trained beside the frozen model, and merged into it to answer."""
+"""`lora` and its variants: a low-rank adapter is trained beside the frozen model, and merged into it to answer."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from kafjax import lora
 from kafjax.evaluation.cost import train_flops_lora
+from kafjax.lora.spec import VARIANTS
 from kafjax.methods.trained import Trained
 
 
 class LoRA(Trained):
-    kind = "lora"
+    """Trains an adapter with the settings' `Spec`. The name of a variant (`dora`, `pissa`, ...) sets its fields."""
 
     @property
     def spec(self) -> lora.Spec:
-        settings = self.lab.settings
-        return lora.Spec(settings.rank, settings.alpha, settings.targets)
+        return dataclasses.replace(self.lab.settings.spec, **VARIANTS[self.name])
 
     @property
     def note(self) -> str:
         spec = self.spec
-        return f"adapter of rank {spec.rank}, alpha {spec.alpha:g}, learning rate {self.learning_rate:g}, merged to answer, no passages"
+        on = [name for name, fields in VARIANTS.items() if fields and all(getattr(spec, k) == v for k, v in fields.items())]
+        kind = f"{' + '.join(on)} adapter" if on else "adapter"
+        return f"{kind} of rank {spec.rank}, alpha {spec.alpha:g}, learning rate {self.learning_rate:g}, merged to answer, no passages"
 
     @property
     def learning_rate(self) -> float:

@@ -15,9 +15,17 @@ from kafjax.retrieval import prompt
 
 
 class Method(abc.ABC):
-    """One way to give a model the knowledge of a corpus. `note` is shown under the table."""
+    """One way to give a model the knowledge of a corpus.
+
+    Attributes:
+      note: what is shown under the table.
+      activity: what the method does before it answers, for progress.
+      searches: whether its passages come from an index, so that a miss may be the reader's or the index's.
+    """
 
     note = ""
+    activity = "learning"
+    searches = False
 
     def __init__(self, lab: Lab, name: str):
         self.lab, self.name = lab, name
@@ -25,6 +33,10 @@ class Method(abc.ABC):
 
     def check(self) -> None:  # noqa: B027 (nothing to check is a good default)
         """Raises `UserError` for settings and models that `learn` would refuse, before other methods have run for minutes."""
+
+    def questions(self) -> list[Question]:
+        """Returns the questions of the corpus that the method can answer, retention last."""
+        return [*self.lab.corpus.questions, *self.lab.corpus.retention]
 
     @property
     def is_trained(self) -> bool:
@@ -85,5 +97,5 @@ class ClosedBook(Method):
 
     def answer(self, questions, on_progress=lambda n: None):
         prompts = [prompt.closed_book(question.text) for question in questions]
-        replies = self.generate(prompt.closed_book_prefix(), prompts, self.lab.settings.max_new_tokens, on_progress)
+        replies = self.generate(prompt.closed_book_prefix(), prompts, self.lab.settings.generation.max_new_tokens, on_progress)
         return [self.prediction(question, [reply]) for question, reply in zip(questions, replies, strict=True)]

@@ -6,7 +6,13 @@ from kafjax.methods.rag import Reader
 
 
 class Oracle(Reader):
+    """Reads a passage that the corpus names as an answer to the question."""
+
+    activity = "answering"
     note = "one passage that states the answer in the prompt: what the reader could do with perfect retrieval"
+
+    def questions(self):
+        return [question for question in self.lab.corpus.questions if question.passages]
 
     def answer(self, questions, on_progress=lambda n: None):
         by_id = {passage.id: passage for passage in self.lab.corpus.passages}

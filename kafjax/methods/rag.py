@@ -55,7 +55,7 @@ class Reader(Method):
         """Answers each question from its passages, best first. `earlier` are calls already made for it, `seconds` stages already run."""
         generator, settings = self.lab.generator, self.lab.settings
         prefix = prompt.reading_prefix(n_passages)
-        room = self.lab.model.config.max_length - settings.max_new_tokens - generator.count(prefix) - 1
+        room = self.lab.model.config.max_length - settings.generation.max_new_tokens - generator.count(prefix) - 1
         fitted = [
             prompt.fit(question.text, [p.text for p in found], room, generator.count)
             for question, found in zip(questions, passages, strict=True)
@@ -64,7 +64,7 @@ class Reader(Method):
             context = f"the model's context of {self.lab.model.config.max_length} tokens"
             say(self.name, f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut")
         prompts = [prompt.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
-        replies = self.generate(prefix, prompts, settings.max_new_tokens, on_progress)
+        replies = self.generate(prefix, prompts, settings.generation.max_new_tokens, on_progress)
         earlier = earlier or [[]] * len(questions)
         return [
             self.prediction(question, [*before, reply], found[: len(kept)], **seconds)
@@ -73,18 +73,22 @@ class Reader(Method):
 
 
 class RAG(Reader):
+    """Reads the passages whose vectors are nearest to the question's."""
+
+    searches = True
+
     @property
     def note(self) -> str:
         whose = "" if self.weights.name == "base" else f"{self.weights.name}'s weights read; "
         found = f"found by {self.lab.embedder_name} + {self.lab.index_record['engine']}"
-        return f"{whose}{self.lab.settings.k} passages in the prompt, the nearest last, {found}"
+        return f"{whose}{self.lab.settings.retrieval.k} passages in the prompt, the nearest last, {found}"
 
     def check(self) -> None:
         super().check()
         _ = self.lab.embedder  # loads it
 
     def learn(self) -> None:
-        n_passages, k = len(self.lab.store), self.lab.settings.k  # builds the store or loads it
+        n_passages, k = len(self.lab.store), self.lab.settings.retrieval.k  # builds the store or loads it
         if k > n_passages:
             say(self.name, f"k={k} is more than the {n_passages} passages there are: all of them go into the prompt")
         super().learn()
@@ -102,10 +106,10 @@ class RAG(Reader):
         began = time.perf_counter()
         queries_QxD = self.vectors(questions, calls)
         embedded = time.perf_counter()
-        passages = self.lab.store.search(queries_QxD, self.lab.settings.k)
+        passages = self.lab.store.search(queries_QxD, self.lab.settings.retrieval.k)
         searched = time.perf_counter()
         seconds = {"embed": embedded - began, "search": searched - embedded}
-        return self.read(questions, passages, self.lab.settings.k, calls, on_progress, **seconds)
+        return self.read(questions, passages, self.lab.settings.retrieval.k, calls, on_progress, **seconds)
 
     def cost(self) -> Cost:
         cost, record = super().cost(), self.lab.index_record

@@ -1,57 +1,44 @@
-"""Every knob that the methods share, with its default. The experiments turn these into flags."""
+"""What the methods of a comparison share: training, adapter, retrieval and generation in one configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from kafjax.core.errors import UserError
-from kafjax.retrieval.index import ENGINES
+from kafjax.core.config import Config, nested, option
+from kafjax.generation.config import GenerationConfig
+from kafjax.lora import Spec
+from kafjax.retrieval.config import RetrievalConfig
+from kafjax.training import TrainConfig
+from kafjax.training.config import LEARNING_RATE
+
+TRAIN = TrainConfig(epochs=8, batch_rows=2, loss_chunk=512, checkpoint_every=50)
+"""Training at the size of the experiments: what two cores do in minutes."""
+
+REPLAY = {"least": 0, "most": 0.99}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Training, retrieval and generation of all methods.
+class Settings(Config):
+    """Training, adapter, retrieval and generation of all methods.
 
     Attributes:
-      epochs: passes of training over the corpus, for each trained method.
-      lr_full, lr_lora: peak learning rates; LoRA's best one is about ten times that of full fine-tuning.
-      rank, alpha, targets: of the adapter.
-      freeze_embedding: full fine-tuning leaves the embedding as it is.
-      batch_rows, seq_len: rows of packed tokens per step, tokens per row.
-      replay: share of the training examples that are about other matters, to soften forgetting.
-      document_parts: an epoch reads every so many-th document (biographies say everything several times over).
-      checkpoint_every: steps between checkpoints; 0 for none.
-      k: passages retrieved per question.
-      engine: of the index: auto, scann or exact.
-      max_new_tokens: longest answer; hyde_tokens: longest hypothetical passage.
-      batch: questions answered at a time.
-      seed: of data order, adapter start and sampling.
+      document_parts: an epoch reads every so many-th document (see `CorpusConfig.document_parts`).
     """
 
-    epochs: int = 8
-    lr_full: float = 1e-4
-    lr_lora: float = 1e-3
-    rank: int = 16
-    alpha: float = 32.0
-    targets: str = r"(q|k|v|o|gate|up|down)_proj"
-    freeze_embedding: bool = True
-    batch_rows: int = 2
-    seq_len: int = 128
-    replay: float = 0.0
+    train: TrainConfig = nested(TRAIN, without=("learning_rate",))
+    spec: Spec = nested(Spec())
+    retrieval: RetrievalConfig = nested(RetrievalConfig())
+    generation: GenerationConfig = nested(GenerationConfig())
+    lr_full: float = option(LEARNING_RATE["full"], "Training: peak learning rate of full fine-tuning.", above=0)
+    lr_lora: float = option(
+        LEARNING_RATE["lora"], "Training: peak learning rate of LoRA (about ten times that of full).", above=0
+    )
+    replay: float = option(
+        0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
+    )
     document_parts: int = 1
-    checkpoint_every: int = 50
-    k: int = 5
-    engine: str = "auto"
-    max_new_tokens: int = 12
-    hyde_tokens: int = 24
-    batch: int = 32
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.replay < 1:
-            raise UserError(f"replay={self.replay}: must be at least 0 and below 1 (a share of the training examples)")
-        for name in ("k", "batch", "document_parts", "hyde_tokens", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
-        if self.engine not in ENGINES:
-            raise UserError(f"engine='{self.engine}': must be one of {', '.join(ENGINES)}")
+    @property
+    def seed(self) -> int:
+        """The seed of data order, adapter start and sampling."""
+        return self.train.seed

@@ -1,4 +1,4 @@
-"""What `full` and `lora` have in common: train once, keep the result, find it again."""
+"""The part that `full` and `lora` share: train once, keep the result, find it again."""
 
 from __future__ import annotations
 
@@ -14,32 +14,17 @@ from kafjax.evaluation.cost import Cost
 from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
-from kafjax.methods.settings import Settings
 from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
-
-
-def train_config(settings: Settings, learning_rate: float) -> TrainConfig:
-    return TrainConfig(
-        epochs=settings.epochs,
-        learning_rate=learning_rate,
-        batch_rows=settings.batch_rows,
-        seq_len=settings.seq_len,
-        freeze_embedding=settings.freeze_embedding,
-        checkpoint_every=settings.checkpoint_every,
-        loss_chunk=512,
-        seed=settings.seed,
-    )
 
 
 class Trained(ClosedBook):
     """Closed book, with weights trained on the corpus."""
 
-    kind: str  # names the folder, so that a hybrid finds what the plain method has trained
     spec: lora.Spec | None = None
 
     def __init__(self, lab: Lab, name: str):
         super().__init__(lab, name)
-        self.folder = lab.folder / self.kind
+        self.folder = lab.folder / name  # where a hybrid finds what the plain method has trained
         self._params: trees.Tree | None = None
 
     @property
@@ -90,7 +75,7 @@ class Trained(ClosedBook):
 
     @property
     def _config(self) -> TrainConfig:
-        return train_config(self.lab.settings, self.learning_rate)
+        return dataclasses.replace(self.lab.settings.train, learning_rate=self.learning_rate)
 
     def _train(self) -> None:
         lab = self.lab
@@ -104,8 +89,8 @@ class Trained(ClosedBook):
             spec=self.spec,
             mesh=lab.mesh,
             run_dir=self.folder,
-            log=lambda **row: lab.log(method=self.kind, **row),
-            label=self.kind,
+            log=lambda **row: lab.log(method=self.name, **row),
+            label=self.name,
         )
         kept = self.save(result.trainable)
         write_json(

@@ -1,68 +1,79 @@
-"""How to train: the numbers that a run is made of."""
+"""How to train: the numbers that a training is made of, each with its only default."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
-from kafjax.core.errors import UserError, nearest
+from kafjax.core.config import Config, option
 from kafjax.models import REMAT
 from kafjax.training.optimizers import OPTIMIZERS
 
+PARAM_DTYPES = ("float32", "bfloat16")
+LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
+"""Peak learning rates by what trains. LoRA's best one is about ten times that of full fine-tuning."""
+
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """How to train.
 
     Attributes:
-      epochs: passes over the data.
-      steps: if given, stop after so many optimizer steps instead.
       learning_rate: its peak.
-      warmup_fraction: share of the steps over which it rises.
+      warmup_fraction: share of the steps over which it rises; then it falls along a cosine.
       floor_fraction: share of the peak that it falls to.
-      batch_rows: rows of `seq_len` packed tokens per optimizer step.
-      accumulate: microbatches that a step's rows are computed in, to save memory.
-      optimizer: adamw, adafactor or muon (see `optimizers.make`).
-      param_dtype: of what trains. float32: master weights. bfloat16: half the memory, also of the first moment; updates are rounded
+      param_dtype: dtype of what trains. bfloat16 takes half the memory, also for the first moment; updates are rounded
         stochastically.
-      remat: what of each layer is kept for the backward pass: none (of it is computed again), dots, full, offload (see `models.REMAT`).
-      weight_decay: on matrices only.
-      clip_norm: bound of the gradient's global norm.
-      freeze_embedding: full fine-tuning leaves the (tied) embedding as it is. LoRA does unless its `Spec` says otherwise.
-      lora_plus: the learning rate of LoRA's `b` is so many times that of the rest (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+      remat: what of each layer is kept for the backward pass (see `models.REMAT`).
+      lora_plus: ratio of the learning rate of LoRA's `b` to that of the rest (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
       loss_chunk: most rows of logits alive at once on a device.
-      checkpoint_every: steps between checkpoints, 0 for none.
       seed: of the data order, of the adapter's start and of dropout.
+
+    The other fields are what their help says.
     """
 
-    epochs: int = 1
-    steps: int | None = None
-    learning_rate: float = 1e-4
-    warmup_fraction: float = 0.05
-    floor_fraction: float = 0.1
-    batch_rows: int = 8
-    seq_len: int = 128
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    param_dtype: str = "float32"
-    remat: str = "none"
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    freeze_embedding: bool = True
-    lora_plus: float = 1.0
-    loss_chunk: int = 256
-    checkpoint_every: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_rows", "seq_len", "accumulate", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps={self.steps}: must be 1 or more")
-        for name, known in (("optimizer", OPTIMIZERS), ("param_dtype", ("float32", "bfloat16")), ("remat", REMAT)):
-            if getattr(self, name) not in known:
-                raise UserError(f"unknown {name} '{getattr(self, name)}'. {nearest(getattr(self, name), known)}")
-        for name in ("learning_rate", "clip_norm", "lora_plus"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UserError(f"{name}={getattr(self, name)}: must be above 0")
+    epochs: int = option(1, "Training: passes over the corpus.", least=1)
+    steps: int | None = option(None, "Training: optimizer steps, instead of --epochs.", least=1)
+    learning_rate: float = option(LEARNING_RATE["full"], "Training: peak learning rate.", flag="lr", above=0)
+    warmup_fraction: float = option(
+        0.05,
+        "Training: share of the steps over which the learning rate rises; then it falls along a cosine.",
+        flag="warmup",
+        least=0,
+        most=1,
+    )
+    floor_fraction: float = option(
+        0.1, "Training: share of its peak that the learning rate falls to.", flag="floor", least=0, most=1, added=True
+    )
+    batch_rows: int = option(8, "Training: rows of packed tokens per optimizer step.", least=1, most=2**20)
+    seq_len: int = option(128, "Training: tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
+    accumulate: int = option(1, "Training: parts that a step's rows are computed in. Same result, less memory.", least=1)
+    optimizer: str = option(
+        "adamw",
+        "AdamW; Adafactor (hardly any state); Muon (one moment, orthogonalised updates).",
+        choices=OPTIMIZERS,
+    )
+    param_dtype: str = option(
+        "float32",
+        "Training: type of what trains; bfloat16 halves its memory and rounds stochastically.",
+        choices=PARAM_DTYPES,
+    )
+    remat: str = option(
+        "none",
+        "Training: what of each layer is kept for the backward pass: none is computed again, all but products with kernels "
+        "(dots), or all (full: least memory, about a third more work; offload: its inputs go to the host's memory, on a TPU or GPU).",
+        choices=REMAT,
+        identity=False,
+    )
+    weight_decay: float = option(0.0, "Training: AdamW's, on matrices only.", least=0)
+    clip_norm: float = option(1.0, "Training: bound of the gradient's global norm.", above=0)
+    freeze_embedding: bool = option(
+        True, "Full fine-tuning: leave the embedding (and an untied head) as it is; it is most of a small model."
+    )
+    lora_plus: float = option(
+        1.0, "LoRA: the learning rate of b is so many times that of the rest (LoRA+; 2 to 16).", above=0
+    )
+    loss_chunk: int = option(256, "Training: most rows of logits alive at once on a device.", least=1, identity=False)
+    checkpoint_every: int = option(0, "Training: steps between checkpoints; 0 for none.", least=0, identity=False)
+    seed: int = option(
+        0, "Seed of the generated corpus, data order, adapter start and sampling.", least=0, most=2**32 - 1
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from kafjax.core import rundir
+from kafjax.core.config import Config, changed, option
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import (
     append_jsonl,
-    config_hash,
     open_run,
     read_json,
     read_jsonl,
@@ -161,15 +162,27 @@ def test_a_broken_line_is_named_by_number_even_where_a_tail_is_forgiven(tmp_path
             read_jsonl(path, skip_broken_tail=skip)
 
 
-CONFIG = {"model": "gemma3-270m", "methods": ["base", "rag"], "lr": 1e-4, "seed": None}
+@dataclasses.dataclass(frozen=True)
+class Experiment(Config):
+    model: str = option("gemma3-270m", "Model.")
+    sizes: tuple[int, ...] = option((1, 2), "Sizes.")
+    lr: float = option(1e-4, "Rate.")
+    mesh: str = option("auto", "Devices.", identity=False)
+    name: str | None = option(None, "Folder.", record=False)
+
+
+CONFIG, ALSO = Experiment(), {"corpus_hash": "abc"}
+
+
+def opened(root: Path, config: Experiment = CONFIG, name: str | None = "first", also: dict = ALSO):
+    return open_run(root, name, config, prefix="x", also=also)
 
 
 def test_a_run_is_opened_again_by_the_same_config_only(tmp_path):
-    run = open_run(tmp_path, "first", {**CONFIG, "methods": ("base", "rag")})  # JSON has no tuples
+    run = opened(tmp_path)
     run.log(step=1, loss=2.5)
-    again = open_run(tmp_path, "first", CONFIG)
+    again = opened(tmp_path, changed(CONFIG, mesh="fsdp:8", name="first"))  # says where and how, not what
     assert again == run
-    assert open_run(tmp_path, "first", {**CONFIG, "new": None}) == run  # a flag added later, not given
     again.log(step=2, loss=2.25)
     rows = read_jsonl(run.file("metrics.jsonl"))
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 2.5), (2, 2.25)]
@@ -177,30 +190,38 @@ def test_a_run_is_opened_again_by_the_same_config_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "also", "message"),
     [
-        ({"lr": 2e-4}, "lr=0.0001, not 0.0002"),
-        ({"methods": ["base"]}, r"methods=\['base', 'rag'\], not \['base'\]"),
-        ({"extra": 1}, "extra=None, not 1"),
+        ({"lr": 2e-4}, ALSO, "lr=0.0001, not 0.0002"),
+        ({"sizes": (1,)}, ALSO, r"sizes=\[1, 2\], not \[1\]"),
+        ({}, {"corpus_hash": "other"}, "corpus_hash='abc', not 'other'"),
+        ({}, {}, "corpus_hash='abc', not None"),
     ],
 )
-def test_another_config_is_refused_and_the_key_named(tmp_path, change, message):
-    open_run(tmp_path, "first", CONFIG)
+def test_another_config_is_refused_and_the_key_named(tmp_path, change, also, message):
+    opened(tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path / 'first'} holds a run with {message}; pick another --name"):
-        open_run(tmp_path, "first", {**CONFIG, **change})
-    assert read_json(tmp_path / "first" / "config.json") == CONFIG
+        opened(tmp_path, changed(CONFIG, **change), also=also)
+    expected = {"model": "gemma3-270m", "sizes": [1, 2], "lr": 1e-4, "mesh": "auto", **ALSO}
+    assert read_json(tmp_path / "first" / "config.json") == expected
 
 
-@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/etc", "a b", "a\n", "-x", "é"])
+def test_a_run_without_a_name_finds_its_folder_again_whatever_an_older_release_called_it(tmp_path):
+    run = opened(tmp_path, name=None)
+    assert re.fullmatch(r"x-[0-9a-f]{12}", run.path.name)
+    assert opened(tmp_path, name=None) == run and opened(tmp_path, changed(CONFIG, lr=1.0), name=None) != run
+    older = run.path.rename(tmp_path / "x-0123456789ab")  # its hash was of other keys
+    stored = read_json(older / "config.json")
+    write_json(older / "config.json", {key: value for key, value in stored.items() if key not in ("mesh", "sizes")})
+    assert opened(tmp_path, name=None).path == older
+    assert opened(tmp_path, changed(CONFIG, sizes=(3,)), name=None).path != older
+
+
+@pytest.mark.parametrize("name", ["", "..", "a" * 129, ".hidden", "a/b", "/etc", "a b", "a\n", "-x", "é"])
 def test_a_name_that_is_no_plain_folder_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="not a plain folder name"):
-        open_run(tmp_path / "runs", name, CONFIG)
+        opened(tmp_path / "runs", name=name)
     assert files(tmp_path) == []
-
-
-def test_the_hash_depends_on_values_not_on_their_order():
-    assert config_hash(CONFIG) == config_hash(dict(reversed(CONFIG.items())))
-    assert len({config_hash({**CONFIG, **change}) for change in ({}, {"lr": 2e-4}, {"seed": 0}, {"x": None})}) == 4
 
 
 def test_the_environment_is_json_and_knows_this_interpreter(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_a_directory_keeps_its_own_retention_and_gets_the_rest(tmp_path: Path) -
     own = {"id": "r", "question": "What is 1 + 1?", "golden_answers": ["2"], "split": "retention"}
     with (tmp_path / "own" / "questions.jsonl").open("a") as file:
         file.write(json.dumps(own) + "\n")
-    corpus = load(str(tmp_path / "own"), chunk="sentence", n_retention=6)
+    corpus = load(str(tmp_path / "own"), chunk="sentence", n_retention=6, n_held_out=16)
     assert [q.id for q in corpus.retention] == ["r"]
     assert len(corpus.replay_questions) == 6 and len(corpus.held_out_texts) == 16
 

@@ -23,7 +23,7 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str) -> dict:
                 os.dup2(file.fileno(), number)
             sys.modules.update(dict.fromkeys(hidden))  # None: as if they were not installed
             sys.argv = [module.__name__, *arguments]
-            module.run_main(module.main)
+            module.main()
         _, status = os.waitpid(child, 0)
         out.seek(0)
         err.seek(0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 
 import jax
 import pytest
 
 from kafjax import hub
+from kafjax.core.config import changed
 from kafjax.corpus import load_folder
 from kafjax.methods import Lab, Settings
 from kafjax.parallel import make_mesh
@@ -25,8 +25,10 @@ class Quiet(contextlib.nullcontext):
         return self
 
 
-SETTINGS = Settings(
-    epochs=4, lr_lora=1e-2, rank=4, batch_rows=4, seq_len=64, checkpoint_every=0, k=2, engine="exact", max_new_tokens=4, hyde_tokens=6
+SETTINGS = changed(
+    Settings(),
+    **{"epochs": 4, "lr_lora": 1e-2, "rank": 4, "batch_rows": 4, "seq_len": 64, "checkpoint_every": 0},
+    **{"k": 2, "engine": "exact", "max_new_tokens": 4, "hyde_tokens": 6},
 )
 
 
@@ -56,11 +58,10 @@ def make_lab(tmp_path_factory):
             mesh=make_mesh(),
             tokenizer=tokenizer,
             corpus=corpus,
-            settings=dataclasses.replace(SETTINGS, **settings),
+            settings=changed(SETTINGS, embedder=bert, **settings),
             folder=tmp_path_factory.mktemp("artifacts"),
             log=lambda **row: logged.append(row),
             progress=lambda label, total: Quiet(),
-            embedder_name=bert,
         )
         return lab, logged
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from experiments.comparison import run_arm
+from kafjax import lora
 from kafjax.core.errors import UserError
 from kafjax.core.records import Question
 from kafjax.evaluation.results import collect
-from kafjax.methods import METHODS, Method
-from kafjax.methods.base import Base
+from kafjax.methods import METHODS, READERS, WEIGHTS, Method, in_running_order, open_method, parts
 from kafjax.methods.rag import Reader
 from kafjax.methods.trained import Trained
 from kafjax.retrieval import prompt
@@ -24,15 +24,34 @@ def asked(lab, split="untrained"):
 
 
 def test_names_and_order():
-    assert list(METHODS)[:3] == ["base", "oracle", "rag"]  # a first answer stands after the cheap ones
-    for plain in ("lora", "full"):
-        assert list(METHODS).index(plain) < list(METHODS).index(f"{plain}+rag")
+    assert METHODS[:3] == ("base", "oracle", "rag")  # a first answer stands after the cheap ones
+    assert in_running_order(list(reversed(METHODS))) == list(METHODS)
+    mixed = in_running_order(["full+hyde", "dora+rag", "full", "rag", "dora", "base", "rag"])
+    assert mixed == ["base", "rag", "dora", "full", "dora+rag", "full+hyde"]
+
+
+def test_any_weights_go_with_any_reader():
+    assert parts("lora") == ("lora", None) and parts("rag") == ("base", "rag")
+    assert {parts(f"{w}+{r}") for w in WEIGHTS if w != "base" for r in READERS} == {(w, r) for w in WEIGHTS if w != "base" for r in READERS}
+    for wrong in ("lorra", "rag+lora", "lora+", "+rag", "lora+rag+hyde", "base+rag", "base+", ""):
+        with pytest.raises(UserError, match="unknown method"):
+            parts(wrong)
+
+
+def test_a_variant_of_lora_trains_apart_and_is_read_with(make_lab):
+    lab, logged = make_lab(epochs=1)
+    hybrid = open_method(lab, "dora+rag")
+    hybrid.learn()
+    assert {row["method"] for row in logged} == {"dora"}
+    _, spec = lora.load(lab.folder / "dora" / "adapter.safetensors", lab.params)
+    assert spec.dora and not open_method(lab, "lora").is_trained
+    assert hybrid.weights.note.startswith("dora adapter of rank 4")
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_hybrid_reads_with_the_weights_that_the_plain_method_trained(make_lab, kind):
     lab, logged = make_lab(epochs=1)
-    plain, hybrid = METHODS[kind](lab), METHODS[f"{kind}+rag"](lab)
+    plain, hybrid = open_method(lab, kind), open_method(lab, f"{kind}+rag")
     assert not plain.is_trained and not hybrid.is_trained
     plain.learn()
     steps = len(logged)
@@ -47,20 +66,20 @@ def test_a_hybrid_reads_with_the_weights_that_the_plain_method_trained(make_lab,
 
 def test_a_hybrid_alone_trains_what_it_needs(make_lab):
     lab, logged = make_lab(epochs=1)
-    METHODS["lora+rag"](lab).learn()
+    open_method(lab, "lora+rag").learn()
     assert {row["method"] for row in logged} == {"lora"}
-    assert METHODS["lora"](lab).is_trained
+    assert open_method(lab, "lora").is_trained
 
 
 def test_answers_before_learning_are_refused(make_lab):
     lab, _ = make_lab()
     with pytest.raises(RuntimeError, match="has not learned yet"):
-        METHODS["lora"](lab).answer(asked(lab))
+        open_method(lab, "lora").answer(asked(lab))
 
 
 def test_oracle_reads_one_gold_passage_and_nothing_else(make_lab):
     lab, _ = make_lab()
-    oracle = METHODS["oracle"](lab)
+    oracle = open_method(lab, "oracle")
     two = [dataclasses.replace(q, passages=(*q.passages, "doc5#0")) for q in asked(lab)]
     for question, prediction in zip(two, oracle.answer(two), strict=True):
         assert prediction.passages == question.passages[:1]
@@ -70,17 +89,17 @@ def test_oracle_reads_one_gold_passage_and_nothing_else(make_lab):
 
 def test_oracle_and_rag_agree_when_retrieval_finds_only_the_gold_passage(make_lab):
     lab, _ = make_lab(k=1)
-    rag = METHODS["rag"](lab)
+    rag = open_method(lab, "rag")
     rag.learn()
     found = [p for p in rag.answer(asked(lab)) if p.passages == p.gold_passages]
     assert found
-    by_id = {p.id: p for p in METHODS["oracle"](lab).answer(asked(lab))}
+    by_id = {p.id: p for p in open_method(lab, "oracle").answer(asked(lab))}
     for p in found:
         assert (p.answer, p.prompt_tokens, p.output_tokens) == (by_id[p.id].answer, by_id[p.id].prompt_tokens, by_id[p.id].output_tokens)
 
 
 def test_hyde_is_two_calls_and_both_are_on_the_bill(lab):
-    hyde = METHODS["hyde"](lab)
+    hyde = open_method(lab, "hyde")
     hyde.learn()
     questions = asked(lab)
     generator = lab.generator
@@ -94,12 +113,12 @@ def test_hyde_is_two_calls_and_both_are_on_the_bill(lab):
         second = 1 + generator.count(prompt.reading_prefix(2)), generator.count(reading)
         assert p.prompt_tokens == sum(first) + sum(second)
         assert p.cached_tokens == first[0] + second[0]
-        assert guess.output_tokens < p.output_tokens <= guess.output_tokens + lab.settings.max_new_tokens
+        assert guess.output_tokens < p.output_tokens <= guess.output_tokens + lab.settings.generation.max_new_tokens
         assert p.seconds.keys() == {"embed", "search", "prefill", "decode"}
 
 
 def test_hyde_searches_with_the_mean_of_question_and_guess(lab):
-    hyde = METHODS["hyde"](lab)
+    hyde = open_method(lab, "hyde")
     questions = asked(lab)
     calls = hyde.calls(questions)
     vectors_QxD = hyde.vectors(questions, calls)
@@ -117,7 +136,7 @@ def test_the_bill_of_rag_over_trained_weights_is_the_sum(make_lab):
     lab, _ = make_lab(epochs=1)
     bills = {}
     for name in ("lora", "rag", "lora+rag"):
-        method = METHODS[name](lab)
+        method = open_method(lab, name)
         method.learn()
         bills[name] = method.cost()
     both = bills["lora+rag"]
@@ -129,10 +148,10 @@ def test_the_bill_of_rag_over_trained_weights_is_the_sum(make_lab):
 
 def test_the_index_is_built_once_and_found_again(make_lab):
     lab, _ = make_lab()
-    METHODS["rag"](lab).learn()
+    open_method(lab, "rag").learn()
     stamps = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*")}
     again = dataclasses.replace(lab)  # as in a later process: nothing is remembered but the folder
-    METHODS["hyde"](again).learn()
+    open_method(again, "hyde").learn()
     assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*")} == stamps
     query_1xD = lab.embedder.embed(["Who makes maps?"])
     assert again.store.search(query_1xD, 3) == lab.store.search(query_1xD, 3)
@@ -140,10 +159,10 @@ def test_the_index_is_built_once_and_found_again(make_lab):
 
 def test_adopt_answers_with_what_another_training_left(make_lab):
     elsewhere, _ = make_lab(epochs=1)
-    trained = METHODS["lora"](elsewhere)
+    trained = open_method(elsewhere, "lora")
     trained.learn()
     lab, logged = make_lab()
-    hybrid = METHODS["lora+rag"](lab)
+    hybrid = open_method(lab, "lora+rag")
     assert isinstance(hybrid.weights, Trained)
     hybrid.weights.adopt(trained.folder)
     assert hybrid.is_trained
@@ -157,17 +176,16 @@ def test_adopt_answers_with_what_another_training_left(make_lab):
     [
         ("lora", {"rank": 999}, "rank=999 is above min"),
         ("lora+rag", {"targets": "nothing"}, "match no kernel"),
-        ("full", {"lr_full": 0.0}, "learning_rate=0.0"),
-    ],
+            ],
 )
 def test_check_finds_what_learning_would_only_find_later(make_lab, name, settings, expected):
     lab, _ = make_lab(**settings)
     with pytest.raises(UserError, match=expected):
-        METHODS[name](lab).check()
+        open_method(lab, name).check()
 
 
 def test_a_question_without_a_known_answer_is_answered_but_not_scored(lab):
-    (prediction,) = METHODS["base"](lab).answer([Question(id="", text="Who keeps bees?", answers=(), split="")])
+    (prediction,) = open_method(lab, "base").answer([Question(id="", text="Who keeps bees?", answers=(), split="")])
     assert prediction.output_tokens > 0 and prediction.score == {}
 
 
@@ -195,8 +213,8 @@ class Parrot(Method):
 
 
 def test_a_new_method_runs_through_the_comparison(lab, monkeypatch):
-    monkeypatch.setitem(METHODS, "words", lambda lab: FirstNamed(lab, "words", Base(lab, "base")))
-    monkeypatch.setitem(METHODS, "parrot", lambda lab: Parrot(lab, "parrot"))
+    monkeypatch.setitem(READERS, "words", FirstNamed)
+    monkeypatch.setitem(WEIGHTS, "parrot", Parrot)
     arms = {name: run_arm(lab, name, 1, None) for name in ("base", "words", "parrot")}
     results = collect(arms, config={}, environment={})
     assert list(results["methods"]) == ["base", "words", "parrot"]

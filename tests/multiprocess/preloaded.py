@@ -26,9 +26,8 @@ def fork(module: str, arguments: list[str], devices: int, environ: dict[str, str
     os.environ.update(environ)
     jax.config.update("jax_num_cpu_devices", devices)
     sys.argv = [module, *arguments]
-    main = importlib.import_module(module)
-    main.run_main(main.main)
-    raise AssertionError("run_main exits")
+    importlib.import_module(module).main()
+    raise AssertionError("main exits")
 
 
 if __name__ == "__main__":

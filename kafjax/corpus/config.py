@@ -1,0 +1,47 @@
+"""Which corpus, and how large a generated one is: the only place where these defaults stand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kafjax.core.config import Config, option
+
+NAMES = ("biographies", "biographies-control", "factbook")
+"""Corpora that are generated, at any size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig(Config):
+    """What there is to learn, and what is asked beside it. `corpus.load` opens it."""
+
+    corpus: str = option(
+        "biographies",
+        "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
+    )
+    subjects: int = option(
+        16, "People or countries of a generated corpus; half of them have training questions.", least=2, most=10**6
+    )
+    attributes: int = option(4, "Facts per person or country of a generated corpus.", least=1, most=1000)
+    documents: int = option(
+        4, "Documents per person or country, each stating every fact in other words.", least=1, most=1000
+    )
+    questions_per_fact: int = option(2, "Wordings of the training question of each fact.", least=1, most=1000)
+    retention: int = option(
+        32, "Capitals asked to measure forgetting; as many others are there for replay.", least=0, most=1000
+    )
+    held_out: int = option(8, "Pieces of ordinary prose whose perplexity is measured.", least=0, most=1000)
+    chunk: str | None = option(
+        None,
+        "Retrieval unit: sentence, document, or a number of words (default: sentence; in a folder short documents stay whole, "
+        "longer ones are cut into some 64 words).",
+    )
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the name and the numbers say everything about the contents."""
+        return self.corpus in NAMES
+
+    @property
+    def document_parts(self) -> int:
+        """Epochs that read the corpus once: a generated one says everything `documents` times, and an epoch reads one telling."""
+        return self.documents if self.is_generated else 1

@@ -1,0 +1,16 @@
+"""How answers are written: the only place where these defaults stand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kafjax.core.config import Config, option
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig(Config):
+    """How long answers may be, and how many questions are answered at a time."""
+
+    max_new_tokens: int = option(12, "Generation: longest answer in tokens.", least=1, most=2**20)
+    hyde_tokens: int = option(24, "HyDE: longest made-up passage in tokens.", least=1, most=2**20)
+    batch: int = option(32, "Generation: questions answered at a time.", least=1, most=2**16)

@@ -1,0 +1,17 @@
+"""How passages are found: the only place where these defaults stand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kafjax.core.config import Config, option
+from kafjax.retrieval.index import ENGINES
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig(Config):
+    """Which encoder, which index, and how many passages."""
+
+    embedder: str = option("minilm", "Retrieval: embedding model: minilm, or a folder of a BERT model.")
+    engine: str = option("auto", "Retrieval: index engine; auto is ScaNN where it is installed, else exact.", choices=ENGINES)
+    k: int = option(5, "Retrieval: passages put in the prompt.", least=1, most=10**6)
