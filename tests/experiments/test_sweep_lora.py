@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -49,7 +50,10 @@ def test_writes_lanes_answers_table_and_figures(swept, world):
     table = (run / "table.md").read_text()
     assert table in outcome.out and len(re.findall(r"^\| (?:base|\d)", table, re.MULTILINE)) == 3
     assert all((run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("quality", "retention", "loss"))
-    assert outcome.out.rstrip().splitlines()[-1].startswith("python -m experiments.compare --rank=")
+    command = shlex.split(outcome.out.rstrip().splitlines()[-1])
+    assert command[:3] == ["python", "-m", "experiments.compare"]  # with the best cell, and all that the user had set
+    assert {f"--model={world.gemma}", f"--corpus={world.corpus}", "--lr_lora=0.01", "--seq_len=64"} <= {*command}
+    assert any(word in command for word in ("--rank=2", "--rank=4"))
 
 
 @pytest.mark.multiprocess
@@ -70,14 +74,14 @@ def test_a_larger_grid_trains_only_what_is_new(sweep_lora, world, swept):
     ("arguments", "told"),
     [
         (["--ranks="], "--ranks is empty: the grid has no lane"),
-        (["--ranks=4,x"], "--ranks: 'x' is not a whole number"),
-        (["--alphas=qr"], "--alphas: 'q' is not a number"),
-        (["--lrs=0"], "learning_rate=0.0"),
+        (["--ranks=4,x"], "--ranks: 'x' is no number; write numbers"),
+        (["--alphas=qr"], "--alphas: 'qr' is not a number; write 32, or 2r"),
+        (["--lrs=0"], "lrs=0.0: must be above 0"),
         (["--ranks=99"], "rank=99 is above min(in, out)"),
         (["--targets=nothing"], "match no kernel"),
         (["--mesh=lane:3"], "there are 1"),
-        (["--lanes=0"], "--lanes"),
-        (["--ranks=4", "--batch_rows=0"], "--batch_rows"),
+        (["--lanes=0"], "lanes=0: must be 1 or more"),
+        (["--ranks=4", "--batch_rows=0"], "batch_rows=0: must be 1 or more"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(sweep_lora, world, tmp_path, arguments, told):
