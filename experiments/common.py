@@ -87,6 +87,7 @@ def define_settings_flags() -> None:
     flags.DEFINE_boolean("freeze_embedding", d.freeze_embedding, "Full fine-tuning: leave the embedding (and an untied head) as it is.")
     flags.DEFINE_integer("batch_rows", d.batch_rows, "Training: rows of packed tokens per step.", lower_bound=1)
     flags.DEFINE_integer("seq_len", d.seq_len, "Training: tokens per row.", lower_bound=2)
+    define_adam_flags()
     flags.DEFINE_float("replay", d.replay, "Training: share of examples about other matters mixed in, 0 to 1. It softens forgetting.")
     flags.DEFINE_integer("checkpoint_every", d.checkpoint_every, "Training: steps between checkpoints; 0 for none.", lower_bound=0)
     flags.DEFINE_integer("k", d.k, "Retrieval: passages put in the prompt.")
@@ -94,6 +95,14 @@ def define_settings_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", d.max_new_tokens, "Generation: longest answer in tokens.")
     flags.DEFINE_integer("hyde_tokens", d.hyde_tokens, "HyDE: longest made-up passage in tokens.")
     flags.DEFINE_integer("batch", d.batch, "Generation: questions answered at a time.")
+
+
+def define_adam_flags() -> None:
+    """AdamW's numbers, with the defaults and bounds of `TrainConfig`."""
+    d = TrainConfig()
+    flags.DEFINE_float("b1", d.b1, "AdamW: decay rate of the first moment, 0 to below 1.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("b2", d.b2, "AdamW: decay rate of the second moment, 0 to below 1.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("eps", d.eps, "AdamW: term in the denominator, above 0.", lower_bound=0)
 
 
 def settings_from_flags() -> Settings:

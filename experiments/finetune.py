@@ -61,6 +61,7 @@ N_SHOWN = 3  # questions asked at the end
 
 common.define_corpus_flags()
 common.define_base_flag()
+common.define_adam_flags()
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(processes)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
@@ -189,6 +190,9 @@ def _train_config() -> TrainConfig:
         remat=values.remat,
         weight_decay=values.weight_decay,
         clip_norm=values.clip_norm,
+        b1=values.b1,
+        b2=values.b2,
+        eps=values.eps,
         freeze_embedding=values.freeze_embedding,
         lora_plus=values.lora_plus,
         checkpoint_every=values.checkpoint_every,
@@ -264,6 +268,8 @@ def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequenc
     print(f"\nTrained {result['trainable_parameters']:,} parameters for {result['steps']} steps on {result['tokens']:,} tokens")
     print(f"  in {result['seconds']:.0f} s ({result['tokens_per_second']:.0f} tokens/s), compiled in {result['compile_seconds']:.0f} s;")
     print(f"  {result['peak_memory_bytes'] / 1e9:.1f} GB at the peak, final loss {result['final_loss']:.3f} nats per token.")
+    executed, useful = result["flops_measured"] / 1e12, result["flops_useful"] / 1e12
+    print(f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target.")
     for question, reply in zip(shown, replies, strict=True):
         print(f"\n  {question.text}\n    model:  {reply.text.strip()}\n    answer: {question.answers[0]}")
     print(f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr.")

@@ -55,6 +55,7 @@ HELD_OUT = 5  # with --early_stop, one training question in so many
 
 common.define_corpus_flags()
 common.define_base_flag()
+common.define_adam_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
 flags.DEFINE_list("ranks", ["4", "16"], "Grid: ranks, separated by commas.")
@@ -98,6 +99,9 @@ def main(_: list[str]) -> None:
         batch_rows=values.batch_rows,
         seq_len=values.seq_len,
         loss_chunk=512,
+        b1=values.b1,
+        b2=values.b2,
+        eps=values.eps,
         remat=values.remat,
         checkpoint_every=values.checkpoint_every,
     )

@@ -6,6 +6,7 @@ import dataclasses
 
 from kafjax.core.errors import UserError
 from kafjax.retrieval.index import ENGINES
+from kafjax.training import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Settings:
       rank, alpha, targets: of the adapter.
       freeze_embedding: full fine-tuning leaves the embedding as it is.
       batch_rows, seq_len: rows of packed tokens per step, tokens per row.
+      b1, b2, eps: AdamW's (see `TrainConfig`).
       replay: share of the training examples that are about other matters, to soften forgetting.
       document_parts: an epoch reads every so many-th document (biographies say everything several times over).
       checkpoint_every: steps between checkpoints; 0 for none.
@@ -37,6 +39,9 @@ class Settings:
     freeze_embedding: bool = True
     batch_rows: int = 2
     seq_len: int = 128
+    b1: float = TrainConfig.b1
+    b2: float = TrainConfig.b2
+    eps: float = TrainConfig.eps
     replay: float = 0.0
     document_parts: int = 1
     checkpoint_every: int = 50

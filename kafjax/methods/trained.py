@@ -27,6 +27,9 @@ def train_config(settings: Settings, learning_rate: float) -> TrainConfig:
         freeze_embedding=settings.freeze_embedding,
         checkpoint_every=settings.checkpoint_every,
         loss_chunk=512,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
         seed=settings.seed,
     )
 

@@ -27,6 +27,7 @@ class TrainConfig:
         stochastically.
       remat: what of each layer is kept for the backward pass: none (of it is computed again), dots, full, offload (see `models.REMAT`).
       weight_decay: on matrices only.
+      b1, b2, eps: AdamW's decay rates (0 to below 1) and the term in its denominator, also for what Muon leaves to AdamW.
       clip_norm: bound of the gradient's global norm.
       freeze_embedding: full fine-tuning leaves the (tied) embedding as it is. LoRA does unless its `Spec` says otherwise.
       lora_plus: the learning rate of LoRA's `b` is so many times that of the rest (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
@@ -47,6 +48,9 @@ class TrainConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
     clip_norm: float = 1.0
     freeze_embedding: bool = True
     lora_plus: float = 1.0
@@ -63,6 +67,9 @@ class TrainConfig:
         for name, known in (("optimizer", OPTIMIZERS), ("param_dtype", ("float32", "bfloat16")), ("remat", REMAT)):
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} '{getattr(self, name)}'. {nearest(getattr(self, name), known)}")
-        for name in ("learning_rate", "clip_norm", "lora_plus"):
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 0 and below 1")
+        for name in ("learning_rate", "eps", "clip_norm", "lora_plus"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"{name}={getattr(self, name)}: must be above 0")
