@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kafjax.core.errors import UserError
+from kafjax.training import TrainConfig
 from kafjax.training.optimizers import OPTIMIZERS, decayed, make, round_stochastically, warmup_cosine
 from kafjax.training.step import _updated
 
@@ -70,6 +72,13 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
         reference.step()
     for ours, expected in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"b1": 1.0}, {"b1": -0.1}, {"b2": float("nan")}, {"eps": 0.0}, {"eps": float("inf")}])
+def test_adams_numbers_out_of_bounds_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name}={value}: must be"):
+        TrainConfig(**wrong)
 
 
 def run_ours(name: str, start, gradients, rate: float, weight_decay: float):
