@@ -276,7 +276,7 @@ def _merged(flat: Mapping[str, Any], params: Mapping[str, Any], adapters: Adapte
             continue
         exact = dense(flat[path]) + _update(parts, scale[path])
         if spec.dora:
-            gain = jnp.where((rank[path] > 0)[..., None], parts["magnitude"] / column_norm(exact), 1)
+            gain = jnp.where((rank[path] > 0)[..., None], _per_norm(parts["magnitude"], column_norm(exact)), 1)
             exact = exact * gain[..., None, :]
         yield path, exact
 
@@ -292,7 +292,12 @@ def _gain(base: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array, ran
     a, b = jax.lax.stop_gradient(a).astype(base.dtype), jax.lax.stop_gradient(b)
     crossed = 2 * product("...ir,...io->...ro", a, base) + product("...rk,...ko->...ro", product("...ir,...ik->...rk", a, a), b)
     square = product("...io,...io->...o", base, base) + jnp.sum(b * crossed, axis=-2)
-    return jnp.where((rank > 0)[..., None], magnitude / jnp.sqrt(square), 1)
+    return jnp.where((rank > 0)[..., None], _per_norm(magnitude, jnp.sqrt(jnp.maximum(square, 0))), 1)
+
+
+def _per_norm(magnitude: jax.Array, norm: jax.Array) -> jax.Array:
+    """`magnitude / norm`, and 0 where the norm is 0: a column of zeros has no direction to scale, so its output stays 0."""
+    return jnp.where(norm > 0, magnitude / jnp.where(norm > 0, norm, 1), 0)
 
 
 def _layer_keys(key: jax.Array, path: str, stacked: tuple[int, ...]) -> jax.Array:

@@ -1,4 +1,7 @@
-"""Next-token cross entropy against the vocabulary, in chunks: the `[N, V]` logits never exist at once."""
+"""Next-token cross entropy against the vocabulary, in chunks: the `[N, V]` logits never exist at once.
+
+Chunks behind the last place with a weight are skipped: a loop whose number of turns is data, over arrays of one shape.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from kafjax.ops.linear import LoRAWeight, factors
 
 
 def chunked_cross_entropy(
-    hidden_NxD: jax.Array, embedding_VxD: jax.Array | LoRAWeight, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
+    hidden_NxD: jax.Array,
+    embedding_VxD: jax.Array | LoRAWeight,
+    targets_N: jax.Array,
+    weights_N: jax.Array,
+    chunk: int = 256,
+    n_used: jax.Array | None = None,
 ) -> jax.Array:
     """Weighted sum (not mean) of token losses in nats, a float32 scalar.
 
@@ -26,29 +34,63 @@ def chunked_cross_entropy(
       targets_N: int32 token ids.
       weights_N: float32; 0 masks a place out (padding).
       chunk: places per chunk; N is padded up to a multiple.
+      n_used: int32 scalar, places that are computed, rounded up to whole chunks; by default `used(weights_N)`. Under `vmap` it has
+        to be one number for all, or every chunk waits for the slowest by computing both ways.
     """
-    return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk)[0]
+    return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk, n_used)[0]
+
+
+def used(weights_N: jax.Array) -> jax.Array:
+    """Counts the places up to the last one with a weight, over the last axis and all before it: int32 scalar."""
+    return jnp.max(jnp.where(weights_N != 0, jnp.arange(1, weights_N.shape[-1] + 1, dtype=jnp.int32), 0))
+
+
+def even_chunk(n_places: int, most: int) -> int:
+    """Places per chunk: at most `most`, few enough to make skipping worthwhile (a quarter of all), not below 64.
+
+    Chunks are equal, so that no rows are computed only to fill the last one.
+    """
+    n_chunks = max(-(-n_places // most), min(4, n_places // 64), 1)
+    return -(-n_places // n_chunks)
 
 
 def summed_and_single_losses(
-    hidden_NxD: jax.Array, embedding_VxD: jax.Array | LoRAWeight, targets_N: jax.Array, weights_N: jax.Array, chunk: int = 256
+    hidden_NxD: jax.Array,
+    embedding_VxD: jax.Array | LoRAWeight,
+    targets_N: jax.Array,
+    weights_N: jax.Array,
+    chunk: int = 256,
+    n_used: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`chunked_cross_entropy`, and the weighted losses `[N]` that it sums. Only the sum has a gradient."""
     n = hidden_NxD.shape[0]
     chunk = min(chunk, n)
+    n_turns = -(-(used(weights_N) if n_used is None else n_used) // chunk)
     padding = -n % chunk
     hidden_NxD = jnp.pad(hidden_NxD, ((0, padding), (0, 0)))
     targets_N, weights_N = jnp.pad(targets_N, (0, padding)), jnp.pad(weights_N, (0, padding))
     hiddens, tables = zip(*factors(hidden_NxD, embedding_VxD), strict=True)
-    total, losses_N = _summed_loss(hiddens, tables, targets_N, weights_N, chunk)
+    total, losses_N = _summed_loss(hiddens, tables, targets_N, weights_N, n_turns, chunk)
     return total, jax.lax.stop_gradient(losses_N[:n])
 
 
 Tables = tuple[jax.Array, ...]
 
 
-def _chunks(chunk: int, arrays: Any) -> Any:
-    return jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), arrays)
+def _over_chunks(one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: jax.Array) -> tuple[Any, Any]:
+    """`jax.lax.scan` over the first `n_turns` chunks of `arrays`, `[N, ..]` each; outputs of the others are zeros."""
+    outputs = jax.eval_shape(one_chunk, carry, jax.tree.map(lambda a: a[:chunk], arrays))[1]
+    n = jax.tree.leaves(arrays)[0].shape[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), outputs)
+
+    def turn(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, outputs = state
+        xs = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk), arrays)
+        carry, ys = one_chunk(carry, xs)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * chunk, axis=0)
+        return carry, jax.tree.map(put, outputs, ys)
+
+    return jax.lax.fori_loop(0, n_turns, turn, (carry, zeros))
 
 
 def _logits(hiddens: Tables, tables: Tables) -> jax.Array:
@@ -68,20 +110,20 @@ def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax
     return highest_C + jnp.log(totals_C) - at_targets_C, exps_CxV, totals_C
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _summed_loss(hiddens, tables, targets_N, weights_N, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _summed_loss(hiddens, tables, targets_N, weights_N, n_turns, chunk):
     def one_chunk(total, xs):
         hs, targets, weights = xs
         weighted_C = _losses(_logits(hs, tables), targets)[0] * weights
         return total + jnp.sum(weighted_C), weighted_C
 
-    total, losses = jax.lax.scan(one_chunk, jnp.float32(0), _chunks(chunk, (hiddens, targets_N, weights_N)))
-    return total, losses.reshape(-1)
+    return _over_chunks(one_chunk, jnp.float32(0), (hiddens, targets_N, weights_N), chunk, n_turns)
 
 
-def _forward(hiddens, tables, targets_N, weights_N, chunk):
+def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk):
     is_trained = [table.perturbed for table in tables]
-    hiddens, tables, targets_N, weights_N = jax.tree.map(lambda x: x.value, (hiddens, tables, targets_N, weights_N))
+    given = hiddens, tables, targets_N, weights_N, n_turns
+    hiddens, tables, targets_N, weights_N, n_turns = jax.tree.map(lambda x: x.value, given)
 
     def one_chunk(carry, xs):
         total, d_tables = carry
@@ -107,21 +149,20 @@ def _forward(hiddens, tables, targets_N, weights_N, chunk):
         return (total + jnp.sum(weighted_C), d_tables), (weighted_C, tuple(map(d_hidden, hs, tables)))
 
     d_tables = tuple(jnp.zeros(x.shape, jnp.float32) if yes else None for x, yes in zip(tables, is_trained, strict=True))
-    (total, d_tables), (losses, d_hiddens) = jax.lax.scan(
-        one_chunk, (jnp.float32(0), d_tables), _chunks(chunk, (hiddens, targets_N, weights_N))
+    (total, d_tables), (losses_N, d_hiddens) = _over_chunks(
+        one_chunk, (jnp.float32(0), d_tables), (hiddens, targets_N, weights_N), chunk, n_turns
     )
-    d_hiddens = jax.tree.map(lambda d, h: d.reshape(h.shape), d_hiddens, hiddens)
-    return (total, losses.reshape(-1)), (d_hiddens, d_tables)
+    return (total, losses_N), (d_hiddens, d_tables)
 
 
 def _backward(chunk, saved, cotangents):
     d_hiddens, d_tables = saved
     cotangent, _ = cotangents
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None, None, None
+        return None, None, None, None, None
     dtype = d_hiddens[0].dtype
     d_hiddens, d_tables = jax.tree.map(lambda d: (d * cotangent).astype(dtype), (d_hiddens, d_tables))
-    return d_hiddens, d_tables, None, None
+    return d_hiddens, d_tables, None, None, None
 
 
 _summed_loss.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -21,16 +21,18 @@ import orbax.checkpoint as ocp
 from kafjax.core.errors import UserError
 from kafjax.parallel import distributed
 from kafjax.training.checksum import checksums
+from kafjax.training.journal import Journal
 from kafjax.training.step import TrainState
 
-_STATE, _NOTES = "state", "notes"
+_STATE, _NOTES, _JOURNAL = "state", "notes", "history.jsonl"
 
 
 class Checkpoints:
     """Checkpoints of one training in `folder`, numbered by step. All processes make the same calls.
 
     Beside the state each holds `history`, a JSON dict of what a resumed training must know that is not an array, and checksums
-    of its arrays.
+    of its arrays. Lists in `history` may only grow: all checkpoints share one file of them (`journal`), so that a save costs
+    what has been added since the last.
 
     Args:
       folder: made if it does not exist.
@@ -44,6 +46,7 @@ class Checkpoints:
         self._fingerprint, self._keep = fingerprint, keep
         self._saving: int | None = None  # the step that may still be on its way to the disk
         self._manager = self._open()
+        self._journal = Journal(self.folder / _JOURNAL)
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
@@ -76,11 +79,17 @@ class Checkpoints:
         """
         self.wait()
         leaves = _leaves(state)
-        notes = {"fingerprint": self._fingerprint, "step": step, "history": history, "checksums": checksums(leaves)}
-        notes = json.loads(json.dumps(notes))  # as it is now: it is written later
-        items = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(notes)})
+        notes = {"fingerprint": self._fingerprint, "step": step, "checksums": checksums(leaves)}
         self._saving = step
-        self._tell_errors(lambda: self._manager.save(step, args=items, force=True))
+
+        def write() -> None:
+            # First the journal: a checkpoint that is whole never refers to lines that are not there.
+            noted = {**notes, "history": self._journal.append(history)}
+            noted = json.loads(json.dumps(noted))  # as it is now: it is written later
+            items = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(noted)})
+            self._manager.save(step, args=items, force=True)
+
+        self._tell_errors(write)
 
     def check(self) -> None:
         """Raises `UserError` if the last save has failed already; does not wait for it."""
@@ -122,19 +131,20 @@ class Checkpoints:
             except Exception as error:  # whatever a damaged file makes the readers raise
                 problem = _first_line(error)
             if distributed.all_agree(found is not None):
-                leaves, notes = found
+                leaves, notes, history = found
                 sums = checksums(leaves)
                 wrong = [name for name, checksum in notes["checksums"].items() if sums[name] != checksum]
                 if not wrong:
                     values = [leaves[name] for name in _leaves(abstract)]
-                    return jax.tree.unflatten(jax.tree.structure(abstract), values), notes["history"]
+                    return jax.tree.unflatten(jax.tree.structure(abstract), values), history
                 problem = f"the checksum of {wrong[0]} does not match"
             aside = self._set_aside(step)
             if problem and (distributed.is_main() or found is None):
                 print(f"the checkpoint of step {step} is damaged ({problem}); moved to {aside}", file=sys.stderr, flush=True)
+        self._journal = Journal(self.folder / _JOURNAL)  # whatever was read of it belongs to no state
         return None
 
-    def _read(self, step: int, abstract: TrainState) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    def _read(self, step: int, abstract: TrainState) -> tuple[dict[str, jax.Array], dict[str, Any], dict[str, Any]]:
         # By the handler and not by the manager: if one process cannot read its part, the others shall not wait for it in there.
         folder = self.folder / str(step)
         notes = json.loads((folder / _NOTES / "metadata").read_text())
@@ -145,8 +155,9 @@ class Checkpoints:
             )
         if notes["step"] != step:
             raise ValueError(f"it is that of step {notes['step']}")
+        history = self._journal.read(notes["history"])
         handler = ocp.StandardCheckpointHandler()
-        return handler.restore(folder / _STATE, args=ocp.args.StandardRestore(_leaves(abstract))), notes
+        return handler.restore(folder / _STATE, args=ocp.args.StandardRestore(_leaves(abstract))), notes, history
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()

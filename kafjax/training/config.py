@@ -24,6 +24,7 @@ class TrainConfig(Config):
       param_dtype: dtype of what trains. bfloat16 takes half the memory, also for the first moment; updates are rounded
         stochastically.
       remat: what of each layer is kept for the backward pass (see `models.REMAT`).
+      b1, b2, eps: AdamW's, also for what Muon leaves to AdamW.
       lora_plus: ratio of the learning rate of LoRA's `b` to that of the rest (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
       loss_chunk: most rows of logits alive at once on a device.
       seed: of the data order, of the adapter's start and of dropout.
@@ -65,6 +66,9 @@ class TrainConfig(Config):
         identity=False,
     )
     weight_decay: float = option(0.0, "Training: AdamW's, on matrices only.", least=0)
+    b1: float = option(0.9, "AdamW: decay rate of the first moment.", least=0, below=1, added=True)
+    b2: float = option(0.999, "AdamW: decay rate of the second moment.", least=0, below=1, added=True)
+    eps: float = option(1e-8, "AdamW: term in the denominator.", above=0, added=True)
     clip_norm: float = option(1.0, "Training: bound of the gradient's global norm.", above=0)
     freeze_embedding: bool = option(
         True, "Full fine-tuning: leave the embedding (and an untied head) as it is; it is most of a small model."

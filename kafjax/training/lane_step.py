@@ -26,7 +26,7 @@ from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder
-from kafjax.ops.loss import summed_and_single_losses
+from kafjax.ops.loss import even_chunk, summed_and_single_losses, used
 from kafjax.parallel import BATCH_AXES, replicated, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
@@ -81,23 +81,26 @@ def lane_losses(
     looked_at_NxSxPxD = jax.vmap(jax.vmap(lambda h, places: h[places]))(hidden_NxBxTxD.reshape(N, S, -1, D), batch.places_SxN)
 
     def grouped(x: jax.Array) -> jax.Array:
-        """`[N, S, P, ..]` -> `[groups, lanes of a device x P, ..]`: what lies on one device stays there, and is chunked together."""
-        x = jnp.moveaxis(x.reshape(lane_shards, N // lane_shards, *x.shape[1:]), 1, 2)
+        """`[N, S, P, ..]` -> `[groups, P x lanes of a device, ..]`: what lies on one device stays there, and is chunked together.
+
+        Each lane's first places come first, so that what is empty in all lanes is at the end.
+        """
+        x = jnp.moveaxis(x.reshape(lane_shards, N // lane_shards, *x.shape[1:]), 1, 3)
         return x.reshape(lane_shards * S, -1, *x.shape[4:])
 
-    n_places = N // lane_shards * P
-    even_chunk = -(-n_places // -(-n_places // chunk))
+    size = even_chunk(N // lane_shards * P, chunk)
 
     def group_losses(hidden_PxD, targets_P, weights_P):
-        return summed_and_single_losses(hidden_PxD, model.unembedding(frozen), targets_P, weights_P, even_chunk)
+        return summed_and_single_losses(hidden_PxD, model.unembedding(frozen), targets_P, weights_P, size, n_used)
 
     groups = tuple(map(grouped, (looked_at_NxSxPxD, batch.targets_SxN, batch.weights_SxN)))
+    n_used = used(groups[2])
     if lane_shards * S == 1:
         total, losses = group_losses(*(x[0] for x in groups))
     else:
         totals, losses = jax.vmap(group_losses)(*groups)
         total = jnp.sum(totals)
-    losses_N = jnp.sum(jnp.moveaxis(losses.reshape(lane_shards, S, -1, P), 1, 2), axis=(2, 3)).reshape(N)
+    losses_N = jnp.sum(losses.reshape(lane_shards, S, P, -1), axis=(1, 2)).reshape(N)
     return total, (losses_N, jnp.sum(batch.weights_SxN, axis=(1, 2)))
 
 
@@ -227,8 +230,17 @@ class LaneTask:
 
 
 def optimizer_of(config: TrainConfig, rate: optax.Schedule = lambda step: step) -> optax.GradientTransformation:
-    """That of one lane; its state is of one structure whatever the rate."""
-    return optimizers.make(config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm, lora_plus=config.lora_plus)
+    """Optimizer of one lane. The state's structure does not depend on the rate."""
+    return optimizers.make(
+        config.optimizer,
+        rate,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        lora_plus=config.lora_plus,
+    )
 
 
 def check_lanes(n_lanes: int, mesh: Mesh) -> None:

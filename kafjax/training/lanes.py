@@ -30,10 +30,11 @@ from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import trees
-from kafjax.core.errors import UserError
+from kafjax.core.errors import Preempted, UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares, replicated, shard
+from kafjax.parallel.preemption import Preemption
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch, Batches, Example
 from kafjax.training.checkpoint import Checkpoints
@@ -87,7 +88,7 @@ class LaneResult:
 
 @dataclasses.dataclass
 class _Seat:
-    """A lane while it trains. `history` is what its checkpoints keep beside the state."""
+    """A lane while it trains. `history` is what its checkpoints keep beside the state, `saved` the step of the last of them."""
 
     lane: Lane
     batches: Batches
@@ -95,6 +96,7 @@ class _Seat:
     history: dict[str, Any]
     checkpoints: Checkpoints | None
     opened: contextlib.ExitStack
+    saved: int = 0
 
     @property
     def done(self) -> int:
@@ -135,6 +137,7 @@ def train_lanes(
     Raises:
       UserError: no lanes, two of one name, one that does not fit the base, slots that do not divide over the mesh, and whatever
         `train` raises but for a loss that is no longer finite, which ends only its lane.
+      Preempted: SIGTERM came, and each lane that trains is saved at its step, if checkpoints are. In all processes alike.
     """
     mesh = make_mesh() if mesh is None else mesh
     check(params, config, lanes)
@@ -184,7 +187,7 @@ class _Run:
         self.n_ticks, self.tokens, self.seconds = 0, 0, 0.0
 
     def all(self) -> dict[str, LaneResult]:
-        with contextlib.ExitStack() as opened, Progress(self.label, self.total) as bar:
+        with Preemption() as preemption, contextlib.ExitStack() as opened, Progress(self.label, self.total) as bar:
             self.opened, self.bar = opened, bar
             self._fill()
             inputs, batch = self._inputs(), self._batch()
@@ -198,6 +201,8 @@ class _Run:
                 if self._leave_and_fill():
                     inputs, following = self._inputs(), self._batch()
                 batch = following
+                if any(self.seats) and preemption.reached(self.n_ticks):
+                    self._save_and_leave()
         return self.results
 
     # Who sits where.
@@ -225,6 +230,7 @@ class _Run:
             restored = new_state(adapters, optimizer), {"seconds": 0.0, "curve": []}
         state, history = restored
         seat = _Seat(lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened)
+        seat.saved = seat.done
         if seat.done:
             self.bar.advance(seat.done)
             say(lane.name, f"resuming after step {seat.done} of {seat.n_steps}")
@@ -329,9 +335,26 @@ class _Run:
         if self.early_stop:
             self._look()
         for slot, seat in seated:
-            every = self.task.config.checkpoint_every
-            if seat.checkpoints is not None and seat.done % every == 0 and not seat.ending:
-                seat.checkpoints.save(seat.done, shard(self._own_state(slot), replicated(self.task.mesh)), seat.history)
+            if seat.checkpoints is not None and seat.done % self.task.config.checkpoint_every == 0 and not seat.ending:
+                self._save(slot)
+
+    def _save(self, slot: int) -> None:
+        seat = self.seats[slot]
+        seat.checkpoints.save(seat.done, shard(self._own_state(slot), replicated(self.task.mesh)), seat.history)
+        seat.saved = seat.done
+
+    def _save_and_leave(self) -> None:
+        """Saves each lane that has trained since its last checkpoint, waits for the disk and raises `Preempted`."""
+        seated = [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+        if any(seat.checkpoints is None for _, seat in seated):
+            raise Preempted(f"{self.label}: the steps of {len(seated)} lanes are lost, as checkpoints are off")
+        for slot, seat in seated:
+            if seat.done > seat.saved:
+                self._save(slot)
+        for _, seat in seated:
+            seat.checkpoints.wait()
+        steps = ", ".join(f"{seat.lane.name} at step {seat.done}" for _, seat in seated)
+        raise Preempted(f"{self.label}: saved {steps}; run the same command again to go on")
 
     def _look(self) -> None:
         """Held-out losses of the lanes that are due; one that has not improved for long enough leaves."""

@@ -48,11 +48,12 @@ class TrainResult:
       trainable: the trained parameters (without the frozen ones), or adapters for the model that was given.
       spec: what they are adapters by: as asked for, but with PiSSA and OLoRA an ordinary one of twice the rank (`lora.plain`); None
         without adapters.
-      curve: a dict a step: step, loss, grad_norm, learning_rate, tokens, targets.
+      curve: a dict a step: step, loss, grad_norm, learning_rate, tokens, targets, loss_places.
       seconds: wall time of the steps; compiling, checkpoints and set-up not counted.
       tokens: trained on, over all steps, padding not counted.
       targets: those of them whose prediction the loss looked at.
-      flops_measured: XLA's count for one step's program, times the steps.
+      flops_measured: executed, over all steps: XLA's count without the loss, and the loss at the places that were computed.
+      flops_useful: the same with the loss at targets alone; the difference went into places that only fill up a chunk.
       argument_bytes, temporary_bytes: of the compiled step, on one device.
       peak_memory_bytes: see `PeakMemory`.
     """
@@ -69,6 +70,7 @@ class TrainResult:
     trainable_parameters: int
     optimizer_bytes: int
     flops_measured: float
+    flops_useful: float
     argument_bytes: int
     temporary_bytes: int
     peak_memory_bytes: int
@@ -143,7 +145,8 @@ def train(
         tokens_per_second=tokens / history["seconds"],
         trainable_parameters=trees.count(state.trainable) if spec is None else lora.count(spec, params),
         optimizer_bytes=sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
-        flops_measured=compiled.flops * n_steps,
+        flops_measured=compiled.flops * n_steps + compiled.flops_a_place * sum(row["loss_places"] for row in history["curve"]),
+        flops_useful=compiled.flops * n_steps + compiled.flops_a_place * batches.n_targets(n_steps),
         argument_bytes=compiled.argument_bytes,
         temporary_bytes=compiled.temporary_bytes,
         peak_memory_bytes=peak.n_bytes,

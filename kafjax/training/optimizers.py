@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
-_NOT_DECAYED = ("scale", "bias", "magnitude")
+_VECTORS = ("scale", "bias", "magnitude")
+_LEAST_FACTORED = 32  # a matrix with a shorter side has nothing to gain from row and column means
 
 
 def warmup_cosine(learning_rate: float, steps: int, *, warmup_fraction: float = 0.05, floor_fraction: float = 0.1) -> optax.Schedule:
@@ -34,9 +35,16 @@ def rate(step: jax.Array, peak: Any, warmup: Any, steps: Any, floor_fraction: fl
 
 
 def decayed(params: Any) -> Any:
-    """True where weight decay applies: matrices, not norms' scales, biases and DoRA's magnitudes (which are stacked to 2-D by layers,
-    so shapes do not tell)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in _NOT_DECAYED, params)
+    """True where weight decay applies: matrices, not norms' scales, biases and DoRA's magnitudes."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
+
+
+def _is_matrix(path: tuple[Any, ...]) -> bool:
+    """True for a parameter whose last two axes are a matrix, False for a vector (its last axis).
+
+    Names decide, because shapes cannot: vectors stacked over layers are 2-D. Axes before are layers.
+    """
+    return _name(path) not in _VECTORS
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -51,23 +59,32 @@ def make(
     clip_norm: float = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
+    eps: float = 1e-8,
     momentum_dtype: Any = jnp.float32,
     lora_plus: float = 1.0,
 ) -> optax.GradientTransformation:
     """Clips the gradient's global norm to `clip_norm`, then one of `OPTIMIZERS`, given float32 gradients and parameters:
 
     - adamw (Loshchilov & Hutter 2019, arXiv:1711.05101): two moments a parameter, the first in `momentum_dtype`.
-    - adafactor (Shazeer & Stern 2018, arXiv:1804.04235): of a matrix the means of its rows and columns only, and no momentum. Of layers
-      that are stacked, each has its own means; they are clipped and scaled together.
+    - adafactor (Shazeer & Stern 2018, arXiv:1804.04235): a mean per row and per column of each matrix, one second moment per entry of
+      each vector, no momentum.
     - muon (Jordan et al. 2024): one moment in `momentum_dtype`, orthogonalised, layer by layer; scaled to the size of AdamW's updates
       (Liu et al. 2025, arXiv:2502.16982), so that the same learning rates serve. For matrices inside the layers; AdamW, with Nesterov's
       momentum, for the rest.
+
+    Layers are stacked on leading axes, and every rule treats each layer by itself: no layer's gradient enters another's update,
+    except through the global norm that the gradient is clipped by.
+
+    `b1`, `b2` and `eps` are AdamW's decay rates and the term in its denominator, also where muon leaves a parameter to AdamW;
+    adafactor ignores them.
 
     Weight decay is on matrices only. `lora_plus` multiplies the updates of adapters' `b`, decay included, which is a learning rate of
     their own. Raises `KeyError` for another name.
     """
     make_rule = {
-        "adamw": lambda: optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed, mu_dtype=momentum_dtype),
+        "adamw": lambda: optax.adamw(
+            schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed, mu_dtype=momentum_dtype
+        ),
         "adafactor": lambda: _adafactor(schedule, weight_decay),
         "muon": lambda: muon(
             schedule,
@@ -76,6 +93,7 @@ def make(
             weight_decay_mask=decayed,
             adam_b1=b1,
             adam_b2=b2,
+            eps=eps,
             adam_weight_decay=weight_decay,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
@@ -85,7 +103,7 @@ def make(
 
 
 def _faster_b(ratio: float) -> optax.GradientTransformation:
-    """Of a table of embeddings the half that starts from zero, which `b` is of a kernel, is `a`."""
+    """Multiplies the updates of the half of each adapter that starts from zero: `a` of embedding tables, `b` of kernels."""
 
     def is_faster(path: tuple[Any, ...]) -> bool:
         return _name(path) == ("a" if len(path) > 1 and _name(path[:-1]) == "embedding" else "b")
@@ -99,11 +117,84 @@ def _faster_b(ratio: float) -> optax.GradientTransformation:
 def _adafactor(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     # optax decays weights by `weight_decay_rate` a step, whatever the learning rate: here decay follows it, as in AdamW.
     return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=32),
-        optax.clip_by_block_rms(1.0),
+        _scale_by_factored_rms(),
+        optax.stateless(_clip_layers),
         optax.add_decayed_weights(weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+class FactoredState(NamedTuple):
+    """State of Adafactor's scaling: trees of the parameters' structure, `(1,)` zeros where a tree has nothing to keep.
+
+    Attributes:
+      count: int32, steps done.
+      v_row: float32 `[.., in]`, mean square of each row of a matrix `[.., in, out]`.
+      v_col: float32 `[.., out]`, that of each column.
+      v: float32, second moments of what is not factored.
+    """
+
+    count: jax.Array
+    v_row: Any
+    v_col: Any
+    v: Any
+
+
+def _scale_by_factored_rms(decay: float = 0.8, eps: float = 1e-30) -> optax.GradientTransformation:
+    """Divides by a factored estimate of the gradient's root mean square (Shazeer & Stern 2018, algorithms 4 and 5).
+
+    `optax.scale_by_factored_rms` factors the two largest axes, one of which is that of the layers in a deep model. Here it is always
+    the last two, and vectors are never factored.
+    """
+
+    def is_factored(path: tuple[Any, ...], x: Any) -> bool:
+        return _is_matrix(path) and min(x.shape[-2:]) >= _LEAST_FACTORED and x.ndim > 1
+
+    def init(params: Any) -> FactoredState:
+        def zeros(shape_if_factored: Any, shape_if_not: Any) -> Any:
+            def of(path: tuple[Any, ...], x: Any) -> jax.Array:
+                return jnp.zeros((shape_if_factored if is_factored(path, x) else shape_if_not)(x.shape))
+
+            return jax.tree_util.tree_map_with_path(of, params)
+
+        def nothing(_: tuple[int, ...]) -> tuple[int]:
+            return (1,)
+
+        return FactoredState(
+            jnp.int32(0),
+            v_row=zeros(lambda shape: shape[:-1], nothing),
+            v_col=zeros(lambda shape: (*shape[:-2], shape[-1]), nothing),
+            v=zeros(nothing, lambda shape: shape),
+        )
+
+    def update(gradients: Any, state: FactoredState, params: Any = None) -> tuple[Any, FactoredState]:
+        new = (state.count + 1.0) ** -decay  # weight of this step's squares
+
+        def scaled(path: tuple[Any, ...], g: Any, row: Any, col: Any, v: Any) -> tuple[Any, Any, Any, Any]:
+            square = g * g + eps
+            if not is_factored(path, g):
+                v += new * (square - v)
+                return g * jax.lax.rsqrt(v), row, col, v
+            row += new * (jnp.mean(square, -1) - row)
+            col += new * (jnp.mean(square, -2) - col)
+            row_share = row / jnp.mean(row, -1, keepdims=True)
+            return g * jax.lax.rsqrt(row_share)[..., None] * jax.lax.rsqrt(col)[..., None, :], row, col, v
+
+        results = jax.tree_util.tree_map_with_path(scaled, gradients, state.v_row, state.v_col, state.v)
+        updates, *moments = jax.tree.transpose(jax.tree.structure(gradients), jax.tree.structure((0,) * 4), results)
+        return updates, FactoredState(state.count + 1, *moments)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _clip_layers(updates: Any, _: Any) -> Any:
+    """Bounds the root mean square of the update of each matrix and vector by 1, layer by layer."""
+
+    def clipped(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        axes = tuple(range(-min(2 if _is_matrix(path) else 1, x.ndim), 0))
+        return x / jnp.maximum(1, jnp.sqrt(jnp.mean(x * x, axes, keepdims=True)))
+
+    return jax.tree_util.tree_map_with_path(clipped, updates)
 
 
 def _matrices(params: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -41,8 +40,8 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
 
 
 def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, counters: NamedSharding | None = None) -> TrainState:
-    """Shardings of a whole state. Moments lie with their parameters; what an optimizer keeps of a parameter with a dimension summed
-    away (Adafactor's rows and columns) lies as what is left of it; counters everywhere, or where `counters` says."""
+    """Shardings of a whole state. Moments lie with their parameters, Adafactor's row and column means as the axes that are left of
+    theirs, counters everywhere, or where `counters` says."""
     counters = replicated(mesh) if counters is None else counters
     places = dict(jax.tree_util.tree_leaves_with_path(trainable_shardings))
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.trainable)}
@@ -55,11 +54,12 @@ def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, 
         if leaf.shape == shape:
             return places[of]
         name = jax.tree_util.keystr(path[: -len(of)])
-        # The rows are what is left without the largest dimension, the columns without the second largest (the later one among equals).
-        order = np.argsort(shape, kind="stable")
-        for suffix, summed in ((".v_row", order[-1]), (".v_col", order[-2] if len(order) > 1 else order[-1])):
-            if name.endswith(suffix) and leaf.shape == tuple(np.delete(shape, summed)):
-                return NamedSharding(mesh, PartitionSpec(*(axis for i, axis in enumerate(spec) if i != summed)))
+        if len(shape) < 2:
+            return counters  # a vector, which Adafactor does not factor
+        layers = range(len(shape) - 2)
+        for suffix, kept in ((".v_row", (*layers, -2)), (".v_col", (*layers, -1))):
+            if name.endswith(suffix) and leaf.shape == tuple(shape[i] for i in kept):
+                return NamedSharding(mesh, PartitionSpec(*(spec[i] for i in kept)))
         return counters
 
     return TrainState(counters, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
@@ -93,7 +93,7 @@ def make_step(
     that a training that is resumed draws what it would have drawn.
 
     Metrics, float32 scalars: `loss` (nats per weighted token), `grad_norm` (before clipping), `targets` (sum of the weights),
-    `learning_rate`.
+    `loss_places` (places whose logits were computed), `learning_rate`.
     """
 
     def summed_loss(trainable, frozen, batch, key):
@@ -113,6 +113,8 @@ def make_step(
         dropping, rounding = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         gradients_of = value_and_grad if accumulate == 1 else accumulated
         (total, weight), gradients = gradients_of(state.trainable, frozen, batch, dropping)
+        micro_weights = batch.weights_SxN.reshape(-1, *batch.weights_SxN.shape[-2:])
+        places = jax.vmap(lambda w: objective.computed_places(w, chunk, mesh.shape["sequence"]))(micro_weights)
         weight_or_1 = jnp.maximum(weight, 1e-9)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / weight_or_1, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, _float32(state.trainable))
@@ -121,6 +123,7 @@ def make_step(
             "loss": total / weight_or_1,
             "grad_norm": optax.global_norm(gradients),
             "targets": weight,
+            "loss_places": jnp.sum(places).astype(jnp.float32),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics

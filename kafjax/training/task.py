@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.models import Decoder
+from kafjax.ops.loss import even_chunk
 from kafjax.ops.quantized import QuantizedKernel, refuse_quantized
 from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
@@ -25,11 +26,17 @@ from kafjax.training.step import Combine, Step, TrainState, make_step, new_state
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """The step ready to run, with XLA's figures: `flops` of one step over all devices, bytes on one device."""
+    """The step ready to run, with XLA's figures: bytes on one device, FLOPs over all devices.
+
+    Attributes:
+      flops: of one step without the products of the loss with the vocabulary.
+      flops_a_place: of those products, a place whose logits are computed.
+    """
 
     step: Step
     seconds: float
     flops: float
+    flops_a_place: float
     argument_bytes: int
     temporary_bytes: int
 
@@ -100,6 +107,9 @@ class Task:
             schedule,
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
             momentum_dtype=dtype,
             lora_plus=config.lora_plus,
         )
@@ -121,7 +131,7 @@ class Task:
         compiled = self.lower(batch).compile()
         seconds = time.perf_counter() - began
         memory = compiled.memory_analysis()
-        return CompiledStep(compiled, seconds, self._flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+        return CompiledStep(compiled, seconds, *self.flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The step for batches of the shape of `batch`, which may be abstract, ready to compile for the devices of the mesh."""
@@ -141,13 +151,25 @@ class Task:
             seed=self.config.seed,
         )
 
-    def _flops(self, batch: Batch) -> float:
-        # XLA counts a loop's body once, so the program that is counted has no loops: one microbatch, one chunk, layers unrolled.
+    def flops(self, batch: Batch) -> tuple[float, float]:
+        """FLOPs of one step without the loss's products with the vocabulary, and those of one place of the loss.
+
+        The first is XLA's count, over all devices; the second is a formula.
+        """
+        # XLA counts a loop's body once, so the program that is counted is one microbatch with its layers unrolled. The loop of the
+        # loss stays, and its one chunk a share is taken off.
         n_micro = self.config.accumulate
         if n_micro > 1:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-        step = self._step(dataclasses.replace(self.model, unroll=True), 1, batch.places_SxN.shape[1])
-        return n_micro * float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+        step = self._step(dataclasses.replace(self.model, unroll=True), 1, self.config.loss_chunk)
+        counted = float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+        table = (self.model.config.vocab_size, self.model.config.hidden_size)
+        trains = any(x.shape == table for x in jax.tree.leaves(self.abstract.trainable))
+        a_place = 2.0 * (3 if trains else 2) * table[0] * table[1]  # logits, gradient of the hidden states, of the table
+        n_sequence = self.mesh.shape["sequence"]
+        S, N = batch.places_SxN.shape
+        a_chunk = even_chunk(-(-N // n_sequence), self.config.loss_chunk) * S * n_sequence
+        return n_micro * (counted - a_chunk * a_place), a_place
 
 
 def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None) -> trees.Tree:

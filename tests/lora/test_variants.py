@@ -134,3 +134,20 @@ def test_scanned_equals_unrolled_equals_rematerialised(params):
         beyond = np.arange(rank.max()) >= rank[..., None]
         assert not jnp.any(gradient[path]["a"] * beyond[..., None, :]) and not jnp.any(gradient[path]["b"] * beyond[..., :, None])
     assert set(gradient) == {*lora.ranks(ALL, params), *trees.matching("norm", params)}
+
+
+@pytest.mark.parametrize("axis", [-1, -2], ids=["output", "input"])
+def test_dora_beside_zeros_in_a_kernel_has_finite_values_and_gradients_and_merges_to_zeros(axis):
+    spec = lora.Spec(rank=2, targets="q_proj", dora=True)
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    (path,) = lora.abstract(spec, params)
+    flat = trees.flatten(params)
+    zeroed = jnp.moveaxis(jnp.moveaxis(flat[path], axis, 0).at[3].set(0), 0, axis)
+    params = trees.unflatten({**flat, path: zeroed})
+    adapters = lora.init(spec, params, jax.random.key(1))
+    summed = lambda adapters: MODEL.apply(lora.attach(params, adapters, spec), TOKENS).sum()  # noqa: E731
+    value, gradients = quick_jit(jax.value_and_grad(summed))(adapters)
+    assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+    np.testing.assert_allclose(value, MODEL.apply(params, TOKENS).sum(), rtol=1e-3)
+    merged = trees.flatten(lora.merge(params, adapters, spec))[path]
+    np.testing.assert_allclose(merged, zeroed, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from kafjax.ops.loss import chunked_cross_entropy, summed_and_single_losses
+from kafjax.ops.loss import chunked_cross_entropy, even_chunk, summed_and_single_losses, used
 
 N, D, V = 21, 8, 40
 
@@ -101,3 +101,40 @@ def test_single_losses_are_told_beside_their_sum_and_have_no_gradient(inputs, ch
     of_total = jax.grad(lambda h: summed_and_single_losses(h, embedding, targets, weights, chunk)[0])(hidden)
     mixed = jax.grad(lambda h: sum(map(jnp.sum, summed_and_single_losses(h, embedding, targets, weights, chunk))))(hidden)
     np.testing.assert_array_equal(mixed, of_total)
+
+
+@pytest.mark.parametrize("n_targets", [0, 1, 4, 5, 13, N])
+def test_empty_chunks_are_skipped_and_change_neither_loss_nor_gradients(inputs, n_targets):
+    hidden, embedding, targets, weights = inputs
+    weights = jnp.where(jnp.arange(N) < n_targets, weights + 0.25, 0)
+    assert used(weights) == n_targets
+    # Where nothing looks stands what would spoil every sum.
+    n_computed = -(-n_targets // 4) * 4
+    spoilt = jnp.where(jnp.arange(N)[:, None] < n_computed, hidden, jnp.nan)
+    gradients_of = jax.jit(jax.value_and_grad(lambda h, e: chunked_cross_entropy(h, e, targets, weights, chunk=4), argnums=(0, 1)))
+    value, gradients = gradients_of(spoilt, embedding)
+    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(hidden, embedding, targets, weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_shares_run_as_many_chunks_as_the_fullest_of_them(inputs):
+    hidden, embedding, targets, weights = (x[:20] if x.shape[0] == N else x for x in inputs)
+    weights = (weights + 1) * (jnp.arange(20) % 10 < jnp.where(jnp.arange(20) < 10, 3, 5))
+    split = [x.reshape(2, 10, *x.shape[1:]) for x in (hidden, targets, weights)]
+    n_used = used(split[2])
+    of_share = lambda h, t, w: chunked_cross_entropy(h, embedding, t, w, 2, n_used)  # noqa: E731
+    assert n_used == 5
+    np.testing.assert_allclose(jnp.sum(jax.vmap(of_share)(*split)), plain(hidden, embedding, targets, weights), rtol=1e-5)
+    split[0] = split[0].at[:, 6:].set(jnp.nan)  # no chunk reads on
+    assert np.isfinite(jax.vmap(of_share)(*split)).all()
+
+
+@pytest.mark.parametrize("most", [1, 64, 256])
+@pytest.mark.parametrize("n", [1, 32, 63, 64, 200, 448, 5000])
+def test_chunks_are_even_and_no_larger_than_asked(n, most):
+    size = even_chunk(n, most)
+    assert 1 <= size <= most and size <= n
+    assert size * -(-n // size) - n < -(-n // size)
+    assert size == most or n < 128 or size <= max(-(-n // 4), 128)

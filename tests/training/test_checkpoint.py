@@ -170,3 +170,35 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write checkpoints"):
         Checkpoints(tmp_path / "file" / "checkpoints", "fingerprint")
+
+
+def test_a_save_writes_what_has_been_added_to_the_history(tmp_path):
+    curve = [{"step": step, "loss": 1 / step} for step in range(1, 2001)]
+    with Checkpoints(tmp_path / "checkpoints", "fingerprint") as checkpoints:
+        for step in (10, 2000):
+            checkpoints.save(step, state(1), {"seconds": 1.5, "curve": curve[:step]})
+        checkpoints.wait()
+        small, large = ((tmp_path / "checkpoints" / str(step) / "notes" / "metadata").stat().st_size for step in (10, 2000))
+        assert large - small < 20
+        assert len((tmp_path / "checkpoints" / "history.jsonl").read_text().splitlines()) == 2000
+    with Checkpoints(tmp_path / "checkpoints", "fingerprint") as checkpoints:
+        assert checkpoints.restore(abstract())[1] == {"seconds": 1.5, "curve": curve}
+
+
+def test_going_on_from_an_earlier_checkpoint_forgets_the_lines_behind_it(folder):
+    shutil.rmtree(folder / "3")
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        _, history = checkpoints.restore(abstract())
+        assert history == {"losses": [0.1] * 2}
+        checkpoints.save(3, state(3), {"losses": [0.1, 0.1, 0.7]})
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        assert checkpoints.restore(abstract())[1] == {"losses": [0.1, 0.1, 0.7]}
+
+
+def test_a_history_that_is_cut_short_falls_back_to_what_it_still_holds(folder, capsys):
+    journal = folder / "history.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        found, history = checkpoints.restore(abstract())
+        assert same(found, state(2)) and history == {"losses": [0.1] * 2}
+    assert "the checkpoint of step 3 is damaged (history.jsonl does not hold what it refers to)" in capsys.readouterr().err

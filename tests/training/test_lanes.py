@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import signal
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from kafjax import lora
 from kafjax.core import trees
-from kafjax.core.errors import UserError
+from kafjax.core.errors import Preempted, UserError
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh
 from kafjax.training import Example, TrainConfig, train
@@ -241,3 +243,30 @@ def test_on_done_gets_each_lane_as_it_ends(model, params, examples):
 def test_lanes_that_cannot_be_are_told(model, params, examples, lanes, told):
     with pytest.raises(UserError, match=told):
         train_lanes(model, params, [examples], CONFIG, lanes)
+
+
+def test_sigterm_saves_every_lane_at_its_step_and_the_next_call_goes_on(model, params, examples, together, tmp_path):
+    config = dataclasses.replace(CONFIG, checkpoint_every=30)
+    steps = []
+
+    def log(**row):
+        steps.append(row["step"])
+        if row["step"] == 7 and row["label"] == "r4":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = lambda **kwargs: train_lanes(model, params, [examples], config, LANES[:2], run_dir=tmp_path, **kwargs)  # noqa: E731
+    with pytest.raises(Preempted, match=r"lanes: saved r1 at step 7, r4 at step 7; run the same command again"):
+        run(log=log)
+    steps.clear()
+    results = run(log=log)
+    assert min(steps) == 8
+    for lane in LANES[:2]:
+        np.testing.assert_allclose(losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-5)
+
+
+def test_sigterm_without_checkpoints_says_what_is_lost(model, params, examples):
+    def log(**row):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="the steps of 1 lanes are lost, as checkpoints are off"):
+        train_lanes(model, params, [examples], CONFIG, LANES[:1], log=log)

@@ -70,6 +70,9 @@ def test_bill_adds_up(trained, examples, model, params):
     # The head alone costs this much: forward and the gradient of the hidden states, at each padded target.
     head = 4 * model.unembedding(params).size * result.targets
     assert result.flops_measured > head
+    places = sum(row["loss_places"] for row in result.curve)
+    assert result.targets <= places and result.flops_useful > head
+    assert result.flops_measured - result.flops_useful == pytest.approx(4 * model.unembedding(params).size * (places - result.targets))
     assert result.peak_memory_bytes > result.optimizer_bytes
 
 

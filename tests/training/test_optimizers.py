@@ -9,7 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kafjax.training.optimizers import decayed, make, round_stochastically, warmup_cosine
+from kafjax.core.errors import UserError
+from kafjax.training import TrainConfig
+from kafjax.training.optimizers import OPTIMIZERS, decayed, make, round_stochastically, warmup_cosine
+from kafjax.training.step import _updated
 
 
 def test_schedule_rises_then_falls_to_its_floor():
@@ -47,7 +50,8 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
     gradients = [random_like(scale) for scale in (3, 0.1, 1, 5, 0.01)]
     schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
 
-    optimizer = make("adamw", schedule, weight_decay=0.3, clip_norm=1.0, lora_plus=lora_plus)
+    b1, b2, eps = 0.8, 0.95, 1e-3
+    optimizer = make("adamw", schedule, weight_decay=0.3, clip_norm=1.0, lora_plus=lora_plus, b1=b1, b2=b2, eps=eps)
     params, state = start, optimizer.init(start)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)
@@ -59,7 +63,7 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
         {"params": [theirs["dense"]["kernel"], theirs["x/kernel"]["a"]], "weight_decay": 0.3},
         {"params": [theirs["dense"]["bias"], theirs["norm"]["scale"], theirs["x/kernel"]["magnitude"]], "weight_decay": 0.0},
     ]
-    reference = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+    reference = torch.optim.AdamW(groups, lr=0.1, betas=(b1, b2), eps=eps)
     for step, gradient in enumerate(gradients):
         for group in reference.param_groups:
             group["lr"] = group.get("times", 1) * float(schedule(step))
@@ -68,6 +72,13 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
         reference.step()
     for ours, expected in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"b1": 1.0}, {"b1": -0.1}, {"b2": float("nan")}, {"eps": 0.0}, {"eps": float("inf")}])
+def test_adams_numbers_out_of_bounds_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name}={value}: must be"):
+        TrainConfig(**wrong)
 
 
 def run_ours(name: str, start, gradients, rate: float, weight_decay: float):
@@ -108,6 +119,76 @@ def test_adafactor_keeps_rows_and_columns_of_each_layer():
     stacked = {"kernel": jnp.ones((3, 64, 96))}
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(make("adafactor", lambda _: 0.1).init(stacked)) if leaf.size > 3)
     assert sizes == [3 * 64, 3 * 96]
+
+
+DEEP = 40  # more layers than any other axis has, and than Adafactor asks of an axis that it factors
+
+
+def stacked(rng, n_layers: int):
+    """Parameters of a deep model and of an adapter, with vectors that are 2-D by stacking."""
+    shapes = {
+        "layers": {"q_proj": {"kernel": (n_layers, 36, 34)}, "norm": {"scale": (n_layers, 38)}},
+        "layers/up_proj/kernel": {"a": (n_layers, 36, 4), "b": (n_layers, 4, 33), "magnitude": (n_layers, 33)},
+        "final_norm": {"scale": (36,)},
+    }
+    draw = lambda shape: jnp.array(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def on_layers(change, tree):
+    """`change` applied to what is stacked over layers."""
+    return {name: value if name == "final_norm" else jax.tree.map(change, value) for name, value in tree.items()}
+
+
+def assert_same(ours, theirs):
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=2e-4, atol=2e-5)
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def deep(request):
+    """An optimizer, parameters, two steps' gradients and the parameters after them."""
+    rng = np.random.default_rng(4)
+    start, *gradients = (stacked(rng, DEEP) for _ in range(3))
+    return request.param, start, gradients, run_ours(request.param, start, gradients, 0.05, 0.1)
+
+
+def test_a_layers_gradient_changes_no_other_layers_update(deep):
+    name, start, gradients, expected = deep
+    changed = [on_layers(lambda x: x.at[0].multiply(-100.0).at[0].add(7.0), gradient) for gradient in gradients]
+    ours = run_ours(name, start, changed, 0.05, 0.1)
+    assert_same(on_layers(lambda x: x[1:], ours), on_layers(lambda x: x[1:], expected))
+    assert not np.allclose(ours["layers"]["q_proj"]["kernel"][0], expected["layers"]["q_proj"]["kernel"][0])
+
+
+def test_permuted_layers_get_their_own_updates(deep):
+    name, start, gradients, expected = deep
+    permute = lambda tree: on_layers(lambda x: x[np.random.default_rng(5).permutation(DEEP)], tree)  # noqa: E731
+    assert_same(run_ours(name, permute(start), [permute(gradient) for gradient in gradients], 0.05, 0.1), permute(expected))
+
+
+def test_fewer_layers_get_the_same_updates(deep):
+    name, start, gradients, expected = deep
+    few = lambda tree: on_layers(lambda x: x[:3], tree)  # noqa: E731
+    assert_same(run_ours(name, few(start), [few(gradient) for gradient in gradients], 0.05, 0.1), few(expected))
+
+
+def test_stochastic_rounding_of_a_layer_depends_on_no_other_layer_and_not_on_their_number():
+    rng = np.random.default_rng(6)
+    x, update = (stacked(rng, DEEP) for _ in range(2))
+    x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), x)
+    rounded = _updated(x, update, jax.random.key(0))
+    other = _updated(x, on_layers(lambda leaf: leaf.at[0].add(5.0), update), jax.random.key(0))
+    few = lambda tree: on_layers(lambda leaf: leaf[:3], tree)  # noqa: E731
+    for ours, theirs in zip(*map(jax.tree.leaves, (on_layers(lambda x: x[1:], rounded), on_layers(lambda x: x[1:], other))), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(*map(jax.tree.leaves, (_updated(few(x), few(update), jax.random.key(0)), few(rounded))), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_adafactor_never_factors_vectors():
+    state = make("adafactor", lambda _: 0.1).init({"layers": {"norm": {"scale": jnp.ones((DEEP, 64))}}})
+    assert sorted(leaf.size for leaf in jax.tree.leaves(state) if leaf.size > 1) == [DEEP * 64]
 
 
 def test_muon_orthogonalises_each_layer_as_torch_does():
