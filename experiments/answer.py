@@ -26,6 +26,7 @@ from experiments import common
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.records import Corpus, Prediction, Question
 from kafjax.core.rundir import Run, config_hash, open_run, read_json
+from kafjax.core.text import visible
 from kafjax.methods import METHODS, Method
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.trained import Trained
@@ -150,12 +151,12 @@ def _question(method: Method, corpus: Corpus, text: str) -> Question:
 
 
 def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: float) -> None:
-    print(f"answer    {prediction.answer}")
+    print(f"answer    {visible(prediction.answer)}")
     if prediction.answers:
-        print(f"known     {' | '.join(prediction.answers)}  ({'right' if prediction.correct else 'wrong'})")
+        print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
     texts = {passage.id: passage.text for passage in corpus.passages}
     for rank, id in enumerate(prediction.passages, 1):
-        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{id}] {texts[id]}")
+        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {visible(texts[id])}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
     print(f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}")
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in prediction.seconds.items())

@@ -25,6 +25,7 @@ from kafjax import hub
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import Progress
 from kafjax.core.records import Passage
+from kafjax.core.text import visible
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.corpus import load_passages
 from kafjax.models import Encoder
@@ -33,7 +34,7 @@ from kafjax.retrieval.folder import is_replaceable, size_on_disk
 
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
-flags.DEFINE_integer("seed", 0, "Seed of the generated corpus.")
+flags.DEFINE_integer("seed", 0, "Seed of the generated corpus.", lower_bound=0)
 flags.DEFINE_string("out", None, "Folder of the index.", required=True)
 flags.DEFINE_string("embedder", "minilm", "Embedding model, the same at every call for one index: minilm, or a folder of a BERT model.")
 flags.DEFINE_string("engine", "auto", "Index engine: auto (ScaNN where it is installed), scann, exact.")
@@ -62,7 +63,7 @@ def main(_: list[str]) -> None:
         print(f"{out}: {size}")
     if values.query:
         for rank, (passage, score) in enumerate(_search(store, embedder, values.query, values.k), 1):
-            print(f"{rank:3d}. {score:.3f}  [{passage.id}] {passage.text}")
+            print(f"{rank:3d}. {score:.3f}  [{visible(passage.id)}] {visible(passage.text)}")
 
 
 def _open_embedder() -> Embedder:

@@ -41,7 +41,7 @@ def define_model_flags() -> None:
     flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.")
     flags.DEFINE_string("embedder", "minilm", "Embedding model: minilm, or a folder of a BERT model.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations. bfloat16 is faster on TPUs, GPUs and CPUs with AMX.")
-    flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order, adapter start and sampling.")
+    flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order, adapter start and sampling.", lower_bound=0)
     define_base_flag()
 
 

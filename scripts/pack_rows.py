@@ -27,7 +27,7 @@ common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
 flags.DEFINE_string("model", "gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
 flags.DEFINE_integer("seq_len", 128, "Tokens per row; longer texts are cut into pieces.", lower_bound=2)
-flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.")
+flags.DEFINE_integer("seed", 0, "Seed of a generated corpus.", lower_bound=0)
 flags.DEFINE_string("out", None, "Folder to make.")
 
 

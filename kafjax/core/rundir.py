@@ -154,8 +154,8 @@ def find_run(root: Path, name: str, config: dict[str, Any]) -> Run:
     Raises `UserError` if the name is no plain folder name or the directory holds a run of another config (naming the first
     difference), so that two experiments never mix in one folder.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"--name='{name}' is not a plain folder name (letters, digits, '.', '_', '-')")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(f"--name='{name}' is not a plain folder name (letters, digits, '.', '_', '-'; up to 100)")
     run = Run(root / name)
     stored = run.file("config.json")
     if stored.exists():

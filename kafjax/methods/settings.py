@@ -48,8 +48,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.replay < 1:
-            raise UserError(f"replay={self.replay}: must be at least 0 and below 1 (a share of the training examples)")
+        if not 0 <= self.replay <= 0.99:  # 0.999999 would train on a million examples for each of the corpus
+            raise UserError(f"replay={self.replay}: must be at least 0 and at most 0.99 (a share of the training examples)")
         for name in ("k", "batch", "document_parts", "hyde_tokens", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
