@@ -56,6 +56,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "psutil>=6.0",
         "qwix>=0.1.8",
+        "regex>=2024.5",
         "safetensors>=0.5",
         "scipy>=1.15",
         "tokenizers>=0.22",

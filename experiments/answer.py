@@ -24,9 +24,10 @@ from absl import flags
 from experiments import build, configs
 from experiments.compiling import compiling
 from kafjax.core.config import command_of, given, leaves, read_record, record
-from kafjax.core.errors import UserError, nearest
+from kafjax.core.errors import UserError, nearest, report
 from kafjax.core.records import Corpus, Prediction, Question
 from kafjax.core.rundir import Run, find_run, open_run, read_json
+from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
 from kafjax.methods import Method, open_method, parts
 from kafjax.methods.oracle import Oracle
@@ -119,7 +120,7 @@ def _converse(method: Method, corpus: Corpus) -> None:
             try:
                 _ask(method, corpus, text)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
+                report(error)
     except (EOFError, KeyboardInterrupt):
         print()
 
@@ -146,12 +147,12 @@ def _question(method: Method, corpus: Corpus, text: str) -> Question:
 
 
 def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: float) -> None:
-    print(f"answer    {prediction.answer}")
+    print(f"answer    {visible(prediction.answer)}")
     if prediction.answers:
-        print(f"known     {' | '.join(prediction.answers)}  ({'right' if prediction.correct else 'wrong'})")
+        print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
     texts = {passage.id: passage.text for passage in corpus.passages}
     for rank, id in enumerate(prediction.passages, 1):
-        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{id}] {texts[id]}")
+        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {visible(texts[id])}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
     print(f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}")
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in prediction.seconds.items())

@@ -26,6 +26,7 @@ from kafjax import hub
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import Progress
 from kafjax.core.records import Passage
+from kafjax.core.text import visible
 from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
 from kafjax.retrieval import Embedder, Store, open_index
@@ -58,7 +59,7 @@ def run(config: BuildIndex) -> None:
         print(f"{out}: {size}")
     if config.query:
         for rank, (passage, score) in enumerate(_search(store, embedder, config.query, config.retrieval.k), 1):
-            print(f"{rank:3d}. {score:.3f}  [{passage.id}] {passage.text}")
+            print(f"{rank:3d}. {score:.3f}  [{visible(passage.id)}] {visible(passage.text)}")
 
 
 def _open_embedder(name: str) -> Embedder:

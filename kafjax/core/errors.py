@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 
 from absl import app, flags, logging
+
+from kafjax.core.text import visible
+
+LONGEST = 600
+"""Characters of a message; what is longer quotes a file rather than tells of it."""
 
 
 class UserError(Exception):
@@ -21,7 +27,7 @@ class Preempted(Exception):
 def report(error: BaseException) -> int:
     """Tells of an error on stderr, in one line if a user can do something about it, and returns the exit code that belongs to it."""
     if isinstance(error, UserError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr, flush=True)
         return 2
     if isinstance(error, Preempted):
         print(f"stopped by SIGTERM: {error}", file=sys.stderr, flush=True)
@@ -31,6 +37,11 @@ def report(error: BaseException) -> int:
         return 130
     traceback.print_exception(error)
     return 1
+
+
+def _one_line(message: str) -> str:
+    line = visible(" ".join(message.split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -53,12 +64,29 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         except (UserError, Preempted, KeyboardInterrupt) as error:
             sys.exit(report(error))
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that only knows ASCII is told of the rest in escapes
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     # absl's own parser prints two lines and exits with 1.
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _check_numbers()
+        return rest
     except flags.Error as error:
         sys.exit(report(UserError(f"{error} (--help lists the flags)")))
+    except UserError as error:
+        sys.exit(report(error))
+
+
+def _check_numbers() -> None:
+    # Bounds of absl let NaN through, for it compares as false. No flag needs a whole number above 32 bits.
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value}: must be a finite number")
+        if isinstance(value, int) and not abs(value) < 2**31:
+            raise UserError(f"--{name}: must be between -2147483647 and 2147483647")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from kafjax.core import patterns
 
 Tree = dict[str, Any]
 
@@ -69,7 +70,7 @@ def combine(*trees: Mapping[str, Any]) -> Tree:
 
 def matching(pattern: str, tree: Mapping[str, Any]) -> list[str]:
     """Paths in which the regular expression `pattern` is found."""
-    return [path for path in flatten(tree) if re.search(pattern, path)]
+    return [path for path in flatten(tree) if patterns.search(pattern, path)]
 
 
 def count(tree: Mapping[str, Any]) -> int:

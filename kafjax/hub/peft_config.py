@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from kafjax.core import patterns
 from kafjax.core.errors import UserError
 
 _DEFAULTS = {
@@ -175,26 +176,26 @@ def _ends(module: str, names: Iterable[str]) -> bool:
 
 def _is_target(config: Mapping[str, Any], module: str) -> bool:
     targets, excluded = config["target_modules"], config["exclude_modules"] or []
-    if re.fullmatch(excluded, module) if isinstance(excluded, str) else _ends(module, excluded):
+    if patterns.fullmatch(excluded, module) if isinstance(excluded, str) else _ends(module, excluded):
         return False
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config["modules_to_save"] or ()):
+    if any(patterns.match(rf"(^|.*\.){name}($|\..*)", module) for name in config["modules_to_save"] or ()):
         return False
     if isinstance(targets, str):
         if targets.lower() == "all-linear":
             return _LAYER.match(module) is not None  # all but the head
-        return re.fullmatch(targets, module) is not None
+        return patterns.fullmatch(targets, module) is not None
     if module in targets or not _ends(module, targets):
         return module in targets
     return _is_in_layers(config, module)
 
 
 def _is_in_layers(config: Mapping[str, Any], module: str) -> bool:
-    layers, patterns = config["layers_to_transform"], config["layers_pattern"] or []
+    layers, given = config["layers_to_transform"], config["layers_pattern"] or []
     if layers is None or layers == []:
         return True
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    expressions = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns] or [_LAYER.pattern]
-    found = next((match for expression in expressions if (match := re.match(expression, module))), None)
+    given = [given] if isinstance(given, str) else given
+    expressions = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in given] or [_LAYER.pattern]
+    found = next((match for expression in expressions if (match := patterns.match(expression, module))), None)
     return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
@@ -211,5 +212,5 @@ def _token_rows(given: list[int] | dict[str, list[int]] | None, embedding: str) 
     return tuple(given or ())
 
 
-def _first(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
+def _first(given: Mapping[str, Any], module: str, default: Any) -> Any:
+    return next((value for pattern, value in given.items() if patterns.match(rf"(.*\.)?({pattern})$", module)), default)

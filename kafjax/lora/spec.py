@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kafjax.core import trees
+from kafjax.core import patterns, trees
 from kafjax.core.config import Config, option
 from kafjax.core.errors import UserError, nearest
 from kafjax.ops.linear import LoRAWeight
@@ -89,13 +88,13 @@ class Spec(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        patterns = {"targets": [self.targets], "trained": [self.trained]}
-        patterns |= {"rank_pattern": [*self.rank_pattern], "alpha_pattern": [*self.alpha_pattern]}
-        for name, pattern in ((name, pattern) for name, given in patterns.items() for pattern in given):
+        expressions = {"targets": [self.targets], "trained": [self.trained]}
+        expressions |= {"rank_pattern": [*self.rank_pattern], "alpha_pattern": [*self.alpha_pattern]}
+        for name, pattern in ((name, pattern) for name, given in expressions.items() for pattern in given):
             try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                raise UserError(f"LoRA {name}={pattern!r}: not a regular expression ({error})") from error
+                patterns.check(pattern)
+            except UserError as error:
+                raise UserError(f"LoRA {name}={error}") from error
         if self.layers == ():
             raise UserError("LoRA layers=(): must be one or more layer numbers, from 0")
         if len({*self.token_rows}) < len(self.token_rows):
@@ -224,7 +223,7 @@ def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
     if not spec.trained:
         return {}
     leaves = trees.flatten(params)
-    found = {path: leaf for path, leaf in leaves.items() if re.search(spec.trained, path)}
+    found = {path: leaf for path, leaf in leaves.items() if patterns.search(spec.trained, path)}
     if not found:
         raise UserError(f"LoRA trained={spec.trained!r} matches no parameter; nearest: {_nearest(spec.trained, leaves)}")
     if both := [path for path in ranks(spec, params) if path in found]:
@@ -268,11 +267,11 @@ def _layers(path: str, leaf: Any) -> list[str]:
 
 
 def _found(pattern: str, path: str, layer_name: str) -> bool:
-    return bool(re.search(pattern, path) or re.search(pattern, layer_name))
+    return bool(patterns.search(pattern, path) or patterns.search(pattern, layer_name))
 
 
-def _first(patterns: Mapping[str, Any], path: str, layer_name: str, default: Any) -> Any:
-    return next((value for pattern, value in patterns.items() if _found(pattern, path, layer_name)), default)
+def _first(given: Mapping[str, Any], path: str, layer_name: str, default: Any) -> Any:
+    return next((value for pattern, value in given.items() if _found(pattern, path, layer_name)), default)
 
 
 def _check_patterns(spec: Spec, kernels: Mapping[str, Any]) -> None:
@@ -290,7 +289,7 @@ def _no_match(spec: Spec, leaves: Mapping[str, Any], kernels: Mapping[str, Any])
     targets = PRESETS.get(spec.targets, spec.targets)
     if any(_found(targets, path, name) for path, leaf in kernels.items() for name in _layers(path, leaf)):
         return f"LoRA layers={list(spec.layers or ())} are no layers of the kernels that targets={spec.targets!r} match"
-    if others := [path for path in leaves if path not in kernels and re.search(targets, path)]:
+    if others := [path for path in leaves if path not in kernels and patterns.search(targets, path)]:
         return f"LoRA targets={spec.targets!r} match no kernel, only '{others[0]}'; adapters go beside kernels: {', '.join(kernels)}"
     return f"LoRA targets={spec.targets!r} match no kernel; nearest: {_nearest(targets, kernels) or 'none, the tree has no kernels'}"
 

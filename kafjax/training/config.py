@@ -79,5 +79,5 @@ class TrainConfig(Config):
     loss_chunk: int = option(256, "Training: most rows of logits alive at once on a device.", least=1, identity=False)
     checkpoint_every: int = option(0, "Training: steps between checkpoints; 0 for none.", least=0, identity=False)
     seed: int = option(
-        0, "Seed of the generated corpus, data order, adapter start and sampling.", least=0, most=2**32 - 1
+        0, "Seed of the generated corpus, data order, adapter start and sampling.", least=0, most=2**31 - 1
     )

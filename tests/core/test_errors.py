@@ -19,6 +19,7 @@ from kafjax.core.errors import UserError, run_main
 
 METHODS = flags.DEFINE_list("methods", ["base"], "Which methods to run.")
 COUNT = flags.DEFINE_integer("count", 1, "How many.")
+flags.DEFINE_float("share", 0.5, "A share.", lower_bound=0)
 
 def main(argv):
     if COUNT.value == 0:
@@ -95,3 +96,11 @@ def test_nearest_names_the_closest_or_all():
     assert nearest("lora-rag", known) == "Did you mean 'lora+rag'?"
     assert nearest("zzz", known) == "Known: full, lora, lora+rag, rag."
     assert nearest("rga", iter(known)) == "Did you mean 'rag'?"
+
+
+@pytest.mark.parametrize("flag", ["--share=nan", "--share=inf", "--share=-1", f"--count={10**30}", f"--count={'9' * 5000}"])
+def test_a_number_that_is_none_is_refused_in_one_short_line(flag: str) -> None:
+    process = start(flag)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 1100

@@ -1,0 +1,20 @@
+"""Text that came from outside, made safe to show."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
+
+
+def visible(text: str) -> str:
+    r"""Shows control characters, direction overrides, line separators and lone surrogates as escapes such as `\x1b`.
+
+    Line feed and tab stay.
+    """
+    return "".join(c if c in "\n\t" or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
