@@ -24,6 +24,7 @@ from kafjax.corpus import CorpusConfig
 from kafjax.hub import cache_dir
 from kafjax.lora import Spec
 from kafjax.methods import Lab, Settings
+from kafjax.methods.examples import check_texts
 from kafjax.models import Decoder
 from kafjax.ops.quantized import quantize_params
 from kafjax.parallel import make_mesh, shard, shardings
@@ -102,11 +103,13 @@ def open_lab(config: ModelConfig, settings: Settings, mesh: str, run: Run, corpu
     model = describe_decoder(config)
     placed = open_mesh(mesh, model, settings.train, label="model")
     params: Any = model.abstract_params()
+    tokenizer = hub.tokenizer(config.model)
+    check_texts(corpus, tokenizer, model.config.vocab_size)
     return Lab(
         model=model,
         params=load_weights(config, shard(params, shardings(model.axes(), params, placed))),
         mesh=placed,
-        tokenizer=hub.tokenizer(config.model),
+        tokenizer=tokenizer,
         corpus=corpus,
         settings=settings,
         folder=run.file("artifacts"),

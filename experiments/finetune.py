@@ -46,7 +46,7 @@ from kafjax.corpus import open_corpus
 from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
 from kafjax.methods import Settings
-from kafjax.methods.examples import training_examples
+from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import distributed, shard, shardings
 from kafjax.retrieval import prompt
@@ -82,6 +82,7 @@ def _finetune(config: Finetune) -> None:
     mesh = build.open_mesh(config.mesh, model, train_config, spec, label="finetune")
     corpus = open_corpus(config.corpus, config.train.seed)
     tokenizer = hub.tokenizer(config.model.model)
+    check_texts(corpus, tokenizer, model.config.vocab_size)
     examples = _training_data(config, corpus, tokenizer, model.config.eos_id)
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec))

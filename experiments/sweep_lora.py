@@ -43,7 +43,7 @@ from kafjax.evaluation import sweep, table
 from kafjax.evaluation.score import score
 from kafjax.generation import Generation, Generator, Sampling
 from kafjax.methods import Settings
-from kafjax.methods.examples import training_examples
+from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.retrieval import prompt
@@ -79,6 +79,7 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     rundir.find_run(root, name, config, **where)
     model, tokenizer = build.describe_decoder(config.model), hub.tokenizer(config.model.model)
     check(model.abstract_params(), config.train, lanes)
+    check_texts(corpus, tokenizer, model.config.vocab_size)
     examples, stop = examples_of(config, corpus, tokenizer, model.config.eos_id)
     batches_of(examples, config.train, n_data_shares(mesh))
     params = build.load_weights(config.model, layout(model, config.train, mesh, lanes[0].spec))

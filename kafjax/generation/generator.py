@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from kafjax.core.errors import UserError
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
 from kafjax.generation.sample import Sampling
 from kafjax.generation.stops import Stops
+from kafjax.hub.text import check_ids, content, continued, front
 from kafjax.models import Cache, Decoder
 from kafjax.parallel import constrainer, replicated, shard
 
@@ -26,12 +28,22 @@ from kafjax.parallel import constrainer, replicated, shard
 class Prefix:
     """The beginning of a prompt that many share, computed once. `n_tokens` slots of `cache` are filled.
 
-    The cache has one row, or one for each adapter that it was computed with.
+    The cache has one row, or one for each adapter that it was computed with. `weights` are the arrays that it was computed with: with
+    others it would be another's memory.
     """
 
     text: str
     n_tokens: int
     cache: Cache
+    weights: tuple[Any, ...] = ()
+
+    def check(self, params: trees.Tree) -> None:
+        """Raises `UserError` unless `params` are the very arrays that the prefix was computed with."""
+        given = jax.tree.leaves(params)
+        if len(given) != len(self.weights) or any(a is not b() for a, b in zip(given, self.weights, strict=True)):
+            raise UserError(
+                f"the prefix '{self.text[:40]}...' was computed with other weights or adapters; compute it anew (Generator.prefix)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +85,20 @@ class Generator:
 
     def count(self, text: str) -> int:
         """Tokens of a text, without BOS."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(content(self.tokenizer, text))
 
     def prefix(self, params: trees.Tree, text: str) -> Prefix:
         """Computes the cache of a shared beginning (BOS and `text`). Raises `UserError` if it is longer than the model's context.
 
         With slots for adapters in `params` (`lora.lanes.empty_slots`) it is computed with each of them: put them there before.
         """
-        tokens = self._tokens(text, 0, 0, bos=True)
+        tokens = self._tokens(text, None, 0)
+        weights = tuple(weakref.ref(leaf) for leaf in jax.tree.leaves(params))
         n_slots = lora.lanes.n_slots(params)
         tokens_RxT, length_R = _pad([tokens], n_slots or 1)
         params = lora.lanes.of_rows(params, range(n_slots)) if n_slots else params
         _, cache = prefill(self.model, params, *self._place((tokens_RxT, length_R)), None, self._place(np.int32(0)), n_free=0)
-        return Prefix(text, len(tokens), cache)
+        return Prefix(text, len(tokens), cache, weights)
 
     def generate(
         self,
@@ -105,10 +118,12 @@ class Generator:
         prompt depends on the seed and its place among the prompts, not on the batch. `on_progress(n)` is told of every n
         prompts done.
 
-        Raises `UserError` for an empty prompt and for one that with its reply would not fit into the model's context.
+        Raises `UserError` for an empty prompt, for one that with its reply would not fit into the model's context, and for a prefix
+        that was computed with other weights.
         """
-        n_prefix = prefix.n_tokens if prefix else 0
-        prompt_tokens = [self._tokens(prompt, n_prefix, sampling.max_new_tokens, bos=prefix is None) for prompt in prompts]
+        if prefix is not None:
+            prefix.check(params)
+        prompt_tokens = [self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompt_tokens[i]))
         replies: dict[int, Generation] = {}
         for at in range(0, len(by_length), self.batch):
@@ -119,17 +134,20 @@ class Generator:
             on_progress(len(numbers))
         return [replies[i] for i in range(len(prompts))]
 
-    def _tokens(self, text: str, n_before: int, n_after: int, *, bos: bool) -> list[int]:
-        """Of a part of a prompt; checks that it fits between those before and after it."""
-        tokens = self.tokenizer.encode(text, add_special_tokens=bos).ids
+    def _tokens(self, text: str, prefix: Prefix | None, n_after: int) -> list[int]:
+        """Encodes a prompt, or what follows a prefix; checks that it fits between those before and after it."""
+        n_before = prefix.n_tokens if prefix else 0
+        if prefix is None:
+            tokens = [*front(self.tokenizer), *content(self.tokenizer, text)]
+        else:
+            tokens = continued(self.tokenizer, prefix.text, text)
         if not text or not tokens:
             raise UserError("an empty prompt has nothing to complete")
         total, config = n_before + len(tokens) + n_after, self.model.config
         if total > config.max_length:
             reply = " with its reply" if n_after else ""
             raise UserError(f"prompt '{text[:40]}...' needs {total} tokens{reply}, the model's context has {config.max_length}")
-        if max(tokens) >= config.vocab_size:
-            raise UserError(f"the tokenizer is not this model's: token {max(tokens)} of a vocabulary of {config.vocab_size}")
+        check_ids(tokens, config.vocab_size, f"prompt '{text[:40]}...'")
         return tokens
 
     def _batch(

@@ -8,9 +8,18 @@ from collections.abc import Iterator, Sequence
 from tokenizers import Tokenizer
 
 from kafjax.core.records import Corpus, Question
+from kafjax.hub.text import refuse_foreign
 from kafjax.methods.settings import Settings
 from kafjax.retrieval import prompt
 from kafjax.training import Example, answer_example, text_example
+
+
+def check_texts(corpus: Corpus, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises `UserError` naming a document or question that holds a token which the model does not have."""
+    for document in corpus.documents:
+        refuse_foreign(tokenizer, vocab_size, document.text, f"document '{document.id}'")
+    for question in (*corpus.training_questions, *corpus.questions):
+        refuse_foreign(tokenizer, vocab_size, question.text, f"question '{question.id}'")
 
 
 def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]]:

@@ -14,6 +14,7 @@ Which rows a step trains on is a pure function of (seed, step), so the step numb
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -23,6 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from kafjax.core.errors import UserError
+from kafjax.hub import text as text_tokens
 
 OPEN_ROWS = 4096
 _TARGETS_MULTIPLE = 32  # the fixed number of loss targets of a batch is rounded up to a multiple of this
@@ -32,34 +34,40 @@ _TARGETS_MULTIPLE = 32  # the fixed number of loss targets of a batch is rounded
 class Example:
     """One text to learn from.
 
-    `tokens` int32 `[n]`; `weights` float32 `[n]`: how much the loss counts predicting `tokens[i]` from the ones before it
-    (`weights[0]` is never used: nothing comes before the first token).
+    Attributes:
+      tokens: int32 `[n]`.
+      weights: float32 `[n]`, how much the loss counts predicting `tokens[i]` from the ones before it. `weights[0]` is never used:
+        nothing comes before the first token.
+      n_front: tokens at the beginning that stand before any text (BOS); every piece of a text that is cut begins with them.
     """
 
     tokens: np.ndarray
     weights: np.ndarray
+    n_front: int = 0
 
 
 def text_example(tokenizer: Tokenizer, text: str, eos_id: int) -> Example:
-    """BOS, the text, EOS (BOS if the tokenizer adds one); the loss looks at every token but the first."""
-    tokens = np.array([*tokenizer.encode(text).ids, eos_id], np.int32)
+    """Makes an example of a text: BOS if the tokenizer adds one, the text, one EOS. The loss looks at every token but BOS."""
+    front = text_tokens.front(tokenizer)
+    tokens = np.array([*front, *text_tokens.content(tokenizer, text), eos_id], np.int32)
     weights = np.ones(len(tokens), np.float32)
-    weights[0] = 0
-    return Example(tokens, weights)
+    weights[: max(len(front), 1)] = 0
+    return Example(tokens, weights, len(front))
 
 
 def answer_example(tokenizer: Tokenizer, prompt: str, answer: str | Sequence[int], eos_id: int | None = None) -> Example:
-    """A prompt and its answer; the loss looks at the answer (and the EOS, if given) only.
+    """Makes an example of a prompt and its answer; the loss looks at the answer (and the EOS, if given) only.
 
-    The two are tokenized apart, as they are when the model has to answer: the prompt is then all there is. A closing
-    newline that the model should learn to write is part of `answer`.
+    The prompt is tokenized as it is when the model has to answer: it is then all there is. The answer is what goes on behind it.
+    A closing newline that the model should learn to write is part of `answer`.
     """
-    before = tokenizer.encode(prompt).ids
-    after = tokenizer.encode(answer, add_special_tokens=False).ids if isinstance(answer, str) else list(answer)
+    front = text_tokens.front(tokenizer)
+    before = [*front, *text_tokens.content(tokenizer, prompt)]
+    after = text_tokens.continued(tokenizer, prompt, answer) if isinstance(answer, str) else list(answer)
     after += [] if eos_id is None else [eos_id]
     weights = np.zeros(len(before) + len(after), np.float32)
     weights[max(len(before), 1) :] = 1
-    return Example(np.array([*before, *after], np.int32), weights)
+    return Example(np.array([*before, *after], np.int32), weights, len(front))
 
 
 class Piece(NamedTuple):
@@ -74,15 +82,58 @@ Row = list[Piece]
 
 
 def pieces(example: Example, seq_len: int) -> list[Piece]:
-    """Cuts an example into pieces of at most `seq_len` inputs; every token but the first is the target of exactly one.
+    """Cuts an example into pieces of at most `seq_len` inputs; every weighted token is the target of exactly one.
+
+        text      BOS a b c d e EOS    seq_len 4    ->    BOS a b c | BOS c d e     targets of the second: (c) d e EOS, (c) unweighted
+        question  BOS q q q q : A B    seq_len 4    ->    BOS q : A                 the prompt loses its beginning, never the answer
 
     Inputs after the last weighted target are dropped: nothing is learned from them.
     """
     weighted = np.flatnonzero(example.weights[1:])
-    n = int(weighted[-1]) + 1 if weighted.size else 0
-    inputs, targets, weights = example.tokens[:n], example.tokens[1 : n + 1], example.weights[1 : n + 1]
-    cuts = [slice(start, start + seq_len) for start in range(0, n, seq_len)]
-    return [Piece(inputs[cut], targets[cut], weights[cut]) for cut in cuts if weights[cut].any()]
+    if not weighted.size:
+        return []
+    n, n_front = int(weighted[-1]) + 1, min(example.n_front, seq_len - 1)
+    tokens, weights = example.tokens[: n + 1], example.weights[: n + 1]
+    if surplus := _cut_of_prompt(example, seq_len):
+        kept = np.r_[:n_front, n_front + surplus : n + 1]
+        tokens, weights, n = tokens[kept], weights[kept], n - surplus
+    front = tokens[:n_front]
+    made = [Piece(tokens[:n][:seq_len], tokens[1 : n + 1][:seq_len], weights[1 : n + 1][:seq_len])]
+    for start in range(seq_len, n, seq_len - n_front):
+        own = slice(start, min(start + seq_len - n_front, n))
+        inputs = np.concatenate([front, tokens[own]])
+        targets = np.concatenate([inputs[1:], tokens[own.stop : own.stop + 1]])
+        made.append(Piece(inputs, targets, np.concatenate([np.zeros(n_front, np.float32), weights[own.start + 1 : own.stop + 1]])))
+    return [piece for piece in made if piece.weights.any()]
+
+
+def _cut_of_prompt(example: Example, seq_len: int) -> int:
+    """Counts the tokens that a prompt loses behind BOS so that its answer stays in one row; a token of it is kept."""
+    weighted = np.flatnonzero(example.weights[1:])
+    surplus, droppable = int(weighted[-1]) + 1 - seq_len, int(weighted[0]) - min(example.n_front, seq_len - 1)
+    return max(min(surplus, droppable), 0)
+
+
+class Cuts(NamedTuple):
+    """Numbers of examples that do not fit into a row: texts that go on in further ones, prompts that lose their beginning."""
+
+    texts: int = 0
+    prompts: int = 0
+
+    @classmethod
+    def of(cls, example: Example, seq_len: int) -> Cuts:
+        made = pieces(example, seq_len)
+        return cls(int(len(made) > 1), int(bool(made) and _cut_of_prompt(example, seq_len) > 0))
+
+    def __add__(self, other: Cuts) -> Cuts:  # type: ignore[override]
+        return Cuts(self.texts + other.texts, self.prompts + other.prompts)
+
+    def told(self, seq_len: int) -> str:
+        """Says what was cut, or nothing."""
+        texts = f"{self.texts} texts go on in further rows, each of which begins as a text does" if self.texts else ""
+        prompts = f"{self.prompts} prompts lost their beginning, their answers are whole" if self.prompts else ""
+        both = "; ".join(filter(None, [texts, prompts]))
+        return f"longer than seq_len={seq_len} tokens: {both}" if both else ""
 
 
 def stream_rows(examples: Iterable[Example], seq_len: int, open_rows: int = OPEN_ROWS) -> Iterator[Row]:
@@ -175,7 +226,7 @@ class Batches:
 
     Args:
       variants: one or more lists of examples.
-      seq_len: T, tokens per row. Longer examples are cut (`n_cut` says how many of an epoch).
+      seq_len: T, tokens per row. Longer examples are cut (`cuts` says how many of an epoch).
       batch_rows: B, rows per optimizer step.
       epochs: passes over the data.
       seed: of the order.
@@ -207,7 +258,7 @@ class Batches:
             self.rows += pack([examples[i] for i in order], seq_len)
         if not self.rows:
             raise UserError("nothing to train on: no example has a token that the loss looks at")
-        self.n_cut = sum(len(pieces(example, seq_len)) > 1 for example in variants[0])
+        self.cuts = functools.reduce(Cuts.__add__, (Cuts.of(example, seq_len) for example in variants[0]), Cuts())
         micro_rows = batch_rows // accumulate
         micros = [self.rows[start : start + micro_rows] for start in range(0, len(self.rows), micro_rows)]
         self.capacity = rounded_capacity(max(_n_targets(share) for micro in micros for share in _shares(micro, micro_rows, groups)))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from kafjax.training.batches import Batch
+from kafjax.training.batches import Batch, Cuts
 
 
 class Source(Protocol):
@@ -20,7 +20,7 @@ class Source(Protocol):
     epochs: int
     groups: int
     accumulate: int
-    n_cut: int
+    cuts: Cuts
 
     def __len__(self) -> int: ...
 

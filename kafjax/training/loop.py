@@ -112,8 +112,8 @@ def train(
     _check_tokens(model, variants)
     batches = batches_of(variants, config, n_data_shares(mesh))
     n_steps = len(batches) if config.steps is None else config.steps
-    if batches.n_cut:
-        say(label, f"{batches.n_cut} texts are longer than seq_len={config.seq_len} tokens and were cut")
+    if told := batches.cuts.told(config.seq_len):
+        say(label, told)
     fingerprint = fingerprint_of(model, params, variants, config, spec)
     with PeakMemory() as peak, open_checkpoints(run_dir, config, fingerprint) as checkpoints:
         if spec is None:

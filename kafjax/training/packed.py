@@ -25,7 +25,7 @@ import numpy as np
 
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import read_json
-from kafjax.training.batches import Batch, Example, Piece, Row, check_divides, pieces, rounded_capacity, share_of, stream_rows
+from kafjax.training.batches import Batch, Cuts, Example, Piece, Row, check_divides, rounded_capacity, share_of, stream_rows
 
 _ROWS, _COUNTS, _ABOUT = "rows.array_record", "counts.npy", "rows.json"
 _KEYS = {"seq_len", "rows", "cut", "tokens", "targets", "most_targets", "checksum"}  # what reading wants of rows.json
@@ -59,12 +59,12 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         writer = writers.ArrayRecordWriter(str(making / _ROWS), "group_size:1")  # any row is read without its neighbours
-        counts, checksum, n_cut = [], 0, 0
+        counts, checksum, cuts = [], 0, Cuts()
 
         def counted() -> Iterator[Example]:
-            nonlocal n_cut
+            nonlocal cuts
             for example in examples:
-                n_cut += len(pieces(example, seq_len)) > 1
+                cuts += Cuts.of(example, seq_len)
                 yield example
 
         for row in stream_rows(counted(), seq_len):
@@ -80,7 +80,8 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
         found = {
             "seq_len": seq_len,
             "rows": len(counts),
-            "cut": n_cut,
+            "cut": cuts.texts,
+            "prompts_cut": cuts.prompts,
             "tokens": int(counts_Nx2[:, 0].sum()),
             "targets": int(counts_Nx2[:, 1].sum()),
             "most_targets": int(counts_Nx2[:, 1].max()),
@@ -168,7 +169,7 @@ class PackedBatches:
         self.accumulate, self.groups = accumulate, groups
         # A bound that holds for any order of the rows.
         self.capacity = rounded_capacity(packed.about["most_targets"] * (batch_rows // accumulate // groups))
-        self.n_cut = packed.about["cut"]
+        self.cuts = Cuts(packed.about["cut"], packed.about.get("prompts_cut", 0))
         self._counts_Nx2 = _counts(packed)
         self._order = _extra("grain").MapDataset.range(packed.about["rows"]).seed(seed).shuffle().repeat(epochs)
         # Asked for several times a step, while shuffling costs up to 3 ms an index where rows are few (it walks through 2^16 numbers).

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from kafjax.core.errors import UserError
 from kafjax.training import Batches, Example, answer_example, make_batch, objective, text_example
-from kafjax.training.batches import pack, pieces
+from kafjax.training.batches import Cuts, pack, pieces
 
 
 @st.composite
@@ -48,6 +48,35 @@ def test_every_weighted_token_is_predicted_once_from_its_own_past(examples, seq_
                 assert (np.diff(tokens[inside]) == 1).all()  # one stretch of one example
     expected = [int(t) for example in examples for t, w in zip(example.tokens[1:], example.weights[1:], strict=True) if w]
     assert sorted(predicted) == sorted(expected)
+
+
+@given(st.integers(0, 2), st.integers(0, 12), st.integers(1, 20), st.integers(4, 9))
+@settings(deadline=None)
+def test_every_piece_begins_as_a_text_does_and_an_answer_is_never_cut_before_its_prompt(n_front, n_prompt, n_answer, seq_len):
+    """Tokens are numbers: -2, -1 in front, 1.. the prompt, 100.. the answer."""
+    tokens = np.r_[-n_front:0, 1 : n_prompt + 1, 100 : 100 + n_answer].astype(np.int32)
+    weights = np.r_[np.zeros(n_front + n_prompt), np.ones(n_answer)].astype(np.float32)
+    made = pieces(Example(tokens, weights, n_front), seq_len)
+    learned = [int(t) for piece in made for t, w in zip(piece.targets, piece.weights, strict=True) if w]
+    first = n_front + n_prompt
+    assert learned == tokens[max(first, 1) :].tolist()
+    for piece in made:
+        assert len(piece.inputs) <= seq_len and piece.inputs[:n_front].tolist() == tokens[:n_front].tolist()
+        own = piece.inputs[n_front:]
+        assert (own > 0).all() and (np.diff(own[own < 100]) == 1).all() and (np.diff(own[own >= 100]) == 1).all()
+    if made and n_prompt and n_front + 1 + n_answer - 1 <= seq_len:
+        assert len(made) == 1  # the prompt made room
+        assert made[0].inputs[n_front:][made[0].inputs[n_front:] < 100][-1] == n_prompt  # and lost its beginning, not its end
+
+
+def test_what_was_cut_is_counted_and_told():
+    text, question = Example(np.arange(1, 30, dtype=np.int32), np.ones(29, np.float32), 1), np.zeros(20, np.float32)
+    question[17:] = 1
+    cuts = [Cuts.of(text, 8), Cuts.of(Example(np.arange(1, 21, dtype=np.int32), question, 1), 8), Cuts.of(text, 64)]
+    assert cuts == [Cuts(1, 0), Cuts(0, 1), Cuts(0, 0)]
+    told = (cuts[0] + cuts[1]).told(8)
+    assert "1 texts go on in further rows" in told and "1 prompts lost their beginning" in told
+    assert not cuts[2].told(64)
 
 
 @given(st.lists(st.integers(2, 17), min_size=1, max_size=60))
@@ -115,7 +144,9 @@ def test_all_batches_have_one_shape_and_lose_nothing(examples, accumulate, group
     assert weight == 3 * sum(float(example.weights[1:].sum()) for example in examples) == batches.n_targets(len(batches))
     tokens = sum(int((batches[step].segments_BxT > 0).sum()) for step in range(len(batches)))
     assert tokens == sum(batches.n_tokens(step) for step in range(len(batches)))
-    assert batches.n_cut == sum(len(example.tokens) > 9 for example in examples)
+    cut = [Cuts.of(example, 8) for example in examples]
+    assert [any(one) for one in cut] == [len(example.tokens) > 9 for example in examples]
+    assert batches.cuts == Cuts(*map(sum, zip(*cut, strict=True)))
 
 
 def test_bad_input_is_told():
