@@ -69,6 +69,7 @@ setup(
         # ArrayRecord files through TFDS and Grain, read without TensorFlow.
         "data": ["array_record>=0.8.6", "grain>=0.2.18", "importlib_resources>=6.0", "tensorflow-datasets>=4.9.10"],
         "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda12]>=0.10.2"],
         "launch": ["ray>=2.50", "submitit>=1.5"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12"],

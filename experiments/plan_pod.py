@@ -3,6 +3,7 @@
     python -m experiments.plan_pod --model=llama3.1-8b --topology=v5p-32 --batch=32 --seq_len=2048 --remat=full
     python -m experiments.plan_pod --model=llama3.1-8b --method=lora --topology=v5e-16 --search
     python -m experiments.plan_pod --model=gemma3-27b --method=rag --topology=v6e-8 --batch=32 --seq_len=4096
+    python -m experiments.plan_pod --model=llama3.1-8b --topology='2*v5p-32' --batch=64     two slices, data over the network
     python -m experiments.plan_pod --model=llama3.1-70b --topology=h100-64 --search         GPUs: by formula
 
 For a TPU the very step that would run (of `finetune`, `sweep_lora`, or the prefill and the decode loop of a server whose prompts carry
@@ -49,9 +50,16 @@ USABLE = 0.9  # of a device's memory, where only formulas tell
 
 flags.DEFINE_string("model", "llama3.1-8b", "A published decoder by name, or a folder with its config.json.")
 flags.DEFINE_string("method", "full", f"One of {', '.join(METHODS)}: what is trained, or for rag served.")
-flags.DEFINE_string("topology", None, "v5e-16, v5p-32 (counted in cores, as the cloud does), v5p:2x2x4 (chips), h100-8.", required=True)
+flags.DEFINE_string(
+    "topology",
+    None,
+    "v5e-16, v5p-32 (counted in cores, as the cloud does), v5p:2x2x4 (chips), 2*v5e-16 (two slices), h100-8.",
+    required=True,
+)
 flags.DEFINE_string("mesh", "auto", "Devices by axis, such as fsdp:8,tensor:2. auto: chosen by formula, with the reason.")
-flags.DEFINE_integer("batch", 16, "Rows of a step (of each lane); rag: prompts answered at a time.", lower_bound=1)
+flags.DEFINE_integer(
+    "batch", 16, "Rows of a step (of each lane); rag: prompts answered at a time.", lower_bound=1, upper_bound=2**20
+)
 flags.DEFINE_integer("seq_len", 2048, "Tokens of a row; rag: of a prompt with its passages.", lower_bound=2)
 flags.DEFINE_enum("remat", "full", REMAT, "What of each layer is kept for the backward pass.")
 flags.DEFINE_boolean("search", False, "Rank the meshes by formula, and compile from the best on until one fits.")
@@ -113,10 +121,10 @@ def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes:
 
 
 def judge(program: Program, sizes: dict[str, int], pod: Slice, devices: list[Any] | None) -> Verdict:
-    formula = estimate(program.demand, sizes, pod.device)
+    formula = estimate(program.demand, sizes, pod.device, pod.n_slices)
     if devices is None:
         return Verdict(program, formula, None, pod.device.memory)
-    with waiting("plan", f"compiling {program.name} for {pod.name} on {show(sizes)}"):
+    with waiting("plan", f"compiling {program.name} for {pod.name} on {show(sizes, pod.n_slices)}"):
         compiled = pods.compiled(lambda: program.lower(mesh=make_mesh(sizes, devices)))
     if not pod.is_tpu and compiled.n_bytes > pod.device.memory:  # a GPU's compiler does not refuse
         compiled = dataclasses.replace(compiled, refusal="it needs more memory than the GPU has")
@@ -167,7 +175,7 @@ def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes
         """Bytes of a device, or infinity where something does not divide."""
         demands = [program.demand for program in programs(model, method, config, values.rank, values.lanes)]
         divides = not any(obstacle(demand, sizes) for demand in demands)
-        return max(estimate(demand, sizes, pod.device).n_bytes for demand in demands) if divides else math.inf
+        return max(estimate(demand, sizes, pod.device, pod.n_slices).n_bytes for demand in demands) if divides else math.inf
 
     found: list[str] = []
 
@@ -190,8 +198,9 @@ def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes
         first({**changes, "accumulate": n} for changes in small for n in parts)
     if not found:
         with contextlib.suppress(UserError):  # no mesh divides at all
-            best = ranked(programs(model, method, config, values.rank, values.lanes)[-1].demand, pod.n_devices, pod.device)[0].sizes
-            first([{}], best, {"mesh": show(best)})
+            demand = programs(model, method, config, values.rank, values.lanes)[-1].demand
+            best = ranked(demand, pod.n_devices, pod.device, n_slices=pod.n_slices)[0].sizes
+            first([{}], best, {"mesh": show(best, pod.n_slices)})
     return found or ["a smaller --batch, or a larger --topology"]
 
 
@@ -228,13 +237,14 @@ def _main(_: list[str]) -> None:
         if all(verdict.fits for verdict in verdicts):
             break
     if len(candidates) > 1:
-        print(f"\nmesh {show(sizes)} of these")
+        print(f"\nmesh {show(sizes, pod.n_slices)} of these")
     figures = [report(verdict, pod) for verdict in verdicts]
     worst = max(verdicts, key=lambda verdict: (not verdict.fits, verdict.n_bytes))
     if values.json is not None:
         flag_values = {name: values[name].value for name in ("model", "method", "topology", "batch", "seq_len", "remat", "accumulate")}
-        write_json(Path(values.json), {**flag_values, "mesh": show(sizes), "judge": _judge_name(pod, devices), "programs": figures})
-    held = f"{worst.n_bytes / 1e9:.1f} of {worst.memory / 1e9:.1f} GB a device on {show(sizes)}"
+        found = {"mesh": show(sizes, pod.n_slices), "judge": _judge_name(pod, devices), "programs": figures}
+        write_json(Path(values.json), {**flag_values, **found})
+    held = f"{worst.n_bytes / 1e9:.1f} of {worst.memory / 1e9:.1f} GB a device on {show(sizes, pod.n_slices)}"
     by = "" if devices is not None else " by formula"
     print()
     if worst.fits:
@@ -254,20 +264,21 @@ def _meshes(demand: Demand, pod: Slice) -> tuple[list[dict[str, int]], str]:
     if values.search:
         if values.mesh != "auto":
             raise UserError("--search looks at all meshes; leave --mesh out")
-        choices = ranked(demand, pod.n_devices, pod.device)
-        lines = "\n".join(_row(i + 1, choice) for i, choice in enumerate(choices[:N_SHOWN]))
+        choices = ranked(demand, pod.n_devices, pod.device, n_slices=pod.n_slices)
+        lines = "\n".join(_row(i + 1, choice, pod.n_slices) for i, choice in enumerate(choices[:N_SHOWN]))
         return [choice.sizes for choice in choices[:N_TRIED]], f"by formula, best first of {len(choices)} that divide:\n{lines}"
     if values.mesh == "auto":
-        sizes, reason = choose(demand, pod.n_devices, pod.device)
-        return [sizes], f"{show(sizes)}: {reason}"
-    sizes = checked(parse(values.mesh), pod.n_devices)
-    return [sizes], f"{show(sizes)}: as asked for"
+        sizes, reason = choose(demand, pod.n_devices, pod.device, pod.n_slices)
+        return [sizes], f"{show(sizes, pod.n_slices)}: {reason}"
+    sizes = checked(parse(values.mesh), pod.n_devices, pod.n_slices)
+    return [sizes], f"{show(sizes, pod.n_slices)}: as asked for"
 
 
-def _row(place: int, choice: Choice) -> str:
+def _row(place: int, choice: Choice, n_slices: int) -> str:
     e = choice.estimate
     times = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in e.seconds.items())
-    return f"  {place}. {show(choice.sizes):<32} {e.n_bytes / 1e9:8.1f} GB {'fits' if choice.fits else 'too much':<8}  ms: {times}"
+    fits = "fits" if choice.fits else "too much"
+    return f"  {place}. {show(choice.sizes, n_slices):<32} {e.n_bytes / 1e9:8.1f} GB {fits:<8}  ms: {times}"
 
 
 def _judge_name(pod: Slice, devices: list[Any] | None) -> str:

@@ -74,7 +74,8 @@ def devices_of(pod: Slice) -> list[Any] | None:
     options = {"chips_per_host_bounds": plane} | ({"chip_config_name": "megacore"} if pod.chip.compiler == "v4" else {})
     shape = "x".join(map(str, pod.shape))
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{pod.chip.compiler}:{shape}", **options).devices
+        named = {"platform": "tpu", "topology_name": f"{pod.chip.compiler}:{shape}", "num_slices": pod.n_slices}
+        found = topologies.get_topology_desc(**named, **options).devices
     except Exception as error:  # the compiler raises nothing narrower
         raise UserError(f"topology '{pod.name}': the TPU compiler refuses {pod.chip.compiler}:{shape} ({error})") from error
     return list(found)

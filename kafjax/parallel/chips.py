@@ -13,7 +13,8 @@ from kafjax.core.errors import UserError, nearest
 class Chip:
     """One chip. `flops` bfloat16 a second (dense), `memory` bytes, `memory_bandwidth` and `link_bandwidth` bytes a second; the latter is
     what a chip can send to its neighbours over all links at once, one way. `devices`: as how many devices JAX sees it. `dims` of the
-    torus (0: a switch). `counted` says what the number in a slice's name counts, chips or cores (two to a chip)."""
+    torus (0: a switch). `counted` says what the number in a slice's name counts, chips or cores (two to a chip).
+    `network_bandwidth`: bytes a second that a chip can send to other slices."""
 
     flops: float
     memory: float
@@ -23,16 +24,19 @@ class Chip:
     counted: str = "chips"
     devices: int = 1
     compiler: str = ""
+    network_bandwidth: float = 12.5e9
 
 
 _GIB = 2**30  # what sells as 16 GB of a TPU is 16 GiB
 
 # TPUs: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x (links are given there both ways: half of it is one way).
+# The data centre's network, a chip: v5e's 6.4 Tbit/s for 256 chips are published there. The others are assumptions: v4 as v5e, v5p twice,
+# v6e and v7x four times that.
 # GPUs: NVIDIA's data sheets of the A100 80GB SXM, H100 SXM, H200 SXM and B200 (dense; NVLink, one way).
 CHIPS = {
-    "v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, dims=3, counted="cores", compiler="v4"),
-    "v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, dims=2, compiler="v5e"),
-    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9, dims=3, counted="cores", compiler="v5p"),
+    "v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, dims=3, counted="cores", compiler="v4", network_bandwidth=3.1e9),
+    "v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, dims=2, compiler="v5e", network_bandwidth=3.1e9),
+    "v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9, dims=3, counted="cores", compiler="v5p", network_bandwidth=6.2e9),
     "v6e": Chip(918e12, 32 * _GIB, 1638e9, 400e9, dims=2, compiler="v6e"),
     "v7x": Chip(2307e12, 192 * _GIB, 7380e9, 600e9, dims=3, devices=2, compiler="tpu7x"),
     "a100": Chip(312e12, 80e9, 2039e9, 300e9),
@@ -49,12 +53,13 @@ _LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8192, "v6e": 256, "v7x": 8192}
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips that are booked together. `shape` is their torus, () for GPUs."""
+    """Chips that are booked together. `shape` is the torus of each slice, () for GPUs; `n_chips` are those of all `n_slices`."""
 
     name: str
     chip: Chip
     n_chips: int
     shape: tuple[int, ...] = ()
+    n_slices: int = 1
 
     @property
     def n_devices(self) -> int:
@@ -69,15 +74,29 @@ class Slice:
         """The chip's share of one JAX device."""
         c, n = self.chip, self.chip.devices
         return dataclasses.replace(
-            c, flops=c.flops / n, memory=c.memory / n, memory_bandwidth=c.memory_bandwidth / n, link_bandwidth=c.link_bandwidth / n
+            c,
+            flops=c.flops / n,
+            memory=c.memory / n,
+            memory_bandwidth=c.memory_bandwidth / n,
+            link_bandwidth=c.link_bandwidth / n,
+            network_bandwidth=c.network_bandwidth / n,
         )
 
 
 def parse_slice(name: str) -> Slice:
-    """`v5e-16` (16 chips), `v5p-32` (32 cores: 16 chips), `v5e:4x4` and `v5p:2x2x4` (chips by their torus), `h100-8`.
+    """Reads `v5e-16` (16 chips), `v5p-32` (32 cores: 16 chips), `v5e:4x4` and `v5p:2x2x4` (chips by their torus), `h100-8`; and
+    `2*v5e-16`, two slices of TPUs that the data centre's network joins.
 
     v4 and v5p are counted in cores, two to a chip, as Cloud TPU does. Raises `UserError` with the nearest name for another one.
     """
+    count, times, one = name.partition("*")
+    if times:
+        if not re.fullmatch(r"[1-9]\d{0,3}", count):
+            raise UserError(f"topology '{name[:60]}': write the number of slices first, as in 2*v5e-16")
+        single = parse_slice(one)
+        if not single.is_tpu:
+            raise UserError(f"topology '{name[:60]}': GPUs come in no slices; write {one.partition('-')[0]}-N for all of them")
+        return dataclasses.replace(single, name=name, n_chips=single.n_chips * int(count), n_slices=int(count))
     known = sorted({f"{kind}-{n}" for kind, chip in CHIPS.items() for n in _numbers(kind, chip)})
     match = re.fullmatch(r"(v5litepod|tpu7x|[a-z]+\d+[a-z]?)([-:])(\d+(?:x\d+)*)", name.lower())
     kind = {"v5litepod": "v5e", "tpu7x": "v7x"}.get(match[1], match[1]) if match else ""

@@ -83,8 +83,11 @@ class Estimate:
         return max(self.seconds.values())
 
 
-def estimate(demand: Demand, sizes: Sizes, chip: Chip) -> Estimate:
-    """Bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has size 1)."""
+def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Estimate:
+    """Computes bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has size 1).
+
+    Of several slices, gradients are first added up within each; each device then sends its share of the sums over the network.
+    """
     d = demand
     lane, data, fsdp, sequence, tensor = (sizes.get(axis, 1) for axis in AXES)
     shards, n = fsdp * tensor, lane * data * fsdp * sequence * tensor
@@ -99,22 +102,26 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip) -> Estimate:
     }
     rest = lambda size: (size - 1) / size  # noqa: E731  the share of the bytes that a ring sends on
     sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
-    sent += d.micro * reduced / tensor * rest(fsdp) + 2 * reduced / shards * rest(data * sequence)
+    within = data * sequence / n_slices  # devices of a slice that hold the same part of the gradients
+    sent += d.micro * reduced / tensor * rest(fsdp) + 2 * reduced / shards * rest(within)
     sent += d.micro * d.reduces * 2 * tokens * d.residual * d.n_layers * rest(tensor)
     sent += d.micro * 3 * tokens * sequence * d.kv / min(tensor, max(d.limits["tensor"].values())) * d.n_layers * rest(sequence)
     read = d.micro * d.weight_reads * d.kernels / tensor * (1 + (fsdp > 1)) + 2 * state / shards
     read += d.micro * tokens * d.traffic * d.n_layers / tensor
     seconds = {"compute": d.flops / n / chip.flops, "memory": read / chip.memory_bandwidth, "links": sent / chip.link_bandwidth}
+    if n_slices > 1:
+        seconds["network"] = 2 * reduced / (shards * within) * rest(n_slices) / chip.network_bandwidth
     return Estimate(memory, seconds)
 
 
-def meshes(demand: Demand, n_devices: int) -> Iterator[dict[str, int]]:
-    """Every way to deal `n_devices` to the axes that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by tensor."""
+def meshes(demand: Demand, n_devices: int, n_slices: int = 1) -> Iterator[dict[str, int]]:
+    """Yields every way to deal `n_devices` to the axes that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by
+    tensor. Only `data` crosses slices."""
     divisors = [n for n in range(1, n_devices + 1) if n_devices % n == 0]
     lanes = [n for n in divisors if demand.lanes % n == 0]
     for sizes in itertools.product(lanes, *[divisors] * (len(AXES) - 1)):
         mesh = dict(zip(AXES, sizes, strict=True))
-        if math.prod(sizes) == n_devices and obstacle(demand, mesh) is None:
+        if math.prod(sizes) == n_devices and mesh["data"] % n_slices == 0 and obstacle(demand, mesh) is None:
             yield mesh
 
 
@@ -143,17 +150,17 @@ class Choice:
     fits: bool
 
 
-def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9) -> list[Choice]:
-    """All meshes, best first: those that fit in `usable` of a device's memory by the time of their step, then the rest by their bytes.
+def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9, n_slices: int = 1) -> list[Choice]:
+    """Ranks all meshes, best first: those that fit in `usable` of a device's memory by the time of their step, then the rest by bytes.
 
     Among equals the one that sends least goes first, then the one with fewer axes. Raises `UserError` if nothing divides.
     """
     choices = []
-    for sizes in meshes(demand, n_devices):
-        found = estimate(demand, sizes, chip)
+    for sizes in meshes(demand, n_devices, n_slices):
+        found = estimate(demand, sizes, chip, n_slices)
         choices.append(Choice(sizes, found, found.n_bytes <= usable * chip.memory))
     if not choices:
-        reason = obstacle(demand, {"fsdp": n_devices}) or ""
+        reason = obstacle(demand, {"data": n_slices, "fsdp": n_devices // n_slices}) or ""
         raise UserError(f"no mesh of {n_devices} devices divides this step: {reason}")
 
     def order(choice: Choice) -> tuple[float, ...]:
@@ -164,9 +171,9 @@ def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9) -> l
     return sorted(choices, key=order)
 
 
-def choose(demand: Demand, n_devices: int, chip: Chip) -> tuple[dict[str, int], str]:
-    """The sizes of the best mesh, and the reason in a line."""
-    choices = ranked(demand, n_devices, chip)
+def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tuple[dict[str, int], str]:
+    """Returns the sizes of the best mesh, and the reason in a line."""
+    choices = ranked(demand, n_devices, chip, n_slices=n_slices)
     best = choices[0]
     if n_devices == 1:
         return best.sizes, "one device"
@@ -182,9 +189,12 @@ def choose(demand: Demand, n_devices: int, chip: Chip) -> tuple[dict[str, int], 
     )
 
 
-def show(sizes: Sizes) -> str:
-    """`{"data": 1, "fsdp": 8}` -> `"fsdp:8"`."""
-    return ",".join(f"{axis}:{sizes[axis]}" for axis in AXES if sizes.get(axis, 1) > 1) or "data:1"
+def show(sizes: Sizes, n_slices: int = 1) -> str:
+    """Writes `{"data": 1, "fsdp": 8}` as `"fsdp:8"`; of several slices `data` as slices x devices of each."""
+    parts = {axis: str(sizes[axis]) for axis in AXES if sizes.get(axis, 1) > 1}
+    if n_slices > 1:
+        parts["data"] = f"{n_slices}x{sizes['data'] // n_slices}"
+    return ",".join(f"{axis}:{parts[axis]}" for axis in AXES if axis in parts) or "data:1"
 
 
 def by_bytes(parts: Mapping[str, float] | Sequence[tuple[str, float]]) -> str:

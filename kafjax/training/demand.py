@@ -16,6 +16,7 @@ from kafjax.models import Decoder
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import UNKNOWN, chip_of
 from kafjax.parallel.estimate import Demand, choose, show
+from kafjax.parallel.mesh import slices_of
 from kafjax.training.config import TrainConfig
 
 _STATE_MOMENTS = {"adamw": lambda size: size + 4, "adafactor": lambda size: 0.02, "muon": lambda size: size}
@@ -24,12 +25,12 @@ columns are next to nothing."""
 
 
 def auto_mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None) -> tuple[Mesh, str]:
-    """The mesh of all devices that the formulas like best for a training, and the reason in a line."""
+    """Makes the mesh of all devices that the formulas like best for a training, and says why in a line."""
     devices = jax.devices()
-    chip = chip_of(devices[0])
-    sizes, reason = choose(training_demand(model, config, spec), len(devices), chip or UNKNOWN)
+    chip, n_slices = chip_of(devices[0]), slices_of(devices)
+    sizes, reason = choose(training_demand(model, config, spec), len(devices), chip or UNKNOWN, n_slices)
     guessed = "" if chip or len(devices) == 1 else " (whose speeds are guessed here)"
-    return make_mesh(sizes, devices), f"{show(sizes)}: {reason}{guessed}"
+    return make_mesh(sizes, devices), f"{show(sizes, n_slices)}: {reason}{guessed}"
 
 
 def decoder_shape(model: Decoder) -> cost.DecoderShape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import pods
+from experiments.build import pin_precision
 from kafjax.core import trees
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder, DecoderConfig, named
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import parse_slice
-from kafjax.parallel.estimate import estimate
+from kafjax.parallel.estimate import estimate, ranked
 from kafjax.parallel.hlo import collectives
 from kafjax.training import TrainConfig
 from kafjax.training.demand import training_demand
@@ -35,6 +37,38 @@ def test_the_compiler_knows_the_slices(name):
     devices = pods.devices_of(pod)
     assert len(devices) == pod.n_devices
     assert {device.platform for device in devices} == {"tpu"}
+
+
+@pytest.mark.parametrize("name", ["v4-64", "v5e-256", "v5p-128", "v6e-256", "v7x-64", "2*v5e-16", "2*v5p-32"])
+def test_every_mesh_ranked_first_is_laid_out_on_the_coordinates_that_libtpu_gives(name):
+    pod = parse_slice(name)
+    devices = pods.devices_of(pod)
+    for model in ("llama3.1-8b", "gemma3-27b"):
+        config = TrainConfig(batch_rows=1024, seq_len=2048, remat="full", freeze_embedding=False)
+        demand = training_demand(Decoder(named(model), dtype=jnp.bfloat16), config)
+        for choice in ranked(demand, pod.n_devices, pod.device, n_slices=pod.n_slices)[:20]:
+            mesh = make_mesh(choice.sizes, devices)
+            assert len({device.id for device in mesh.devices.flat}) == pod.n_devices
+
+
+def test_a_step_on_two_slices_gathers_within_each_and_only_adds_up_between_them():
+    pod = parse_slice("2*v5e-4")
+    mesh = make_mesh("data:2x1,fsdp:4", pods.devices_of(pod))
+    program = pods.lower_training(MODEL, TRAIN, mesh, None).compile()
+    text = program.as_text()
+    assert {c.group for c in collectives(text)} == {4}  # of a slice
+    between = [line for line in text.splitlines() if " send(" in line and "xla_megascale_runtime" in line]
+    assert between and all('rendezvous="all-reduce' in line for line in between)
+    assert estimate(training_demand(MODEL, TRAIN), {"data": 2, "fsdp": 4}, pod.device, 2).seconds["network"] > 0
+
+
+def test_products_of_float32_are_not_rounded_to_bfloat16_on_a_tpu():
+    pin_precision()
+    pod = parse_slice("v5e-1")
+    model = dataclasses.replace(MODEL, dtype=jnp.float32)
+    text = pods.lower_training(model, TRAIN, make_mesh({}, pods.devices_of(pod)), None).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) > 10 and all("HIGHEST" in line for line in products)
 
 
 def test_fsdp_gathers_a_kernel_at_a_time_and_state_is_split_exactly():
