@@ -91,7 +91,7 @@ def _embed(embedder: Embedder, passages: Sequence[Passage]) -> np.ndarray:
             bar.advance(now - done)
             done = now
 
-        return embedder.embed([passage.text for passage in passages], on_progress)
+        return embedder.embed_documents([passage.text for passage in passages], on_progress)
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def _passage_ids(given: Sequence[str], ids: Sequence[str]) -> list[str]:
 
 
 def _search(store: Store, embedder: Embedder, query: str, k: int) -> list[tuple[Passage, float]]:
-    query_1xD = embedder.embed([query])
+    query_1xD = embedder.embed_queries([query])
     (passages,), scores_1xK = store.search(query_1xD, k), store.index.search(query_1xD, k)[1]
     return list(zip(passages, scores_1xK[0].tolist(), strict=True))
 

@@ -25,7 +25,8 @@ _OPENERS = frozenset(
 # Quotes, brackets and the full-width stops of Chinese and Japanese, which need no space after them.
 _OPEN, _CLOSE = "\"'\u201c\u2018\u00ab(\\[", "\"'\u201d\u2019\u00bb)\\]"
 _END = re.compile(
-    rf"(?P<stop>[.!?\u2026]+)[{_CLOSE}]*\s+(?=[{_OPEN}]*(?P<next>\w))|(?P<wide>[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*)\s*"
+    # A run of marks is looked at once, from its first one: else long rows of dots take quadratic time.
+    rf"(?<![.!?\u2026])(?P<stop>[.!?\u2026]++)[{_CLOSE}]*+\s++(?=[{_OPEN}]*(?P<next>\w))|(?P<wide>[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*)\s*"
 )
 _LAST_TOKEN = re.compile(rf"[^\s{_OPEN}]+$")
 # Paragraphs end at blank lines; headings and list items are lines of their own.

@@ -27,6 +27,7 @@ from kafjax.core.rundir import read_json
 from kafjax.hub import names, safetensors_in
 from kafjax.hub.assemble import assemble
 from kafjax.hub.safetensors_out import save
+from kafjax.hub.sentence import read_dense, read_sentence_config
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import shard, shardings
 
@@ -65,8 +66,13 @@ def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
     `training.layout`. Raises `UserError` as `load` does."""
     folder = _folder(name)
     with _cache_to_blame(folder):
-        family = _model(folder).config.family
-        return assemble(safetensors_in.read_tensors(folder), names.TABLES[family], abstract, str(folder))
+        model = _model(folder)
+        own = {name: tree for name, tree in abstract.items() if name != "dense"}
+        params = assemble(safetensors_in.read_tensors(folder), names.TABLES[model.config.family], own, str(folder))
+        if isinstance(model, Encoder) and model.config.dense:
+            read = {str(i): layer for i, layer in enumerate(read_dense(folder, model.config))}
+            params["dense"] = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), read, abstract["dense"])
+        return params
 
 
 def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
@@ -139,7 +145,7 @@ def _model(folder: Path) -> Model:
     kind = config.get("model_type") if isinstance(config, dict) else None
     try:
         if kind == "bert":
-            return Encoder(EncoderConfig.from_hf(config))
+            return Encoder(read_sentence_config(folder, EncoderConfig.from_hf(config)))
         if kind not in SUPPORTED:
             raise UserError(f"config.json: model_type '{kind}' is not supported. {nearest(str(kind), SUPPORTED)}")
         return Decoder(DecoderConfig.from_hf(config))

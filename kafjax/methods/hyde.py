@@ -19,5 +19,5 @@ class HyDE(RAG):
 
     def vectors(self, questions, calls):
         # Equation 8 of the paper with one hypothetical document: the mean of its vector and the question's.
-        mean_QxD = super().vectors(questions, calls) + self.lab.embedder.embed([call.text for (call,) in calls])
+        mean_QxD = super().vectors(questions, calls) + self.lab.embedder.embed_documents([call.text for (call,) in calls])
         return mean_QxD / np.maximum(np.linalg.norm(mean_QxD, axis=-1, keepdims=True), 1e-12)

@@ -84,7 +84,7 @@ class Lab:
                 bar.advance(n - done[0])
                 done[0] = n
 
-            vectors_NxD = self.embedder.embed([p.text for p in passages], advance)
+            vectors_NxD = self.embedder.embed_documents([p.text for p in passages], advance)
             index = open_index(self.settings.retrieval.engine)
             index.build([p.id for p in passages], vectors_NxD)
         store = Store(index, passages, self.embedder.fingerprint)
@@ -108,9 +108,8 @@ class Lab:
 
     def _embedding_flops(self) -> float:
         model, params = hub.load(self.embedder_name)
-        tokenizer = hub.tokenizer(self.embedder_name)
         kernels = {path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("kernel")}
-        lengths = [len(e.ids) for e in tokenizer.encode_batch([p.text for p in self.corpus.passages])]
+        lengths = [min(n, self.embedder.max_length) for n in self.embedder.lengths([p.text for p in self.corpus.passages])]
         config = model.config
         return sum(encoder_flops(trees.count(trees.unflatten(kernels)), config.n_layers, config.hidden_size, n, n) for n in lengths)
 

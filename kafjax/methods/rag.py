@@ -99,7 +99,7 @@ class RAG(Reader):
 
     def vectors(self, questions: Sequence[Question], calls: Sequence[Sequence[Generation]]) -> np.ndarray:
         """What is searched for: unit vectors, float32 `[Q, D]`."""
-        return self.lab.embedder.embed([question.text for question in questions])
+        return self.lab.embedder.embed_queries([question.text for question in questions])
 
     def answer(self, questions, on_progress=lambda n: None):
         calls = self.calls(questions)

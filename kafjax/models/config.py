@@ -90,8 +90,27 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DenseConfig:
+    """A dense layer behind the pooling: its folder, sizes, whether it has a bias, and its activation (`pooling.ACTIVATIONS`)."""
+
+    path: str
+    n_in: int
+    n_out: int
+    bias: bool = True
+    activation: str = "tanh"
+
+
+@dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """A BERT encoder (Devlin et al. 2018) with mean pooling (Reimers & Gurevych 2019)."""
+    """A BERT encoder (Devlin et al. 2018) and what makes a vector of its token states (Reimers & Gurevych 2019).
+
+    Attributes:
+      max_length: positions of the model. `longest`: tokens that a text may have, special ones included; None for all positions.
+      pooling: modes of `pooling.MODES`, whose vectors are joined. `dense`: layers behind them. `normalise`: to length 1 at last.
+      query_prompt, document_prompt: texts that stand before each query and each document.
+      lower_case: texts are lower-cased before the tokenizer sees them.
+      pools_prompt: the prompt's tokens are pooled, too.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -102,6 +121,19 @@ class EncoderConfig:
     type_vocab_size: int = 2
     norm_eps: float = 1e-12
     family: str = "bert"
+    pooling: tuple[str, ...] = ("mean",)
+    dense: tuple[DenseConfig, ...] = ()
+    normalise: bool = True
+    longest: int | None = None
+    lower_case: bool = False
+    query_prompt: str = ""
+    document_prompt: str = ""
+    pools_prompt: bool = True
+
+    @property
+    def dimension(self) -> int:
+        """The size of a text's vector."""
+        return self.dense[-1].n_out if self.dense else self.hidden_size * len(self.pooling)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> EncoderConfig:

@@ -1,12 +1,15 @@
-"""The BERT encoder (Devlin et al. 2018) with mean pooling and L2 normalisation, as in Sentence-BERT's MiniLM models.
+"""The BERT encoder (Devlin et al. 2018), and the vector that its configuration makes of a text (`models.pooling`).
 
 params = {"embeddings": {"word": ..., "position": ..., "token_type": ..., "norm": ...}, "layers": {"attn": ..., "mlp": ...}}
+with `"dense": {"0": {"kernel": [in, out], "bias": [out]}, ...}` where dense layers stand behind the pooling.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models.config import EncoderConfig
 from kafjax.models.layers import Embedding, LayerNorm, Projection
+from kafjax.models.pooling import dense, normalised, pool
 from kafjax.models.split import Split, random_params, split
 from kafjax.ops.attention import attend
 
@@ -73,11 +77,19 @@ class Encoder:
 
     def abstract_params(self) -> trees.Tree:
         """Shapes and dtypes (float32) of the parameters."""
-        return {"embeddings": self._embeddings.abstract, "layers": self._layer.abstract}
+        return {"embeddings": self._embeddings.abstract, "layers": self._layer.abstract, **self._dense(jax.ShapeDtypeStruct)}
 
     def axes(self) -> trees.Tree:
         """Names of the logical axes of each parameter, for the sharding rules."""
-        return {"embeddings": self._embeddings.axes, "layers": self._layer.axes}
+        whole = self._dense(lambda shape, _: (None,) * len(shape))
+        return {"embeddings": self._embeddings.axes, "layers": self._layer.axes, **whole}
+
+    def _dense(self, make: Callable[[tuple[int, ...], Any], Any]) -> dict[str, Any]:
+        layers = {
+            str(i): {"kernel": make((d.n_in, d.n_out), jnp.float32)} | ({"bias": make((d.n_out,), jnp.float32)} if d.bias else {})
+            for i, d in enumerate(self.config.dense)
+        }
+        return {"dense": layers} if layers else {}
 
     def init(self, key: jax.Array) -> trees.Tree:
         """Random float32 parameters."""
@@ -99,8 +111,9 @@ class Encoder:
         return jax.lax.scan(layer, x, params["layers"], unroll=self.config.n_layers if self.unroll else 1)[0]
 
     def apply(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
-        """Tokens int32 and mask bool -> one unit vector a row, float32 `[B, D]`: the mean over real tokens, normalised."""
-        weights = mask_BxT[..., None].astype(jnp.float32)
-        hidden_BxTxD = self.hidden(params, tokens_BxT, mask_BxT)
-        mean_BxD = jnp.sum(hidden_BxTxD * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1e-9)
-        return mean_BxD / jnp.maximum(jnp.linalg.norm(mean_BxD, axis=-1, keepdims=True), 1e-12)
+        """Computes one vector a row from tokens int32 and mask bool: float32 `[B, config.dimension]`."""
+        x = pool(self.hidden(params, tokens_BxT, mask_BxT), mask_BxT, self.config.pooling)
+        for i, layer in enumerate(self.config.dense):
+            weights = params["dense"][str(i)]
+            x = dense(x, weights["kernel"], weights.get("bias"), layer.activation)
+        return normalised(x) if self.config.normalise else x

@@ -12,7 +12,9 @@ import tokenizers
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.models import Encoder
+from kafjax.core.progress import say
+from kafjax.hub.text import check_ids
+from kafjax.models import Encoder, EncoderConfig
 
 SHORTEST = 16
 WINDOW = 16_384  # texts tokenised and sorted at a time: bounds memory on a large corpus
@@ -25,13 +27,19 @@ class Embedder:
     (1, 4, 16, ... `batch`), so that a handful of programs serves all inputs, and one query does not pay for a full batch.
     """
 
-    def __init__(self, model: Encoder, params: trees.Tree, tokenizer: tokenizers.Tokenizer, max_length: int = 256, batch: int = 64):
-        """`max_length` is in tokens, special ones included. Raises `UserError` if the model has fewer positions."""
+    def __init__(self, model: Encoder, params: trees.Tree, tokenizer: tokenizers.Tokenizer, max_length: int | None = None, batch: int = 64):
+        """Takes texts of up to `max_length` tokens, special ones included; by default what the encoder's folder says.
+
+        Raises:
+          UserError: the model has fewer positions.
+        """
+        max_length = max_length or model.config.longest or model.config.max_length
         if not 3 <= max_length <= model.config.max_length:  # [CLS], a token, [SEP]
             raise UserError(f"max_length={max_length} is outside the encoder's 3 to {model.config.max_length} tokens")
         if batch < 1:
             raise UserError(f"batch={batch} must be at least 1")
-        self.dimension: int = model.config.hidden_size
+        self.dimension: int = model.config.dimension
+        self.config, self.max_length = model.config, max_length
         self._params = params
         self._apply = jax.jit(model.apply)
         # A copy: truncation is a setting of the tokenizer, and keeps the closing special token only if set there.
@@ -40,20 +48,27 @@ class Embedder:
         self._tokenizer.enable_truncation(max_length)
         self._lengths = _steps(SHORTEST, max_length, 2)
         self._batches = _steps(1, batch, 4)
+        if self.config.query_prompt or self.config.document_prompt:
+            say("embedding", f"queries behind the prompt {self.config.query_prompt!r}, passages behind {self.config.document_prompt!r}")
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits of a hash of weights and tokenizer: vectors of two embedders with different ones must not be compared."""
         digest = hashlib.blake2b(self._tokenizer.to_str().encode(), digest_size=8)
+        digest.update(self._settings().encode())
         for path, leaf in sorted(trees.flatten(self._params).items()):
             digest.update(path.encode())
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()
 
     def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """Float32 `[N, D]`, L2-normalised, in the order of `texts`; longer ones are truncated, empty ones allowed.
+        """Embeds texts as they are: float32 `[N, D]`, in the order of `texts`; longer ones are truncated, empty ones allowed.
 
-        `progress(done, total)` is called after each batch. Raises `UserError` for a single string.
+        Passages go through `embed_documents` and questions through `embed_queries`, which put the encoder's prompts before them.
+        `progress(done, total)` is called after each batch.
+
+        Raises:
+          UserError: a single string, or a text with a token that the model does not have.
         """
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the one string '{texts[:40]}'")
@@ -67,10 +82,42 @@ class Embedder:
                 progress(done, len(texts))
         return vectors_NxD
 
+    def embed_documents(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """Embeds passages, each behind the encoder's document prompt, and tells how many are not read to their end."""
+        prompted = [self.config.document_prompt + text for text in texts]
+        if n_cut := sum(n > self.max_length for n in self.lengths(prompted)):
+            say("embedding", f"{n_cut} of {len(texts)} passages are longer than {self.max_length} tokens and are not read to their end")
+        return self.embed(prompted, progress)
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds questions, each behind the encoder's query prompt."""
+        return self.embed([self.config.query_prompt + text for text in texts])
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Counts the tokens of each text, special ones included, without truncation."""
+        counts = []
+        for start in range(0, len(texts), WINDOW):
+            for encoding in self._tokenizer.encode_batch(self._spelled(texts[start : start + WINDOW])):
+                special = sum(encoding.special_tokens_mask)
+                counts.append(len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing))
+        return counts
+
+    def _settings(self) -> str:
+        """Names the settings that change vectors beside weights and tokenizer; nothing where all are the usual ones."""
+        c, usual = self.config, EncoderConfig(1, 1, 1, 1, 1)
+        names = ("pooling", "dense", "normalise", "lower_case", "query_prompt", "document_prompt")
+        odd = {name: getattr(c, name) for name in names if getattr(c, name) != getattr(usual, name)}
+        return repr(odd) if odd else ""
+
+    def _spelled(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() for text in texts] if self.config.lower_case else list(texts)
+
     def _padded_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
         for start in range(0, len(texts), WINDOW):
-            encoded = self._tokenizer.encode_batch(list(texts[start : start + WINDOW]))
+            encoded = self._tokenizer.encode_batch(self._spelled(texts[start : start + WINDOW]))
             tokens = [encoding.ids for encoding in encoded]
+            for text, ids in zip(texts[start : start + WINDOW], tokens, strict=True):
+                check_ids(ids, self.config.vocab_size, f"text '{text[:40]}' for the embedding model")
             longest_first = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
             for i in range(0, len(tokens), self._batches[-1]):
                 rows = longest_first[i : i + self._batches[-1]]
