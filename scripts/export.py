@@ -44,6 +44,9 @@ flags.DEFINE_string("out", None, "Folder (or, of kafjax, file) to make; must not
 
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
+    for flag in ("out", "run", "adapter"):
+        if "://" in (values[flag].value or ""):
+            raise UserError(f"--{flag}: buckets cannot be read or written here; give a folder of this machine, or one mounted on it")
     if not values.out:
         raise UserError("say where to: --out=FOLDER")
     if (out := Path(values.out)).is_file() or (out.is_dir() and any(out.iterdir())):

@@ -26,6 +26,7 @@ import hashlib
 import json
 import math
 import numbers
+import re
 import shlex
 import sys
 import types
@@ -57,6 +58,7 @@ class Option:
     record: bool = True
     added: bool = False
     repeat: bool = False
+    path: bool = False
 
 
 def option(default: Any, help: str, **about: Any) -> Any:
@@ -73,6 +75,7 @@ def option(default: Any, help: str, **about: Any) -> Any:
       added: the field was added to an experiment that has been released. It is left out of the identity at its default, which
         keeps the behaviour of before and must not change afterwards.
       repeat: a tuple of strings that hold commas, given by repeating the flag.
+      path: a file or folder of this machine. `gs://bucket/x` would become a folder named `gs:`, and is refused.
     """
     metadata = {_OPTION: Option(help, **about)}
     if isinstance(default, Mapping):
@@ -387,6 +390,11 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
     for one in each:
         if about.choices and one not in about.choices:
             raise UserError(f"unknown {name} '{str(one)[:60]}'. {nearest(str(one), map(str, about.choices))}")
+        if about.path and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", one):
+            instead = "give a folder of this machine, or one mounted on it"
+            raise UserError(f"{name}='{one[:60]}': buckets cannot be read or written here; {instead}")
+        if isinstance(one, str) and "\0" in one:
+            raise UserError(f"{name}: holds a zero byte")
         if isinstance(one, bool) or not isinstance(one, numbers.Real):
             continue
         if not math.isfinite(one):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from typing import Any
 from kafjax.core.config import Config, changed, config_hash, identity, leaves, read_record, record
 from kafjax.core.errors import UserError
 
+MOST_JSON_BYTES, MOST_JSONL_BYTES = 200_000_000, 20_000_000_000
 PACKAGES = ("kafjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann", "tokenizers")
 
 
@@ -65,17 +67,48 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Reads a file of at most `most` bytes. Raises `UserError` naming what cannot be read: a folder, no permission, too large."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > most:
+        raise UserError(f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have")
+    return data
 
 
 def read_json(path: Path) -> Any:
-    """Raises `UserError` naming file and line where the JSON is broken."""
+    """Reads a JSON file, whoever wrote it.
+
+    Raises:
+      UserError: naming file and line, for a file that cannot be read, is no JSON, nests deeper or holds longer numbers than Python
+        reads, or holds NaN or an infinity, which are no JSON.
+    """
+    data = read_bytes(path, MOST_JSON_BYTES)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid JSON (no UTF-8 text)") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {_why(error)}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _why(error: Exception) -> str:
+    """Says why `json` gave up, in few words."""
+    if isinstance(error, RecursionError):
+        return "not valid JSON (nested too deeply)"
+    return f"not valid JSON ({'a number of thousands of digits' if 'digits' in str(error) else str(error)[:100]})"
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
@@ -104,17 +137,19 @@ def read_jsonl(path: Path, *, skip_broken_tail: bool = False) -> list[dict[str, 
     """
     rows: list[dict[str, Any]] = []
     # Bytes, because a line may be cut within a character; not splitlines, because U+2028 and U+0085 may stand in a string.
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    lines = read_bytes(path, MOST_JSONL_BYTES).removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_nothing)
+        except (ValueError, RecursionError) as error:
             if skip_broken_tail and number == len(lines):
                 break
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "no UTF-8 text"
-            raise UserError(f"{path}:{number}: not valid JSON ({reason})") from error
+            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else "no UTF-8 text"
+                raise UserError(f"{path}:{number}: not valid JSON ({reason})") from error
+            raise UserError(f"{path}:{number}: {_why(error)}") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
@@ -125,8 +160,21 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_atomic(path, b"".join(map(_line, rows)))
 
 
+def _nothing(name: str) -> None:
+    """Reads NaN and infinities, which logs of older releases hold, as null."""
+
+
 def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    # JSON has no NaN: a loss that is none is null. Lone surrogates, which file names may hold, have no UTF-8.
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ class CorpusConfig(Config):
     corpus: str = option(
         "biographies",
         "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
+        path=True,
     )
     subjects: int = option(
         16, "People or countries of a generated corpus; half of them have training questions.", least=2, most=10**6

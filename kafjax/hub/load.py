@@ -104,8 +104,10 @@ def tokenizer(name: str) -> Tokenizer:
         raise UserError(f"{path.parent}: no tokenizer.json in it")
     try:
         loaded = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path}: damaged tokenizer.json ({error})") from error
+    except BaseException as error:  # the library raises nothing narrower, and where it panics not even an Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(f"{path}: damaged tokenizer.json ({str(error)[:200]})") from error
     loaded.no_padding()
     loaded.no_truncation()
     return loaded

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from kafjax.core import rundir
@@ -230,3 +232,50 @@ def test_the_environment_is_json_and_knows_this_interpreter(tmp_path, monkeypatc
     assert environment["packages"]["numpy"]
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
     assert rundir.environment()["git_sha"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "a number of thousands of digits"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b"\xff\xfe{", "no UTF-8 text"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_json_that_is_hostile_is_refused_in_one_line(tmp_path, content, told):
+    path = tmp_path / "x.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=told):
+        read_json(path)
+
+
+def test_a_folder_or_a_missing_file_in_the_place_of_a_file_is_told(tmp_path):
+    (tmp_path / "x.json").mkdir()
+    for name, why in (("x.json", "Is a directory"), ("y.json", "No such file")):
+        for read in (read_json, read_jsonl):
+            with pytest.raises(UserError, match=f"cannot read .*{name}: {why}"):
+                read(tmp_path / name)
+
+
+@hypothesis.given(st.binary(max_size=200) | st.text("[]{}\",:0123456789eE+-.NaNIinfty truefalsn\n", max_size=200).map(str.encode))
+@hypothesis.settings(max_examples=300, derandomize=True, deadline=None)
+def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(data)
+    for read in (read_json, read_jsonl):
+        try:
+            read(path)
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def test_what_is_no_number_is_null_in_a_log(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, {"loss": float("nan"), "rates": [1.0, float("inf")], "name": "a\udcff"})
+    assert b"NaN" not in path.read_bytes() and b"Infinity" not in path.read_bytes()
+    assert read_jsonl(path)[0]["loss"] is None and read_jsonl(path)[0]["rates"] == [1.0, None]
+    path.write_text('{"loss": NaN}\n')  # as older releases wrote
+    assert read_jsonl(path) == [{"loss": None}]
