@@ -27,6 +27,10 @@ hypothesis.settings.register_profile("kafjax", deadline=None)
 hypothesis.settings.load_profile("kafjax")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=200, help="inputs that each fuzz test of a reader tries")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Gives all workers, and the processes that tests start, one folder of converted weights and compiled programs.
 

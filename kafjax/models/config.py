@@ -8,6 +8,7 @@ from typing import Any
 from kafjax.core.errors import UserError
 from kafjax.models import families
 from kafjax.models.families import count, refuse
+from kafjax.models.settings import check_settings
 from kafjax.ops.rope import Llama3Stretch
 
 
@@ -139,6 +140,7 @@ class EncoderConfig:
     def from_hf(cls, config: dict[str, Any]) -> EncoderConfig:
         """Raises `UserError` for a missing key or a setting that this encoder does not compute."""
         refuse(config, {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False})
+        check_settings(config)
         hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
         if hidden_size % n_heads:
             raise UserError(f"config.json: hidden_size={hidden_size} is no multiple of num_attention_heads={n_heads}")

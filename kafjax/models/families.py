@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
+from kafjax.models.settings import check_settings
 from kafjax.ops.rope import Llama3Stretch
 
 Config = Mapping[str, Any]
@@ -48,6 +49,7 @@ def read(config: Config) -> dict[str, Any]:
     if not isinstance(family, str) or family not in _READERS:
         raise UserError(f"config.json: model_type '{family}' is no decoder that is supported. {nearest(str(family), _READERS)}")
     refuse(config, _NEVER)
+    check_settings(config)
     return _READERS[family](config)
 
 

@@ -1,0 +1,74 @@
+"""Types and ranges of what a `config.json` holds, checked once where it is read.
+
+A published file may give a key as null; whether that means its default, or nothing that can be computed, is said here by key. A number
+that no machine holds is refused at once, not when its arrays are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kafjax.core.errors import UserError
+
+_COUNTS = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "sliding_window": 2**40,
+    "max_position_embeddings": 2**40,
+    "original_max_position_embeddings": 2**40,
+    "sliding_window_pattern": 10_000,
+    "_sliding_window_pattern": 10_000,
+    "type_vocab_size": 2**16,
+}
+"""Whole numbers above 0, and the highest that is read."""
+_MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"}
+_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor")
+_POSITIVE += ("low_freq_factor", "high_freq_factor")
+_SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder")
+_ROPES = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
+
+
+def check_settings(config: Mapping[str, Any], where: str = "config.json") -> None:
+    """Checks every key that is computed with, wherever it stands in the file.
+
+    Raises:
+      UserError: naming key and value, for another type, a value out of range, not finite, or null where that means nothing.
+    """
+    ropes = [config[key] for key in _ROPES if isinstance(config.get(key), dict)]
+    theta_is_nested = any("rope_theta" in rope or any("rope_theta" in r for r in rope.values() if isinstance(r, dict)) for rope in ropes)
+    for key, value in config.items():
+        if key in _COUNTS:
+            if value is None and key in _MAY_BE_NULL:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNTS[key]:
+                raise UserError(f"{where}: {key}={_shown(value)} must be a whole number from 1 to {_COUNTS[key]}")
+        elif key in _POSITIVE:
+            if key == "rope_theta" and value is None and theta_is_nested:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool) or not (0 < value < math.inf):
+                raise UserError(f"{where}: {key}={_shown(value)} must be a number above 0")
+        elif key in _SWITCHES:
+            if not isinstance(value, bool):
+                raise UserError(f"{where}: {key}={_shown(value)} must be true or false")
+        elif key == "bos_token_id":
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise UserError(f"{where}: {key}={_shown(value)} must be a token's number, or null")
+        elif key == "layer_types":
+            if value is not None and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
+                raise UserError(f"{where}: {key}={_shown(value)} must be a list of names")
+        elif key in _ROPES and value is not None:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {key}={_shown(value)} must be an object")
+            check_settings(value, f"{where}: {key}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of many digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
