@@ -24,7 +24,7 @@ from absl import flags
 from experiments import build, configs
 from experiments.compiling import compiling
 from kafjax.core.config import command_of, given, leaves, read_record, record
-from kafjax.core.errors import UserError, nearest, report
+from kafjax.core.errors import UserError, check_text, nearest, report
 from kafjax.core.records import Corpus, Prediction, Question
 from kafjax.core.rundir import Run, find_run, open_run, read_json
 from kafjax.core.text import visible
@@ -136,6 +136,7 @@ def _ask(method: Method, corpus: Corpus, text: str) -> None:
 
 def _question(method: Method, corpus: Corpus, text: str) -> Question:
     """The corpus's own question if it is one: then the right answer is known, and a passage that holds it."""
+    check_text(text, "the question")
     known = {q.text.casefold(): q for q in (*corpus.retention, *corpus.questions)}
     question = known.get(text.strip().casefold(), Question(id="", text=text.strip(), answers=(), split=""))
     if isinstance(method, Oracle) and not question.passages:

@@ -36,7 +36,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from kafjax.core.errors import UserError, nearest
+from kafjax.core.errors import UserError, check_text, nearest
 
 _OPTION, _NESTED = "option", "nested"
 C = TypeVar("C", bound="Config")
@@ -393,6 +393,8 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
         if about.path and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", one):
             instead = "give a folder of this machine, or one mounted on it"
             raise UserError(f"{name}='{one[:60]}': buckets cannot be read or written here; {instead}")
+        if isinstance(one, str) and not about.path:
+            check_text(one, name)
         if isinstance(one, str) and "\0" in one:
             raise UserError(f"{name}: holds a zero byte")
         if isinstance(one, bool) or not isinstance(one, numbers.Real):

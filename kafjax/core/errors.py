@@ -44,6 +44,15 @@ def _one_line(message: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
 
 
+def check_text(text: str, what: str) -> str:
+    """Returns a text that can be encoded. Raises `UserError` naming `what` for one that held bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} holds bytes that are no UTF-8: {visible(text[:60])}; write it in UTF-8") from error
+    return text
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: `"Did you mean 'x'?"` for the closest known one, else the list of what there is."""
     names = sorted(names)
@@ -64,6 +73,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         except (UserError, Preempted, KeyboardInterrupt) as error:
             sys.exit(report(error))
 
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # `check_text` names what is no UTF-8
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that only knows ASCII is told of the rest in escapes

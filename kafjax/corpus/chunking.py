@@ -28,6 +28,9 @@ _END = re.compile(
     # A run of marks is looked at once, from its first one: else long rows of dots take quadratic time.
     rf"(?<![.!?\u2026])(?P<stop>[.!?\u2026]++)[{_CLOSE}]*+\s++(?=[{_OPEN}]*(?P<next>\w))|(?P<wide>[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*)\s*"
 )
+# Thai, Lao, Burmese, Khmer; kana; Chinese characters and their extensions; full-width forms.
+_WIDE = "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff"
+_UNIT, _LONG = re.compile(rf"[{_WIDE}]|[^{_WIDE}]+"), re.compile(r".{1,12}", re.DOTALL)
 _LAST_TOKEN = re.compile(rf"[^\s{_OPEN}]+$")
 # Paragraphs end at blank lines; headings and list items are lines of their own.
 _PARAGRAPH = re.compile(r"\n\s*\n|\n(?=\s*(?:#{1,6}|[-*•]|\d+[.)])\s)|(?<=\n)(?=#{1,6}\s)")
@@ -123,7 +126,21 @@ def _pieces(document: Document, size: str | int, overlap: int) -> list[str]:
         return [body.strip()]
     if size == "sentence":
         return sentences(body)
-    return _pack([part for sentence in sentences(body) for part in _at_most(sentence.split(), int(size))], int(size), overlap)
+    return _pack([part for sentence in sentences(body) for part in _at_most(words(sentence), int(size))], int(size), overlap)
+
+
+def words(text: str) -> list[str]:
+    """Splits a text into words, each with a space before it where one stood; joined they are the text, white space normalised.
+
+    Scripts without spaces (Chinese, Japanese, Thai, ...) count a word for each letter, and an unbroken run of over 48 characters, such
+    as a long address, one for each 12: about as many as an encoder has tokens for them.
+    """
+    found: list[str] = []
+    for run in text.split():
+        pieces = _UNIT.findall(run)
+        pieces = [part for piece in pieces for part in (_LONG.findall(piece) if len(piece) > 48 else [piece])]
+        found += [f" {pieces[0]}", *pieces[1:]]
+    return found
 
 
 def _at_most(words: list[str], size: int) -> list[list[str]]:
@@ -141,7 +158,7 @@ def _pack(parts: list[list[str]], size: int, overlap: int) -> list[str]:
         current = [*current, part]
     if current:
         pieces.append(current)
-    return [" ".join(word for part in piece for word in part) for piece in pieces]
+    return ["".join(word for part in piece for word in part).strip() for piece in pieces]
 
 
 def _tail(parts: list[list[str]], limit: int) -> list[list[str]]:

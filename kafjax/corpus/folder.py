@@ -27,7 +27,7 @@ from absl import logging
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Passage, Question
 from kafjax.core.rundir import write_jsonl
-from kafjax.corpus.chunking import cut, deduplicate
+from kafjax.corpus.chunking import cut, deduplicate, words
 
 SPLITS = ("train", "seen", "paraphrase", "untrained", "retention", "replay", "reversed", "two_hop", "update")
 # Without a chunk size, documents up to this many words are passages as they are, and longer ones are packed into passages of CHUNK_WORDS.
@@ -156,7 +156,7 @@ def default_passages(documents: Sequence[Document], size: str | int | None, over
     return [
         passage
         for document in documents
-        for passage in cut([document], "document" if len(document.text.split()) <= SHORT_WORDS else CHUNK_WORDS)
+        for passage in cut([document], "document" if len(words(document.text)) <= SHORT_WORDS else CHUNK_WORDS)
     ]
 
 
@@ -175,8 +175,7 @@ def _questions(root: Path, gold: dict[str, tuple[str, ...]]) -> list[Question]:
         raise UserError(f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line')
     questions = []
     for place, row in _rows(root, "questions.jsonl"):
-        metadata = row.get("metadata")
-        optional = {**(metadata if isinstance(metadata, dict) else {}), **row}
+        optional = {**_from_metadata(row.get("metadata")), **row}
         question = Question(
             id=row["id"],
             text=_string(place, row, "question"),
@@ -189,6 +188,15 @@ def _questions(root: Path, gold: dict[str, tuple[str, ...]]) -> list[Question]:
     if not questions:
         raise UserError(f"{root / 'questions.jsonl'} is empty")
     return questions
+
+
+def _from_metadata(metadata: Any) -> dict[str, str]:
+    """Reads split and subject out of a row's metadata, where they mean the same. Others write there what they like."""
+    if not isinstance(metadata, dict):
+        return {}
+    split, subject = metadata.get("split"), metadata.get("subject")
+    found = {"split": split} if isinstance(split, str) and split in SPLITS else {}
+    return found | ({"subject": subject} if isinstance(subject, str) else {})
 
 
 def deal(question: Question) -> list[Question]:

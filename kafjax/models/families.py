@@ -115,7 +115,7 @@ def _gemma3(config: Config) -> dict[str, Any]:
     scaling = config.get("rope_scaling") or full
     if _rope_type(scaling) == "llama3":
         raise UserError("config.json: rope_type='llama3' is not supported for gemma3_text (default, linear)")
-    bias = config.get("attention_bias", False)
+    bias = bool(config.get("attention_bias"))
     return {
         **_shape(config, count(config, "head_dim")),
         **_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6))),
@@ -147,7 +147,7 @@ def _gemma3_sliding(config: Config) -> list[bool]:
 
 def _llama(config: Config) -> dict[str, Any]:
     refuse(config, {"mlp_bias": False, "layer_types": None, "sliding_window": None})
-    bias = config.get("attention_bias", False)
+    bias = bool(config.get("attention_bias"))
     return {**_plain(config, max_length=2048), "qkv_bias": bias, "o_bias": bias}
 
 
@@ -163,7 +163,7 @@ def _qwen2(config: Config) -> dict[str, Any]:
 
 
 def _qwen3(config: Config) -> dict[str, Any]:
-    bias = config.get("attention_bias", False)
+    bias = bool(config.get("attention_bias"))
     return {**_qwen({"head_dim": 128, **config}), "qk_norm": True, "qkv_bias": bias, "o_bias": bias}
 
 

@@ -32,6 +32,7 @@ _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_wi
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor")
 _POSITIVE += ("low_freq_factor", "high_freq_factor")
 _SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder")
+_MAY_BE_NULL |= {"attention_bias", "mlp_bias"}  # which transformers takes for false
 _ROPES = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
 
 
@@ -55,7 +56,7 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
             if not isinstance(value, int | float) or isinstance(value, bool) or not (0 < value < math.inf):
                 raise UserError(f"{where}: {key}={_shown(value)} must be a number above 0")
         elif key in _SWITCHES:
-            if not isinstance(value, bool):
+            if not isinstance(value, bool) and not (value is None and key in _MAY_BE_NULL):
                 raise UserError(f"{where}: {key}={_shown(value)} must be true or false")
         elif key == "bos_token_id":
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):

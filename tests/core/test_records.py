@@ -7,7 +7,7 @@ from kafjax.core.records import Prediction, prediction_from_json
 from kafjax.core.rundir import read_jsonl, write_jsonl
 
 words = st.lists(st.text(max_size=5), max_size=2).map(tuple)
-numbers = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=2)
+numbers = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=2)  # JSON has neither
 predictions = st.builds(
     Prediction, answers=words, passages=words, gold_passages=words, output_tokens=..., correct=..., score=numbers, seconds=numbers
 )

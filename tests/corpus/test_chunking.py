@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafjax.core.errors import UserError
-from kafjax.core.records import Document
-from kafjax.corpus.chunking import chunk, cut, deduplicate, sentences
+from kafjax.core.records import Document, Passage
+from kafjax.corpus.chunking import chunk, cut, deduplicate, sentences, words
 
 
 @pytest.mark.parametrize(
@@ -60,12 +61,15 @@ def test_packed_passages_keep_every_word_and_the_limit(texts: list[str], size: i
     documents = [Document(id=str(k), text=text) for k, text in enumerate(texts)]
     overlap = data.draw(st.integers(0, size - 1))
     plain, overlapping = cut(documents, size), cut(documents, size, overlap)
-    assert all(len(passage.text.split()) <= size for passage in plain + overlapping)
+    assert all(len(words(passage.text)) <= size for passage in plain + overlapping)
+
+    def told(passages: list[Passage], document: Document) -> list[str]:
+        return [word.strip() for p in passages if p.document == document.id for word in words(p.text)]
+
     for document in documents:
-        words = [word for p in plain if p.document == document.id for word in p.text.split()]
-        assert words == [word for sentence in sentences(document.text) for word in sentence.split()]
-        seen = [word for p in overlapping if p.document == document.id for word in p.text.split()]
-        assert len(words) <= len(seen) and set(words) == set(seen)
+        once, seen = told(plain, document), told(overlapping, document)
+        assert once == [word.strip() for sentence in sentences(document.text) for word in words(sentence)]
+        assert len(once) <= len(seen) and set(once) == set(seen)
 
 
 def test_overlap_repeats_whole_sentences() -> None:
@@ -106,3 +110,34 @@ def test_the_first_of_equal_passages_stands_for_the_others() -> None:
 def test_bad_sizes(size: str | int, overlap: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         chunk([Document("d", "Text.")], size, overlap)
+
+
+WIDE = {
+    "chinese": "".join(f"第{i}位村民住在河边的小屋里。每天清晨去山上采茶。" for i in range(250)),
+    "no stops": "村民住在河边的小屋里" * 600,
+    "japanese": "".join(f"第{i}番の村人は川のそばに住んでいます。" for i in range(250)),
+    "thai": "ชาวบ้านอาศัยอยู่ริมแม่น้ำ" * 200,
+    "address": "https://example.org/" + "a1b2c3d4e5" * 600,
+}
+
+
+@pytest.mark.parametrize("text", WIDE.values(), ids=WIDE)
+def test_texts_without_spaces_are_cut_into_passages_of_as_many_letters(text):
+    passages = chunk([Document("d", text)], 64)
+    assert all(len(words(p.text)) <= 64 and len(p.text) <= 800 for p in passages)
+    kept = cut([Document("d", text)], 64)
+    assert "".join(p.text for p in kept).replace(" ", "") == text  # nothing is lost, repeated passages counted
+
+
+def test_words_joined_are_the_text_and_spaced_scripts_are_counted_as_ever():
+    text = "The  ferry\nleaves at noon, 茶を飲む said she."
+    assert "".join(words(text)).strip() == " ".join(text.split())
+    plain = "The ferry leaves at noon, she said; Donaudampfschifffahrtsgesellschaftskapitän."
+    assert [word.strip() for word in words(plain)] == plain.split()
+
+
+def test_long_rows_of_marks_are_cut_in_no_time():
+    began = time.perf_counter()
+    for mark in (".", "!", "?", "\u2026", ".)", "\n", "\n \n", '"'):
+        sentences(f"One. {mark * 20_000} Two.")
+    assert time.perf_counter() - began < 5
