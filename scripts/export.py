@@ -1,15 +1,18 @@
-"""Takes an adapter out of a run, or out of PEFT, in the form that others read: PEFT's, a merged model, or kafjax's own.
+"""Takes what a run has learned out of it, in the form that others read: a whole model, PEFT's adapter, or kafjax's own.
 
     python -m scripts.export --run=runs/NAME --out=my-adapter                    a folder for peft, vLLM and others (--format=peft)
     python -m scripts.export --run=runs/NAME --format=merged --out=my-model      a whole model, as transformers loads it
     python -m scripts.export --run=runs/NAME --format=merged --dtype=bfloat16 --out=my-model       half the size, and rounded
+    python -m scripts.export --run=runs/SWEEP/lanes/LANE --out=my-adapter        one lane of a sweep
+    python -m scripts.export --run=runs/COMPARISON/artifacts/full --format=merged --out=my-model
     python -m scripts.export --adapter=FOLDER --model=MODEL --format=kafjax --out=adapter.safetensors   from PEFT into kafjax
     python -m scripts.export --adapter=FOLDER --model=MODEL --format=merged --out=my-model         an adapter of PEFT merged
 
---run is a run of experiments.finetune, or a comparison's folder artifacts/lora; its model is read from its config.json. --adapter is a
-file adapter.safetensors, or a folder in PEFT's format. A merged model is added up in float32 and rounded once, to --dtype; what the
-rounding costs is printed: if it is not far below the update itself, keep float32, or ship the adapter. What PEFT cannot say is refused
-by name (docs/peft.md).
+--run is a run of experiments.finetune (full or LoRA), a lane's folder of a sweep, or a method's folder of a comparison; its model is
+read from its config.json or one above. What was trained in full has no adapter: its format is merged. --adapter is a file
+adapter.safetensors, or a folder in PEFT's format. A whole model keeps the tokenizer, chat template and generation settings of its base.
+A merged adapter is added up in float32 and rounded once, to --dtype; what the rounding costs is printed: if it is not far below the
+update itself, keep float32, or ship the adapter. What PEFT cannot say is refused by name (docs/peft.md).
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ from kafjax.core.rundir import read_json
 from kafjax.models import Decoder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+ADAPTER = "adapter.safetensors"
 N_TOKENS = 32  # that the merged model is tried on
 N_SHOWN = 5  # parameters, those that the rounding moves most
 
-flags.DEFINE_string("run", None, "Folder of a run of experiments.finetune.")
+flags.DEFINE_string("run", None, "Folder of a run of experiments.finetune, of a lane, or of a method of a comparison.")
 flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format.")
 flags.DEFINE_string("model", None, "The base: gemma3-270m, or a folder (default: what the run was trained on).")
 flags.DEFINE_enum("format", "peft", ["peft", "merged", "kafjax"], "peft: a folder; merged: a model's folder; kafjax: one file.")
@@ -54,6 +58,9 @@ def _main(_: list[str]) -> None:
     path, name = _source()
     with waiting("model", f"loading {name}"):
         model, params = hub.load_decoder(name)
+    if path.name != ADAPTER and not (path / "adapter_config.json").is_file() and _has_weights(path):
+        _export_full(out, model, hub.load_trained(path, params), name)
+        return
     adapters, spec = hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
     if values.format == "kafjax":
         lora.save(out, adapters, spec)
@@ -74,29 +81,49 @@ def _source() -> tuple[Path, str]:
         if model is None:
             raise UserError("say what the adapter was trained on: --model=gemma3-270m, or a folder")
         return Path(adapter), model
-    path = Path(run) / "adapter.safetensors"
+    path = Path(run) / ADAPTER
     if not path.is_file():
-        trained = Path(run) / "weights.safetensors"
-        why = "it holds whole weights, which are no adapter" if trained.is_file() else "train one with python -m experiments.finetune"
-        raise UserError(f"no adapter in {run}: {why}")
+        path = Path(run)
+        if not _has_weights(path):
+            raise UserError(f"nothing was trained in {run}: it holds no adapter and no weights; train with python -m experiments.finetune")
+        if flags.FLAGS.format != "merged":
+            raise UserError(f"{run} holds whole weights, which are no adapter; export them with --format=merged")
     if model is None:
         config = next((file for folder in (Path(run), *Path(run).parents[:2]) if (file := folder / "config.json").is_file()), None)
-        if config is None:
+        model = read_json(config).get("model") if config else None
+        if not isinstance(model, str):
             raise UserError(f"{run} has no config.json that names the model; say --model=")
-        model = read_json(config)["model"]
     return path, model
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("weights*.safetensors"))
+
+
+def _export_full(out: Path, model: Decoder, params: trees.Tree, name: str) -> None:
+    """Writes a model that was trained in full."""
+    dtype = DTYPES[flags.FLAGS.dtype]
+    _save(out, model, _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), params)), name)
+
+
+def _save(out: Path, model: Decoder, params: trees.Tree, name: str) -> None:
+    hub.save(out, model, params, tokenizer=hub.folder_of(name))
+    print(f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}")
+
+
+def _finite(params: trees.Tree) -> trees.Tree:
+    for path, leaf in trees.flatten(params).items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise UserError(f"'{path}' has no finite {flags.FLAGS.dtype}; merge into float32 or bfloat16")
+    return params
 
 
 def _merge(out: Path, model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, name: str) -> None:
     dtype = DTYPES[flags.FLAGS.dtype]
     exact = lora.merge(params, adapters, spec)
-    merged = jax.tree.map(lambda leaf: leaf.astype(dtype), exact)
-    for path, leaf in trees.flatten(merged).items():
-        if not bool(jnp.isfinite(leaf).all()):
-            raise UserError(f"'{path}' has no finite {flags.FLAGS.dtype}; merge into float32 or bfloat16")
-    hub.save(out, model, merged, tokenizer=hub.tokenizer(name))
+    merged = _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), exact))
+    _save(out, model, merged, name)
     rows = sorted(_drift(params, exact, merged, adapters), key=lambda row: row[1], reverse=True)
-    print(f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}")
     print(f"\nDrift by rounding to {flags.FLAGS.dtype}, largest of {len(rows)} parameters:\n  of weights   of update    parameter")
     for path, of_weights, of_update in rows[:N_SHOWN]:
         print(f"  {of_weights:.2e}     {of_update:.2e}     {path}")

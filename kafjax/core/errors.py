@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import math
 import sys
 import traceback
@@ -74,7 +76,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             sys.exit(report(error))
 
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # `check_text` names what is no UTF-8
+        with contextlib.suppress(io.UnsupportedOperation):  # something has read from it already
+            sys.stdin.reconfigure(errors="surrogateescape")  # `check_text` names what is no UTF-8
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that only knows ASCII is told of the rest in escapes

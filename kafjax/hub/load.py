@@ -113,6 +113,11 @@ def tokenizer(name: str) -> Tokenizer:
     return loaded
 
 
+def folder_of(name: str) -> Path:
+    """Returns the Hugging Face folder of a model: its own, or the converted one of a named model. Raises `UserError` as `load` does."""
+    return _folder(name)
+
+
 def _folder(name: str) -> Path:
     if name in NAMED:
         return NAMED[name]()

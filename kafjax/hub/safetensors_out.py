@@ -21,7 +21,8 @@ from kafjax.ops.quantized import refuse_quantized
 
 SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-"""What makes up a tokenizer in a Hugging Face folder; all but the first may be missing."""
+TOKENIZER_FILES += ("tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "chat_template.json", "generation_config.json")
+"""Files of a Hugging Face folder that say how text becomes tokens and a reply ends; all but the first may be missing."""
 
 
 def save(
@@ -117,6 +118,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: di
                 shutil.copyfile(file, folder / file.name)
         return
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    tokens = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    given = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    tokens = {name: ids[0] if isinstance(ids, list) else ids for name, ids in given.items()}  # of several ends the first
     special = {name: tokenizer.id_to_token(i) for name, i in tokens.items() if i is not None and tokenizer.id_to_token(i) is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}, indent=2) + "\n")

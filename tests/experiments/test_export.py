@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import transformers
 from oracles import hf_logits, random_tokens
 
 from kafjax import hub, lora
+from kafjax.core import trees
 from tests.experiments.commands import refused
 
 pytestmark = pytest.mark.multiprocess
@@ -79,10 +81,35 @@ def test_bad_input_is_one_line_and_nothing_is_written(export, world, run, tmp_pa
         ([f"--run={path}", "--adapter=x", f"--out={out}"], "either"),
         ([f"--adapter={path}", f"--out={out}"], "--model="),
         ([f"--run={tmp_path / 'full'}", f"--out={out}"], "whole weights"),
-        ([f"--run={tmp_path / 'none'}", f"--out={out}"], "no adapter in"),
+        ([f"--run={tmp_path / 'none'}", f"--out={out}"], "nothing was trained in"),
         ([f"--run={path}", f"--out={tmp_path}"], "exists already"),
         ([f"--adapter={path}", f"--model={world.gemma}", f"--out={out}"], "adapter_config.json"),
         ([f"--run={path}", f"--model={world.bert}", f"--out={out}"], "encoder"),
     ):
         assert told in refused(export(*arguments))
         assert not out.exists()
+
+
+def test_a_model_that_was_trained_in_full_is_loaded_by_transformers_with_all_that_stood_beside_its_base(export, world, tmp_path):
+    base = shutil.copytree(world.gemma, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    config = json.loads((base / "config.json").read_text())
+    ends = [config["eos_token_id"], 5]  # several, as chat models have
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "temperature": 0.5}))
+    model, params = hub.load(str(base))
+    rng = np.random.default_rng(1)
+    moved = {path: x + 0.1 * rng.standard_normal(x.shape, np.float32) for path, x in trees.flatten(params).items() if "q_proj" in path}
+    run = tmp_path / "runs" / "tuned"
+    hub.save_trained(run, trees.unflatten(moved))
+    (run / "config.json").write_text(json.dumps({"model": str(base), "method": "full"}))
+
+    assert "export them with --format=merged" in refused(export(f"--run={run}", f"--out={tmp_path / 'no'}"))
+    done = export(f"--run={run}", "--format=merged", f"--out={tmp_path / 'model'}")
+    assert done.code == 0, done.err
+    tokens = random_tokens(0, (2, 8), model.config.vocab_size)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    expected = model.apply(trees.unflatten({**trees.flatten(params), **moved}), tokens)
+    np.testing.assert_allclose(hf_logits(theirs, tokens), expected, atol=1e-4)
+    assert theirs.generation_config.eos_token_id == ends
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (base / name).read_bytes()
