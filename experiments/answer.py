@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
     _check_trained(method, run, config)
     method.check()
     if not values.run:
-        open_run(run.path.parent, run.path.name, own)
+        open_run(run.path.parent, run.path.name, own).close()  # others may ask, too: nothing more is written but an index
     method.learn()
     if values.question is not None:
         _ask(method, corpus, values.question)

@@ -28,8 +28,8 @@ from kafjax.core.records import Passage
 from kafjax.corpus import NAMES as GENERATED
 from kafjax.corpus import load_passages
 from kafjax.models import Encoder
-from kafjax.retrieval import Embedder, Store, open_index
-from kafjax.retrieval.folder import is_replaceable, size_on_disk
+from kafjax.retrieval import Embedder, Store, folder, open_index
+from kafjax.retrieval.folder import size_on_disk
 
 common.define_corpus_flags()
 flags.adopt_module_key_flags(common)
@@ -48,18 +48,21 @@ def main(_: list[str]) -> None:
     out = Path(values.out)
     common.use_compilation_cache()
     opens = not values["corpus"].present and (values.append or values.delete or values.query)
+    writes = not opens or values.delete or values.append
     embedder = _open_embedder()
-    store = Store.load(out, embedder.fingerprint) if opens else _build(out, embedder)
-    if values.delete:
-        store.delete(_passage_ids(values.delete, store.index.ids))
-    if values.append:
-        passages = load_passages(values.append, values.chunk)
-        with _timed(len(passages)):
-            store.append(passages, _embed(embedder, passages))
-    if not opens or values.delete or values.append:
-        store.save(out)
-        size = f"{len(store)} passages, {store.index.dimension} dimensions, {store.index.engine}, {size_on_disk(out):,} bytes"
-        print(f"{out}: {size}")
+    # From before it is read until it is saved: a change that another process makes meanwhile would be lost.
+    with folder.writing(out) if writes else contextlib.nullcontext():
+        store = Store.load(out, embedder.fingerprint) if opens else _build(out, embedder)
+        if values.delete:
+            store.delete(_passage_ids(values.delete, store.index.ids))
+        if values.append:
+            passages = load_passages(values.append, values.chunk)
+            with _timed(len(passages)):
+                store.append(passages, _embed(embedder, passages))
+        if writes:
+            store.save(out)
+            size = f"{len(store)} passages, {store.index.dimension} dimensions, {store.index.engine}, {size_on_disk(out):,} bytes"
+            print(f"{out}: {size}")
     if values.query:
         for rank, (passage, score) in enumerate(_search(store, embedder, values.query, values.k), 1):
             print(f"{rank:3d}. {score:.3f}  [{passage.id}] {passage.text}")
@@ -74,9 +77,6 @@ def _open_embedder() -> Embedder:
 
 
 def _build(out: Path, embedder: Embedder) -> Store:
-    # `Store.save` would refuse too, but after the work.
-    if out.exists() and not is_replaceable(out):
-        raise UserError(f"{out} exists and is no index; choose another --out")
     generated = flags.FLAGS.corpus in GENERATED
     passages = common.corpus_from_flags().passages if generated else load_passages(flags.FLAGS.corpus, flags.FLAGS.chunk)
     index = open_index(flags.FLAGS.engine)

@@ -23,12 +23,13 @@ from pathlib import Path
 from absl import flags
 
 from experiments import common
-from experiments.comparison import load_arm, run_arm, save_arm, select, write_results
+from experiments.comparison import clear_finished, load_arm, run_arm, save_arm, select, write_results
 from kafjax.core.errors import run_main
 from kafjax.core.progress import say
 from kafjax.core.rundir import config_hash, environment, find_run, open_run
 from kafjax.evaluation import table
 from kafjax.methods import METHODS
+from kafjax.training.checksum import weights_hash
 
 # What differs from the flags' own defaults. `default` is made for two cores and twenty minutes.
 PROFILES = {
@@ -65,17 +66,20 @@ def main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
     counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
     say("compare", f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {run.path}")
+    clear_finished(run)
+    code = environment() | {"weights": weights_hash(lab.params)}
     arms = {name: arm for name in names if (arm := load_arm(run, name)) is not None}
     for name in arms:
         say(name, "finished earlier")
     while pending := [name for name in names if name not in arms]:
         if arms:
-            results = write_results(run, lab, names, arms, environment(), command)
+            results = write_results(run, lab, names, arms, code, command)
             so_far = dataclasses.replace(table.quality_table(results), notes=())  # the notes come with the whole table
             print(f"\n{table.to_markdown(so_far)}", flush=True)
-        arms[pending[0]] = run_arm(lab, pending[0], values.latency_queries, arms.get("base"))
+        arm = run_arm(lab, pending[0], values.latency_queries, arms.get("base"))
+        arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(run, pending[0], arms[pending[0]])
-    results = write_results(run, lab, names, arms, environment(), command)
+    results = write_results(run, lab, names, arms, code, command)
     print(f"\n{table.render(table.main_tables(results), [*table.setting(results), *table.method_notes(results)])}")
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")

@@ -50,6 +50,7 @@ from kafjax.ops.attention import ATTENTION
 from kafjax.parallel import distributed, shard, shardings
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, TrainResult, check, discard_checkpoints, layout, train
+from kafjax.training.checksum import weights_hash
 from kafjax.training.optimizers import OPTIMIZERS
 from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
@@ -145,8 +146,12 @@ def _finetune() -> None:
     params = common.load_weights(layout(model, train_config, mesh, spec))
     config = {**common.config_from_flags(*_IDENTITY), "lr": train_config.learning_rate, **common.corpus_identity(corpus)}
     opened = open_run if distributed.is_main() else find_run
-    run = opened(Path(values.runs), values.name or f"finetune-{values.method}-{config_hash(config)}", config)
+    name = values.name or f"finetune-{values.method}-{config_hash(config)}"
+    run = distributed.together(lambda: opened(Path(values.runs), name, config))
+    code = environment() | {"weights": weights_hash(params)}  # before a full training takes them over
     if distributed.of_main(run.file("result.json").exists()):
+        if distributed.is_main():
+            discard_checkpoints(run.path)  # of a start that ended in between
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
         counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
@@ -158,7 +163,7 @@ def _finetune() -> None:
                 track(**row)
 
             kept = {"run_dir": run.path, "log": log, "label": values.method}
-            _save(run, train(model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept))
+            _save(run, code, train(model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept))
     distributed.wait_for_all("saved")
     _show(run, Generator(model, tokenizer, mesh=mesh), _learned(run, model, params, mesh), corpus.questions)
 
@@ -229,7 +234,7 @@ def _settings() -> Settings:
     return Settings(replay=flags.FLAGS.replay, document_parts=common.document_parts())
 
 
-def _save(run: Run, result: TrainResult) -> None:
+def _save(run: Run, code: dict[str, Any], result: TrainResult) -> None:
     if result.spec is None:
         hub.save_trained(run.path, result.trainable)
     else:
@@ -242,7 +247,7 @@ def _save(run: Run, result: TrainResult) -> None:
     png = io.BytesIO()
     loss_curves({**row, "method": flags.FLAGS.method} for row in result.curve).savefig(png, format="png")
     write_atomic(run.file("loss.png"), png.getvalue())
-    write_json(run.file("result.json"), {"final_loss": result.curve[-1]["loss"], **bill, "environment": environment()})
+    write_json(run.file("result.json"), {"final_loss": result.curve[-1]["loss"], **bill, "environment": code})
     discard_checkpoints(run.path)
 
 

@@ -46,6 +46,7 @@ from kafjax.models import REMAT, Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
+from kafjax.training.checksum import weights_hash
 from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit
 from kafjax.training.lanes import EarlyStop, Lane, LaneResult, check, train_lanes
 from kafjax.training.loop import batches_of
@@ -123,7 +124,8 @@ def main(_: list[str]) -> None:
     run = rundir.open_run(*where)
     n_questions = len(corpus.questions) + len(corpus.retention)
     say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
-    train_missing(run, model, params, examples, train_config, lanes, mesh, stop)
+    code = rundir.environment() | {"weights": weights_hash(params)}
+    train_missing(run, model, params, examples, train_config, lanes, mesh, stop, code)
     answer_missing(run, Generator(model, tokenizer, values.batch, mesh), params, corpus, lanes)
     results = write_results(run, lanes)
     print(f"\n{table.render([sweep.ablation_table(results['cells'])], [])}")
@@ -200,9 +202,12 @@ def train_missing(
     lanes: Sequence[Lane],
     mesh: Any,
     stop: EarlyStop | None,
+    code: dict[str, Any],
 ) -> None:
-    """Trains the lanes that have left no `trained.json`, and saves each as soon as it is done."""
+    """Trains the lanes that have left no `trained.json`, and saves each as soon as it is done. `code` is noted as their environment."""
     folder = run.file("lanes")
+    for record in folder.glob("*/trained.json"):
+        discard_checkpoints(record.parent)  # of a start that ended in between
     pending = [lane for lane in lanes if not (folder / lane.name / "trained.json").exists()]
     if len(pending) < len(lanes):
         say("sweep", f"{len(lanes) - len(pending)} lanes were trained earlier")
@@ -233,6 +238,7 @@ def train_missing(
                 "tokens": result.tokens,
                 "final_loss": float(np.mean(last)) if np.isfinite(last).all() else None,
                 "checks": result.checks,
+                "environment": code,
             },
         )
         discard_checkpoints(folder / lane.name)
