@@ -61,7 +61,8 @@ def run(config: configs.Answer) -> None:
     _check_trained(config, method, folder, stored)
     method.check()
     if not config.run:
-        open_run(Path(config.runs), None, config, prefix="answer", also=also)
+        opened = open_run(Path(config.runs), None, config, prefix="answer", also=also)
+        opened.close()  # others may ask, too: nothing more is written but an index
     method.learn()
     if config.question is not None:
         _ask(method, corpus, config.question)

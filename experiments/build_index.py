@@ -29,8 +29,8 @@ from kafjax.core.records import Passage
 from kafjax.core.text import visible
 from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
-from kafjax.retrieval import Embedder, Store, open_index
-from kafjax.retrieval.folder import is_replaceable, size_on_disk
+from kafjax.retrieval import Embedder, Store, folder, open_index
+from kafjax.retrieval.folder import size_on_disk
 
 
 def run(config: BuildIndex) -> None:
@@ -45,18 +45,21 @@ def run(config: BuildIndex) -> None:
     build.use_compilation_cache()
     changes = bool(config.append or config.delete)
     opens = not config.corpus.corpus and bool(changes or config.query)
+    writes = not opens or changes
     embedder = _open_embedder(config.retrieval.embedder)
-    store = Store.load(out, embedder.fingerprint) if opens else _build(config, out, embedder)
-    if config.delete:
-        store.delete(_passage_ids(config.delete, store.index.ids))
-    if config.append:
-        passages = load_passages(config.append, config.corpus.chunk)
-        with _timed(len(passages)):
-            store.append(passages, _embed(embedder, passages))
-    if not opens or changes:
-        store.save(out)
-        size = f"{len(store)} passages, {store.index.dimension} dimensions, {store.index.engine}, {size_on_disk(out):,} bytes"
-        print(f"{out}: {size}")
+    # From before it is read until it is saved: a change that another process makes meanwhile would be lost.
+    with folder.writing(out) if writes else contextlib.nullcontext():
+        store = Store.load(out, embedder.fingerprint) if opens else _build(config, embedder)
+        if config.delete:
+            store.delete(_passage_ids(config.delete, store.index.ids))
+        if config.append:
+            passages = load_passages(config.append, config.corpus.chunk)
+            with _timed(len(passages)):
+                store.append(passages, _embed(embedder, passages))
+        if writes:
+            store.save(out)
+            size = f"{len(store)} passages, {store.index.dimension} dimensions, {store.index.engine}, {size_on_disk(out):,} bytes"
+            print(f"{out}: {size}")
     if config.query:
         for rank, (passage, score) in enumerate(_search(store, embedder, config.query, config.retrieval.k), 1):
             print(f"{rank:3d}. {score:.3f}  [{visible(passage.id)}] {visible(passage.text)}")
@@ -69,10 +72,7 @@ def _open_embedder(name: str) -> Embedder:
     return Embedder(model, params, hub.tokenizer(name))
 
 
-def _build(config: BuildIndex, out: Path, embedder: Embedder) -> Store:
-    # `Store.save` would refuse too, but after the work.
-    if out.exists() and not is_replaceable(out):
-        raise UserError(f"{out} exists and is no index; choose another --out")
+def _build(config: BuildIndex, embedder: Embedder) -> Store:
     corpus = dataclasses.replace(config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus)
     passages = open_corpus(corpus, config.seed).passages if corpus.is_generated else load_passages(corpus.corpus, corpus.chunk)
     index = open_index(config.retrieval.engine)

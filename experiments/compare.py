@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from experiments import build, configs
-from experiments.comparison import load_arm, run_arm, save_arm, write_results
+from experiments.comparison import clear_finished, load_arm, run_arm, save_arm, write_results
 from kafjax.core.config import command_of, record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
@@ -33,6 +33,7 @@ from kafjax.core.rundir import environment, find_run, open_run
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import table
 from kafjax.methods import METHODS, in_running_order, open_method
+from kafjax.training.checksum import weights_hash
 
 
 def run(config: configs.Compare) -> dict[str, Any]:
@@ -57,17 +58,20 @@ def run(config: configs.Compare) -> dict[str, Any]:
     command = command_of("experiments.compare", configs.Compare, values)
     counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
     say("compare", f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {run.path}")
+    clear_finished(run)
+    code = environment() | {"weights": weights_hash(lab.params)}
     arms = {name: arm for name in names if (arm := load_arm(run, name)) is not None}
     for name in arms:
         say(name, "finished earlier")
     while pending := [name for name in names if name not in arms]:
         if arms:
-            results = write_results(run, lab, names, arms, environment(), command)
+            results = write_results(run, lab, names, arms, code, command)
             so_far = dataclasses.replace(table.quality_table(results), notes=())  # the notes come with the whole table
             print(f"\n{table.to_markdown(so_far)}", flush=True)
-        arms[pending[0]] = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
+        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
+        arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(run, pending[0], arms[pending[0]])
-    results = write_results(run, lab, names, arms, environment(), command)
+    results = write_results(run, lab, names, arms, code, command)
     print(f"\n{table.render(table.main_tables(results), [*table.setting(results), *table.method_notes(results)])}")
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")

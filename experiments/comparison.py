@@ -17,6 +17,7 @@ from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import RETENTION, Arm, collect
 from kafjax.methods import Lab, Method, open_method
 from kafjax.methods.oracle import Oracle
+from kafjax.training import discard_checkpoints
 from kafjax.training.memory import PeakMemory
 
 
@@ -90,6 +91,12 @@ def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: La
     return Oracle(lab, "oracle", method.weights).answer(questions) if questions else []
 
 
+def clear_finished(run: Run) -> None:
+    """Deletes the checkpoints of trainings whose result is saved: a start may have ended in between."""
+    for record in run.file("artifacts").glob("*/learned.json"):
+        discard_checkpoints(record.parent)
+
+
 def save_arm(run: Run, name: str, arm: Arm) -> None:
     folder = run.file("arms") / name
     write_jsonl(folder / "predictions.jsonl", [p.to_json() for p in arm.predictions])
@@ -102,6 +109,7 @@ def save_arm(run: Run, name: str, arm: Arm) -> None:
             "held_out_nll": list(arm.held_out_nll),
             "held_out_tokens": list(arm.held_out_tokens),
             "note": arm.note,
+            "environment": dict(arm.environment),
         },
     )
 
@@ -116,7 +124,8 @@ def load_arm(run: Run, name: str) -> Arm | None:
     predictions, oracle = (
         [prediction_from_json(row) for row in read_jsonl(folder / file)] for file in ("predictions.jsonl", "oracle.jsonl")
     )
-    return Arm(predictions, Cost(**cost), stored["held_out_nll"], stored["held_out_tokens"], oracle, stored["note"])
+    arm = Arm(predictions, Cost(**cost), stored["held_out_nll"], stored["held_out_tokens"], oracle, stored["note"])
+    return dataclasses.replace(arm, environment=stored.get("environment", {}))
 
 
 def write_results(

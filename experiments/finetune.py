@@ -51,6 +51,7 @@ from kafjax.models import Decoder
 from kafjax.parallel import distributed, shard, shardings
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
+from kafjax.training.checksum import weights_hash
 from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
 
@@ -88,8 +89,11 @@ def _finetune(config: Finetune) -> None:
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec))
     where = {"prefix": f"finetune-{config.method}", "also": build.corpus_identity(config.corpus, corpus)}
     opened = open_run if distributed.is_main() else find_run
-    run = opened(Path(config.run.runs), config.run.name, config, **where)
+    run = distributed.together(lambda: opened(Path(config.run.runs), config.run.name, config, **where))
+    code = environment() | {"weights": weights_hash(params)}  # before a full training takes them over
     if distributed.of_main(run.file("result.json").exists()):
+        if distributed.is_main():
+            discard_checkpoints(run.path)  # of a start that ended in between
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
         counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
@@ -102,7 +106,7 @@ def _finetune(config: Finetune) -> None:
 
             kept = {"run_dir": run.path, "log": log, "label": config.method}
             result = train(model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept)
-            _save(run, config.method, result)
+            _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
     _show(run, Generator(model, tokenizer, mesh=mesh), learned, corpus.questions)
@@ -120,7 +124,7 @@ def _training_data(config: Finetune, corpus: Corpus, tokenizer: Tokenizer, eos_i
     return rows
 
 
-def _save(run: Run, method: str, result: TrainResult) -> None:
+def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> None:
     if result.spec is None:
         hub.save_trained(run.path, result.trainable)
     else:
@@ -133,7 +137,7 @@ def _save(run: Run, method: str, result: TrainResult) -> None:
     png = io.BytesIO()
     loss_curves({**row, "method": method} for row in result.curve).savefig(png, format="png")
     write_atomic(run.file("loss.png"), png.getvalue())
-    write_json(run.file("result.json"), {"final_loss": result.curve[-1]["loss"], **bill, "environment": environment()})
+    write_json(run.file("result.json"), {"final_loss": result.curve[-1]["loss"], **bill, "environment": code})
     discard_checkpoints(run.path)
 
 

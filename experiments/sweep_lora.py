@@ -48,6 +48,7 @@ from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.retrieval import prompt
 from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
+from kafjax.training.checksum import weights_hash
 from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit
 from kafjax.training.lanes import EarlyStop, Lane, LaneResult, check, train_lanes
 from kafjax.training.loop import batches_of
@@ -86,7 +87,8 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     run = rundir.open_run(root, name, config, **where)
     n_questions = len(corpus.questions) + len(corpus.retention)
     say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
-    train_missing(run, model, params, examples, config.train, lanes, mesh, stop, config.lanes)
+    code = rundir.environment() | {"weights": weights_hash(params)}
+    train_missing(run, model, params, examples, config.train, lanes, mesh, stop, config.lanes, code)
     generator = Generator(model, tokenizer, config.generation.batch, mesh)
     answer_missing(run, generator, params, corpus, lanes, config.generation.max_new_tokens)
     results = write_results(run, lanes)
@@ -155,9 +157,15 @@ def train_missing(
     mesh: Any,
     stop: EarlyStop | None,
     slots: int | None,
+    code: dict[str, Any],
 ) -> None:
-    """Trains the lanes that have left no `trained.json`, `slots` at a time, and saves each as soon as it is done."""
+    """Trains the lanes that have left no `trained.json`, `slots` at a time, and saves each as soon as it is done.
+
+    `code` is noted as their environment.
+    """
     folder = run.file("lanes")
+    for finished in folder.glob("*/trained.json"):
+        discard_checkpoints(finished.parent)  # of a start that ended in between
     pending = [lane for lane in lanes if not (folder / lane.name / "trained.json").exists()]
     if len(pending) < len(lanes):
         say("sweep", f"{len(lanes) - len(pending)} lanes were trained earlier")
@@ -187,6 +195,7 @@ def train_missing(
                 "tokens": result.tokens,
                 "final_loss": float(np.mean(last)) if np.isfinite(last).all() else None,
                 "checks": result.checks,
+                "environment": code,
             },
         )
         discard_checkpoints(folder / lane.name)

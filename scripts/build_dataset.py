@@ -21,6 +21,7 @@ from pathlib import Path
 from experiments import build
 from experiments.configs import BuildDataset
 from kafjax.core.errors import UserError, nearest
+from kafjax.core.lock import hold
 from kafjax.core.progress import say, waiting
 from kafjax.corpus import tfds_in
 
@@ -48,7 +49,8 @@ def run(config: BuildDataset) -> None:
         raise UserError(f"unknown dataset '{name}'. {nearest(name, [*tfds_in.GENERATED, *SOURCES])}")
     with waiting("dataset", f"preparing {builder.info.full_name}"):
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it does; stdout is for what came of it
+            # One process prepares; TFDS renames the folder when it is whole.
+            with hold(builder.data_dir), contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it does; stdout is for what came of it
                 builder.download_and_prepare()
         except ImportError as error:
             raise UserError(f"preparing {name} wants a package that is not installed ({error}); reading does not") from error

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -20,6 +21,14 @@ LONGEST = 600
 
 class UserError(Exception):
     """Something the user can fix. The message is one line that names the thing and the fix."""
+
+
+class SaveFailed(UserError):
+    """A checkpoint could not be saved. Threads of the library that saves may wait for ever: the process leaves without them."""
+
+
+class SharedError(UserError):
+    """An error that all of many processes raise at the same place: none has to be stopped by another."""
 
 
 class Preempted(Exception):
@@ -73,7 +82,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
                 raise UserError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")
             main(argv)
         except (UserError, Preempted, KeyboardInterrupt) as error:
-            sys.exit(report(error))
+            code = report(error)
+            if isinstance(error, SaveFailed):
+                sys.stdout.flush()
+                os._exit(code)
+            sys.exit(code)
 
     if hasattr(sys.stdin, "reconfigure"):
         with contextlib.suppress(io.UnsupportedOperation):  # something has read from it already

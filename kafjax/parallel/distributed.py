@@ -12,19 +12,21 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kafjax.core.errors import Preempted, UserError, report
+from kafjax.core.errors import Preempted, SharedError, UserError, report
 from kafjax.core.progress import silence
 
+T = TypeVar("T")
 TIMEOUT_SECONDS = 300
+_MESSAGE_BYTES = 1024
 _FIRST_PORT, _N_PORTS = 61_440, 4_096  # ports that a SLURM job's number is mapped to
 _TPU_PORT = 8482  # the one that JAX takes
 
@@ -186,7 +188,7 @@ def processes(
         silence()
     try:
         yield
-    except Preempted:
+    except (Preempted, SharedError):
         raise  # all processes leave together
     except BaseException as error:
         if jax.process_count() == 1 or (isinstance(error, SystemExit) and not error.code):
@@ -228,6 +230,27 @@ def all_agree(value: bool) -> bool:
 def of_main(value: bool) -> bool:
     """`value` of process 0, in every process; all have to ask."""
     return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+
+
+def together(action: Callable[[], T]) -> T:
+    """Returns `action()`, which all processes have to call, once it has succeeded in all of them.
+
+    Raises `SharedError` in all with the message of the first process that raised a `UserError`.
+    """
+    if jax.process_count() == 1:
+        return action()
+    message, result = "", None
+    try:
+        result = action()
+    except UserError as error:
+        message = str(error) or type(error).__name__
+    told = np.zeros(_MESSAGE_BYTES, np.uint8)
+    data = message.encode()[:_MESSAGE_BYTES]
+    told[: len(data)] = np.frombuffer(data, np.uint8)
+    for of_process in np.asarray(multihost_utils.process_allgather(told)):
+        if of_process.any():
+            raise SharedError(of_process.tobytes().rstrip(b"\0").decode(errors="ignore"))
+    return result
 
 
 def wait_for_all(what: str) -> None:

@@ -108,26 +108,30 @@ class Index(abc.ABC):
         Raises `UserError` if the disk refuses, or if the folder holds something else.
         """
         with folder.replacing(Path(directory)) as path:
-            self._write(path)
+            self.write(path)
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
         """Reads a folder that this engine's `save` wrote. Raises `UserError` naming what is missing or damaged."""
-        directory = folder.settled(Path(directory))
-        manifest = folder.read_manifest(directory, "index")
-        if manifest.get("engine") != cls.engine:
-            raise UserError(f"{directory} holds an index of engine {manifest.get('engine')!r}, not '{cls.engine}'")
-        index = cls()
-        index._load(directory, read_ids(directory, manifest), manifest)
-        return index
+
+        def read(path: Path) -> Self:
+            manifest = folder.read_manifest(path, "index")
+            if manifest.get("engine") != cls.engine:
+                raise UserError(f"{path} holds an index of engine {manifest.get('engine')!r}, not '{cls.engine}'")
+            index = cls()
+            index._load(path, read_ids(path, manifest), manifest)
+            return index
+
+        return folder.reading(directory, read)
 
     def n_bytes(self) -> int:
         """Bytes that `save` writes: what must be kept. Measured, by saving into a temporary folder."""
         with tempfile.TemporaryDirectory() as temporary:
-            self._write(Path(temporary))
+            self.write(Path(temporary))
             return folder.size_on_disk(Path(temporary))
 
-    def _write(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
+        """Writes the index into an empty folder, which is whole at the end. For `save`, and for what holds an index."""
         if self.dimension is None:
             raise UserError("the index was never built; there is nothing to save")
         fields = self._save(path)

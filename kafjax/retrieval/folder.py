@@ -6,56 +6,112 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import read_json, write_json
+from kafjax.core.lock import hold
+from kafjax.core.rundir import check_writable, clear_temporaries, read_json, temporary_beside, write_json
 
 MANIFEST = "manifest.json"
+T = TypeVar("T")
+_READS = 100
+_LOOKS = 5  # at a folder and the one before it, until both are known to be absent
+
+
+@contextlib.contextmanager
+def writing(directory: Path | str) -> Iterator[None]:
+    """Keeps `directory` to this process, for work that ends in `replacing` it, and refuses at the start what that would refuse.
+
+    Raises:
+      UserError: another process writes it; its disk takes no files; or `directory` holds anything but a folder saved before:
+        someone's files are not ours to delete.
+    """
+    with hold(directory):
+        directory = Path(directory).resolve()
+        _settle(directory)
+        if directory.exists() and not is_replaceable(directory):
+            raise UserError(f"{directory} exists and holds files that were not saved by kafjax; choose another folder")
+        check_writable(directory.parent)
+        yield
 
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
     """Yields an empty sibling folder to fill; when the block ends without an error it takes the place of `directory`.
 
-    A kill at any moment leaves the old folder or the new one (`settled` finishes what was cut off between the two renames).
-    One writer at a time. Raises `UserError` if the disk refuses, or if `directory` holds anything but a folder saved
-    before: someone's files are not ours to delete.
+    A kill at any moment leaves the old folder or the new one, for `reading` and for the next writer. Raises `UserError` as `writing`.
     """
-    directory = settled(directory)
-    if directory.exists() and not is_replaceable(directory):
-        raise UserError(f"{directory} exists and holds files that were not saved by kafjax; choose another folder")
-    saving, previous = _beside(directory, "saving"), _beside(directory, "previous")
-    try:
-        shutil.rmtree(saving, ignore_errors=True)
-        saving.mkdir(parents=True)
-        yield saving
-        if directory.exists():
-            directory.rename(previous)
-        saving.rename(directory)
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
-    finally:
-        settled(directory)
-        shutil.rmtree(saving, ignore_errors=True)
+    with writing(directory):
+        directory = Path(directory).resolve()
+        clear_temporaries(directory)
+        saving = temporary_beside(directory)
+        try:
+            saving.mkdir(parents=True)
+            yield saving
+            if directory.exists():
+                directory.rename(_previous(directory))
+            saving.rename(directory)
+        except OSError as error:
+            raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+        finally:
+            _settle(directory)
+            shutil.rmtree(saving, ignore_errors=True)
 
 
-def settled(directory: Path) -> Path:
-    """The absolute path of `directory`, after undoing or finishing a replacement that was cut off."""
-    directory = Path(directory).resolve()
-    previous = _beside(directory, "previous")
+def _settle(directory: Path) -> None:
+    """Undoes or finishes a replacement that was cut off between its two renames. For the holder of the lock."""
+    previous = _previous(directory)
     if previous.exists():
         if directory.exists():
             shutil.rmtree(previous, ignore_errors=True)
         else:
             previous.rename(directory)
+
+
+def reading(directory: Path | str, read: Callable[[Path], T]) -> T:
+    """Returns `read(folder)` of a folder that `replacing` has written, the old one or the new one as a whole. Writes nothing.
+
+    Where a writer replaces the folder meanwhile it is read again: every save has a manifest of its own, so an unchanged manifest
+    means that all files were of one save. Raises whatever `read` raises about a folder that has not been replaced.
+    """
+    directory = Path(directory).resolve()
+    for _ in range(_READS):
+        folder = _present(directory)
+        before = _manifest_bytes(folder)
+        try:
+            result = read(folder)
+        except Exception:
+            if before is not None and _manifest_bytes(_present(directory)) == before:
+                raise
+            if before is None and _present(directory) == folder and _manifest_bytes(folder) is None:
+                raise
+        else:
+            if _manifest_bytes(_present(directory)) == before:
+                return result
+    raise UserError(f"{directory} was replaced {_READS} times while it was being read; try again when its writer is done")
+
+
+def _present(directory: Path) -> Path:
+    """The folder itself, or between the two renames of a writer the one before it."""
+    for _ in range(_LOOKS):
+        for folder in (directory, _previous(directory)):
+            if folder.exists():
+                return folder
     return directory
 
 
+def _manifest_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
+
+
 def write_manifest(folder: Path, kind: str, **fields: Any) -> None:
-    """Flushes the folder's files to disk and writes `manifest.json`: `kind`, `fields`, and each file's size and sha256.
+    """Flushes the folder's files to disk and writes `manifest.json`: `kind`, `fields`, each file's size and sha256, an id of this save.
 
     Folders inside have a manifest of their own.
     """
@@ -65,7 +121,8 @@ def write_manifest(folder: Path, kind: str, **fields: Any) -> None:
             os.fsync(file.fileno())
             files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    write_json(folder / MANIFEST, {"kind": f"kafjax {kind}", "format": 1, **fields, "files": files, "folders": folders})
+    about = {"kind": f"kafjax {kind}", "format": 1, "save": uuid.uuid4().hex, **fields}
+    write_json(folder / MANIFEST, {**about, "files": files, "folders": folders})
 
 
 def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
@@ -110,8 +167,8 @@ def size_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _beside(directory: Path, suffix: str) -> Path:
-    return directory.with_name(f".{directory.name}.{suffix}")
+def _previous(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.previous")
 
 
 def is_replaceable(directory: Path) -> bool:

@@ -38,7 +38,10 @@ def load_index(directory: Path | str) -> Index:
 
     Raises `UserError` naming what is missing or damaged.
     """
-    directory = folder.settled(Path(directory))
+    return folder.reading(directory, _load)
+
+
+def _load(directory: Path) -> Index:
     manifest = folder.read_manifest(directory, "index")
     if manifest.get("engine") != ScannIndex.engine:
         return ExactIndex.load(directory)

@@ -74,7 +74,8 @@ class Store:
         """
         with folder.replacing(Path(directory)) as path:
             write_atomic(path / _PASSAGES, self._text())
-            self.index.save(path / _INDEX)
+            (path / _INDEX).mkdir()
+            self.index.write(path / _INDEX)
             folder.write_manifest(path, "store", count=len(self), encoder=self.encoder)
 
     @classmethod
@@ -84,7 +85,10 @@ class Store:
         Raises `UserError` naming what is missing or damaged, or if its vectors come from another embedder than `encoder`, the
         fingerprint of the one that will make the queries: their neighbours would mean nothing.
         """
-        directory = folder.settled(Path(directory))
+        return folder.reading(directory, lambda path: cls._load(path, encoder))
+
+    @classmethod
+    def _load(cls, directory: Path, encoder: str | None) -> Self:
         manifest = folder.read_manifest(directory, "store")
         made_by = manifest.get("encoder", "")
         if encoder is not None and made_by not in ("", encoder):

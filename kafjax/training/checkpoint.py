@@ -7,6 +7,7 @@ number of processes the parts are cut anew.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from kafjax.core.errors import UserError
+from kafjax.core.errors import SaveFailed, UserError
 from kafjax.parallel import distributed
 from kafjax.training.checksum import checksums
 from kafjax.training.journal import Journal
@@ -45,6 +46,8 @@ class Checkpoints:
         self.folder = folder.resolve()
         self._fingerprint, self._keep = fingerprint, keep
         self._saving: int | None = None  # the step that may still be on its way to the disk
+        self._failed = False
+        _silence_late_writes()
         self._manager = self._open()
         self._journal = Journal(self.folder / _JOURNAL)
 
@@ -60,7 +63,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
-            if error is None or jax.process_count() == 1:
+            if not self._failed and (error is None or jax.process_count() == 1):
                 self.wait()
                 self._manager.close()
         except UserError:
@@ -107,7 +110,8 @@ class Checkpoints:
             step, self._saving = self._saving, None
             kept = [str(other) for other in self.steps() if other != step]
             which = f"the one of step {kept[-1]} is still good" if kept else "there is none before it"
-            raise UserError(f"cannot save the checkpoint of step {step} to {self.folder} ({_first_line(error)}); {which}") from error
+            self._failed = True
+            raise SaveFailed(f"cannot save the checkpoint of step {step} to {self.folder} ({_first_line(error)}); {which}") from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, as `(state, history)`, or None if there is none.
@@ -168,6 +172,18 @@ class Checkpoints:
         distributed.wait_for_all("set aside")
         self._manager = self._open()
         return aside
+
+
+@functools.cache
+def _silence_late_writes() -> None:
+    """Where one array of a save fails, each one still being written would print a traceback about the event loop that is gone."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            before(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
 def _leaves(state: TrainState) -> dict[str, Any]:

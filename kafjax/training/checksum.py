@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from kafjax.core.rundir import config_hash
 
 
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
@@ -21,6 +24,12 @@ def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
 @jax.jit
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _checksum(array) for name, array in arrays.items()}
+
+
+def weights_hash(params: Mapping[str, Any]) -> str:
+    """12 hex digits that identify the values of a tree of weights, wherever they lie. All processes have to call it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return config_hash(checksums({jax.tree_util.keystr(path): leaf for path, leaf in leaves}))
 
 
 def _checksum(array: jax.Array) -> jax.Array:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import read_json
+from kafjax.core.rundir import new_folder, read_json, write_json
 from kafjax.training.batches import Batch, Cuts, Example, Piece, Row, check_divides, rounded_capacity, share_of, stream_rows
 
 _ROWS, _COUNTS, _ABOUT = "rows.array_record", "counts.npy", "rows.json"
@@ -54,10 +52,7 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
     writers = _extra("array_record.python.array_record_module")
     if folder.exists():
         raise UserError(f"{folder} is there already; pick another folder, or delete it")
-    making = folder.with_name(f".{folder.name}.making")
-    try:
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True)
+    with new_folder(folder) as making:
         writer = writers.ArrayRecordWriter(str(making / _ROWS), "group_size:1")  # any row is read without its neighbours
         counts, checksum, cuts = [], 0, Cuts()
 
@@ -89,12 +84,7 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
             "checksum": checksum,
             **about,
         }
-        (making / _ABOUT).write_text(json.dumps(found, indent=2) + "\n")
-        making.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+        write_json(making / _ABOUT, found)
     return found
 
 

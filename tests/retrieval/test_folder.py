@@ -24,8 +24,11 @@ def write(directory: Path, text: str) -> None:
 
 
 def read(directory: Path) -> str:
-    folder.read_manifest(folder.settled(directory), "test")
-    return (directory / "a.txt").read_text()
+    def whole(path: Path) -> str:
+        folder.read_manifest(path, "test")
+        return (path / "a.txt").read_text()
+
+    return folder.reading(directory, whole)
 
 
 def test_written_and_replaced(tmp_path):
