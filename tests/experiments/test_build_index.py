@@ -136,7 +136,7 @@ def test_a_broken_line_is_named_and_nothing_appended(index, built, tmp_path):
 def test_a_folder_of_someone_else_is_left_alone(index, world, tmp_path):
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "thesis.txt").write_text("years of work")
-    assert "exists and is no index" in refused(index(f"--corpus={world.corpus}"))
+    assert "exists and holds files that were not saved by kafjax" in refused(index(f"--corpus={world.corpus}"))
     assert contents(tmp_path / "index") == {(tmp_path / "index" / "thesis.txt").relative_to(tmp_path / "index"): b"years of work"}
 
 
