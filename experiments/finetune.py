@@ -42,6 +42,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, environment, find_run, open_run, read_json, write_atomic, write_json
+from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
 from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
@@ -162,7 +163,8 @@ def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequenc
     executed, useful = result["flops_measured"] / 1e12, result["flops_useful"] / 1e12
     print(f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target.")
     for question, reply in zip(shown, replies, strict=True):
-        print(f"\n  {question.text}\n    model:  {reply.text.strip()}\n    answer: {question.answers[0]}")
+        asked, said, known = map(visible, (question.text, reply.text.strip(), question.answers[0]))
+        print(f"\n  {asked}\n    model:  {said}\n    answer: {known}")
     print(f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr.")
     print(f"Next: ask it more with python -m experiments.answer --run={run.path},")
     print("or see what training buys, costs and forgets beside retrieval with python -m experiments.compare.")

@@ -12,6 +12,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from kafjax.core.text import visible
+
 LINE_SECONDS = 10.0
 BAR_SECONDS = 1.0
 _silent = False
@@ -31,7 +33,7 @@ def say(label: str, text: str) -> None:
     """A line on stderr that leaves a bar on the screen whole."""
     if _silent:
         return
-    _Bar.write(f"{label}: {text}", file=sys.stderr)
+    _Bar.write(visible(f"{label}: {text}"), file=sys.stderr)
     sys.stderr.flush()
 
 

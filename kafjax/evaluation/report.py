@@ -11,6 +11,7 @@ from typing import Any
 
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import write_atomic
+from kafjax.core.text import visible
 from kafjax.evaluation import table
 from kafjax.evaluation.hints import hints
 from kafjax.evaluation.results import RETENTION
@@ -129,4 +130,4 @@ def _value(value: Any) -> str:
 
 
 def _escape(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+    return html.escape(visible(str(value)), quote=True)

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kafjax.core.text import visible
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
 from kafjax.evaluation.results import ALPHA, MARGIN, RETENTION, splits_of
@@ -237,7 +238,7 @@ def to_markdown(table: Table) -> str:
 
 def render(tables: Sequence[Table], footer: Sequence[str] = ()) -> str:
     """Tables one below the other as markdown, then the footer as a list."""
-    bullets = "\n".join(textwrap.fill(line, WIDTH, initial_indent="- ", subsequent_indent="  ") for line in footer)
+    bullets = "\n".join(textwrap.fill(visible(line), WIDTH, initial_indent="- ", subsequent_indent="  ") for line in footer)
     return "\n".join([*(to_markdown(table) for table in tables), bullets]).rstrip() + "\n"
 
 
@@ -322,4 +323,4 @@ def _queries(pair: Mapping[str, Any], key: str) -> str:
 
 def _cell(text: str) -> str:
     """A cell must stay on one line and inside its column."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(visible(text).split()).replace("|", "\\|")

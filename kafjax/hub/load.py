@@ -38,7 +38,14 @@ _FORMAT = 3  # of the cache: raise it when conversion changes
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("KAFJAX_CACHE") or Path.home() / ".cache" / "kafjax")
+    """Returns the folder of converted weights and compiled programs. Raises `UserError` for a user without a home and without
+    `$KAFJAX_CACHE`."""
+    if given := os.environ.get("KAFJAX_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "kafjax"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder; set KAFJAX_CACHE to one that converted weights go to") from error
 
 
 def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, mesh: Mesh | None = None) -> tuple[Model, trees.Tree]:

@@ -154,3 +154,13 @@ def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_pa
     assert all(shown.title in text for shown in table.all_tables(results))
     assert all(name in page.text for name in arms)
     assert "make compare" in text
+
+
+def test_control_characters_and_direction_overrides_reach_no_table_and_no_page(arms, tmp_path):
+    odd = "\x1b[31mred\x07 \u202eabc"
+    rag = dataclasses.replace(arms["rag"], note=odd, predictions=[dataclasses.replace(p, answer=odd) for p in arms["rag"].predictions])
+    results = collect({odd: rag}, config={"corpus": odd}, environment={"processor": odd})
+    text = table.render(table.all_tables(results), table.setting(results) + table.method_notes(results))
+    write_report(tmp_path / "report.html", results, title=odd, predictions={odd: rag.predictions}, figures={}, reproduce=odd)
+    for shown in (text, (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert not set("\x1b\x07\u202e") & set(shown) and "\\x1b[31mred\\x07" in shown
