@@ -10,13 +10,6 @@ from collections.abc import Callable, Iterable
 
 from absl import app, flags, logging
 
-PATH_FLAGS = (
-    *("model", "embedder", "corpus", "runs", "run", "name", "config", "out", "rows"),
-    *("append", "adapter", "source", "data_dir"),
-)
-"""Flags of the mains whose values are files or folders."""
-
-
 class UserError(Exception):
     """Something the user can fix. The message is one line that names the thing and the fix."""
 
@@ -64,7 +57,6 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")
-            _refuse_addresses()
             main(argv)
         except (UserError, Preempted, KeyboardInterrupt) as error:
             code = report(error)
@@ -74,13 +66,6 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             sys.exit(code)
 
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _refuse_addresses() -> None:
-    for name in PATH_FLAGS:
-        if name in flags.FLAGS and "://" in str(flags.FLAGS[name].value):
-            what = f"--{name}={flags.FLAGS[name].value}"
-            raise UserError(f"{what} is an address; only folders of this machine are read and written: mount the bucket, give its path")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
