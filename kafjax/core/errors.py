@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from absl import app, flags, logging
 
+
 class UserError(Exception):
     """Something the user can fix. The message is one line that names the thing and the fix."""
 
