@@ -135,3 +135,94 @@ def test_copies_are_as_good(tmp_path):
     write(tmp_path / "f", "one")
     shutil.copytree(tmp_path / "f", tmp_path / "g")
     assert read(tmp_path / "g") == "one"
+
+
+SAVE = """
+import sys, time
+import numpy as np
+from kafjax.core.records import Passage
+from kafjax.retrieval import ExactIndex, Store
+
+def store(n):
+    index = ExactIndex()
+    index.build([f"p{i}" for i in range(n)], np.full((n, 4), n, np.float32))
+    return Store(index, [Passage(f"p{i}", str(n)) for i in range(n)])
+
+saves, seconds, stores = 0, float(sys.argv[2]), (store(3), store(200))
+until = time.monotonic() + seconds
+while time.monotonic() < until:
+    stores[saves % 2].save(sys.argv[1])
+    saves += 1
+print(saves)
+"""
+READ = """
+import sys, time
+import numpy as np
+from kafjax.retrieval import Store
+
+reads, sizes, until = 0, set(), time.monotonic() + float(sys.argv[2])
+while time.monotonic() < until:
+    store = Store.load(sys.argv[1])
+    n = len(store)
+    assert n in (3, 200) and {p.text for p in store._passages.values()} == {str(n)}, n
+    assert (np.asarray(store.index._vectors_CxD)[:n] == n).all()
+    sizes.add(n)
+    reads += 1
+print(reads, *sorted(sizes))
+"""
+
+
+@pytest.mark.multiprocess
+def test_readers_beside_a_writer_see_one_save_as_a_whole(tmp_path, record_property):
+    """Two processes read what a third one replaces all the time."""
+
+    def start(script: str, seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "store"), str(seconds)]
+        environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+    first = start(SAVE, 0.01)
+    assert first.communicate(timeout=60)[1] == ""
+    processes = [start(SAVE, 12), start(READ, 8), start(READ, 8)]
+    outcomes = [process.communicate(timeout=120) for process in processes]
+    assert [error for _, error in outcomes] == ["", "", ""]
+    saves, *reads = [list(map(int, out.split())) for out, _ in outcomes]
+    record_property("saves and reads", [saves, reads])
+    print(f"{saves[0]} saves, {sum(row[0] for row in reads)} reads")
+    assert saves[0] > 20 and all(row[0] > 20 and row[1:] == [3, 200] for row in reads)
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_reader_writes_nothing_even_where_a_writer_was_cut_off(tmp_path):
+    """Between the two renames the folder is absent, and the one before it is read where it lies."""
+    write(tmp_path / "f", "old")
+    (tmp_path / "f").rename(tmp_path / ".f.previous")
+    (tmp_path / ".f.0123.tmp").mkdir()
+    assert read(tmp_path / "f") == "old"
+    assert sorted(os.listdir(tmp_path)) == [".f.0123.tmp", ".f.previous"]
+    write(tmp_path / "f", "new")
+    assert read(tmp_path / "f") == "new" and os.listdir(tmp_path) == ["f"]
+
+
+def test_what_is_replaced_while_it_is_read_is_read_again(tmp_path):
+    write(tmp_path / "f", "old")
+    seen = []
+
+    def slow(path: Path) -> str:
+        first = (path / "a.txt").read_text()
+        if not seen:
+            write(tmp_path / "f", "new")
+        seen.append(first + (path / "a.txt").read_text())
+        return seen[-1]
+
+    assert folder.reading(tmp_path / "f", slow) == "newnew" and seen == ["oldnew", "newnew"]
+
+
+def test_a_reader_of_a_folder_that_never_rests_gives_up(tmp_path):
+    def replaced(path: Path) -> None:
+        (path / "manifest.json").write_text(str(next(numbers)))
+
+    numbers = iter(range(10**6))
+    write(tmp_path / "f", "old")
+    with pytest.raises(UserError, match="was replaced 100 times"):
+        folder.reading(tmp_path / "f", replaced)
