@@ -114,7 +114,7 @@ def test_rows_leave_all_others_alone(bases, model):
     [
         ({"token_rows": (61,)}, "there is no row 61, 'embed/embedding' has rows 0 to 60"),
         ({"token_rows": (1, 1)}, "each once"),
-        ({"token_rows": (-1,)}, "ids of tokens"),
+        ({"token_rows": (-1,)}, "token_rows=-1: must be 0 or more"),
         ({"token_rows": (1,), "targets": "embed|q_proj"}, "trained as a whole"),
         ({"token_rows": (1,), "trained": "embed"}, "trained as a whole"),
         ({"targets": "embed", "layers": (0,)}, "are no layers"),
