@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from kafjax.core.text import visible
 
-LONGEST = 600
+LONGEST = 1000
 """Characters of a message; what is longer quotes a file rather than tells of it."""
 
 
