@@ -177,13 +177,13 @@ class Checkpoints:
 @functools.cache
 def _silence_late_writes() -> None:
     """Where one array of a save fails, each one still being written would print a traceback about the event loop that is gone."""
-    before = sys.excepthook
+    before = sys.unraisablehook  # the writing threads of C++ have nobody to raise to
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            before(kind, error, traceback)
+    def hook(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _leaves(state: TrainState) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def test_a_dropped_lock_is_released(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # the child computes nothing
 def test_the_end_of_a_forked_child_leaves_the_lock_to_its_parent(tmp_path):
     with hold(tmp_path / "run") as held:
         child = os.fork()

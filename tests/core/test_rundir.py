@@ -279,3 +279,37 @@ def test_what_is_no_number_is_null_in_a_log(tmp_path):
     assert read_jsonl(path)[0]["loss"] is None and read_jsonl(path)[0]["rates"] == [1.0, None]
     path.write_text('{"loss": NaN}\n')  # as older releases wrote
     assert read_jsonl(path) == [{"loss": None}]
+
+
+def test_a_run_is_opened_by_one_process_at_a_time(tmp_path):
+    run = opened(tmp_path)
+
+    def other() -> str:
+        command = [sys.executable, "-c", "import sys; from kafjax.core.lock import hold; hold(sys.argv[1])", str(run.path)]
+        return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60).stderr
+
+    assert f"first is being written by process {os.getpid()} on" in other()
+    run.close()
+    assert other() == ""
+    assert files(tmp_path) == ["config.json", "first"]
+
+
+def test_a_disk_that_takes_no_results_is_told_at_the_start(tmp_path, monkeypatch):
+    def refuse(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(UserError, match=r"cannot write .*first: No space left on device"):
+            opened(tmp_path)
+    usage = rundir.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(rundir.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"cannot write .*first: 0 MB are free on that disk, 1 MB are needed"):
+        opened(tmp_path)
+    assert files(tmp_path) == ["first"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="a folder that nobody may write to, even root")
+def test_a_read_only_folder_is_told_at_the_start():
+    with pytest.raises(UserError, match=r"cannot write /proc/first"):
+        opened(Path("/proc"))

@@ -164,3 +164,20 @@ def test_control_characters_and_direction_overrides_reach_no_table_and_no_page(a
     write_report(tmp_path / "report.html", results, title=odd, predictions={odd: rag.predictions}, figures={}, reproduce=odd)
     for shown in (text, (tmp_path / "report.html").read_text(encoding="utf-8")):
         assert not set("\x1b\x07\u202e") & set(shown) and "\\x1b[31mred\\x07" in shown
+
+
+def test_arms_that_other_code_has_computed_are_named():
+    now = {"git_sha": "new", "git_dirty": False, "weights": "w1", "processor": "p", "packages": {"jax": "0.9", "optax": "1"}}
+    then = {
+        "base": now,
+        "rag": {**now, "git_sha": "old"},
+        "lora": {**now, "weights": "w0", "packages": {"jax": "0.8", "optax": "1"}},
+        "full": {},
+    }
+    methods = {name: {"note": "said" if name == "base" else "", "environment": environment} for name, environment in then.items()}
+    assert table.method_notes({"methods": methods, "environment": now}) == [
+        "base: said",
+        "rag: computed by an earlier start with commit old",
+        "lora: computed by an earlier start with weights w0, jax 0.8",
+        "full: computed by an earlier start, of which nothing is recorded",
+    ]

@@ -20,6 +20,7 @@ class Outcome:
     code: int
     out: str
     err: str
+    operations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,9 @@ class World:
 
 
 Command = Callable[..., Outcome]
-"""`command(*arguments, hidden=(), stdin="")` runs a main to its end; `hidden` are modules that it shall not find."""
+"""`command(*arguments, hidden=(), stdin="")` runs a main to its end; `hidden` are modules that it shall not find.
+
+`kill=(folder, n)` ends it before its n-th file operation in that folder, and counts them; n = 0: only counts."""
 
 
 def refused(outcome: Outcome) -> str:

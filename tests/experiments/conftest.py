@@ -35,8 +35,9 @@ def _preloaded(module: str, environment: dict[str, str]) -> Iterator[Command]:
     script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("preloaded.py")), module]
     process = subprocess.Popen(script, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def command(*arguments: str, hidden: tuple[str, ...] = (), stdin: str = "") -> Outcome:
+    def command(*arguments: str, hidden: tuple[str, ...] = (), stdin: str = "", kill: tuple = ()) -> Outcome:
         request = {"arguments": list(map(str, arguments)), "hidden": list(hidden), "stdin": stdin}
+        request["kill"] = [str(kill[0]), kill[1]] if kill else []
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         return Outcome(**json.loads(process.stdout.readline()))

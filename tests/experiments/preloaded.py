@@ -1,7 +1,9 @@
 """Runs command lines of one main, each in a process of its own that has everything imported already: seconds saved each time.
 
-python preloaded.py experiments.compare     then on stdin a line a command, {"arguments", "hidden", "stdin"};
-                                            on stdout a line an outcome, {"code", "out", "err"}
+python preloaded.py experiments.compare     then on stdin a line a command, {"arguments", "hidden", "stdin", "kill"};
+                                            on stdout a line an outcome, {"code", "out", "err", "operations"}
+
+`kill` is [folder, n]: the process ends before its n-th file operation there (see tests/kills.py); `operations` counts them.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
+
+from tests import kills
 
 
-def run(module, arguments: list[str], hidden: list[str], stdin: str) -> dict:
+def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list) -> dict:
+    counter = kills.Counter()
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         given.write(stdin)
         given.seek(0)
@@ -23,11 +29,13 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str) -> dict:
                 os.dup2(file.fileno(), number)
             sys.modules.update(dict.fromkeys(hidden))  # None: as if they were not installed
             sys.argv = [module.__name__, *arguments]
+            if kill:
+                kills.die_at(Path(kill[0]), kill[1], counter)
             module.main()
         _, status = os.waitpid(child, 0)
         out.seek(0)
         err.seek(0)
-        return {"code": os.waitstatus_to_exitcode(status), "out": out.read(), "err": err.read()}
+        return {"code": os.waitstatus_to_exitcode(status), "out": out.read(), "err": err.read(), "operations": counter.value}
 
 
 if __name__ == "__main__":

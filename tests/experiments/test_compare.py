@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_what_is_finished_is_not_run_again(compare, world, run, results):
     assert {path: path.stat().st_mtime_ns for folder in ("arms", "artifacts") for path in (run / folder).rglob("*")} == stamps
     assert (run / "metrics.jsonl").read_bytes() == metrics
     assert read_json(run / "results.json") == results
+
+
+def test_arms_say_by_what_they_were_computed_and_others_are_named(compare, world, run, results, tmp_path):
+    environments = [method["environment"] for method in results["methods"].values()]
+    assert all(one == environments[0] and one["git_sha"] and len(one["weights"]) == 12 for one in environments)
+    shutil.copytree(run, tmp_path / "all")
+    left = tmp_path / "all" / "artifacts" / "lora" / "checkpoints" / "10"
+    left.mkdir(parents=True)  # by a kill between the result and the clearing
+    arm = tmp_path / "all" / "arms" / "rag" / "arm.json"
+    arm.write_text(json.dumps(read_json(arm) | {"environment": environments[0] | {"git_sha": "0123abc", "weights": "other"}}))
+    outcome = compare(*world.flags(runs=tmp_path), *SETTINGS, "--name=all")
+    assert outcome.code == 0, outcome.err
+    table = " ".join((tmp_path / "all" / "table.md").read_text().split())
+    assert "rag: computed by an earlier start with commit 0123abc, weights other" in table
+    assert not left.parent.exists()
 
 
 def test_a_run_killed_and_then_interrupted_in_training_ends_like_one_left_alone(world, environment, run, results):

@@ -131,3 +131,26 @@ def test_bad_input_is_refused_by_all_and_leaves_nothing(launcher, flags, tmp_pat
     assert [outcome.code for outcome in crowd.ended()] == [2, 2]
     assert "error: mesh data:3 is 3 devices, there are 2" in crowd.text(0)
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_run_that_is_being_written_refuses_all_processes_of_another_start(launcher, flags, tmp_path):
+    run = tmp_path / "taken"
+    arguments = [*flags, "--name=taken", "--steps=2000", "--checkpoint_every=0"]
+    first = launcher.start(FINETUNE, arguments, 2, tmp_path / "first")
+    try:
+        first.wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step")
+        holder = json.loads((tmp_path / ".taken.lock").read_text())
+        for n in (2, 1):
+            second = launcher.start(FINETUNE, arguments, n, tmp_path / f"second{n}")
+            assert [outcome.code for outcome in second.ended()] == [2] * n
+            for process in range(n):
+                errors = [line for line in second.text(process).splitlines() if "error" in line or "stops" in line]
+                told = f"error: {run} is being written by process {holder['pid']} on {holder['host']}; wait until it is done, or stop it"
+                assert errors == [told]
+                assert "Traceback" not in second.text(process)
+    finally:
+        first.kill()
+    first.ended()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))  # of one writer
+    launcher.run(FINETUNE, [*flags, "--name=other", "--steps=2"], 1, tmp_path / "other")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from kafjax.core.errors import UserError
+from kafjax.training import checkpoint
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.step import TrainState
 
@@ -202,3 +204,44 @@ def test_a_history_that_is_cut_short_falls_back_to_what_it_still_holds(folder, c
         found, history = checkpoints.restore(abstract())
         assert same(found, state(2)) and history == {"losses": [0.1] * 2}
     assert "the checkpoint of step 3 is damaged (history.jsonl does not hold what it refers to)" in capsys.readouterr().err
+
+
+SAVE_WHERE_THE_FOLDER_IS_GONE = """
+    import contextlib, pathlib, shutil, sys, jax.numpy as jnp
+    from kafjax.core.errors import run_main
+    from kafjax.training.checkpoint import Checkpoints
+    from kafjax.training.step import TrainState
+
+    def main(_):
+        folder = pathlib.Path(sys.argv[0])
+        with Checkpoints(folder, "fingerprint") as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.save(step, TrainState(jnp.int32(step), {f"w{i}": jnp.ones((50, 50)) for i in range(60)}, ()), {})
+                while step == 2 and not folder.is_file():  # the save that is running may make it anew
+                    shutil.rmtree(folder, ignore_errors=True)
+                    with contextlib.suppress(IsADirectoryError):
+                        folder.write_text("a file")
+
+    sys.argv = sys.argv[1:]
+    run_main(main)
+    """
+
+
+@pytest.mark.multiprocess
+def test_the_process_of_a_failed_save_ends_with_its_one_line(tmp_path):
+    """Many arrays are still being written when the first one fails."""
+    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SAVE_WHERE_THE_FOLDER_IS_GONE), str(tmp_path / "checkpoints")]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done
+    told = done.stderr.splitlines()
+    assert len(told) == 1 and told[0].startswith("error: cannot save the checkpoint of step"), done.stderr
+
+
+def test_late_writes_of_a_failed_save_are_silent_and_other_errors_are_not(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+    checkpoint._silence_late_writes.__wrapped__()
+    late, other, another = RuntimeError("Event loop is closed"), RuntimeError("other"), ValueError("Event loop is closed")
+    for error in (late, other, another):
+        sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert told == [other, another]
