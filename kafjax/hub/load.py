@@ -201,6 +201,10 @@ def _gemma_cache() -> Path:
 def _convert_gemma(package: Any, folder: Path) -> None:
     from kafjax.hub import gguf_in  # the gguf package is only needed here
 
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the converted weights to {folder.parent}: {error.strerror or error}") from error
     with hold(folder, wait_seconds=CONVERSION_SECONDS):
         if folder.exists():  # another process has been faster
             return
