@@ -107,12 +107,12 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Reads a file of at most `most` bytes. Raises `UserError` naming what cannot be read: a folder, no permission, too large."""
     try:
         with open(path, "rb") as file:
-            data = file.read(most + 1)
+            # Asked of the open file, and not by reading one byte too many: for that Python would set aside `most` bytes.
+            if os.fstat(file.fileno()).st_size > most:
+                raise UserError(f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have")
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > most:
-        raise UserError(f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have")
-    return data
 
 
 def read_json(path: Path) -> Any:

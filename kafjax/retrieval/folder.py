@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,22 +76,23 @@ def reading(directory: Path | str, read: Callable[[Path], T]) -> T:
     """Returns `read(folder)` of a folder that `replacing` has written, the old one or the new one as a whole. Writes nothing.
 
     Where a writer replaces the folder meanwhile it is read again: every save has a manifest of its own, so an unchanged manifest
-    means that all files were of one save. Raises whatever `read` raises about a folder that has not been replaced.
+    means that all files were of one save. Raises whatever `read` raises about a folder that stays as it is.
     """
     directory = Path(directory).resolve()
-    for _ in range(_READS):
+    for look in range(_READS):
         folder = _present(directory)
-        before = _manifest_bytes(folder)
+        before = _state(folder)
         try:
             result = read(folder)
         except Exception:
-            if before is not None and _manifest_bytes(_present(directory)) == before:
-                raise
-            if before is None and _present(directory) == folder and _manifest_bytes(folder) is None:
+            # A folder without a manifest may be one that a writer is just deleting, so it is looked at more than once.
+            has_manifest = before is not None and before[1] is not None
+            if (has_manifest or look >= _LOOKS) and _state(_present(directory)) == before:
                 raise
         else:
-            if _manifest_bytes(_present(directory)) == before:
+            if _state(_present(directory)) == before:
                 return result
+        time.sleep(min(look, 20) / 1000)
     raise UserError(f"{directory} was replaced {_READS} times while it was being read; try again when its writer is done")
 
 
@@ -103,11 +105,16 @@ def _present(directory: Path) -> Path:
     return directory
 
 
-def _manifest_bytes(folder: Path) -> bytes | None:
+def _state(folder: Path) -> tuple[int, bytes | None] | None:
+    """Tells one save from another: the folder's inode and its manifest, None where it has none; None for no folder."""
     try:
-        return (folder / MANIFEST).read_bytes()
+        number = folder.stat().st_ino
     except OSError:
         return None
+    try:
+        return number, (folder / MANIFEST).read_bytes()
+    except OSError:
+        return number, None
 
 
 def write_manifest(folder: Path, kind: str, **fields: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import hypothesis
@@ -133,6 +134,19 @@ def test_jsonl_comes_back_with_line_separators_inside_strings(tmp_path):
     # Others write them unescaped, which JSON allows.
     (tmp_path / "theirs.jsonl").write_bytes(b'\n{"text": "a\xe2\x80\xa8b\xc2\x85c"}\r\n   \n{"n": 2}')
     assert read_jsonl(tmp_path / "theirs.jsonl") == [{"text": "a\u2028b\u0085c"}, {"n": 2}]
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "MOST_JSON_BYTES", 10)
+    (tmp_path / "x.json").write_text('{"a": 12345678}')
+    with pytest.raises(UserError, match=r"x\.json is larger than the 0 MB"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "y.json").write_text('{"a": 1}')
+    monkeypatch.setattr(rundir, "MOST_JSON_BYTES", 20_000_000_000)
+    tracemalloc.start()
+    assert read_json(tmp_path / "y.json") == {"a": 1}
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000  # and no memory is set aside for what might have been
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"text": "\xe2\x80', b"{"], ids=["cut", "cut within a character", "one byte"])

@@ -106,7 +106,7 @@ def test_more_countries_change_none() -> None:
 
 
 def test_the_corpus_leaves_out_the_countries_asked_for_retention() -> None:
-    corpus = load("factbook", n_retention=40)
+    corpus = load("factbook", n_subjects=24, n_retention=40)
     subjects = {q.subject for q in corpus.questions}
     assert len(subjects) == 24
     assert not subjects & {q.subject for q in (*corpus.retention, *corpus.replay_questions)}

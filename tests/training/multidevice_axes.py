@@ -63,7 +63,7 @@ def equal(name: str, ours: Stepped, theirs: Stepped) -> None:
     A single parameter may differ by more than float noise: where a gradient is nothing but noise, Adam moves by the full rate all the same.
     """
     for told, expected in zip(ours.metrics, theirs.metrics, strict=True):
-        for key in expected:
+        for key in expected.keys() - {"loss_places"}:  # places computed: a cost, of which each share has its own last chunk
             np.testing.assert_allclose(told[key], expected[key], rtol=1e-4, err_msg=f"{name}: {key}")
     leaves = lambda tree: jax.tree_util.tree_leaves_with_path(jax.device_get(tree))  # noqa: E731
     for (path, leaf), (_, expected) in zip(leaves(ours.state.opt_state), leaves(theirs.state.opt_state), strict=True):
