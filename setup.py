@@ -55,6 +55,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12.8",
         "psutil>=6.0",
+        "pydantic>=2.10",
         "qwix>=0.1.8",
         "regex>=2024.5",
         "safetensors>=0.5",

@@ -63,7 +63,7 @@ def calls(folder: Path, batch_rows: int, seq_len: int, processes: int) -> Iterat
         return lambda i: jax.block_until_ready(feed(source, i % (len(source) - 1), where))
 
     yield f"batch of {batch_rows} x {seq_len}, texts in memory", of(Batches([examples], seq_len=seq_len, batch_rows=batch_rows, epochs=1))
-    write_rows(folder / "rows", examples, seq_len, {})
+    write_rows(folder / "rows", examples, seq_len)
     packed = PackedRows.open(folder / "rows").batches(batch_rows=batch_rows, epochs=1)
     yield f"batch of {batch_rows} x {seq_len}, packed rows", of(packed)
     yield "tokens of a step, packed rows", lambda i: packed.n_tokens(i % len(packed))

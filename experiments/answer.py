@@ -26,7 +26,7 @@ from experiments.compiling import compiling
 from kafjax.core.config import command_of, given, leaves, read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
 from kafjax.core.records import Corpus, Prediction, Question
-from kafjax.core.rundir import Run, find_run, open_run, read_json
+from kafjax.core.rundir import Run, find_run, open_run, read_object
 from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
 from kafjax.methods import Method, open_method, parts
@@ -75,7 +75,7 @@ def _stored(path: Path) -> dict[str, Any]:
         siblings = [str(file.parent) for file in path.parent.glob("*/config.json")]
         there_are = nearest(str(path), siblings) if siblings else "There are no runs beside it."
         raise UserError(f"no run in '{path}' (no config.json). {there_are}")
-    return read_json(path / "config.json")
+    return read_object(path / "config.json")
 
 
 def _take_over() -> dict[str, Any]:

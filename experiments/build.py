@@ -19,7 +19,7 @@ from kafjax.core.config import Config, config_hash, define, from_flags, read_rec
 from kafjax.core.errors import run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus
-from kafjax.core.rundir import Run, read_json
+from kafjax.core.rundir import Run, read_object
 from kafjax.corpus import CorpusConfig
 from kafjax.hub import cache_dir
 from kafjax.lora import Spec
@@ -50,7 +50,7 @@ def start(
         values = dict(base())
         if flags.FLAGS.config is not None:
             file = Path(flags.FLAGS.config)
-            values |= read_record(experiment, read_json(file), file, ignore={CORPUS_HASH})
+            values |= read_record(experiment, read_object(file), file, ignore={CORPUS_HASH})
         run(from_flags(experiment, values))
 
     define(experiment)

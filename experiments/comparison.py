@@ -9,8 +9,9 @@ from typing import Any
 
 from experiments.compiling import compiling
 from kafjax.core.progress import Progress, say
-from kafjax.core.records import Prediction, Question, prediction_from_json
-from kafjax.core.rundir import Run, read_json, read_jsonl, write_atomic, write_json, write_jsonl
+from kafjax.core.records import Prediction, Question
+from kafjax.core.rundir import Run, read_jsonl, read_object, write_atomic, write_json, write_jsonl
+from kafjax.core.schema import read, read_rows
 from kafjax.evaluation import figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
 from kafjax.evaluation.report import write_report
@@ -97,6 +98,17 @@ def clear_finished(run: Run) -> None:
         discard_checkpoints(record.parent)
 
 
+@dataclasses.dataclass(frozen=True)
+class _StoredArm:
+    """What `arm.json` holds. Releases before this one noted no environment; a loss that was not finite is null."""
+
+    cost: Cost
+    held_out_nll: list[float | None]
+    held_out_tokens: list[int]
+    note: str
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def save_arm(run: Run, name: str, arm: Arm) -> None:
     folder = run.file("arms") / name
     write_jsonl(folder / "predictions.jsonl", [p.to_json() for p in arm.predictions])
@@ -119,13 +131,10 @@ def load_arm(run: Run, name: str) -> Arm | None:
     folder = run.file("arms") / name
     if not (folder / "arm.json").exists():
         return None
-    stored = read_json(folder / "arm.json")
-    cost = {**stored["cost"], "llm_tokens_per_query": TokensPerQuery(**stored["cost"]["llm_tokens_per_query"])}
-    predictions, oracle = (
-        [prediction_from_json(row) for row in read_jsonl(folder / file)] for file in ("predictions.jsonl", "oracle.jsonl")
-    )
-    arm = Arm(predictions, Cost(**cost), stored["held_out_nll"], stored["held_out_tokens"], oracle, stored["note"])
-    return dataclasses.replace(arm, environment=stored.get("environment", {}))
+    again = f"delete {folder} to answer again"
+    stored = read(_StoredArm, folder / "arm.json", fix=again)
+    predictions, oracle = (read_rows(Prediction, folder / file, fix=again) for file in ("predictions.jsonl", "oracle.jsonl"))
+    return Arm(predictions, stored.cost, stored.held_out_nll, stored.held_out_tokens, oracle, stored.note, stored.environment)
 
 
 def write_results(
@@ -135,7 +144,7 @@ def write_results(
 
     `names` are all arms asked for, in the order of the rows.
     """
-    config = read_json(run.file("config.json"))
+    config = read_object(run.file("config.json"))
     pending = [name for name in names if name not in arms]
     arms = {name: arms[name] for name in names if name in arms}
     results = collect(arms, config=config, environment=environment, pending=pending)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ from experiments import build
 from experiments.configs import FLOAT, Finetune
 from kafjax import hub, lora
 from kafjax.core import trees
-from kafjax.core.config import record
+from kafjax.core.config import config_hash, record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
-from kafjax.core.records import Corpus, Question
-from kafjax.core.rundir import Run, environment, find_run, open_run, read_json, write_atomic, write_json
+from kafjax.core.records import Question
+from kafjax.core.rundir import Run, environment, find_run, open_run, write_atomic, write_json
+from kafjax.core.schema import Amount, Count, read
 from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
 from kafjax.evaluation.figures import loss_curves
@@ -82,13 +83,12 @@ def _finetune(config: Finetune) -> None:
     train_config = dataclasses.replace(config.train, learning_rate=config.lr)
     model = build.describe_decoder(config.model)
     mesh = build.open_mesh(config.mesh, model, train_config, spec, label="finetune")
-    corpus = open_corpus(config.corpus, config.train.seed)
     tokenizer = hub.tokenizer(config.model.model)
-    check_texts(corpus, tokenizer, model.config.vocab_size)
-    examples = _training_data(config, corpus, tokenizer, model.config.eos_id)
+    lesson = _open_corpus(config, model, tokenizer) if config.rows is None else _open_rows(config, tokenizer)
+    examples = lesson.examples
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec))
-    where = {"prefix": f"finetune-{config.method}", "also": build.corpus_identity(config.corpus, corpus)}
+    where = {"prefix": f"finetune-{config.method}", "also": lesson.identity}
     opened = open_run if distributed.is_main() else find_run
     run = distributed.together(lambda: opened(Path(config.run.runs), config.run.name, config, **where))
     code = environment() | {"weights": weights_hash(params)}  # before a full training takes them over
@@ -97,8 +97,7 @@ def _finetune(config: Finetune) -> None:
             discard_checkpoints(run.path)  # of a start that ended in between
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
-        counts = f"{len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
-        say("finetune", f"{corpus.name}: {counts}; writing to {run.path}")
+        say("finetune", f"{lesson.told}; writing to {run.path}")
         with tracker(run.path, config.wandb and distributed.is_main(), record(config)) as track:
 
             def log(**row: Any) -> None:
@@ -110,19 +109,39 @@ def _finetune(config: Finetune) -> None:
             _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
-    _show(run, Generator(model, tokenizer, mesh=mesh), learned, corpus.questions)
+    _show(run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions)
 
 
-def _training_data(config: Finetune, corpus: Corpus, tokenizer: Tokenizer, eos_id: int) -> list[list[Example]] | PackedRows:
-    if config.rows is None:
-        settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
-        return training_examples(corpus, tokenizer, settings, eos_id)
+@dataclasses.dataclass(frozen=True)
+class _Lesson:
+    """What is trained on, the questions that ask for it afterwards, what a run of it has in its identity, and a line about it."""
+
+    examples: list[list[Example]] | PackedRows
+    questions: Sequence[Question]
+    identity: Mapping[str, str]
+    told: str
+
+
+def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer) -> _Lesson:
+    corpus = open_corpus(config.corpus, config.train.seed)
+    check_texts(corpus, tokenizer, model.config.vocab_size)
+    settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
+    examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
+    told = f"{corpus.name}: {len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
+    return _Lesson(examples, corpus.questions, build.corpus_identity(config.corpus, corpus), told)
+
+
+def _open_rows(config: Finetune, tokenizer: Tokenizer) -> _Lesson:
+    """Opens rows that were packed beforehand. The corpus that they were made from is not read: it may not fit into memory."""
     if config.replay:
         raise UserError("--replay does not go with --rows, which were packed without other matters")
     rows = PackedRows.open(Path(config.rows))
-    if rows.about["tokenizer"] != zlib.crc32(tokenizer.to_str().encode()):
+    about = rows.about
+    if about.tokenizer != zlib.crc32(tokenizer.to_str().encode()):
         raise UserError(f"{rows.folder} was packed with another tokenizer than that of {config.model.model}")
-    return rows
+    # Folders of older releases have no questions; runs on them have no hash of the rows, and go on without.
+    identity = {} if about.questions is None else {build.CORPUS_HASH: config_hash(dataclasses.asdict(about))}
+    return _Lesson(rows, rows.questions(), identity, f"{about.corpus}: {about.rows} rows of {about.seq_len} tokens in {rows.folder}")
 
 
 def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> None:
@@ -150,18 +169,35 @@ def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Me
     return lora.attach(params, shard(adapters, shardings(lora.axes(adapters, model.axes()), adapters, mesh)), spec)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Took:
+    """What is told of `result.json`. Releases before this one did not count useful FLOPs."""
+
+    trainable_parameters: Count
+    steps: Count
+    tokens: Count
+    seconds: Amount
+    tokens_per_second: Amount
+    compile_seconds: Amount
+    peak_memory_bytes: Count
+    final_loss: float
+    flops_measured: Amount
+    flops_useful: Amount | None = None
+
+
 def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question]) -> None:
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
     prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
     replies = generator.generate(params, prompts, Sampling(max_new_tokens=12))
     if not distributed.is_main():
         return
-    result = read_json(run.file("result.json"))
-    print(f"\nTrained {result['trainable_parameters']:,} parameters for {result['steps']} steps on {result['tokens']:,} tokens")
-    print(f"  in {result['seconds']:.0f} s ({result['tokens_per_second']:.0f} tokens/s), compiled in {result['compile_seconds']:.0f} s;")
-    print(f"  {result['peak_memory_bytes'] / 1e9:.1f} GB at the peak, final loss {result['final_loss']:.3f} nats per token.")
-    executed, useful = result["flops_measured"] / 1e12, result["flops_useful"] / 1e12
-    print(f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target.")
+    took = read(_Took, run.file("result.json"), fix=f"delete {run.path} to train again")
+    print(f"\nTrained {took.trainable_parameters:,} parameters for {took.steps} steps on {took.tokens:,} tokens")
+    print(f"  in {took.seconds:.0f} s ({took.tokens_per_second:.0f} tokens/s), compiled in {took.compile_seconds:.0f} s;")
+    print(f"  {took.peak_memory_bytes / 1e9:.1f} GB at the peak, final loss {took.final_loss:.3f} nats per token.")
+    if took.flops_useful is not None:
+        executed, useful = took.flops_measured / 1e12, took.flops_useful / 1e12
+        print(f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target.")
     for question, reply in zip(shown, replies, strict=True):
         asked, said, known = map(visible, (question.text, reply.text.strip(), question.answers[0]))
         print(f"\n  {asked}\n    model:  {said}\n    answer: {known}")

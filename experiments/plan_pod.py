@@ -32,7 +32,7 @@ from experiments import pods
 from kafjax import lora
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import waiting
-from kafjax.core.rundir import read_json, write_json
+from kafjax.core.rundir import read_object, write_json
 from kafjax.models import REMAT, Decoder, DecoderConfig, named
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import Slice, parse_slice
@@ -255,7 +255,7 @@ def _main(_: list[str]) -> None:
 
 def _config(name: str) -> DecoderConfig:
     file = Path(name) / "config.json"
-    return DecoderConfig.from_hf(read_json(file)) if file.exists() else named(name)
+    return DecoderConfig.from_hf(read_object(file)) if file.exists() else named(name)
 
 
 def _meshes(demand: Demand, pod: Slice) -> tuple[list[dict[str, int]], str]:

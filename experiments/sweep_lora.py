@@ -25,7 +25,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,8 +36,9 @@ from kafjax.core import rundir, trees
 from kafjax.core.config import command_of, record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say, waiting
-from kafjax.core.records import Corpus, Prediction, Question, prediction_from_json
-from kafjax.core.rundir import Run, read_json, read_jsonl, write_json, write_jsonl
+from kafjax.core.records import Corpus, Prediction, Question
+from kafjax.core.rundir import Run, read_object, write_json, write_jsonl
+from kafjax.core.schema import checked, read_rows
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import sweep, table
 from kafjax.evaluation.score import score
@@ -252,28 +253,37 @@ def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _TrainedLane:
+    """What the table takes from `trained.json`."""
+
+    ending: Literal["finished", "stopped", "diverged"]
+    final_loss: float | None
+
+
 def write_results(run: Run, lanes: Sequence[Lane]) -> dict[str, Any]:
     """Puts the lanes together: results.json, predictions.jsonl, table.md and the figures."""
     folder = run.file("lanes")
 
     def predictions(name: str) -> list[Prediction]:
         file = folder / name / "predictions.jsonl"
-        return [prediction_from_json(row) for row in read_jsonl(file)] if file.exists() else []
+        return read_rows(Prediction, file, fix=f"delete {file} to answer again") if file.exists() else []
 
-    trained = {lane.name: read_json(folder / lane.name / "trained.json") for lane in lanes}
+    trained = {lane.name: read_object(folder / lane.name / "trained.json") for lane in lanes}
     several = len({lane.spec.targets for lane in lanes}) > 1
 
     def trial(lane: Lane) -> sweep.Trial:
         settings = {"rank": lane.spec.rank, "alpha": lane.spec.alpha, "learning rate": lane.learning_rate}
         settings |= {"targets": lane.spec.targets} if several else {}
-        record = trained[lane.name]
-        return sweep.Trial(lane.name, settings, lane.seed, record["ending"], record["final_loss"], predictions(lane.name))
+        again = f"delete {folder / lane.name} to train it again"
+        kept = checked(_TrainedLane, trained[lane.name], folder / lane.name / "trained.json", fix=again)
+        return sweep.Trial(lane.name, settings, lane.seed, kept.ending, kept.final_loss, predictions(lane.name))
 
     trials = [trial(lane) for lane in lanes]
     results = {
         "cells": [sweep.base_cell(predictions(BASE)), *sweep.cells(trials)],
         "lanes": trained,
-        "config": read_json(run.file("config.json")),
+        "config": read_object(run.file("config.json")),
         "environment": rundir.environment(),
     }
     write_json(run.file("results.json"), results)

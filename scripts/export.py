@@ -29,7 +29,7 @@ from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import waiting
-from kafjax.core.rundir import read_json
+from kafjax.core.rundir import read_object
 from kafjax.models import Decoder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -90,7 +90,7 @@ def _source() -> tuple[Path, str]:
             raise UserError(f"{run} holds whole weights, which are no adapter; export them with --format=merged")
     if model is None:
         config = next((file for folder in (Path(run), *Path(run).parents[:2]) if (file := folder / "config.json").is_file()), None)
-        model = read_json(config).get("model") if config else None
+        model = read_object(config).get("model") if config else None
         if not isinstance(model, str):
             raise UserError(f"{run} has no config.json that names the model; say --model=")
     return path, model

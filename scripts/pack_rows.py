@@ -3,7 +3,8 @@
     python scripts/pack_rows.py --corpus=tfds:biographies --model=gemma3-270m --seq_len=1024 --out=rows
 
 Documents are read in the order of the corpus, then the training questions; some thousands at a time are packed, the longest first.
-Training reads the rows in an order drawn anew each epoch.
+A directory's documents are read one at a time and tokenized on all cores, so a corpus need not fit into memory. Training reads the
+rows in an order drawn anew each epoch. The folder also keeps the questions that are only asked, so training needs nothing else.
 Needs: pip install 'kafjax[data]'
 """
 
@@ -18,7 +19,7 @@ from experiments.configs import PackRows
 from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress
-from kafjax.corpus import open_corpus
+from kafjax.corpus import stream_corpus
 from kafjax.methods.examples import stream_examples
 from kafjax.training import Example
 from kafjax.training.packed import longest_first, write_rows
@@ -29,17 +30,20 @@ def run(config: PackRows) -> None:
     if not config.out:
         raise UserError("say where to: --out=FOLDER")
     tokenizer, model = hub.tokenizer(config.model), hub.describe_decoder(config.model)
-    corpus = open_corpus(config.corpus, config.seed)
-    with Progress("packing", len(corpus.documents) + len(corpus.training_questions), unit="text") as bar:
+    corpus = stream_corpus(config.corpus, config.seed)
+    n_texts = None if corpus.n_documents is None else corpus.n_documents + len(corpus.training_questions)
+    with Progress("packing", n_texts, unit="text") as bar:
 
         def examples() -> Iterator[Example]:
-            for example in stream_examples(corpus, tokenizer, model.config.eos_id):
+            for example in stream_examples(corpus, tokenizer, model.config.vocab_size, model.config.eos_id):
                 bar.advance(1)
                 yield example
 
-        about = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode())}
-        found = write_rows(Path(config.out), longest_first(examples()), config.seq_len, about)
-    print(f"{config.out}: {found['rows']} rows of {found['seq_len']} tokens, {100 * found['padding']:.2f}% of them padding")
+        source = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode()), "questions": corpus.questions}
+        about = write_rows(Path(config.out), longest_first(examples()), config.seq_len, **source)
+    told = f"{about.rows} rows of {about.seq_len} tokens, {100 * about.padding:.2f}% of them padding"
+    print(f"{config.out}: {told}; {len(corpus.questions)} questions to ask afterwards")
+    print(f"Next: python -m experiments.finetune --rows={config.out} --seq_len={about.seq_len} --model={config.model}")
 
 
 def main() -> None:

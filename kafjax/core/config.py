@@ -38,6 +38,9 @@ from absl import flags
 
 from kafjax.core.errors import UserError, check_text, nearest
 
+MOST_WHOLE = 2**31 - 1
+"""Highest whole number of a field that sets no lower limit itself: arrays are counted in 32 bits."""
+
 _OPTION, _NESTED = "option", "nested"
 C = TypeVar("C", bound="Config")
 
@@ -380,6 +383,10 @@ def _name(hint: Any) -> str:
     return f"{'a mapping to' if _is_mapping(hint) else 'a list of'} {names[_element(hint)].removeprefix('a ')}"
 
 
+def _shortened(value: Any) -> str:
+    return str(value) if abs(value) < 10**30 else "a number of many digits"
+
+
 def _check(name: str, value: Any, hint: Any, about: Option) -> None:
     if not _has_type(value, hint):
         raise UserError(f"{name}={str(value)[:60]!r}: must be {_name(hint)}")
@@ -399,13 +406,14 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
             raise UserError(f"{name}: holds a zero byte")
         if isinstance(one, bool) or not isinstance(one, numbers.Real):
             continue
-        if not math.isfinite(one):
+        if isinstance(one, float) and not math.isfinite(one):
             raise UserError(f"{name}={one}{flag}: must be a finite number")
         if about.least is not None and one < about.least:
             raise UserError(f"{name}={one}{flag}: must be {about.least:g} or more")
         if about.above is not None and one <= about.above:
             raise UserError(f"{name}={one}{flag}: must be above {about.above:g}")
-        if about.most is not None and one > about.most:
-            raise UserError(f"{name}={one}{flag}: must be {about.most:g} or less")
+        most = about.most if about.most is not None else MOST_WHOLE if isinstance(one, numbers.Integral) else None
+        if most is not None and one > most:
+            raise UserError(f"{name}={_shortened(one)}{flag}: must be {_text(most)} or less")
         if about.below is not None and one >= about.below:
             raise UserError(f"{name}={one}{flag}: must be below {about.below:g}")

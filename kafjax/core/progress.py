@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -40,10 +41,11 @@ def say(label: str, text: str) -> None:
 class Progress:
     """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as bar: bar.advance(1, "loss 1.2")`.
 
-    A thread keeps it alive while a step compiles or takes long; it ends with the block, however that ends.
+    `total` is None where it is not known. A thread keeps it alive while a step compiles or takes long; it ends with the block,
+    however that ends.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step"):
+    def __init__(self, label: str, total: int | None, done: int = 0, unit: str = "step"):
         self._label, self._total, self._done, self._start, self._unit = label, total, done, done, unit
         self._text = ""
         self._bar: _Bar | None = None
@@ -78,12 +80,14 @@ class Progress:
 
     def _line_if_due(self) -> None:
         with self._lock:
-            if self._done < self._total and self._seconds_to_line() > 0:
+            left = math.inf if self._total is None else self._total - self._done
+            if left > 0 and self._seconds_to_line() > 0:
                 return
             self._last_line = time.monotonic()
-            seconds, new, left = self._last_line - self._began, self._done - self._start, self._total - self._done
-            when = f"{seconds / new * left:.0f} s left" if new and left > 0 else f"{seconds:.0f} s"
-            say(self._label, f"{self._done}/{self._total}  {self._text}".rstrip() + f", {when}")
+            seconds, new = self._last_line - self._began, self._done - self._start
+            when = f"{seconds / new * left:.0f} s left" if new and 0 < left < math.inf else f"{seconds:.0f} s"
+            count = f"{self._done} {self._unit}s" if self._total is None else f"{self._done}/{self._total}"
+            say(self._label, f"{count}  {self._text}".rstrip() + f", {when}")
 
 
 @contextlib.contextmanager

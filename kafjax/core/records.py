@@ -88,9 +88,3 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def prediction_from_json(row: dict[str, Any]) -> Prediction:
-    """Inverse of `Prediction.to_json` (JSON has lists where the record has tuples)."""
-    tuples = {k: tuple(row[k]) for k in ("answers", "passages", "gold_passages")}
-    return Prediction(**{**row, **tuples})

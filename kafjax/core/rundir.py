@@ -133,6 +133,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: {_why(error)}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object. Raises `UserError` as `read_json` does, and for anything else in it."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
@@ -265,10 +273,14 @@ def find_run(root: Path, name: str | None, config: Config, *, prefix: str, also:
 
 def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
     """Reads the identity of the run that left `file`; one of an older release lacks fields that were added since."""
-    stored = read_json(file)
+    stored = read_object(file)
     known = {leaf.flag for leaf in leaves(config)}
     beside = {key: value for key, value in stored.items() if key not in known}
-    earlier = changed(type(config)(), **read_record(type(config), stored, file, ignore=beside))
+    values = read_record(type(config), stored, file, ignore=beside)
+    try:
+        earlier = changed(type(config)(), **values)
+    except UserError as error:  # a value out of its range
+        raise UserError(f"{file}: {error}") from error
     return {**json.loads(json.dumps(identity(earlier))), **beside}
 
 

@@ -4,12 +4,13 @@ from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk, sentences
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capitals, factbook, prose
-from kafjax.corpus.folder import load_folder, load_passages, save_folder
-from kafjax.corpus.load import load, open_corpus
+from kafjax.corpus.folder import load_folder, load_passages, load_questions, save_folder, save_questions, stream_folder
+from kafjax.corpus.load import CorpusStream, load, open_corpus, stream_corpus
 
 __all__ = [
     "NAMES",
     "CorpusConfig",
+    "CorpusStream",
     "biographies",
     "capitals",
     "chunk",
@@ -18,8 +19,12 @@ __all__ = [
     "load",
     "load_folder",
     "load_passages",
+    "load_questions",
     "open_corpus",
     "prose",
     "save_folder",
+    "save_questions",
     "sentences",
+    "stream_corpus",
+    "stream_folder",
 ]

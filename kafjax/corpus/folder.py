@@ -13,12 +13,13 @@ are `untrained`. Text files are only read where there is no corpus.jsonl. Hidden
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
     Raises `UserError` naming the file and line of what is missing, empty, broken, twice there or pointing nowhere.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise UserError(f"corpus directory {root} {'is no directory' if root.exists() else 'does not exist'}")
+    _check_directory(root)
     documents = _documents(root)
     passages, kept = deduplicate(default_passages(documents, size, overlap))
     questions = _questions(root, _gold_ids(documents, kept))
@@ -66,6 +66,19 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
         replay_texts=_texts(root, "replay.jsonl"),
         replay_questions=tuple(by_split["replay"]),
     )
+
+
+def stream_folder(path: str | Path) -> tuple[Iterator[Document], list[Question]]:
+    """Reads a corpus directory for training: its documents one at a time, as they are asked for, and its questions.
+
+    Passages are not cut, so gold ids are left out. Ids of documents are not compared with each other: training uses none, and the
+    ids of all would not fit into memory where their texts do not.
+
+    Raises `UserError` as `load_folder` does, about documents when they are reached.
+    """
+    root = Path(path)
+    _check_directory(root)
+    return _stream_documents(root, None), load_questions(root)
 
 
 def load_passages(path: str | Path, size: str | int | None = None, overlap: int = 0) -> tuple[Passage, ...]:
@@ -96,8 +109,17 @@ def save_folder(corpus: Corpus, path: str | Path) -> None:
         if texts:
             write_jsonl(root / f"{name}.jsonl", ({"id": f"{name}-{k}", "contents": text} for k, text in enumerate(texts)))
     # Last: a directory without its questions is refused by `load_folder`, so a torn write is noticed.
-    asked = (*corpus.training_questions, *corpus.questions, *corpus.retention, *corpus.replay_questions)
-    write_jsonl(root / "questions.jsonl", map(_question_row, asked))
+    save_questions(root, (*corpus.training_questions, *corpus.questions, *corpus.retention, *corpus.replay_questions))
+
+
+def save_questions(directory: Path, questions: Iterable[Question]) -> None:
+    """Writes `questions.jsonl`, whole or not at all."""
+    write_jsonl(directory / "questions.jsonl", map(_question_row, questions))
+
+
+def load_questions(directory: Path) -> list[Question]:
+    """Reads `questions.jsonl` without the corpus, so gold passages are left out. Raises `UserError` as `load_folder` does."""
+    return _questions(directory, None)
 
 
 def _question_row(question: Question) -> dict[str, Any]:
@@ -111,16 +133,31 @@ def _question_row(question: Question) -> dict[str, Any]:
     }
 
 
+def _check_directory(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"corpus directory {root} {'is no directory' if root.exists() else 'does not exist'}")
+
+
 def _documents(root: Path) -> list[Document]:
+    return list(_stream_documents(root, {}))
+
+
+def _stream_documents(root: Path, places: dict[str, str] | None) -> Iterator[Document]:
+    """Yields the documents in order. `places` is filled with where each id stands; None: ids may repeat."""
+    empty = True
     if (root / "corpus.jsonl").exists():
-        documents = [_document(place, row) for place, row in _rows(root, "corpus.jsonl")]
         source = "corpus.jsonl is empty"
+        for place, row in _stream_rows(root, "corpus.jsonl", places):
+            empty = False
+            yield _document(place, row)
     else:
-        documents = [Document(id=name, text=text) for name, text in _text_files(root) if text.strip()]
         source = "there is no corpus.jsonl, and no *.txt or *.md file with text"
-    if not documents:
+        for name, text in _text_files(root):
+            if text.strip():
+                empty = False
+                yield Document(id=name, text=text)
+    if empty:
         raise UserError(f"the corpus in {root} is empty: {source}")
-    return documents
 
 
 def _document(place: str, row: dict[str, Any]) -> Document:
@@ -170,7 +207,8 @@ def _gold_ids(documents: Iterable[Document], kept: dict[str, str]) -> dict[str, 
     }
 
 
-def _questions(root: Path, gold: dict[str, tuple[str, ...]]) -> list[Question]:
+def _questions(root: Path, gold: Mapping[str, tuple[str, ...]] | None) -> list[Question]:
+    """Reads the questions. `gold` says what each id in `passages` stands for; None leaves gold passages out."""
     if not (root / "questions.jsonl").exists():
         raise UserError(f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line')
     questions = []
@@ -181,7 +219,7 @@ def _questions(root: Path, gold: dict[str, tuple[str, ...]]) -> list[Question]:
             text=_string(place, row, "question"),
             answers=_answers(place, row),
             split=_split(place, optional),
-            passages=_gold(place, row, gold),
+            passages=() if gold is None else _gold(place, row, gold),
             subject=_string(place, optional, "subject", empty=True) if "subject" in optional else "",
         )
         questions += [question] if question.split else deal(question)
@@ -218,7 +256,7 @@ def _answers(place: str, row: dict[str, Any]) -> tuple[str, ...]:
     return answers
 
 
-def _gold(place: str, row: dict[str, Any], gold: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _gold(place: str, row: dict[str, Any], gold: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for passage in _strings(place, row, "passages") if "passages" in row else ():
         if passage not in gold:
@@ -246,16 +284,19 @@ def _texts(root: Path, name: str) -> tuple[str, ...]:
 
 def _rows(root: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
     """Returns ("file:line", row) for every line that is not blank; ids are unique strings (numbers become strings)."""
+    return list(_stream_rows(root, name, {}))
+
+
+def _stream_rows(root: Path, name: str, places: dict[str, str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields what `_rows` returns, reading a line at a time.
+
+    Args:
+      places: filled with where each id stands, and a second row of an id is refused. None: ids may repeat.
+    """
     file = root / name
     if not file.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{file} is a link that leads outside {root}; copy the file instead")
-    rows: list[tuple[str, dict[str, Any]]] = []
-    places: dict[str, str] = {}
-    # Not splitlines(): it also cuts at U+2028 and its like, which JSON allows within a string.
-    for number, line in enumerate(_read(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{file}:{number}"
+    for place, line in _lines(file):
         try:
             row = json.loads(line)
             json.dumps(row, ensure_ascii=False).encode()
@@ -266,18 +307,35 @@ def _rows(root: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
             row["id"] = str(row["id"])
         identity = _string(place, row, "id")
-        if identity in places:
-            raise UserError(f"{place}: id '{identity}' is taken by {places[identity]}")
-        places[identity] = place
-        rows.append((place, row))
-    return rows
+        if places is not None:
+            if identity in places:
+                raise UserError(f"{place}: id '{identity}' is taken by {places[identity]}")
+            places[identity] = place
+        yield place, row
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yields ("file:line", text) of the lines that are not blank. Only a newline ends a line: JSON allows U+2028 in a string."""
+    try:
+        with open(file, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if text := _utf8(file, line if number > 1 else line.removeprefix(codecs.BOM_UTF8), lines.tell() - len(line)).strip():
+                    yield f"{file}:{number}", text
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _utf8(file: Path, data: bytes, at: int) -> str:
+    """Decodes what stands in `file` from byte `at` on."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {at + error.start}); convert it: iconv -f latin1 -t utf-8") from error
 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start}); convert it: iconv -f latin1 -t utf-8") from error
+        return _utf8(file, file.read_bytes().removeprefix(codecs.BOM_UTF8), 0)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 

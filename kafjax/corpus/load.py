@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from kafjax.core.errors import UserError, nearest
-from kafjax.core.records import Corpus
+from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capital_halves, capitals, factbook, prose
-from kafjax.corpus.folder import load_folder
+from kafjax.corpus.folder import load_folder, stream_folder
 from kafjax.corpus.tfds_in import PREFIX, load_tfds
 
 _DEFAULT = CorpusConfig()
@@ -30,6 +31,35 @@ def open_corpus(config: CorpusConfig, seed: int = 0) -> Corpus:
         n_retention=config.retention,
         n_held_out=config.held_out,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusStream:
+    """What a corpus has to train on, and the questions that ask for it afterwards.
+
+    `documents` can be read once. `n_documents` is None where they have to be read to be counted.
+    """
+
+    name: str
+    documents: Iterator[Document]
+    n_documents: int | None
+    training_questions: tuple[Question, ...]
+    questions: tuple[Question, ...]
+
+
+def stream_corpus(config: CorpusConfig, seed: int = 0) -> CorpusStream:
+    """Opens a corpus for one pass over its documents. A directory's are read one at a time; other corpora are loaded as by `load`.
+
+    Raises `UserError` as `load` does, about a directory's documents when they are reached.
+    """
+    if _is_directory(config.corpus):
+        documents, questions = stream_folder(config.corpus)
+        trained = tuple(q for q in questions if q.split == "train")
+        asked = tuple(q for q in questions if q.split not in ("train", "retention", "replay"))
+        return CorpusStream(Path(config.corpus).resolve().name, documents, None, trained, asked)
+    corpus = open_corpus(config, seed)
+    n_documents = len(corpus.documents)
+    return CorpusStream(corpus.name, iter(corpus.documents), n_documents, corpus.training_questions, corpus.questions)
 
 
 def load(
@@ -76,11 +106,15 @@ def load(
         corpus = factbook(n_subjects, **generated, exclude=exclude)
     elif name.startswith(PREFIX):
         corpus = load_tfds(name, chunk, overlap)
-    elif Path(name).exists() or os.sep in name:
+    elif _is_directory(name):
         corpus = load_folder(name, chunk, overlap)
     else:
         raise UserError(f"unknown corpus '{name}', and no such directory. {nearest(name, NAMES)}")
     return _with_retention(corpus, n_retention, n_held_out)
+
+
+def _is_directory(name: str) -> bool:
+    return name not in NAMES and not name.startswith(PREFIX) and (Path(name).exists() or os.sep in name)
 
 
 def _with_retention(corpus: Corpus, n_retention: int, n_held_out: int) -> Corpus:

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.lock import hold
-from kafjax.core.rundir import clear_temporaries, read_json, temporary_beside
+from kafjax.core.rundir import clear_temporaries, read_object, temporary_beside
 from kafjax.hub import names, safetensors_in
 from kafjax.hub.assemble import assemble
 from kafjax.hub.safetensors_out import save
@@ -158,7 +158,7 @@ def _abstract(model: Model, param_dtype: Any, mesh: Mesh | None) -> trees.Tree:
 
 def _model(folder: Path) -> Model:
     config = _config(folder)
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = config.get("model_type")
     try:
         if kind == "bert":
             return Encoder(read_sentence_config(folder, EncoderConfig.from_hf(config)))
@@ -169,13 +169,11 @@ def _model(folder: Path) -> Model:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path) -> dict[str, Any]:
     """`config.json`; which tokens end a reply may stand in `generation_config.json`, and then that is what counts, as in transformers."""
-    config, beside = read_json(folder / "config.json"), folder / "generation_config.json"
-    if isinstance(config, dict) and beside.exists():
-        generation = read_json(beside)
-        if isinstance(generation, dict) and generation.get("eos_token_id") is not None:
-            return {**config, "eos_token_id": generation["eos_token_id"]}
+    config, beside = read_object(folder / "config.json"), folder / "generation_config.json"
+    if beside.exists() and (eos_token_id := read_object(beside).get("eos_token_id")) is not None:
+        return {**config, "eos_token_id": eos_token_id}
     return config
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 from safetensors import SafetensorError, safe_open
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import read_json
+from kafjax.core.schema import read
 
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
@@ -56,6 +58,13 @@ def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, Store
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """What is read of `model.safetensors.index.json`: the shard of each tensor."""
+
+    weight_map: Annotated[dict[str, Annotated[str, pydantic.Field(max_length=200)]], pydantic.Field(min_length=1)]
+
+
 def _files(single: Path, index: Path) -> dict[str, set[str]]:
     """The files with tensors, and of each the tensors that the index promises."""
     folder = single.parent
@@ -63,16 +72,13 @@ def _files(single: Path, index: Path) -> dict[str, set[str]]:
         if not single.exists():
             raise UserError(f"{folder}: no {single.name} and no {index.name} in it")
         return {single.name: set()}
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: has no 'weight_map'")
+    weight_map = read(_Index, index).weight_map
     _refuse_repeated(index)
     files: dict[str, set[str]] = {}
-    for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
-        files.setdefault(str(name), set()).add(tensor)
+    for tensor, name in sorted(weight_map.items(), key=lambda item: item[1]):
+        files.setdefault(name, set()).add(tensor)
     for name in files:
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise UserError(f"{index}: shard '{name}' is not a plain file name")
         if not (folder / name).is_file():
             raise UserError(f"{folder}: shard '{name}' is named by the index but missing")

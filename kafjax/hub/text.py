@@ -11,7 +11,8 @@ it puts behind is never used: whoever trains adds one EOS, whoever asks adds non
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 from tokenizers import Tokenizer
 
@@ -54,18 +55,30 @@ def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
     return content(tokenizer, text)
 
 
-def refuse_foreign(tokenizer: Tokenizer, vocab_size: int, text: str, source: str) -> None:
-    """Refuses a text that holds the name of a token which the tokenizer has and the model has not.
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """The tokens that a tokenizer has and its model has not: `ids` by what spells them. Looked up once, for many texts."""
 
-    Raises:
-      UserError: naming `source` and the token.
-    """
-    for id, token in tokenizer.get_added_tokens_decoder().items():
-        if id >= vocab_size and token.content and token.content in text:
-            raise UserError(
-                f"{source} holds '{token.content}', token {id} of the tokenizer, which the model's vocabulary of {vocab_size} has not; "
-                "take it out of the text"
-            )
+    ids: Mapping[str, int]
+    vocab_size: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, vocab_size: int) -> Foreign:
+        added = tokenizer.get_added_tokens_decoder()
+        return cls({token.content: id for id, token in added.items() if id >= vocab_size and token.content}, vocab_size)
+
+    def refuse(self, text: str, source: str) -> None:
+        """Refuses a text that holds the name of such a token.
+
+        Raises:
+          UserError: naming `source` and the token.
+        """
+        for content, id in self.ids.items():
+            if content in text:
+                raise UserError(
+                    f"{source} holds '{content}', token {id} of the tokenizer, which the model's vocabulary of {self.vocab_size} has not; "
+                    "take it out of the text"
+                )
 
 
 def check_ids(ids: list[int], vocab_size: int, source: str) -> None:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from kafjax.core.records import Corpus, Question
-from kafjax.hub.text import refuse_foreign
+from kafjax.core.records import Corpus, Document, Question
+from kafjax.corpus import CorpusStream
+from kafjax.hub.text import Foreign
 from kafjax.methods.settings import Settings
 from kafjax.retrieval import prompt
-from kafjax.training import Example, answer_example, text_example
+from kafjax.training import Example, answer_example, text_examples
+
+T, R = TypeVar("T"), TypeVar("R")
+_WINDOW = 1024  # texts tokenized at a time: enough for all cores, few enough to wait for
 
 
 def check_texts(corpus: Corpus, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises `UserError` naming a document or question that holds a token which the model does not have."""
+    foreign = Foreign.of(tokenizer, vocab_size)
     for document in corpus.documents:
-        refuse_foreign(tokenizer, vocab_size, document.text, f"document '{document.id}'")
-    for question in (*corpus.training_questions, *corpus.questions):
-        refuse_foreign(tokenizer, vocab_size, question.text, f"question '{question.id}'")
+        foreign.refuse(document.text, f"document '{document.id}'")
+    for question in (*corpus.training_questions, *corpus.replay_questions, *corpus.questions, *corpus.retention):
+        _check_question(foreign, question)
+    for what, texts in (("held-out", corpus.held_out_texts), ("replay", corpus.replay_texts)):
+        for number, text in enumerate(texts, 1):
+            foreign.refuse(text, f"{what} text {number}")
+
+
+def _check_question(foreign: Foreign, question: Question) -> None:
+    foreign.refuse(question.text, f"question '{question.id}'")
+    for answer in question.answers:
+        foreign.refuse(answer, f"an answer of question '{question.id}'")
 
 
 def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]]:
@@ -29,10 +45,10 @@ def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, 
     other matters. The loss looks at whole documents and at answers.
     """
     questions = [_question(tokenizer, question) for question in corpus.training_questions]
-    texts = [text_example(tokenizer, document.text, eos_id) for document in corpus.documents]
+    texts = text_examples(tokenizer, [document.text for document in corpus.documents], eos_id)
     other = _interleaved(
         [_question(tokenizer, question) for question in corpus.replay_questions],
-        [text_example(tokenizer, text, eos_id) for text in corpus.replay_texts],
+        text_examples(tokenizer, list(corpus.replay_texts), eos_id),
     )
     variants, used = [], 0
     for part in range(settings.document_parts):
@@ -44,12 +60,39 @@ def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, 
     return variants
 
 
-def stream_examples(corpus: Corpus, tokenizer: Tokenizer, eos_id: int) -> Iterator[Example]:
-    """All documents, then all training questions, one at a time: for packing them into rows on disk."""
-    for document in corpus.documents:
-        yield text_example(tokenizer, document.text, eos_id)
-    for question in corpus.training_questions:
-        yield _question(tokenizer, question)
+def stream_examples(corpus: Corpus | CorpusStream, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> Iterator[Example]:
+    """Yields all documents, then all training questions: for packing them into rows on disk.
+
+    Tokenizes on all cores, some thousand texts ahead of who packs them. Raises `UserError` as `check_texts` does.
+    """
+    foreign = Foreign.of(tokenizer, vocab_size)
+
+    def of_documents(documents: list[Document]) -> list[Example]:
+        for document in documents:
+            foreign.refuse(document.text, f"document '{document.id}'")
+        return text_examples(tokenizer, [document.text for document in documents], eos_id)
+
+    def of_questions(questions: list[Question]) -> list[Example]:
+        for question in questions:
+            _check_question(foreign, question)
+        return [_question(tokenizer, question) for question in questions]
+
+    yield from _ahead(of_documents, corpus.documents)
+    yield from _ahead(of_questions, corpus.training_questions)
+
+
+def _ahead(function: Callable[[list[T]], list[R]], items: Iterable[T]) -> Iterator[R]:
+    """Yields what `function` makes of each window of items, and has a thread make that of the next one meanwhile."""
+    items = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        running: Future[list[R]] | None = None
+        while window := list(itertools.islice(items, _WINDOW)):
+            following = thread.submit(function, window)
+            if running is not None:
+                yield from running.result()
+            running = following
+        if running is not None:
+            yield from running.result()
 
 
 def _question(tokenizer: Tokenizer, question: Question) -> Example:

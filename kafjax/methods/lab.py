@@ -18,7 +18,8 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
 from kafjax.core.records import Corpus
-from kafjax.core.rundir import read_json, write_json
+from kafjax.core.rundir import write_json
+from kafjax.core.schema import Amount, Count, read
 from kafjax.evaluation.cost import DecoderShape, encoder_flops
 from kafjax.generation import Generator
 from kafjax.methods.settings import Settings
@@ -31,6 +32,16 @@ from kafjax.training.batches import pack
 from kafjax.training.demand import decoder_shape
 from kafjax.training.memory import PeakMemory
 from kafjax.training.objective import loss
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexRecord:
+    """What building an index took: `built.json`."""
+
+    seconds: Amount
+    engine: str
+    flops: Amount
+    peak_memory_bytes: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +119,10 @@ class Lab:
         return store
 
     @property
-    def index_record(self) -> dict[str, Any]:
-        """What building the index took: seconds, flops, engine, peak memory."""
-        return read_json(self.folder / "index" / "built.json")
+    def index_record(self) -> IndexRecord:
+        """What building the index took. Raises `UserError` for a damaged record."""
+        path = self.folder / "index" / "built.json"
+        return read(IndexRecord, path, fix=f"delete {path.parent} to build it again")
 
     def _embedding_flops(self) -> float:
         model, params = hub.load(self.embedder_name)

@@ -80,7 +80,7 @@ class RAG(Reader):
     @property
     def note(self) -> str:
         whose = "" if self.weights.name == "base" else f"{self.weights.name}'s weights read; "
-        found = f"found by {self.lab.embedder_name} + {self.lab.index_record['engine']}"
+        found = f"found by {self.lab.embedder_name} + {self.lab.index_record.engine}"
         return f"{whose}{self.lab.settings.retrieval.k} passages in the prompt, the nearest last, {found}"
 
     def check(self) -> None:
@@ -116,8 +116,8 @@ class RAG(Reader):
         kept = sum(file.stat().st_size for file in Path(self.lab.folder / "index" / "store").rglob("*") if file.is_file())
         return dataclasses.replace(
             cost,
-            index_seconds=record["seconds"],
-            index_flops_formula=record["flops"],
-            peak_memory_bytes=max(cost.peak_memory_bytes or 0, record["peak_memory_bytes"]),
+            index_seconds=record.seconds,
+            index_flops_formula=record.flops,
+            peak_memory_bytes=max(cost.peak_memory_bytes or 0, record.peak_memory_bytes),
             artifact_bytes=cost.artifact_bytes + kept,
         )

@@ -9,12 +9,28 @@ from typing import Any
 
 from kafjax import lora
 from kafjax.core import trees
-from kafjax.core.rundir import read_json, write_json
+from kafjax.core.rundir import write_json
+from kafjax.core.schema import Amount, Count, read
 from kafjax.evaluation.cost import Cost
 from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
 from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learned:
+    """What the bill takes from `learned.json`."""
+
+    trainable_parameters: Count
+    optimizer_bytes: Count
+    tokens: Count
+    train_flops_formula: Amount
+    flops_measured: Amount
+    seconds: Amount
+    compile_seconds: Amount
+    peak_memory_bytes: Count
+    artifact_bytes: Count
 
 
 class Trained(ClosedBook):
@@ -104,15 +120,15 @@ class Trained(ClosedBook):
         discard_checkpoints(self.folder)
 
     def cost(self) -> Cost:
-        record = read_json(self._record)
+        record = read(_Learned, self._record, fix=f"delete {self.folder} to train again")
         return Cost(
-            trainable_parameters=record["trainable_parameters"],
+            trainable_parameters=record.trainable_parameters,
             adapter_only=self.spec is not None,
-            optimizer_bytes=record["optimizer_bytes"],
-            train_tokens=record["tokens"],
-            train_flops_formula=record["train_flops_formula"],
-            train_flops_measured=record["flops_measured"],
-            train_seconds=record["seconds"] + record["compile_seconds"],
-            peak_memory_bytes=record["peak_memory_bytes"],
-            artifact_bytes=record["artifact_bytes"],
+            optimizer_bytes=record.optimizer_bytes,
+            train_tokens=record.tokens,
+            train_flops_formula=record.train_flops_formula,
+            train_flops_measured=record.flops_measured,
+            train_seconds=record.seconds + record.compile_seconds,
+            peak_memory_bytes=record.peak_memory_bytes,
+            artifact_bytes=record.artifact_bytes,
         )

@@ -17,8 +17,10 @@ import numpy as np
 from absl import logging
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import read_json, write_atomic
+from kafjax.core.rundir import write_atomic
+from kafjax.core.schema import read
 from kafjax.retrieval import folder
+from kafjax.retrieval.folder import Manifest
 
 # Past this norm squared distances inside ScaNN overflow float32 and abort the process; embeddings are near 1.
 MAX_NORM = 1e6
@@ -116,8 +118,8 @@ class Index(abc.ABC):
 
         def read(path: Path) -> Self:
             manifest = folder.read_manifest(path, "index")
-            if manifest.get("engine") != cls.engine:
-                raise UserError(f"{path} holds an index of engine {manifest.get('engine')!r}, not '{cls.engine}'")
+            if manifest.engine != cls.engine:
+                raise UserError(f"{path} holds an index of engine {manifest.engine!r}, not '{cls.engine}'")
             index = cls()
             index._load(path, read_ids(path, manifest), manifest)
             return index
@@ -168,17 +170,22 @@ class Index(abc.ABC):
         """Writes the vectors into the empty folder `path`; returns what else the manifest should hold."""
 
     @abc.abstractmethod
-    def _load(self, path: Path, ids: list[str], manifest: dict[str, Any]) -> None:
+    def _load(self, path: Path, ids: list[str], manifest: Manifest) -> None:
         """Reads what `_save` wrote and takes `ids`; the files are already checked against their checksums."""
 
 
-def read_ids(directory: Path, manifest: dict[str, Any]) -> list[str]:
+def read_ids(directory: Path, manifest: Manifest) -> list[str]:
     """The ids of a saved index, in the order of its vectors. Raises `UserError` if they do not fit the manifest."""
-    if _IDS not in manifest["files"]:
-        raise UserError(f"{directory}/{_IDS} is missing; build and save the index again")
-    ids = _checked_ids(read_json(directory / _IDS))
-    if len(ids) != manifest.get("count"):
-        raise UserError(f"{directory} has {len(ids)} ids for {manifest.get('count')} vectors; build and save the index again")
+    again = "build and save the index again"
+    if _IDS not in manifest.files:
+        raise UserError(f"{directory}/{_IDS} is missing; {again}")
+    stored = read(list[str], directory / _IDS, fix=again)
+    try:
+        ids = _checked_ids(stored)
+    except UserError as error:
+        raise UserError(f"{directory / _IDS}: {error}; {again}") from error
+    if len(ids) != manifest.count:
+        raise UserError(f"{directory} has {len(ids)} ids for {manifest.count} vectors; {again}")
     return ids
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from kafjax.core.errors import UserError
 from kafjax.retrieval.base import Index
+from kafjax.retrieval.folder import Manifest
 
 CHUNK = 16_384  # rows scored at once: bounds memory at QUERIES * CHUNK scores
 QUERIES = 256
@@ -65,18 +66,18 @@ class ExactIndex(Index):
         np.save(path / _VECTORS, np.asarray(self._vectors_CxD)[: len(self)], allow_pickle=False)
         return {}
 
-    def _load(self, path: Path, ids: list[str], manifest: dict[str, Any]) -> None:
+    def _load(self, path: Path, ids: list[str], manifest: Manifest) -> None:
         self.build(ids, read_npy(path / _VECTORS, manifest))
 
 
-def read_npy(path: Path, manifest: dict[str, Any]) -> np.ndarray:
+def read_npy(path: Path, manifest: Manifest) -> np.ndarray:
     """The vectors of a saved index, float32 `[count, dimension]`. Raises `UserError` if the file holds anything else."""
     try:
         # NumPy cannot map an array without rows.
-        vectors = np.load(path, mmap_mode="r" if manifest.get("count") else None, allow_pickle=False)
+        vectors = np.load(path, mmap_mode="r" if manifest.count else None, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not an array of vectors; build and save the index again") from error
-    shape = (manifest.get("count"), manifest.get("dimension"))
+    shape = (manifest.count, manifest.dimension)
     if vectors.shape != shape or vectors.dtype != np.float32:
         raise UserError(f"{path} holds {vectors.dtype} {vectors.shape}, not float32 {shape}; build and save the index again")
     return vectors

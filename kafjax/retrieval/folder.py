@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
 from kafjax.core.rundir import check_writable, clear_temporaries, read_json, temporary_beside, write_json
+from kafjax.core.schema import Count, checked, read
 
 MANIFEST = "manifest.json"
 T = TypeVar("T")
@@ -117,6 +119,29 @@ def _state(folder: Path) -> tuple[int, bytes | None] | None:
         return number, None
 
 
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of a file, as hexadecimal digits."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says of a saved index or store. `files` and `folders` are all that the folder holds."""
+
+    kind: str
+    format: Count
+    files: dict[str, FileRecord]
+    folders: list[str]
+    count: Count | None = None
+    dimension: Count | None = None
+    engine: str = ""
+    encoder: str = ""
+    leaves: Count | None = None
+
+
 def write_manifest(folder: Path, kind: str, **fields: Any) -> None:
     """Flushes the folder's files to disk and writes `manifest.json`: `kind`, `fields`, each file's size and sha256, an id of this save.
 
@@ -132,7 +157,7 @@ def write_manifest(folder: Path, kind: str, **fields: Any) -> None:
     write_json(folder / MANIFEST, {**about, "files": files, "folders": folders})
 
 
-def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
+def read_manifest(directory: Path, kind: str) -> Manifest:
     """The manifest of a folder saved as `kind`, its files checked against it.
 
     Raises `UserError` naming the folder or file that is missing, truncated, changed or of another kind.
@@ -141,31 +166,30 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         reason = "holds no manifest.json" if directory.is_dir() else "is not a folder"
         raise UserError(f"{directory} {reason}: not a saved {kind}; give the folder that save() wrote")
-    try:
-        manifest = read_json(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged; build and save the {kind} again") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != f"kafjax {kind}" or not isinstance(manifest.get("files"), dict):
+    again = f"build and save the {kind} again"
+    stored = read_json(path)
+    if not isinstance(stored, dict) or stored.get("kind") != f"kafjax {kind}":
         raise UserError(f"{path} is not the manifest of a saved {kind}")
-    if manifest.get("format") != 1:
-        raise UserError(f"{path} has format {manifest.get('format')!r}, this kafjax reads 1; build and save the {kind} again")
-    for name, expected in manifest["files"].items():
+    manifest = checked(Manifest, stored, path, fix=again)
+    if manifest.format != 1:
+        raise UserError(f"{path} has format {manifest.format}, this kafjax reads 1; {again}")
+    for name, expected in manifest.files.items():
         _check_file(directory, name, expected, kind)
     return manifest
 
 
-def _check_file(directory: Path, name: str, expected: Any, kind: str) -> None:
+def _check_file(directory: Path, name: str, expected: FileRecord, kind: str) -> None:
     path = directory / name
     again = f"build and save the {kind} again"
-    if Path(name).name != name or not isinstance(expected, dict):
+    if Path(name).name != name or "\0" in name:
         raise UserError(f"{directory / MANIFEST} is damaged; {again}")
     if not path.is_file():
         raise UserError(f"{path} is missing; {again}")
     size = path.stat().st_size
-    if size != expected.get("bytes"):
-        raise UserError(f"{path} has {size} bytes instead of {expected.get('bytes')}; {again}")
+    if size != expected.bytes:
+        raise UserError(f"{path} has {size} bytes instead of {expected.bytes}; {again}")
     with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected.get("sha256"):
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
             raise UserError(f"{path} is damaged (its checksum differs); {again}")
 
 
@@ -186,8 +210,7 @@ def is_replaceable(directory: Path) -> bool:
     if MANIFEST not in names:
         return not names
     try:
-        manifest = read_json(directory / MANIFEST)
-        ours = manifest["kind"].startswith("kafjax ")
-        return ours and names <= {MANIFEST, *manifest["files"], *manifest["folders"]}
-    except (UserError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        manifest = read(Manifest, directory / MANIFEST)
+    except UserError:
         return False
+    return manifest.kind.startswith("kafjax ") and names <= {MANIFEST, *manifest.files, *manifest.folders}

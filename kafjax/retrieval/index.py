@@ -43,7 +43,7 @@ def load_index(directory: Path | str) -> Index:
 
 def _load(directory: Path) -> Index:
     manifest = folder.read_manifest(directory, "index")
-    if manifest.get("engine") != ScannIndex.engine:
+    if manifest.engine != ScannIndex.engine:
         return ExactIndex.load(directory)
     reason = why_unavailable()
     if reason is None:

@@ -11,6 +11,7 @@ import numpy as np
 from kafjax.core.errors import UserError
 from kafjax.retrieval.base import Index
 from kafjax.retrieval.exact import read_npy
+from kafjax.retrieval.folder import Manifest
 
 TREE_FROM = 10_000  # below, an exhaustive scan takes well under a millisecond a query, needs no training and is exact
 SCANNED = 50_000
@@ -102,15 +103,15 @@ class ScannIndex(Index):
     def _row_ids(self) -> list[str]:
         return [] if self._searcher is None else self._searcher.docids  # a delete moved the last row into the gap
 
-    def _load(self, path: Path, ids: list[str], manifest: dict[str, Any]) -> None:
+    def _load(self, path: Path, ids: list[str], manifest: Manifest) -> None:
         from scann import scann_ops_pybind
 
         vectors_NxD = read_vectors(path, manifest)
         if len(ids) == 0:
             return self.build(ids, vectors_NxD)
         again = "build and save the index again"
-        leaves = manifest.get("leaves")
-        if not isinstance(leaves, int) or _ASSETS not in manifest["files"] or (path / _PICKLE).exists():
+        leaves = manifest.leaves
+        if not isinstance(leaves, int) or _ASSETS not in manifest.files or (path / _PICKLE).exists():
             raise UserError(f"{path} is not what this engine saves; {again}")
         try:
             loaded = scann_ops_pybind.load_searcher(str(path), assets_backcompat_shim=False)
@@ -123,7 +124,7 @@ class ScannIndex(Index):
         self._set(ids, vectors_NxD.shape[1])
 
 
-def read_vectors(path: Path, manifest: dict[str, Any]) -> np.ndarray:
+def read_vectors(path: Path, manifest: Manifest) -> np.ndarray:
     """The vectors of a saved `ScannIndex`, float32 `[N, D]`, in the order of its ids. Needs no ScaNN."""
     return read_npy(path / _VECTORS, manifest)
 

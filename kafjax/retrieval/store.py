@@ -12,7 +12,8 @@ import numpy as np
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
-from kafjax.core.rundir import read_jsonl, write_atomic
+from kafjax.core.rundir import write_atomic
+from kafjax.core.schema import read_rows
 from kafjax.retrieval import folder
 from kafjax.retrieval.base import Index
 from kafjax.retrieval.index import load_index
@@ -90,17 +91,18 @@ class Store:
     @classmethod
     def _load(cls, directory: Path, encoder: str | None) -> Self:
         manifest = folder.read_manifest(directory, "store")
-        made_by = manifest.get("encoder", "")
+        made_by = manifest.encoder
         if encoder is not None and made_by not in ("", encoder):
             raise UserError(f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again")
         path = directory / _PASSAGES
-        if _PASSAGES not in manifest["files"]:
+        if _PASSAGES not in manifest.files:
             raise UserError(f"{path} is missing; build and save the store again")
+        passages = read_rows(Passage, path, fix="build and save the store again")
+        index = load_index(directory / _INDEX)
         try:
-            passages = [Passage(**row) for row in read_jsonl(path)]
-        except TypeError as error:
-            raise UserError(f"{path} holds rows that are not passages; build and save the store again") from error
-        return cls(load_index(directory / _INDEX), passages, made_by)
+            return cls(index, passages, made_by)
+        except UserError as error:
+            raise UserError(f"{directory}: {error}; build and save the store again") from error
 
     def n_bytes(self) -> int:
         """Bytes of the text and of the index on disk."""

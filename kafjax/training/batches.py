@@ -48,11 +48,13 @@ class Example:
 
 def text_example(tokenizer: Tokenizer, text: str, eos_id: int) -> Example:
     """Makes an example of a text: BOS if the tokenizer adds one, the text, one EOS. The loss looks at every token but BOS."""
+    return text_examples(tokenizer, [text], eos_id)[0]
+
+
+def text_examples(tokenizer: Tokenizer, texts: list[str], eos_id: int) -> list[Example]:
+    """`text_example` of many texts, tokenized on all cores."""
     front = text_tokens.front(tokenizer)
-    tokens = np.array([*front, *text_tokens.content(tokenizer, text), eos_id], np.int32)
-    weights = np.ones(len(tokens), np.float32)
-    weights[: max(len(front), 1)] = 0
-    return Example(tokens, weights, len(front))
+    return [_weighted(front, max(len(front), 1), [*front, *ids, eos_id]) for ids in text_tokens.contents(tokenizer, texts)]
 
 
 def answer_example(tokenizer: Tokenizer, prompt: str, answer: str | Sequence[int], eos_id: int | None = None) -> Example:
@@ -65,9 +67,14 @@ def answer_example(tokenizer: Tokenizer, prompt: str, answer: str | Sequence[int
     before = [*front, *text_tokens.content(tokenizer, prompt)]
     after = text_tokens.continued(tokenizer, prompt, answer) if isinstance(answer, str) else list(answer)
     after += [] if eos_id is None else [eos_id]
-    weights = np.zeros(len(before) + len(after), np.float32)
-    weights[max(len(before), 1) :] = 1
-    return Example(np.array([*before, *after], np.int32), weights, len(front))
+    return _weighted(front, max(len(before), 1), [*before, *after])
+
+
+def _weighted(front: list[int], n_given: int, tokens: list[int]) -> Example:
+    """Makes an example whose first `n_given` tokens are not learned."""
+    weights = np.ones(len(tokens), np.float32)
+    weights[:n_given] = 0
+    return Example(np.array(tokens, np.int32), weights, len(front))
 
 
 class Piece(NamedTuple):

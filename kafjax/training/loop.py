@@ -277,8 +277,8 @@ def batches_of(variants: Data, config: TrainConfig, groups: int) -> Source:
             return variants.batches(epochs=epochs, **shape)
         return Batches(variants, seq_len=config.seq_len, epochs=epochs, **shape)
 
-    if isinstance(variants, PackedRows) and variants.about["seq_len"] != config.seq_len:
-        raise UserError(f"{variants.folder} holds rows of {variants.about['seq_len']} tokens, not seq_len={config.seq_len}")
+    if isinstance(variants, PackedRows) and variants.about.seq_len != config.seq_len:
+        raise UserError(f"{variants.folder} holds rows of {variants.about.seq_len} tokens, not seq_len={config.seq_len}")
     if config.steps is None:
         return build(config.epochs)
     batches = build(1)
@@ -297,7 +297,7 @@ def open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str
 
 def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: TrainConfig, spec: lora.Spec | None) -> str:
     """Of what the sequence of losses depends on. Of the base model that is its config, shapes and quantised format, not its values."""
-    data = variants.about["checksum"] if isinstance(variants, PackedRows) else 0
+    data = variants.about.checksum if isinstance(variants, PackedRows) else 0
     for examples in () if isinstance(variants, PackedRows) else variants:
         for example in examples:
             data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))

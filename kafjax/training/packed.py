@@ -1,8 +1,9 @@
 """Rows packed beforehand, for corpora that do not fit into memory: written once, read by row number.
 
-A folder holds `rows.array_record` (a record a row, all of one length), `counts.npy` (tokens and targets of each row) and `rows.json`
-(what it was made from; written last). Which rows a step reads is a pure function of (seed, step): Grain's index shuffle permutes
-row numbers without a list of them. So a resumed run goes on exactly, on any number of processes, and processes share no row.
+A folder holds `rows.array_record` (a record a row, all of one length), `counts.npy` (tokens and targets of each row),
+`questions.jsonl` (what is asked afterwards) and `rows.json` (what it was made from; written last). Which rows a step reads is a pure
+function of (seed, step): Grain's index shuffle permutes row numbers without a list of them. So a resumed run goes on exactly, on any
+number of processes, and processes share no row.
 Packing while reading (Grain's FirstFitPackIterDataset) would need its state saved per process, and that state fits no other number
 of processes.
 
@@ -11,22 +12,27 @@ Needs the extra `[data]`.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import new_folder, read_json, write_json
+from kafjax.core.records import Question
+from kafjax.core.rundir import new_folder, write_json
+from kafjax.core.schema import Count, Share, read
+from kafjax.corpus import load_questions, save_questions
 from kafjax.training.batches import Batch, Cuts, Example, Piece, Row, check_divides, rounded_capacity, share_of, stream_rows
 
 _ROWS, _COUNTS, _ABOUT = "rows.array_record", "counts.npy", "rows.json"
-_KEYS = {"seq_len", "rows", "cut", "tokens", "targets", "most_targets", "checksum"}  # what reading wants of rows.json
+MOST_SEQ_LEN = 2**22
 _ANEW = "delete that folder and pack it anew"
 _FIELDS = (("inputs", np.int32), ("targets", np.int32), ("weights", np.float32), ("segments", np.int32))
 
@@ -38,13 +44,55 @@ def _extra(module: str) -> Any:
         raise UserError(f"rows packed beforehand need the package {module.split('.')[0]}; run: pip install 'kafjax[data]'") from error
 
 
-def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: dict[str, Any]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What `rows.json` says.
+
+    Attributes:
+      rows, tokens, targets: how many there are; padding is not counted.
+      cut, prompts_cut: texts that go on in further rows, and prompts that lost their beginning.
+      most_targets: those of the row that has most.
+      padding: share of the rows' tokens that is none.
+      checksum: CRC-32 of all records.
+      corpus: name of the corpus.
+      tokenizer: CRC-32 of the tokenizer's file.
+      questions: how many `questions.jsonl` holds; None in folders of older releases, which have no such file.
+    """
+
+    seq_len: Annotated[int, pydantic.Field(ge=2, le=MOST_SEQ_LEN)]
+    rows: Annotated[int, pydantic.Field(ge=1, le=2**40)]
+    cut: Count
+    tokens: Count
+    targets: Count
+    most_targets: Count
+    padding: Share
+    checksum: Count
+    tokenizer: Count | None = None
+    prompts_cut: Count = 0
+    corpus: str = ""
+    questions: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.most_targets > self.seq_len:
+            raise ValueError(f"most_targets={self.most_targets} is more than a row of {self.seq_len} tokens holds")
+
+
+def write_rows(
+    folder: Path,
+    examples: Iterable[Example],
+    seq_len: int,
+    *,
+    corpus: str = "",
+    tokenizer: int | None = None,
+    questions: Sequence[Question] = (),
+) -> About:
     """Packs examples, in the order given, into rows of `seq_len` tokens in a new folder, and returns what `rows.json` then says.
 
     Reads the examples once and holds a few thousand open rows of them. The folder appears when it is whole.
 
     Args:
-      about: what the rows were made from (corpus, tokenizer), for `rows.json`.
+      corpus, tokenizer: what the rows were made from, for `rows.json`.
+      questions: what is asked after training on the rows.
 
     Raises:
       UserError: the folder is there already, cannot be written, or there is nothing to learn from.
@@ -54,7 +102,7 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
         raise UserError(f"{folder} is there already; pick another folder, or delete it")
     with new_folder(folder) as making:
         writer = writers.ArrayRecordWriter(str(making / _ROWS), "group_size:1")  # any row is read without its neighbours
-        counts, checksum, cuts = [], 0, Cuts()
+        counts, checksum, cuts = array.array("i"), 0, Cuts()  # 8 bytes a row
 
         def counted() -> Iterator[Example]:
             nonlocal cuts
@@ -66,26 +114,30 @@ def write_rows(folder: Path, examples: Iterable[Example], seq_len: int, about: d
             record = _record(row, seq_len)
             writer.write(record)
             checksum = zlib.crc32(record, checksum)
-            counts.append((sum(len(p.inputs) for p in row), sum(int(np.count_nonzero(p.weights)) for p in row)))
+            counts.extend((sum(len(p.inputs) for p in row), sum(int(np.count_nonzero(p.weights)) for p in row)))
         writer.close()
         if not counts:
             raise UserError("nothing to pack: no example has a token that the loss looks at")
-        counts_Nx2 = np.array(counts, np.int32)
+        counts_Nx2 = np.array(counts, np.int32).reshape(-1, 2)
         np.save(making / _COUNTS, counts_Nx2)
-        found = {
-            "seq_len": seq_len,
-            "rows": len(counts),
-            "cut": cuts.texts,
-            "prompts_cut": cuts.prompts,
-            "tokens": int(counts_Nx2[:, 0].sum()),
-            "targets": int(counts_Nx2[:, 1].sum()),
-            "most_targets": int(counts_Nx2[:, 1].max()),
-            "padding": 1 - int(counts_Nx2[:, 0].sum()) / (len(counts) * seq_len),
-            "checksum": checksum,
-            **about,
-        }
-        write_json(making / _ABOUT, found)
-    return found
+        save_questions(making, questions)
+        n_tokens, n_targets = map(int, counts_Nx2.sum(0, dtype=np.int64))
+        about = About(
+            seq_len=seq_len,
+            rows=len(counts_Nx2),
+            cut=cuts.texts,
+            prompts_cut=cuts.prompts,
+            tokens=n_tokens,
+            targets=n_targets,
+            most_targets=int(counts_Nx2[:, 1].max()),
+            padding=1 - n_tokens / (len(counts_Nx2) * seq_len),
+            checksum=checksum,
+            corpus=corpus,
+            tokenizer=tokenizer,
+            questions=len(questions),
+        )
+        write_json(making / _ABOUT, dataclasses.asdict(about))
+    return about
 
 
 def longest_first(examples: Iterable[Example], window: int = 4096) -> Iterator[Example]:
@@ -118,31 +170,35 @@ class PackedRows:
     """A folder that `write_rows` has made; `about` is its `rows.json`."""
 
     folder: Path
-    about: dict[str, Any]
+    about: About
 
     @classmethod
     def open(cls, folder: Path) -> PackedRows:
         """Raises `UserError` if there is no such folder, or it is not whole."""
         if not (folder / _ABOUT).exists():
             raise UserError(f"{folder} holds no packed rows (no {_ABOUT} in it); scripts/pack_rows.py makes such a folder")
-        about = read_json(folder / _ABOUT)
-        if not (isinstance(about, dict) and _KEYS <= about.keys()):
-            raise UserError(f"{folder / _ABOUT} is not what scripts/pack_rows.py writes; {_ANEW}")
+        about = read(About, folder / _ABOUT, fix=_ANEW)
         # The library raises nothing for a file that is missing or cut short: it finds no rows in it.
         found = _extra("array_record.python.array_record_module").ArrayRecordReader(str(folder / _ROWS)).num_records()
-        if found != about["rows"]:
-            raise UserError(f"{folder / _ROWS} is missing or damaged: it holds {found} rows, {_ABOUT} says {about['rows']}; {_ANEW}")
+        if found != about.rows:
+            raise UserError(f"{folder / _ROWS} is missing or damaged: it holds {found} rows, {_ABOUT} says {about.rows}; {_ANEW}")
         return cls(folder, about)
+
+    def questions(self) -> list[Question]:
+        """Returns what is to be asked after training on the rows. Raises `UserError` for a damaged file."""
+        return load_questions(self.folder) if self.about.questions else []
 
     def batches(self, *, batch_rows: int, epochs: int, seed: int = 0, accumulate: int = 1, groups: int = 1) -> PackedBatches:
         return PackedBatches(self, batch_rows=batch_rows, epochs=epochs, seed=seed, accumulate=accumulate, groups=groups)
 
 
 def _counts(packed: PackedRows) -> np.ndarray:
-    path = packed.folder / _COUNTS
+    path, about = packed.folder / _COUNTS, packed.about
     try:
         counts_Nx2 = np.load(path, mmap_mode="r")
-        wrong = "" if counts_Nx2.shape == (packed.about["rows"], 2) else f"it is of shape {counts_Nx2.shape}"
+        wrong = "" if counts_Nx2.shape == (about.rows, 2) else f"it is of shape {counts_Nx2.shape}"
+        if not wrong and tuple(map(int, counts_Nx2.sum(0, dtype=np.int64))) != (about.tokens, about.targets):
+            wrong = f"its sums are not those of {_ABOUT}"
     except (OSError, ValueError, EOFError) as error:
         wrong = str(error).splitlines()[0]
     if wrong:
@@ -155,13 +211,13 @@ class PackedBatches:
 
     def __init__(self, packed: PackedRows, *, batch_rows: int, epochs: int, seed: int, accumulate: int, groups: int):
         check_divides(batch_rows, accumulate, groups)
-        self.seq_len, self.batch_rows, self.epochs = packed.about["seq_len"], batch_rows, epochs
+        self.seq_len, self.batch_rows, self.epochs = packed.about.seq_len, batch_rows, epochs
         self.accumulate, self.groups = accumulate, groups
         # A bound that holds for any order of the rows.
-        self.capacity = rounded_capacity(packed.about["most_targets"] * (batch_rows // accumulate // groups))
-        self.cuts = Cuts(packed.about["cut"], packed.about.get("prompts_cut", 0))
+        self.capacity = rounded_capacity(packed.about.most_targets * (batch_rows // accumulate // groups))
+        self.cuts = Cuts(packed.about.cut, packed.about.prompts_cut)
         self._counts_Nx2 = _counts(packed)
-        self._order = _extra("grain").MapDataset.range(packed.about["rows"]).seed(seed).shuffle().repeat(epochs)
+        self._order = _extra("grain").MapDataset.range(packed.about.rows).seed(seed).shuffle().repeat(epochs)
         # Asked for several times a step, while shuffling costs up to 3 ms an index where rows are few (it walks through 2^16 numbers).
         self.row_numbers = functools.lru_cache(16)(self._row_numbers)
         self._file = packed.folder / _ROWS

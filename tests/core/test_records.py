@@ -3,8 +3,9 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kafjax.core.records import Prediction, prediction_from_json
-from kafjax.core.rundir import read_jsonl, write_jsonl
+from kafjax.core.records import Prediction
+from kafjax.core.rundir import write_jsonl
+from kafjax.core.schema import read_rows
 
 words = st.lists(st.text(max_size=5), max_size=2).map(tuple)
 numbers = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=2)  # JSON has neither
@@ -18,4 +19,4 @@ predictions = st.builds(
 def test_predictions_come_back_from_a_file_as_they_were(tmp_path, made):
     path = tmp_path / "predictions.jsonl"
     write_jsonl(path, [prediction.to_json() for prediction in made])
-    assert [prediction_from_json(row) for row in read_jsonl(path)] == made
+    assert read_rows(Prediction, path) == made

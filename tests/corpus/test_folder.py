@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Question
+from kafjax.corpus import CorpusConfig
 from kafjax.corpus.biographies import biographies
 from kafjax.corpus.chunking import chunk
-from kafjax.corpus.folder import load_folder, load_passages, save_folder
-from kafjax.corpus.load import load
+from kafjax.corpus.folder import load_folder, load_passages, load_questions, save_folder, save_questions, stream_folder
+from kafjax.corpus.load import load, open_corpus, stream_corpus
 
 PASSAGES = [{"id": "p1", "contents": "Rome\nIt is old. It is big."}, {"id": 2, "contents": "Oslo is in Norway."}]
 QUESTIONS = [{"id": "q1", "question": "Where is Oslo?", "golden_answers": ["Norway"], "passages": ["2"]}]
@@ -221,3 +223,42 @@ def test_passages_alone_need_no_questions_and_may_come_from_one_file(tmp_path: P
         load_passages(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"gone\.jsonl does not exist"):
         load_passages(tmp_path / "gone.jsonl")
+
+
+def test_a_stream_gives_the_documents_and_questions_of_the_whole(tmp_path: Path) -> None:
+    made = biographies(3, n_documents=2)
+    save_folder(made, tmp_path / "saved")
+    whole = load_folder(tmp_path / "saved", "sentence")
+    documents, questions = stream_folder(tmp_path / "saved")
+    assert tuple(documents) == whole.documents
+    assert {q.id: q.text for q in questions} == {q.id: q.text for q in (*whole.training_questions, *whole.questions)}
+    for name in (str(tmp_path / "saved"), "biographies"):
+        config = CorpusConfig(corpus=name, subjects=4, retention=0, held_out=0, chunk="sentence")
+        stream, corpus = stream_corpus(config, 3), open_corpus(config, 3)
+        assert (stream.name, tuple(stream.documents)) == (corpus.name, corpus.documents)
+        for field in ("training_questions", "questions"):
+            streamed, read = getattr(stream, field), getattr(corpus, field)
+            assert [(q.id, q.text, q.answers, q.split) for q in streamed] == [(q.id, q.text, q.answers, q.split) for q in read]
+
+
+def test_streaming_holds_a_document_at_a_time(tmp_path: Path) -> None:
+    n, text = 4000, "x" * 5000  # 20 MB
+    _folder(tmp_path / "large", [{"id": i, "contents": text} for i in range(n)], [QUESTIONS[0] | {"passages": []}])
+    tracemalloc.start()
+    documents, questions = stream_folder(tmp_path / "large")
+    assert sum(len(document.text) for document in documents) == n * len(text) and len(questions) == 1
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_stream_tells_of_a_broken_line_when_it_comes_to_it(tmp_path: Path) -> None:
+    documents, _ = stream_folder(_folder(tmp_path / "broken", [*PASSAGES, '{"id": "p3", \n']))
+    assert next(documents).id == "p1" and next(documents).id == "2"
+    with pytest.raises(UserError, match=r"corpus\.jsonl:3: not valid JSON"):
+        next(documents)
+
+
+def test_questions_come_back_without_the_corpus(tmp_path: Path) -> None:
+    asked = biographies(2).questions
+    save_questions(tmp_path, asked)
+    assert load_questions(tmp_path) == [dataclasses.replace(question, passages=()) for question in asked]

@@ -66,6 +66,11 @@ def export(environment) -> Iterator[Command]:
 
 
 @pytest.fixture(scope="session")
+def pack_rows(environment) -> Iterator[Command]:
+    yield from _preloaded("scripts.pack_rows", environment)
+
+
+@pytest.fixture(scope="session")
 def finished(compare, world) -> Outcome:
     """A comparison of all eight methods, in the folder `all`."""
     outcome = compare(*world.flags(), *SETTINGS, "--name=all")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
+from absl import flags
 
 from experiments import compare, configs
-from kafjax.core.config import changed, identity, leaves, read_record
+from kafjax.core.config import changed, define, from_flags, identity, leaves, read_record
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import find_run
 
@@ -71,3 +73,25 @@ def test_an_experiment_is_a_function_and_refuses_before_it_writes(tmp_path):
     with pytest.raises(UserError, match="--methods is empty"):
         compare.run(dataclasses.replace(config, methods=()))
     assert not (tmp_path / "runs").exists()
+
+
+MAINS = (configs.Compare, configs.Answer, configs.Finetune, configs.SweepLora, configs.BuildIndex, configs.PackRows, configs.BuildDataset)
+
+
+@pytest.mark.parametrize("experiment", MAINS, ids=lambda experiment: experiment.__name__)
+def test_every_flag_that_takes_a_number_refuses_what_is_none_and_what_cannot_be(experiment):
+    numeric = [leaf for leaf in leaves(experiment()) if re.search(r"\b(int|float)\b", str(leaf.hint))]
+    assert numeric
+    for leaf in numeric:
+        wrong = ["nan", "inf", "-inf", "-1", "1e999", "9" * 5000]
+        wrong += ["9" * 40] if "float" not in str(leaf.hint) else []  # an absurd rate is a number all the same
+        for text in wrong:
+            values = flags.FlagValues()
+            define(experiment, values)
+            pattern = "q_proj:" if "Mapping" in str(leaf.hint) else ""
+            try:
+                values(["main", f"--{leaf.flag}={pattern}{text}"])
+                pytest.fail(f"--{leaf.flag}={text[:20]} gives {leaf.of(from_flags(experiment, values=values))}")
+            except (UserError, flags.Error) as error:
+                told = str(error)
+            assert leaf.flag in told or leaf.path[-1] in told, (leaf.flag, text[:20], told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import safetensors.numpy
 
 from kafjax import hub, lora
 from kafjax.core import trees
+from tests import tiny
 from tests.experiments.commands import refused
 
 SETTINGS = ("--rank=4", "--epochs=3", "--batch_rows=2", "--seq_len=64")
@@ -64,6 +66,33 @@ def test_a_quantised_base_is_another_run_and_answers_as_it_was_trained(finetune,
     asked = answer(f"--run={tmp_path / 'tuned'}", f"--embedder={world.bert}", "--method=lora", "--question=Where was Mira Toll born?")
     assert asked.code == 0, asked.err
     assert "base" in refused(answer(f"--run={tmp_path / 'tuned'}", f"--embedder={world.bert}", "--base=int8", "--question=Where?"))
+
+
+@pytest.mark.multiprocess
+def test_packed_rows_are_all_that_training_needs(finetune, pack_rows, world, tmp_path):
+    for package in ("array_record", "grain"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra [data])")
+    corpus, rows = tmp_path / "corpus", tmp_path / "rows"
+    shutil.copytree(world.corpus, corpus)
+    packed = pack_rows(f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}")
+    assert packed.code == 0, packed.err
+    assert f"experiments.finetune --rows={rows} --seq_len=64 --model={world.gemma}" in packed.out
+    shutil.rmtree(corpus)  # which may not fit into the memory of those who train
+
+    arguments = [f"--model={world.gemma}", f"--rows={rows}", f"--runs={tmp_path / 'runs'}", "--name=tuned", *SETTINGS]
+    done = finetune(*arguments)
+    assert done.code == 0, done.err
+    asked = {question["question"] for question in tiny.questions() if question["split"] in ("seen", "paraphrase", "untrained")}
+    assert done.out.count("model:") == 3 and sum(question in done.out for question in asked) >= 3
+    assert "corpus: " in done.err and "rows of 64 tokens" in done.err
+    again = finetune(*arguments)
+    assert again.code == 0 and "finished earlier" in again.err
+
+    shutil.rmtree(rows)
+    tiny.write_corpus(corpus, corpus=tiny.documents()[1:], questions=tiny.questions()[5:-4])
+    assert pack_rows(f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}").code == 0
+    assert "holds a run with corpus_hash=" in refused(finetune(*arguments))
+    assert "--replay does not go with --rows" in refused(finetune(*arguments, "--replay=0.5"))
 
 
 @pytest.mark.multiprocess

@@ -84,8 +84,8 @@ def test_what_the_model_has_no_token_for_is_named():
     tokenizer.add_special_tokens(["<image>"])
     size = tokenizer.token_to_id("<image>")
     with pytest.raises(UserError, match=f"document 'd' holds '<image>', token {size} of the tokenizer"):
-        text.refuse_foreign(tokenizer, size, "an <image> here", "document 'd'")
-    text.refuse_foreign(tokenizer, size + 1, "an <image> here", "document 'd'")
-    text.refuse_foreign(tokenizer, size, "no picture here", "document 'd'")
+        text.Foreign.of(tokenizer, size).refuse("an <image> here", "document 'd'")
+    text.Foreign.of(tokenizer, size + 1).refuse("an <image> here", "document 'd'")
+    text.Foreign.of(tokenizer, size).refuse("no picture here", "document 'd'")
     with pytest.raises(UserError, match=f"prompt: the tokenizer is not this model's: token {size} of a vocabulary of {size}"):
         text.check_ids([1, size], size, "prompt")

@@ -19,7 +19,7 @@ def test_an_index_that_was_cut_off_before_its_record_is_built_again(make_lab):
     assert read_json(record)["engine"] == "exact"
     record.unlink()
     again = dataclasses.replace(lab)
-    assert again.store.index.ids == ids and again.index_record["seconds"] > 0
+    assert again.store.index.ids == ids and again.index_record.seconds > 0
     before = record.stat().st_mtime_ns
     assert dataclasses.replace(lab).store.index.ids == ids and record.stat().st_mtime_ns == before  # it was loaded
 

@@ -106,13 +106,13 @@ def test_packed_rows_go_to_two_processes_as_to_one(launcher, world, flags, tmp_p
         pytest.importorskip(package, reason=f"{package} is not installed (extra [data])")
     rows = tmp_path / "rows"
     tokenizer = hub.tokenizer(str(world / "gemma"))
-    examples = stream_examples(load_folder(world / "corpus"), tokenizer, 1)
-    about = write_rows(rows, examples, 32, {"tokenizer": zlib.crc32(tokenizer.to_str().encode())})
+    examples = stream_examples(load_folder(world / "corpus"), tokenizer, 10**6, 1)
+    about = write_rows(rows, examples, 32, tokenizer=zlib.crc32(tokenizer.to_str().encode()))
     arguments = [*flags, f"--rows={rows}", "--seq_len=32", "--steps=8", "--checkpoint_every=0"]
     for n in (1, 2):
         launcher.run(FINETUNE, [*arguments, f"--name=rows{n}"], n, tmp_path / f"log{n}")
     one, two = (curve(tmp_path / f"rows{n}" / "metrics.jsonl") for n in (1, 2))
-    assert [row["tokens"] for row in two] == [row["tokens"] for row in one] and about["rows"] >= 4
+    assert [row["tokens"] for row in two] == [row["tokens"] for row in one] and about.rows >= 4
     np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5)
 
     (rows / "rows.array_record").write_bytes(b"")

@@ -87,7 +87,10 @@ def test_every_file_is_checked_when_loading(store, tmp_path):
                 Store.load(bad)
 
 
-@pytest.mark.parametrize(("row", "message"), [('{"id": "p0"}', "not passages"), ("{", "passages.jsonl:1"), ("[]", "passages.jsonl:1")])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [('{"id": "p0"}', r"passages\.jsonl: row 1: text: it is missing"), ("{", "passages.jsonl:1"), ("[]", "passages.jsonl:1")],
+)
 def test_rows_that_are_no_passages(store, tmp_path, row, message):
     store.save(tmp_path / "a")
     (tmp_path / "a" / "passages.jsonl").write_text(row)

@@ -31,13 +31,13 @@ def same(a, b) -> bool:
 @pytest.fixture(scope="module")
 def packed(examples, tmp_path_factory) -> PackedRows:
     folder = tmp_path_factory.mktemp("packed") / "rows"
-    write_rows(folder, iter(examples), 16, {"tokenizer": 7})
+    write_rows(folder, iter(examples), 16, tokenizer=7)
     return PackedRows.open(folder)
 
 
 def test_rows_are_those_of_packing_in_memory(packed, examples, tmp_path):
     rows = pack(examples, 16)  # first-fit in the order given, as they are written
-    assert packed.about["rows"] == len(rows) and packed.about["tokenizer"] == 7
+    assert packed.about.rows == len(rows) and packed.about.tokenizer == 7
     batches = packed.batches(batch_rows=1, epochs=1)
     for step in range(len(batches)):
         (number,) = batches.row_numbers(step)
@@ -46,19 +46,19 @@ def test_rows_are_those_of_packing_in_memory(packed, examples, tmp_path):
     # `Batches` shuffles the texts before it packs them: in that order they make its rows, and other ones (also another number of them).
     expected = Batches([examples], seq_len=16, batch_rows=1, epochs=1, seed=5)
     order = np.random.default_rng((5, 0)).permutation(len(examples))
-    write_rows(tmp_path / "shuffled", (examples[i] for i in order), 16, {})
+    write_rows(tmp_path / "shuffled", (examples[i] for i in order), 16)
     shuffled = PackedRows.open(tmp_path / "shuffled").batches(batch_rows=1, epochs=1)
     step_of_row = {shuffled.row_numbers(step)[0]: step for step in range(len(shuffled))}
     assert sorted(step_of_row) == list(range(len(expected)))
     assert all(same(shuffled[step_of_row[row]], expected[row]) for row in range(len(expected)))
-    assert packed.about["targets"] == expected.n_targets(len(expected))
+    assert packed.about.targets == expected.n_targets(len(expected))
 
 
 @pytest.mark.parametrize(("accumulate", "groups"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_every_epoch_reads_every_row_once_and_shares_are_disjoint(packed, accumulate, groups):
     batches = packed.batches(batch_rows=4, epochs=2, seed=3, accumulate=accumulate, groups=groups)
     numbers = [number for step in range(len(batches)) for number in batches.row_numbers(step)]
-    n = packed.about["rows"]
+    n = packed.about.rows
     assert sorted(numbers[:n]) == sorted(numbers[n:]) == list(range(n)) and numbers[:n] != numbers[n:]
     for step in range(len(batches)):
         whole = batches[step]
@@ -67,7 +67,7 @@ def test_every_epoch_reads_every_row_once_and_shares_are_disjoint(packed, accumu
         joined = jax.tree.map(lambda *arrays: np.concatenate(arrays, 0 if accumulate == 1 else 1), *parts)
         assert same(joined, whole)
         assert int((whole.segments_BxT > 0).sum()) == batches.n_tokens(step)
-    assert batches.n_targets(len(batches)) == 2 * packed.about["targets"]
+    assert batches.n_targets(len(batches)) == 2 * packed.about.targets
     shapes = {tuple(x.shape for x in jax.tree.leaves(batches[step])) for step in range(len(batches))}
     assert len(shapes) == 1
 
@@ -82,7 +82,7 @@ def test_a_step_depends_on_seed_and_number_only(packed):
 def test_training_reads_them(model, params, packed):
     config = TrainConfig(epochs=1, batch_rows=4, seq_len=16, learning_rate=3e-3)
     result = train(model, params, packed, config)
-    assert result.targets == packed.about["targets"] and result.tokens == packed.about["tokens"]
+    assert result.targets == packed.about.targets and result.tokens == packed.about.tokens
     with pytest.raises(UserError, match="holds rows of 16 tokens, not seq_len=32"):
         train(model, params, packed, TrainConfig(seq_len=32))
 
@@ -108,8 +108,8 @@ def test_less_than_five_percent_is_padding(corpus, seq_len, tmp_path):
     made = biographies(120) if corpus == "biographies" else factbook(120)  # of some dozen rows: the last one may be nearly empty
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # lengths matter, not what stands there
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    about = write_rows(tmp_path / "rows", longest_first(stream_examples(made, tokenizer, 0)), seq_len, {})
-    assert about["padding"] < 0.05
+    about = write_rows(tmp_path / "rows", longest_first(stream_examples(made, tokenizer, 10**6, 0)), seq_len)
+    assert about.padding < 0.05
 
 
 @given(st.lists(st.integers(2, 40), max_size=80), st.integers(1, 9))
@@ -126,25 +126,25 @@ def test_bad_folders_are_told(packed, examples, tmp_path):
     with pytest.raises(UserError, match="holds no packed rows"):
         PackedRows.open(tmp_path)
     with pytest.raises(UserError, match="is there already"):
-        write_rows(packed.folder, examples, 16, {})
+        write_rows(packed.folder, examples, 16)
     with pytest.raises(UserError, match="nothing to pack"):
-        write_rows(tmp_path / "none", [], 16, {})
+        write_rows(tmp_path / "none", [], 16)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def folder(examples, tmp_path):
-    write_rows(tmp_path / "rows", examples, 16, {})
+    write_rows(tmp_path / "rows", examples, 16)
     return tmp_path / "rows"
 
 
 def test_other_rows_than_were_written_are_told(folder):
-    about = json.loads((folder / "rows.json").read_text())
-    (folder / "rows.json").write_text(json.dumps({**about, "rows": 1}))
+    stored = json.loads((folder / "rows.json").read_text())
+    (folder / "rows.json").write_text(json.dumps({**stored, "rows": 1}))
     with pytest.raises(UserError, match=r"holds \d+ rows, rows.json says 1"):
         PackedRows.open(folder)
-    (folder / "rows.json").write_text(json.dumps({"rows": about["rows"]}))
-    with pytest.raises(UserError, match=r"is not what scripts/pack_rows\.py writes"):
+    (folder / "rows.json").write_text(json.dumps({"rows": stored["rows"]}))
+    with pytest.raises(UserError, match=r"rows\.json: seq_len: it is missing; delete that folder and pack it anew"):
         PackedRows.open(folder)
 
 
