@@ -56,7 +56,7 @@ def run(config: configs.Answer) -> None:
             raise UserError(f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run")
     else:
         folder = find_run(Path(config.runs), None, config, prefix="answer", also=also)
-    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus)
+    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, trains=False)
     method = open_method(lab, config.method)
     _check_trained(config, method, folder, stored)
     method.check()

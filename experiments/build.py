@@ -26,10 +26,11 @@ from kafjax.lora import Spec
 from kafjax.methods import Lab, Settings
 from kafjax.methods.examples import check_texts
 from kafjax.models import Decoder
-from kafjax.ops.quantized import quantize_params
+from kafjax.ops import quantized
 from kafjax.parallel import make_mesh, shard, shardings
 from kafjax.training import TrainConfig
 from kafjax.training.demand import auto_mesh
+from kafjax.training.task import lay_out
 
 C = TypeVar("C", bound=Config)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -98,26 +99,34 @@ def describe_decoder(config: ModelConfig) -> Decoder:
     return dataclasses.replace(model, attention=config.attention)
 
 
+def abstract_params(config: ModelConfig, model: Decoder) -> trees.Tree:
+    """Shapes and dtypes of the model's parameters in float32, kernels as `config.base` says."""
+    params = model.abstract_params()
+    return params if config.base == FLOAT else quantized.abstract(params, config.base)
+
+
 def load_weights(config: ModelConfig, abstract: trees.Tree) -> trees.Tree:
-    """Loads the weights in the dtypes and places of `abstract`, kernels as `config.base` says. Each device reads its own part."""
+    """Loads the weights in the dtypes and places of `abstract`. Each device reads its own part."""
     use_compilation_cache()
     with waiting("model", f"loading {config.model}"):
-        if config.base == FLOAT:
-            return hub.load_params(config.model, abstract)
-        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
-        return quantize_params(hub.load_params(config.model, whole), config.base)
+        return hub.load_params(config.model, abstract)
 
 
-def open_lab(config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus) -> Lab:
-    """Loads the language model and lays everything out for the methods."""
+def open_lab(config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus, *, trains: bool) -> Lab:
+    """Loads the language model and lays everything out for the methods.
+
+    Args:
+      trains: whether weights are trained, so that they are kept in float32. Else they lie as they are computed with: in --dtype.
+    """
     model = describe_decoder(config)
     placed = open_mesh(mesh, model, settings.train, label="model")
-    params: Any = model.abstract_params()
+    params: Any = abstract_params(config, model)
     tokenizer = hub.tokenizer(config.model)
     check_texts(corpus, tokenizer, model.config.vocab_size)
+    abstract = shard(params, shardings(model.axes(), params, placed)) if trains else lay_out(model, params, placed)
     return Lab(
         model=model,
-        params=load_weights(config, shard(params, shardings(model.axes(), params, placed))),
+        params=load_weights(config, abstract),
         mesh=placed,
         tokenizer=tokenizer,
         corpus=corpus,

@@ -50,7 +50,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
     corpus = open_corpus(config.corpus, settings.seed)
     where = {"prefix": config.profile, "also": build.corpus_identity(config.corpus, corpus)}
     root = Path(config.run.runs)
-    lab = build.open_lab(config.model, settings, config.mesh, find_run(root, config.run.name, config, **where), corpus)
+    lab = build.open_lab(config.model, settings, config.mesh, find_run(root, config.run.name, config, **where), corpus, trains=True)
     for name in names:
         open_method(lab, name).check()
     run = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind

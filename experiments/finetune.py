@@ -87,7 +87,7 @@ def _finetune(config: Finetune) -> None:
     lesson = _open_corpus(config, model, tokenizer) if config.rows is None else _open_rows(config, tokenizer)
     examples = lesson.examples
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
-    params = build.load_weights(config.model, layout(model, train_config, mesh, spec))
+    params = build.load_weights(config.model, layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)))
     where = {"prefix": f"finetune-{config.method}", "also": lesson.identity}
     opened = open_run if distributed.is_main() else find_run
     run = distributed.together(lambda: opened(Path(config.run.runs), config.run.name, config, **where))

@@ -5,6 +5,7 @@ Each tensor is read and put where its shards belong, and there written into its 
     file: [out, in] of layer 3  ->  devices: [out, in]  ->  parameter [L, in, out], at [3]
 
 The parameter's memory is donated to that write, so it is changed in place. A device reads only its own part of a file's tensor.
+A kernel that is to be stored as integers is quantised there, a layer at a time: its floats are never all in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.hub.names import Entry, Table
+from kafjax.ops.quantized import QuantizedKernel, quantize
 
 
 class Tensor(Protocol):
@@ -35,7 +37,8 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
     """Fills `abstract` from `(name, tensor)` pairs by the table of the family.
 
     Args:
-      abstract: shapes, dtypes and, where the parameters are to lie on a mesh, shardings (`NamedSharding`).
+      abstract: shapes, dtypes and, where the parameters are to lie on a mesh, shardings (`NamedSharding`). Kernels may be abstract
+        `QuantizedKernel`s (`quantized.abstract`).
       source: of the tensors, for messages.
 
     Raises:
@@ -61,10 +64,13 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
         if tuple(tensor.shape) != (wanted := shape[::-1] if entry.transpose else shape):
             raise UserError(f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, config.json asks for {list(wanted)}")
         # What is put has no name here: it would live on while the next one is read.
-        if layer is None:
+        if isinstance(leaf, QuantizedKernel):
+            stacked = params.pop(entry.path) if entry.path in params else jax.tree.map(_zeros, leaf)
+            params[entry.path], finite = write_quantized(stacked, _put(tensor, entry, leaf.values, layer), layer, entry.transpose)
+        elif layer is None:
             params[entry.path], finite = _whole(_put(tensor, entry, leaf, layer), leaf.dtype)
         else:
-            stacked = params.pop(entry.path) if entry.path in params else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            stacked = params.pop(entry.path) if entry.path in params else _zeros(leaf)
             params[entry.path], finite = write_layer(stacked, _put(tensor, entry, leaf, layer), layer, entry.transpose)
         _check(source, pending)
         pending = [(full_name, finite)]
@@ -79,6 +85,10 @@ def _check(source: str, pending: list[tuple[str, jax.Array]]) -> None:
     for name, finite in pending:
         if not bool(finite):
             raise UserError(f"{source}: tensor '{name}' holds NaN or infinity; the file is damaged")
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
 
 
 def _put(tensor: Tensor, entry: Entry, leaf: jax.ShapeDtypeStruct, layer: int | None) -> jax.Array:
@@ -114,3 +124,16 @@ def write_layer(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bo
     """
     value = (tensor.T if transpose else tensor).astype(stacked.dtype)
     return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0), jnp.isfinite(tensor).all()
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def write_quantized(
+    stacked: QuantizedKernel, tensor: jax.Array, layer: int | None, transpose: bool
+) -> tuple[QuantizedKernel, jax.Array]:
+    """The kernel with the tensor, rounded to its format, as its layer (None: as all of it), and whether all of the tensor is finite."""
+    value = quantize(tensor.T if transpose else tensor, stacked.format)
+
+    def written(whole: jax.Array, part: jax.Array) -> jax.Array:
+        return part if layer is None else jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)
+
+    return jax.tree.map(written, stacked, value), jnp.isfinite(tensor).all()

@@ -109,6 +109,11 @@ def quantize_params(params: Mapping[str, Any], format: str) -> trees.Tree:
     return trees.map_with_path(lambda path, leaf: quantize(leaf, format) if path.split("/")[-1] == "kernel" else leaf, params)
 
 
+def abstract(params: Mapping[str, Any], format: str) -> trees.Tree:
+    """Shapes and dtypes of `quantize_params(params, format)`. Raises `UserError` as that does."""
+    return jax.eval_shape(functools.partial(quantize_params, format=format), params)
+
+
 def dequantize_params(params: Mapping[str, Any]) -> trees.Tree:
     """`params` with plain float32 kernels in place of quantised ones."""
     return trees.map_with_path(lambda _, leaf: dequantize(leaf) if isinstance(leaf, QuantizedKernel) else leaf, params)

@@ -172,12 +172,17 @@ class Task:
         return n_micro * (counted - a_chunk * a_place), a_place
 
 
-def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None) -> trees.Tree:
+def layout(
+    model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None, stored: trees.Tree | None = None
+) -> trees.Tree:
     """Dtype and place of each parameter as `train` keeps it: parameters that are loaded so (`hub.load_params`) are there only once.
+
+    Args:
+      stored: the abstract parameters, where kernels are not floats (`quantized.abstract`).
 
     Raises `UserError` for a parameter that does not divide over the mesh.
     """
-    params = model.abstract_params()
+    params = model.abstract_params() if stored is None else stored
     if spec is None:
         trained = jnp.dtype(config.param_dtype)
         kept = lambda path, x: _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)  # noqa: E731

@@ -8,9 +8,14 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from kafjax.core.rundir import read_jsonl
+from experiments import build, configs
+from kafjax.core.config import changed
+from kafjax.core.rundir import Run, read_jsonl
+from kafjax.corpus import open_corpus
+from kafjax.generation import Sampling
 from tests import tiny
 from tests.experiments.commands import ROOT, SETTINGS, refused
 
@@ -126,3 +131,16 @@ def test_control_c_ends_it(environment, run):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in errors
+
+
+def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, tmp_path):
+    config = changed(configs.Answer(), model=str(world.gemma), corpus=str(world.corpus), embedder=str(world.bert), dtype="bfloat16")
+    corpus = open_corpus(config.corpus)
+    kept, served = (build.open_lab(config.model, config.settings, "auto", Run(tmp_path), corpus, trains=trains) for trains in (True, False))
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(lab.params)) for lab in (kept, served)]
+    assert 0.5 < sizes[1] / sizes[0] < 0.52  # norms stay in float32
+    prompts = [question.text for question in corpus.questions]
+    mine, expected = (
+        [reply.text for reply in lab.generator.generate(lab.params, prompts, Sampling(max_new_tokens=8))] for lab in (served, kept)
+    )
+    assert mine == expected

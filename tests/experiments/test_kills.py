@@ -112,6 +112,31 @@ def test_a_command_killed_again_and_again_ends_like_one_left_alone(case, request
     check(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["export peft", "export merged", "pack_rows"])
+def test_a_folder_that_is_made_once_is_absent_or_whole(name, request, finetune, world: World, tmp_path, record_property):
+    flags = [f"--model={world.gemma}", f"--corpus={world.corpus}"]
+    if name == "pack_rows":
+        pytest.importorskip("array_record", reason="array_record is not installed (extra [data])")
+        flags += ["--seq_len=64"]
+    else:
+        trained = finetune(*flags, f"--runs={tmp_path / 'runs'}", "--name=run", "--method=lora", "--epochs=1", *TRAIN)
+        assert trained.code == 0, trained.err
+        flags = [f"--run={tmp_path / 'runs' / 'run'}", f"--format={name.split()[1]}"]
+    command, made = request.getfixturevalue(name.split()[0]), tmp_path / "out"
+    whole = command(*flags, f"--out={tmp_path / 'whole' / 'made'}", kill=(tmp_path / "whole", 0))
+    assert whole.code == 0 and whole.operations > 3, whole.err
+    contents = {file.name: file.read_bytes() for file in (tmp_path / "whole" / "made").iterdir()}
+    killed = sorted(random.Random(0).sample(range(1, whole.operations + 1), 4))
+    record_property("kills", [whole.operations, killed])
+    for n in killed:
+        shutil.rmtree(made, ignore_errors=True)
+        assert command(*flags, f"--out={made / 'made'}", kill=(made, n)).code == KILLED
+        if not (made / "made").exists():
+            assert command(*flags, f"--out={made / 'made'}").code == 0
+        assert {file.name: file.read_bytes() for file in (made / "made").iterdir()} == contents
+        assert [path.name for path in made.iterdir()] == ["made"]
+
+
 def test_an_index_killed_again_and_again_is_whole(build_index, world: World, tmp_path, record_property):
     arguments = [f"--corpus={world.corpus}", f"--embedder={world.bert}", "--engine=exact", f"--out={tmp_path / 'folder' / 'index'}"]
     operations, killed = survives(build_index, arguments, tmp_path / "folder", seed=0)

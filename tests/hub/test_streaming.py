@@ -8,12 +8,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kafjax import hub
 from kafjax.core import trees
+from kafjax.hub import safetensors_in
 from kafjax.hub.assemble import write_layer
 from kafjax.models import CONFIGS, Decoder
+from kafjax.ops import quantized
 from tests.devices import on_eight_devices
 
 pytestmark = pytest.mark.optimised
@@ -38,6 +41,45 @@ def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):
         tracemalloc.stop()
     assert largest < peak < 2.5 * largest  # the file's bytes are seen by this count
     assert all(leaf.dtype == loaded and bool((leaf == 0.5).all()) for leaf in trees.flatten(params).values())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> str:
+    """A Llama of twelve layers in float32: 3.1 million parameters in blocks, 1 million in each embedding."""
+    sizes = {"vocab_size": 4000, "hidden_size": 256, "mlp_size": 1024, "n_layers": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
+    model = Decoder(dataclasses.replace(CONFIGS["llama3.1-8b"], **sizes, sliding=(False,) * 12, attention_scale=1 / 8, eos_id=1))
+    leaves = trees.flatten(model.abstract_params())
+    keys = dict(zip(leaves, jax.random.split(jax.random.key(0), len(leaves)), strict=True))
+    params = trees.unflatten({path: jax.random.normal(keys[path], leaf.shape) for path, leaf in leaves.items()})
+    folder = tmp_path_factory.mktemp("models") / "saved"
+    hub.save(folder, model, params)
+    return str(folder)
+
+
+@pytest.mark.parametrize("format", quantized.FORMATS)
+def test_a_quantised_base_is_what_quantising_the_floats_gives_and_its_floats_are_never_all_in_memory(saved, format):
+    model, params = hub.load(saved)
+    expected = quantized.quantize_params(params, format)
+    n_floats = sum(leaf.nbytes for leaf in trees.flatten(params).values())
+    n_integers = sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
+    largest = max(leaf.nbytes for path, leaf in trees.flatten(params).items() if not path.endswith("kernel"))
+    del params
+    abstract = quantized.abstract(model.abstract_params(), format)
+    most = 0
+
+    def watched(tensors):
+        nonlocal most
+        for pair in tensors:
+            most = max(most, sum(array.nbytes for array in jax.live_arrays()) - before)
+            yield pair
+
+    before = sum(array.nbytes for array in jax.live_arrays())
+    with pytest.MonkeyPatch.context() as patch:
+        read = safetensors_in.read_tensors
+        patch.setattr(safetensors_in, "read_tensors", lambda folder: watched(read(folder)))
+        loaded = hub.load_params(saved, abstract)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    assert most < n_integers + 2 * largest < n_floats
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
