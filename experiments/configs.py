@@ -24,12 +24,23 @@ from kafjax.retrieval.config import RetrievalConfig
 from kafjax.training.config import LEARNING_RATE, TrainConfig
 
 FLOAT = "float"
+AUTO, ON, OFF = "auto", "on", "off"
 PROFILES = {
     "smoke": {"subjects": 4, "attributes": 3, "retention": 6, "held_out": 2, "epochs": 5, "latency_queries": 1},
     "default": {},
     "large": {"subjects": 200, "attributes": 6, "retention": 70, "held_out": 40, "batch_rows": 8, "latency_queries": 100},
 }
 """Values by flag that differ from the defaults. `default` is made for two cores and twenty minutes."""
+
+
+def _chat() -> str:
+    """Declares `--chat`. What it comes to is part of a run's identity as the template's fingerprint (`build.CHAT_TEMPLATE`)."""
+    return option(
+        AUTO,
+        "Asking through the chat template of the model's folder, in training, too. auto: where the folder has one.",
+        choices=(AUTO, ON, OFF),
+        identity=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,7 @@ class ModelConfig(Config):
         choices=ATTENTION,
         identity=False,
     )
+    chat: str = _chat()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +219,7 @@ class PackRows(Config):
 
     corpus: CorpusConfig = nested(CorpusConfig())
     model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
+    chat: str = _chat()
     seq_len: int = option(TRAIN.seq_len, "Tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
     seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
     out: str | None = option(None, "Folder to make.", record=False, path=True)

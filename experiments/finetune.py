@@ -50,7 +50,7 @@ from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import distributed, shard, shardings
-from kafjax.retrieval import prompt
+from kafjax.retrieval.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
 from kafjax.training.packed import PackedRows
@@ -80,15 +80,16 @@ def _finetune(config: Finetune) -> None:
             f"--method=full trains the kernels, which --base={config.model.base} stores as integers; use --method=lora or --base={FLOAT}"
         )
     train_config = dataclasses.replace(config.train, learning_rate=config.lr)
-    model = build.describe_decoder(config.model)
+    template, tokenizer = build.open_template(config.model.model, config.model.chat), hub.tokenizer(config.model.model)
+    model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
     mesh = build.open_mesh(config.mesh, model, train_config, spec, label="finetune")
     corpus = open_corpus(config.corpus, config.train.seed)
-    tokenizer = hub.tokenizer(config.model.model)
     check_texts(corpus, tokenizer, model.config.vocab_size)
-    examples = _training_data(config, corpus, tokenizer, model.config.eos_id)
+    chat = build.chat_identity(template)
+    examples = _training_data(config, corpus, tokenizer, model.config.text_end, prompts, chat)
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec))
-    where = {"prefix": f"finetune-{config.method}", "also": build.corpus_identity(config.corpus, corpus)}
+    where = {"prefix": f"finetune-{config.method}", "also": build.corpus_identity(config.corpus, corpus) | chat}
     opened = open_run if distributed.is_main() else find_run
     run = distributed.together(lambda: opened(Path(config.run.runs), config.run.name, config, **where))
     code = environment() | {"weights": weights_hash(params)}  # before a full training takes them over
@@ -110,18 +111,22 @@ def _finetune(config: Finetune) -> None:
             _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
-    _show(run, Generator(model, tokenizer, mesh=mesh), learned, corpus.questions)
+    _show(run, Generator(model, tokenizer, mesh=mesh), learned, corpus.questions, prompts)
 
 
-def _training_data(config: Finetune, corpus: Corpus, tokenizer: Tokenizer, eos_id: int) -> list[list[Example]] | PackedRows:
+def _training_data(
+    config: Finetune, corpus: Corpus, tokenizer: Tokenizer, eos_id: int, prompts: Prompts, chat: dict[str, str]
+) -> list[list[Example]] | PackedRows:
     if config.rows is None:
         settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
-        return training_examples(corpus, tokenizer, settings, eos_id)
+        return training_examples(corpus, tokenizer, settings, eos_id, prompts)
     if config.replay:
         raise UserError("--replay does not go with --rows, which were packed without other matters")
     rows = PackedRows.open(Path(config.rows))
     if rows.about["tokenizer"] != zlib.crc32(tokenizer.to_str().encode()):
         raise UserError(f"{rows.folder} was packed with another tokenizer than that of {config.model.model}")
+    if rows.about.get(build.CHAT_TEMPLATE) != chat.get(build.CHAT_TEMPLATE):
+        raise UserError(f"{rows.folder} was packed with another --chat, or another chat template, than that of {config.model.model}")
     return rows
 
 
@@ -150,9 +155,9 @@ def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Me
     return lora.attach(params, shard(adapters, shardings(lora.axes(adapters, model.axes()), adapters, mesh)), spec)
 
 
-def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question]) -> None:
+def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts) -> None:
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
-    prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
+    prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in shown]
     replies = generator.generate(params, prompts, Sampling(max_new_tokens=12))
     if not distributed.is_main():
         return

@@ -28,16 +28,17 @@ def run(config: PackRows) -> None:
     """Writes the folder. Raises `UserError` where there is nothing to pack, or it cannot be written."""
     if not config.out:
         raise UserError("say where to: --out=FOLDER")
-    tokenizer, model = hub.tokenizer(config.model), hub.describe_decoder(config.model)
+    template, tokenizer = build.open_template(config.model, config.chat), hub.tokenizer(config.model)
+    model, prompts = build.asked_through(template, hub.describe_decoder(config.model), tokenizer)
     corpus = open_corpus(config.corpus, config.seed)
     with Progress("packing", len(corpus.documents) + len(corpus.training_questions), unit="text") as bar:
 
         def examples() -> Iterator[Example]:
-            for example in stream_examples(corpus, tokenizer, model.config.eos_id):
+            for example in stream_examples(corpus, tokenizer, model.config.text_end, prompts):
                 bar.advance(1)
                 yield example
 
-        about = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode())}
+        about = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode()), **build.chat_identity(template)}
         found = write_rows(Path(config.out), longest_first(examples()), config.seq_len, about)
     print(f"{config.out}: {found['rows']} rows of {found['seq_len']} tokens, {100 * found['padding']:.2f}% of them padding")
 

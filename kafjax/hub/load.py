@@ -27,6 +27,7 @@ from kafjax.core.lock import hold
 from kafjax.core.rundir import clear_temporaries, read_json, temporary_beside
 from kafjax.hub import names, safetensors_in
 from kafjax.hub.assemble import assemble
+from kafjax.hub.chat import ChatTemplate, open_template
 from kafjax.hub.safetensors_out import save
 from kafjax.hub.sentence import read_dense, read_sentence_config
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
@@ -120,6 +121,13 @@ def tokenizer(name: str) -> Tokenizer:
     loaded.no_padding()
     loaded.no_truncation()
     return loaded
+
+
+def chat_template(name: str) -> ChatTemplate | None:
+    """The chat template that belongs to `load(name)`; None where its folder has none, as those of base models.
+
+    Raises `UserError` as `load` does, and for a template that cannot be rendered."""
+    return open_template(_folder(name))
 
 
 def folder_of(name: str) -> Path:

@@ -3,6 +3,7 @@
     front(tokenizer)                  [BOS], or nothing: what the tokenizer's own template puts before a text
     content(tokenizer, "a <eos> b")   the letters of "<eos>", never the control token
     continued(tokenizer, "Answer:", " 1912")   the tokens that follow those of "Answer:" in "Answer: 1912"
+    prompt_ids(tokenizer, prompt)     a prompt from its first token on: front and content, or what a chat template makes of turns
 
 A template that also ends texts (`add_eos_token`) would put an EOS between prompt and answer and twice behind a training text, so what
 it puts behind is never used: whoever trains adds one EOS, whoever asks adds none.
@@ -11,6 +12,8 @@ it puts behind is never used: whoever trains adds one EOS, whoever asks adds non
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from tokenizers import Tokenizer
@@ -18,6 +21,33 @@ from tokenizers import Tokenizer
 from kafjax.core.errors import UserError
 
 _ANCHORS = ("\n", ".", "a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """A text of which one part is markup and the next is content, in turn; it begins and ends with markup, which may be empty.
+
+    Names of control tokens are control tokens in the markup, which a chat template writes, and letters in the content, which
+    somebody says. Nothing is put in front: a chat template writes its own BOS.
+    """
+
+    parts: tuple[str, ...]
+
+    def __add__(self, other: Marked) -> Marked:
+        return Marked((*self.parts[:-1], self.parts[-1] + other.parts[0], *other.parts[1:]))
+
+    def __str__(self) -> str:
+        return "".join(self.parts)
+
+    @property
+    def contents(self) -> list[tuple[int, int]]:
+        """Where each content begins and ends in the whole text."""
+        ends = [0, *itertools.accumulate(map(len, self.parts))]
+        return [(ends[i], ends[i + 1]) for i in range(1, len(self.parts), 2)]
+
+
+Prompt = str | Marked
+"""What a model is asked: plain text, or turns of a chat."""
 
 
 def front(tokenizer: Tokenizer) -> list[int]:
@@ -40,18 +70,46 @@ def contents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """Encodes `text` as it goes on behind `before`, so that `content(before) + continued(before, text)` spells both.
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Encodes a prompt that begins a sequence: behind `front` if it is plain text, as it stands if it is marked."""
+    return _ids(tokenizer, prompt) if isinstance(prompt, Marked) else [*front(tokenizer), *content(tokenizer, prompt)]
+
+
+def continued(tokenizer: Tokenizer, before: Prompt, text: Prompt) -> list[int]:
+    """Encodes `text` as it goes on behind `before`, so that the ids of both one after the other spell both. They are of one type.
 
     Tokenizers that put a space before each text they are given would put one between the two. The whole is encoded, and what
     follows the tokens of `before` is the answer. Where the whole is divided otherwise, since a token reaches over the seam, `text`
     is encoded behind something else that it does not join.
     """
     for anchor in (before, *_ANCHORS):
-        first, whole = content(tokenizer, anchor), content(tokenizer, anchor + text)
+        start = Marked((anchor,)) if isinstance(text, Marked) and isinstance(anchor, str) else anchor
+        first, whole = _ids(tokenizer, start), _ids(tokenizer, start + text)
         if whole[: len(first)] == first:
             return whole[len(first) :]
-    return content(tokenizer, text)
+    return _ids(tokenizer, text)
+
+
+def _ids(tokenizer: Tokenizer, text: Prompt) -> list[int]:
+    return _marked_ids(tokenizer, text) if isinstance(text, Marked) else content(tokenizer, text)
+
+
+def _marked_ids(tokenizer: Tokenizer, text: Marked) -> list[int]:
+    """Encodes the whole, then spells out what in a content was taken for a control token."""
+    whole, spans = str(text), text.contents
+    added = tokenizer.get_added_tokens_decoder()
+    markup = "\n".join(text.parts[::2])
+    control = {id for id, token in added.items() if token.special or (token.content.strip() and token.content in markup)}
+    encoding = tokenizer.encode(whole, add_special_tokens=False)
+    ids: list[int] = []
+    for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if id in control and any(start < to and at < end for at, to in spans):
+            # In two halves, since a name that is not special would be read as one token even among letters.
+            middle = start + (end - start) // 2
+            ids += continued(tokenizer, "\n", whole[start:middle]) + continued(tokenizer, "\n", whole[middle:end])
+        else:
+            ids.append(id)
+    return ids
 
 
 def refuse_foreign(tokenizer: Tokenizer, vocab_size: int, text: str, source: str) -> None:
