@@ -30,6 +30,7 @@ from kafjax.hub.assemble import assemble
 from kafjax.hub.chat import ChatTemplate, open_template
 from kafjax.hub.safetensors_out import save
 from kafjax.hub.sentence import read_dense, read_sentence_config
+from kafjax.hub.tokenizer_in import read_tokenizer
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import shard, shardings
 
@@ -108,19 +109,8 @@ def load_decoder(name: str, *, dtype: Any = jnp.float32) -> tuple[Decoder, trees
 
 
 def tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that belongs to `load(name)`, without padding and truncation. Raises `UserError` as `load` does."""
-    path = _folder(name) / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"{path.parent}: no tokenizer.json in it")
-    try:
-        loaded = Tokenizer.from_file(str(path))
-    except BaseException as error:  # the library raises nothing narrower, and where it panics not even an Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise UserError(f"{path}: damaged tokenizer.json ({str(error)[:200]})") from error
-    loaded.no_padding()
-    loaded.no_truncation()
-    return loaded
+    """The tokenizer that belongs to `load(name)`, without padding and truncation. Raises `UserError` as `read_tokenizer` does."""
+    return read_tokenizer(_folder(name))
 
 
 def chat_template(name: str) -> ChatTemplate | None:
