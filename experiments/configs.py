@@ -48,7 +48,9 @@ class ModelConfig(Config):
     """Which language model, and in which numbers it computes."""
 
     model: str = option(
-        "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.", path=True
+        "gemma3-270m",
+        "Language model of one of the families in docs/models.md: gemma3-270m, a folder, or ORG/NAME[@REVISION] of the Hugging Face hub.",
+        path=True,
     )
     dtype: str = option(
         "float32",
@@ -218,7 +220,7 @@ class PackRows(Config):
     """Rows of tokens on disk."""
 
     corpus: CorpusConfig = nested(CorpusConfig())
-    model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
+    model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, a folder, or ORG/NAME.")
     chat: str = _chat()
     seq_len: int = option(TRAIN.seq_len, "Tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
     seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)

@@ -38,8 +38,8 @@ N_TOKENS = 32  # that the merged model is tried on
 N_SHOWN = 5  # parameters, those that the rounding moves most
 
 flags.DEFINE_string("run", None, "Folder of a run of experiments.finetune, of a lane, or of a method of a comparison.")
-flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format.")
-flags.DEFINE_string("model", None, "The base: gemma3-270m, or a folder (default: what the run was trained on).")
+flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format, or ORG/NAME of the hub.")
+flags.DEFINE_string("model", None, "The base: gemma3-270m, a folder, or ORG/NAME of the hub (default: what the run was trained on).")
 flags.DEFINE_enum("format", "peft", ["peft", "merged", "kafjax"], "peft: a folder; merged: a model's folder; kafjax: one file.")
 flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of a merged model's weights.")
 flags.DEFINE_string("base_name", "", "How transformers knows the base, such as google/gemma-3-270m; kept in PEFT's configuration.")
@@ -80,7 +80,7 @@ def _source() -> tuple[Path, str]:
     if adapter is not None:
         if model is None:
             raise UserError("say what the adapter was trained on: --model=gemma3-270m, or a folder")
-        return Path(adapter), model
+        return hub.adapter_folder(adapter), model
     path = Path(run) / ADAPTER
     if not path.is_file():
         path = Path(run)

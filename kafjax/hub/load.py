@@ -1,7 +1,7 @@
 """`load`, `describe` and `tokenizer`: a model by name or from a folder, converted once and cached.
 
-Named models come from Python packages that carry their weights, so no model hub is asked. The cache lies in
-`$KAFJAX_CACHE`, else `~/.cache/kafjax`.
+Named models come from Python packages that carry their weights, so no model hub is asked. Their converted weights lie in
+`$KAFJAX_CACHE`, else `~/.cache/kafjax`. `ORG/NAME` is fetched from the Hugging Face hub (`hub.remote`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.lock import hold
 from kafjax.core.rundir import clear_temporaries, read_json, temporary_beside
-from kafjax.hub import names, safetensors_in
+from kafjax.hub import names, remote, safetensors_in
 from kafjax.hub.assemble import assemble
 from kafjax.hub.chat import ChatTemplate, open_template
 from kafjax.hub.safetensors_out import save
@@ -56,7 +56,8 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
     Weights go tensor by tensor to the devices: the host never holds the model, and with a mesh each device reads only its own part.
 
     Args:
-      name: a known name, or the path of a folder with `config.json` and safetensors of a family in `hub.names.TABLES`.
+      name: a known name, the path of a folder with `config.json` and safetensors of a family in `hub.names.TABLES`, or `ORG/NAME`,
+        with or without `@REVISION`, of the Hugging Face hub.
       dtype: of a decoder's activations.
       param_dtype: of the parameters. bfloat16 keeps a bfloat16 checkpoint as it is.
       mesh: where the parameters are to lie, by the rules of `kafjax.parallel`; the default device if None.
@@ -75,7 +76,7 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
 def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
     """The parameters of `load(name)`, each in the dtype and the place (`sharding`) that `abstract` has for it, such as
     `training.layout`. Raises `UserError` as `load` does."""
-    folder = _folder(name)
+    folder = _folder(name, weights=True)
     with _cache_to_blame(folder):
         model = _model(folder)
         own = {name: tree for name, tree in abstract.items() if name != "dense"}
@@ -125,10 +126,19 @@ def folder_of(name: str) -> Path:
     return _folder(name)
 
 
-def _folder(name: str) -> Path:
+def adapter_folder(name: str) -> Path:
+    """Returns the folder or file of an adapter, fetched where it is a name of the hub. Raises `UserError` as `remote.fetch` does."""
+    return remote.fetch(name, remote.ADAPTER) if remote.is_remote(name) else Path(name)
+
+
+def _folder(name: str, *, weights: bool = False) -> Path:
+    """The folder of a model; of one on the hub, the weights are only there where they are asked for."""
     if name in NAMED:
         return NAMED[name]()
-    folder = Path(name)
+    if remote.is_remote(name):
+        folder = remote.fetch(name, [*remote.SETTINGS, *(remote.WEIGHTS if weights else ())])
+    else:
+        folder = Path(name)
     if not folder.is_dir():
         raise UserError(f"no model '{name}': neither a known name nor a folder. {nearest(name, NAMED)}")
     if not (folder / "config.json").exists():
