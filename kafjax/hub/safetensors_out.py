@@ -33,6 +33,7 @@ def save(
     *,
     tokenizer: Tokenizer | Path | str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    card: str = "",
 ) -> None:
     """Writes a folder that `load` and transformers read: `config.json`, weights in their dtypes, `tokenizer.json`.
 
@@ -45,6 +46,7 @@ def save(
       tokenizer: written beside the weights. Of a folder its files are copied as they are, chat template and all. Without one the
         folder has none.
       shard_bytes: weights above this are cut into several files with an index.
+      card: text of README.md, the model card; none is written if empty.
 
     Raises:
       UserError: the folder is taken or cannot be written, parameters that are not the model's or are quantised, a configuration of no
@@ -56,6 +58,8 @@ def save(
         write_tensors(made, hf_tensors(params, TABLES[config["model_type"]]), shard_bytes=shard_bytes)
         if tokenizer is not None:
             _write_tokenizer(made, tokenizer, config)
+        if card:
+            (made / "README.md").write_text(card, encoding="utf-8")
         write_json(made / "config.json", config)
 
 
