@@ -12,8 +12,11 @@ VOCABULARIES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "ti
 """Files that transformers makes a tokenizer of, where there is no tokenizer.json."""
 
 
-def auto_tokenizer(folder: Path) -> Any:
+def auto_tokenizer(folder: Path, what: str = "its tokenizer") -> Any:
     """Returns the folder's tokenizer as `transformers.AutoTokenizer` makes it. No code of the folder is run, nothing is fetched.
+
+    Args:
+      what: what it is wanted for, in messages.
 
     Raises:
       UserError: transformers, or what it needs for this folder, is not installed, or it cannot read the folder.
@@ -21,7 +24,7 @@ def auto_tokenizer(folder: Path) -> Any:
     needed = ["transformers"] if (folder / "tokenizer.json").is_file() else ["transformers", "sentencepiece", "google.protobuf"]
     for package in needed:
         if not _installed(package):
-            raise UserError(f"{folder}: reading its tokenizer needs the package {package}; run: pip install 'kafjax[chat]'")
+            raise UserError(f"{folder}: reading {what} needs the package {package}; run: pip install 'kafjax[chat]'")
     from transformers import AutoTokenizer  # takes a second, and torch with it where that is installed
 
     try:
@@ -33,7 +36,7 @@ def auto_tokenizer(folder: Path) -> Any:
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except (ModuleNotFoundError, ValueError):  # of the package around it; of one that is blocked
         return False
 
 

@@ -106,4 +106,6 @@ def has_template(folder: Path) -> bool:
 
 def open_template(folder: Path) -> ChatTemplate | None:
     """Opens the chat template of a folder, if it has one. Raises `UserError` as `ChatTemplate` and `auto_tokenizer` do."""
-    return ChatTemplate(auto_tokenizer(folder), str(folder)) if has_template(folder) else None
+    if not has_template(folder):
+        return None
+    return ChatTemplate(auto_tokenizer(folder, "its chat template (--chat=off asks without it)"), str(folder))

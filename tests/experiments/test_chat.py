@@ -7,7 +7,10 @@ import re
 
 import pytest
 
+from experiments import configs
+from kafjax.core.config import changed
 from kafjax.core.rundir import read_json
+from scripts import pack_rows
 from tests import tiny
 from tests.experiments.commands import SETTINGS, refused
 
@@ -48,6 +51,22 @@ def test_what_a_finetuned_instruct_model_shows_is_asked_through_its_template(fin
     done = finetune(*flags, "--epochs=1", "--rank=4", "--seq_len=64", "--name=tuned")
     assert done.code == 0, done.err
     assert "chat_template" in read_json(tmp_path / "tuned" / "config.json")
+
+
+def test_rows_are_packed_and_trained_in_one_form(finetune, world, gemma, tmp_path):
+    pytest.importorskip("array_record")
+    packed = changed(configs.PackRows(), model=str(gemma), corpus=str(world.corpus), seq_len=64, out=str(tmp_path / "rows"))
+    pack_rows.run(packed)
+    flags = [*world.flags(model=gemma, runs=tmp_path / "runs", embedder=None), f"--rows={tmp_path / 'rows'}", "--rank=4", "--epochs=1"]
+    assert "was packed with another --chat" in refused(finetune(*flags, "--chat=off"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_without_an_eos_is_asked_for_one_before_anything_is_written(compare, finetune, world, tmp_path):
+    model = tiny.write_gemma(tmp_path / "gemma", eos_token_id=None)
+    for main, embedder in ((compare, world.bert), (finetune, None)):
+        assert "no 'eos_token_id'" in refused(main(*world.flags(model=model, runs=tmp_path / "runs", embedder=embedder)))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_template_that_is_asked_for_and_is_not_there_is_told(compare, finetune, world, tmp_path):

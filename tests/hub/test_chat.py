@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import transformers
@@ -120,6 +121,13 @@ def test_a_template_that_cannot_be_used_is_one_line(tmp_path, template, told):
     folder = tiny.write_chat(tmp_path / "chat", "gemma")
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(UserError, match=f"chat: .*{told}.*--chat=off"):
+        hub.chat_template(str(folder))
+
+
+def test_what_is_missing_to_read_a_template_is_named(tmp_path, monkeypatch):
+    folder = tiny.write_chat(tmp_path / "chat", "gemma")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"--chat=off.* needs the package transformers; run: pip install 'kafjax\[chat\]'"):
         hub.chat_template(str(folder))
 
 
