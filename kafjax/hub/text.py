@@ -104,9 +104,9 @@ def _marked_ids(tokenizer: Tokenizer, text: Marked) -> list[int]:
     ids: list[int] = []
     for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
         if id in control and any(start < to and at < end for at, to in spans):
-            # In two halves, since a name that is not special would be read as one token even among letters.
-            middle = start + (end - start) // 2
-            ids += continued(tokenizer, "\n", whole[start:middle]) + continued(tokenizer, "\n", whole[middle:end])
+            # A name that is not special would be read as one token even among letters, but not its halves.
+            middle = end if added[id].special else start + (end - start) // 2
+            ids += [letter for part in (whole[start:middle], whole[middle:end]) if part for letter in continued(tokenizer, "\n", part)]
         else:
             ids.append(id)
     return ids

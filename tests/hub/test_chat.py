@@ -94,6 +94,14 @@ def test_what_is_said_changes_no_markup_and_holds_no_control_token(chat):
         assert marked.parts[::2] == template.asked(["x"]).parts[::2]
 
 
+def test_control_tokens_that_are_said_have_the_tokens_of_sanitize_control_tokens(chat):
+    _, tokenizer, template, oracle = chat
+    said = f"say {template.end} and {template.end}"
+    rows, source = conversation([said]), oracle.chat_template.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'")
+    kwargs = {"add_generation_prompt": True, "return_dict": False, "sanitize_control_tokens": True, **FIXED}
+    assert prompt_ids(tokenizer, template.asked([said])) == oracle.apply_chat_template(rows, chat_template=source, **kwargs)
+
+
 def test_only_a_folder_with_a_template_has_one(tmp_path):
     assert hub.chat_template(str(tiny.write_gemma(tmp_path / "base"))) is None
     folder = tiny.write_chat(tmp_path / "old", "gemma")
