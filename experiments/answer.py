@@ -48,15 +48,18 @@ def run(config: configs.Answer) -> None:
     parts(config.method)
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     corpus = open_corpus(config.corpus, settings.seed)
-    also = build.corpus_identity(config.corpus, corpus)
+    template = build.open_template(config.model.model, config.model.chat)
+    also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     stored = _stored(Path(config.run)) if config.run else {}
     if config.run:
         folder = Run(Path(config.run))
         if build.CORPUS_HASH in stored and stored[build.CORPUS_HASH] != also.get(build.CORPUS_HASH):
             raise UserError(f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run")
+        if stored.get(build.CHAT_TEMPLATE) != also.get(build.CHAT_TEMPLATE):
+            raise UserError(f"the chat template of {config.model.model} has changed since {folder.path} was asked by it; start a new run")
     else:
         folder = find_run(Path(config.runs), None, config, prefix="answer", also=also)
-    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, trains=False)
+    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, template, trains=False)
     method = open_method(lab, config.method)
     _check_trained(config, method, folder, stored)
     method.check()
@@ -89,7 +92,7 @@ def _take_over() -> dict[str, Any]:
     for name, value in given(configs.Answer).items():
         if name in taken and name not in _ASKING and value != taken[name]:
             raise UserError(f"--{name}={value} differs from {path}, which has {taken[name]!r}; leave the flag out, or start a new run")
-    return taken
+    return {"chat": configs.OFF, **taken}  # a record without it is of a release that asked in plain text
 
 
 def _check_trained(config: configs.Answer, method: Method, folder: Run, stored: dict[str, Any]) -> None:

@@ -11,31 +11,37 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
-from experiments.configs import FLOAT, ModelConfig
+from experiments.configs import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.config import Config, config_hash, define, from_flags, read_record
-from kafjax.core.errors import run_main
+from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import Run, read_object
 from kafjax.corpus import CorpusConfig
 from kafjax.hub import cache_dir
+from kafjax.hub.chat import ChatTemplate
+from kafjax.hub.text import check_ids, prompt_ids
 from kafjax.lora import Spec
 from kafjax.methods import Lab, Settings
 from kafjax.methods.examples import check_texts
 from kafjax.models import Decoder
 from kafjax.ops import quantized
 from kafjax.parallel import make_mesh, shard, shardings
+from kafjax.retrieval import prompt
+from kafjax.retrieval.dialogue import Dialogue
+from kafjax.retrieval.prompt import Prompts
 from kafjax.training import TrainConfig
 from kafjax.training.demand import auto_mesh
 from kafjax.training.task import lay_out
 
 C = TypeVar("C", bound=Config)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-CORPUS_HASH = "corpus_hash"
-"""Key of config.json beside the settings: the contents of a folder, which may change under its name."""
+CORPUS_HASH, CHAT_TEMPLATE = "corpus_hash", "chat_template"
+"""Keys of config.json beside the settings: what a folder of documents holds, and the fingerprint of the template that is asked through."""
 
 
 def start(
@@ -51,7 +57,7 @@ def start(
         values = dict(base())
         if flags.FLAGS.config is not None:
             file = Path(flags.FLAGS.config)
-            values |= read_record(experiment, read_object(file), file, ignore={CORPUS_HASH})
+            values |= read_record(experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE})
         run(from_flags(experiment, values))
 
     define(experiment)
@@ -71,6 +77,37 @@ def pin_precision() -> None:
 def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
     """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated."""
     return {} if config.is_generated else {CORPUS_HASH: config_hash(dataclasses.asdict(corpus))}
+
+
+def open_template(model: str, chat: str) -> ChatTemplate | None:
+    """Opens the chat template that `--chat` asks for. Raises `UserError` for `on` and a folder without one."""
+    if chat == OFF:
+        return None
+    with waiting("model", f"reading what {model} is"):  # the first time it is unpacked
+        template = hub.chat_template(model)
+    if template is None and chat == ON:
+        raise UserError(f"--chat=on: {model} has no chat template (chat_template.jinja, or in tokenizer_config.json); leave --chat out")
+    return template
+
+
+def chat_identity(template: ChatTemplate | None) -> dict[str, str]:
+    """Returns the part of a run's identity that says how its model is asked; nothing for plain text."""
+    return {} if template is None else {CHAT_TEMPLATE: template.fingerprint}
+
+
+def asked_through(template: ChatTemplate | None, model: Decoder, tokenizer: Tokenizer) -> tuple[Decoder, Prompts]:
+    """Returns the model, which ends its replies with its turn, and how it is asked.
+
+    Raises:
+      UserError: a token of the template is none of the model's.
+    """
+    if template is None:
+        return model, prompt
+    end = tokenizer.token_to_id(template.end)
+    if end is None:
+        raise UserError(f"the chat template ends a reply with '{template.end}', which tokenizer.json does not have; ask with --chat=off")
+    check_ids([end, *prompt_ids(tokenizer, template.asked(["?"]))], model.config.vocab_size, "the chat template")
+    return dataclasses.replace(model, config=model.config.ending_with(end)), Dialogue(template)
 
 
 def open_mesh(mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None = None, *, label: str) -> Mesh:
@@ -112,16 +149,19 @@ def load_weights(config: ModelConfig, abstract: trees.Tree) -> trees.Tree:
         return hub.load_params(config.model, abstract)
 
 
-def open_lab(config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus, *, trains: bool) -> Lab:
+def open_lab(
+    config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus, template: ChatTemplate | None, *, trains: bool
+) -> Lab:
     """Loads the language model and lays everything out for the methods.
 
     Args:
       trains: whether weights are trained, so that they are kept in float32. Else they lie as they are computed with: in --dtype.
     """
-    model = describe_decoder(config)
+    tokenizer = hub.tokenizer(config.model)
+    model, prompts = asked_through(template, describe_decoder(config), tokenizer)
+    _ = model.config.text_end  # refused before weights are loaded: every method ends its replies
     placed = open_mesh(mesh, model, settings.train, label="model")
     params: Any = abstract_params(config, model)
-    tokenizer = hub.tokenizer(config.model)
     check_texts(corpus, tokenizer, model.config.vocab_size)
     abstract = shard(params, shardings(model.axes(), params, placed)) if trains else lay_out(model, params, placed)
     return Lab(
@@ -134,4 +174,5 @@ def open_lab(config: ModelConfig, settings: Settings, mesh: str, run: Run, corpu
         folder=run.file("artifacts"),
         log=run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
+        prompts=prompts,
     )

@@ -48,9 +48,12 @@ def run(config: configs.Compare) -> dict[str, Any]:
     names = in_running_order(list(config.methods))
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     corpus = open_corpus(config.corpus, settings.seed)
-    where = {"prefix": config.profile, "also": build.corpus_identity(config.corpus, corpus)}
+    template = build.open_template(config.model.model, config.model.chat)
+    also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
+    where = {"prefix": config.profile, "also": also}
     root = Path(config.run.runs)
-    lab = build.open_lab(config.model, settings, config.mesh, find_run(root, config.run.name, config, **where), corpus, trains=True)
+    found = find_run(root, config.run.name, config, **where)
+    lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True)
     for name in names:
         open_method(lab, name).check()
     run = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind

@@ -24,6 +24,7 @@ from kafjax.retrieval.config import RetrievalConfig
 from kafjax.training.config import LEARNING_RATE, TrainConfig
 
 FLOAT = "float"
+AUTO, ON, OFF = "auto", "on", "off"
 PROFILES = {
     "smoke": {"subjects": 4, "attributes": 3, "retention": 6, "held_out": 2, "epochs": 5, "latency_queries": 1},
     "default": {},
@@ -32,12 +33,24 @@ PROFILES = {
 """Values by flag that differ from the defaults. `default` is made for two cores and twenty minutes."""
 
 
+def _chat() -> str:
+    """Declares `--chat`. What it comes to is part of a run's identity as the template's fingerprint (`build.CHAT_TEMPLATE`)."""
+    return option(
+        AUTO,
+        "Asking through the chat template of the model's folder, in training, too. auto: where the folder has one.",
+        choices=(AUTO, ON, OFF),
+        identity=False,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Config):
     """Which language model, and in which numbers it computes."""
 
     model: str = option(
-        "gemma3-270m", "Language model: gemma3-270m, or a folder of one of the families in docs/models.md.", path=True
+        "gemma3-270m",
+        "Language model of one of the families in docs/models.md: gemma3-270m, a folder, or ORG/NAME[@REVISION] of the Hugging Face hub.",
+        path=True,
     )
     dtype: str = option(
         "float32",
@@ -56,6 +69,7 @@ class ModelConfig(Config):
         choices=ATTENTION,
         identity=False,
     )
+    chat: str = _chat()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +220,8 @@ class PackRows(Config):
     """Rows of tokens on disk."""
 
     corpus: CorpusConfig = nested(CorpusConfig())
-    model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, or a folder.")
+    model: str = option("gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, a folder, or ORG/NAME.")
+    chat: str = _chat()
     seq_len: int = option(TRAIN.seq_len, "Tokens per row; longer texts are cut into pieces.", least=2, most=2**22)
     seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
     out: str | None = option(None, "Folder to make.", record=False, path=True)

@@ -51,7 +51,7 @@ from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import distributed, shard, shardings
-from kafjax.retrieval import prompt
+from kafjax.retrieval.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
 from kafjax.training.packed import PackedRows
@@ -81,14 +81,15 @@ def _finetune(config: Finetune) -> None:
             f"--method=full trains the kernels, which --base={config.model.base} stores as integers; use --method=lora or --base={FLOAT}"
         )
     train_config = dataclasses.replace(config.train, learning_rate=config.lr)
-    model = build.describe_decoder(config.model)
+    template, tokenizer = build.open_template(config.model.model, config.model.chat), hub.tokenizer(config.model.model)
+    model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
     mesh = build.open_mesh(config.mesh, model, train_config, spec, label="finetune")
-    tokenizer = hub.tokenizer(config.model.model)
-    lesson = _open_corpus(config, model, tokenizer) if config.rows is None else _open_rows(config, tokenizer)
+    chat = build.chat_identity(template)
+    lesson = _open_corpus(config, model, tokenizer, prompts) if config.rows is None else _open_rows(config, tokenizer, chat)
     examples = lesson.examples
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)))
-    where = {"prefix": f"finetune-{config.method}", "also": lesson.identity}
+    where = {"prefix": f"finetune-{config.method}", "also": {**lesson.identity, **chat}}
     opened = open_run if distributed.is_main() else find_run
     run = distributed.together(lambda: opened(Path(config.run.runs), config.run.name, config, **where))
     code = environment() | {"weights": weights_hash(params)}  # before a full training takes them over
@@ -109,7 +110,7 @@ def _finetune(config: Finetune) -> None:
             _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
-    _show(run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions)
+    _show(run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions, prompts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +123,16 @@ class _Lesson:
     told: str
 
 
-def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer) -> _Lesson:
+def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts) -> _Lesson:
     corpus = open_corpus(config.corpus, config.train.seed)
     check_texts(corpus, tokenizer, model.config.vocab_size)
     settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
-    examples = training_examples(corpus, tokenizer, settings, model.config.eos_id)
+    examples = training_examples(corpus, tokenizer, settings, model.config.text_end, prompts)
     told = f"{corpus.name}: {len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
     return _Lesson(examples, corpus.questions, build.corpus_identity(config.corpus, corpus), told)
 
 
-def _open_rows(config: Finetune, tokenizer: Tokenizer) -> _Lesson:
+def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) -> _Lesson:
     """Opens rows that were packed beforehand. The corpus that they were made from is not read: it may not fit into memory."""
     if config.replay:
         raise UserError("--replay does not go with --rows, which were packed without other matters")
@@ -139,6 +140,8 @@ def _open_rows(config: Finetune, tokenizer: Tokenizer) -> _Lesson:
     about = rows.about
     if about.tokenizer != zlib.crc32(tokenizer.to_str().encode()):
         raise UserError(f"{rows.folder} was packed with another tokenizer than that of {config.model.model}")
+    if about.chat_template != chat.get(build.CHAT_TEMPLATE):
+        raise UserError(f"{rows.folder} was packed with another --chat, or another chat template, than that of {config.model.model}")
     # Folders of older releases have no questions; runs on them have no hash of the rows, and go on without.
     identity = {} if about.questions is None else {build.CORPUS_HASH: config_hash(dataclasses.asdict(about))}
     return _Lesson(rows, rows.questions(), identity, f"{about.corpus}: {about.rows} rows of {about.seq_len} tokens in {rows.folder}")
@@ -185,9 +188,9 @@ class _Took:
     flops_useful: Amount | None = None
 
 
-def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question]) -> None:
+def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts) -> None:
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
-    prompts = [prompt.closed_book_prefix() + prompt.closed_book(question.text) for question in shown]
+    prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in shown]
     replies = generator.generate(params, prompts, Sampling(max_new_tokens=12))
     if not distributed.is_main():
         return

@@ -47,7 +47,7 @@ from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
-from kafjax.retrieval import prompt
+from kafjax.retrieval.prompt import Prompts
 from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
 from kafjax.training.checksum import weights_hash
 from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit
@@ -76,13 +76,15 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     if config.lanes is not None:
         check_lanes(config.lanes, mesh)
     corpus = open_corpus(config.corpus, config.seed)
-    where = {"prefix": "sweep", "also": build.corpus_identity(config.corpus, corpus)}
+    template = build.open_template(config.model.model, config.model.chat)
+    where = {"prefix": "sweep", "also": build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)}
     root, name = Path(config.run.runs), config.run.name
     rundir.find_run(root, name, config, **where)
-    model, tokenizer = build.describe_decoder(config.model), hub.tokenizer(config.model.model)
+    tokenizer = hub.tokenizer(config.model.model)
+    model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
     check(model.abstract_params(), config.train, lanes)
     check_texts(corpus, tokenizer, model.config.vocab_size)
-    examples, stop = examples_of(config, corpus, tokenizer, model.config.eos_id)
+    examples, stop = examples_of(config, corpus, tokenizer, model.config.text_end, prompts)
     batches_of(examples, config.train, n_data_shares(mesh))
     stored = build.abstract_params(config.model, model)
     params = build.load_weights(config.model, layout(model, config.train, mesh, lanes[0].spec, stored))
@@ -92,7 +94,7 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     code = rundir.environment() | {"weights": weights_hash(params)}
     train_missing(run, model, params, examples, config.train, lanes, mesh, stop, config.lanes, code)
     generator = Generator(model, tokenizer, config.generation.batch, mesh)
-    answer_missing(run, generator, params, corpus, lanes, config.generation.max_new_tokens)
+    answer_missing(run, generator, params, corpus, lanes, config.generation.max_new_tokens, prompts)
     results = write_results(run, lanes)
     print(f"\n{table.render([sweep.ablation_table(results['cells'])], [])}")
     print(f"Look at {run.path}/figures, or at {run.path}/predictions.jsonl for every answer.")
@@ -134,7 +136,7 @@ def _alpha(text: str, rank: int) -> float:
 
 
 def examples_of(
-    config: SweepLora, corpus: Corpus, tokenizer: Any, eos_id: int
+    config: SweepLora, corpus: Corpus, tokenizer: Any, eos_id: int, prompts: Prompts
 ) -> tuple[list[list[Example]], EarlyStop | None]:
     """Returns the examples that lanes train on, and with --early_stop those that they are watched on."""
     settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
@@ -142,11 +144,11 @@ def examples_of(
     if config.early_stop and not held_out:
         raise UserError(f"--early_stop watches every {HELD_OUT}th training question, and there are {len(corpus.training_questions)}")
     kept = tuple(question for question in corpus.training_questions if question not in held_out)
-    examples = training_examples(dataclasses.replace(corpus, training_questions=kept), tokenizer, settings, eos_id)
+    examples = training_examples(dataclasses.replace(corpus, training_questions=kept), tokenizer, settings, eos_id, prompts)
     if not config.early_stop:
         return examples, None
     alone = dataclasses.replace(corpus, documents=(), training_questions=tuple(held_out), replay_texts=(), replay_questions=())
-    return examples, EarlyStop(training_examples(alone, tokenizer, Settings(), eos_id)[0], config.look_every, config.early_stop)
+    return examples, EarlyStop(training_examples(alone, tokenizer, Settings(), eos_id, prompts)[0], config.look_every, config.early_stop)
 
 
 def train_missing(
@@ -207,7 +209,13 @@ def train_missing(
 
 
 def answer_missing(
-    run: Run, generator: Generator, params: trees.Tree, corpus: Corpus, lanes: Sequence[Lane], max_new_tokens: int
+    run: Run,
+    generator: Generator,
+    params: trees.Tree,
+    corpus: Corpus,
+    lanes: Sequence[Lane],
+    max_new_tokens: int,
+    write: Prompts,
 ) -> None:
     """Lets the adapters answer that have not, many in one batch, and the base, from a slot that is empty."""
     questions, folder = [*corpus.questions, *corpus.retention], run.file("lanes")
@@ -219,14 +227,14 @@ def answer_missing(
     layout = lora.lanes.layout([lane.spec for lane in lanes], params)
     n_slots = min(len(served) + 1, 8)  # not of `pending`: a resumed run finds its programs in the compilation cache
     slots = lora.lanes.empty_slots(params, layout, n_slots)
-    prompts, sampling = [prompt.closed_book(q.text) for q in questions], Sampling(max_new_tokens=max_new_tokens)
+    prompts, sampling = [write.closed_book(q.text) for q in questions], Sampling(max_new_tokens=max_new_tokens)
     with Progress("answers", len(pending) * len(questions), unit="question") as bar:
         for start in range(0, len(pending), n_slots):
             group = pending[start : start + n_slots]
             for slot, lane in enumerate(group):
                 adapters, spec = lora.load(folder / lane.name / "adapter.safetensors", params) if lane else ({}, lanes[0].spec)
                 slots = lora.lanes.put(slots, slot, lora.lanes.pad(adapters, layout), lora.lanes.scales(spec, params, layout))
-            prefix = generator.prefix(slots, prompt.closed_book_prefix())
+            prefix = generator.prefix(slots, write.closed_book_prefix())
             of_prompts = [slot for slot in range(len(group)) for _ in prompts]
             replies = generator.generate(slots, prompts * len(group), sampling, prefix, lambda n: bar.advance(n), of_prompts)
             for slot, lane in enumerate(group):

@@ -11,6 +11,7 @@
 --run is a run of experiments.finetune (full or LoRA), a lane's folder of a sweep, or a method's folder of a comparison; its model is
 read from its config.json or one above. What was trained in full has no adapter: its format is merged. --adapter is a file
 adapter.safetensors, or a folder in PEFT's format. A whole model keeps the tokenizer, chat template and generation settings of its base.
+A model card (README.md) says what it was made of, with the run's command and scores.
 A merged adapter is added up in float32 and rounded once, to --dtype; what the rounding costs is printed: if it is not far below the
 update itself, keep float32, or ship the adapter. What PEFT cannot say is refused by name (docs/peft.md).
 """
@@ -31,6 +32,7 @@ from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import read_object
 from kafjax.models import Decoder
+from scripts.card import model_card
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 ADAPTER = "adapter.safetensors"
@@ -38,8 +40,8 @@ N_TOKENS = 32  # that the merged model is tried on
 N_SHOWN = 5  # parameters, those that the rounding moves most
 
 flags.DEFINE_string("run", None, "Folder of a run of experiments.finetune, of a lane, or of a method of a comparison.")
-flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format.")
-flags.DEFINE_string("model", None, "The base: gemma3-270m, or a folder (default: what the run was trained on).")
+flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format, or ORG/NAME of the hub.")
+flags.DEFINE_string("model", None, "The base: gemma3-270m, a folder, or ORG/NAME of the hub (default: what the run was trained on).")
 flags.DEFINE_enum("format", "peft", ["peft", "merged", "kafjax"], "peft: a folder; merged: a model's folder; kafjax: one file.")
 flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of a merged model's weights.")
 flags.DEFINE_string("base_name", "", "How transformers knows the base, such as google/gemma-3-270m; kept in PEFT's configuration.")
@@ -58,18 +60,20 @@ def _main(_: list[str]) -> None:
     path, name = _source()
     with waiting("model", f"loading {name}"):
         model, params = hub.load_decoder(name)
+    trained = None if values.run is None else Path(values.run)
     if path.name != ADAPTER and not (path / "adapter_config.json").is_file() and _has_weights(path):
-        _export_full(out, model, hub.load_trained(path, params), name)
+        _export_full(out, model, hub.load_trained(path, params), name, model_card(_base_name(name), "transformers", trained, None))
         return
     adapters, spec = hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
     if values.format == "kafjax":
         lora.save(out, adapters, spec)
         print(f"{out}: read it with kafjax.lora.load")
     elif values.format == "peft":
-        hub.save_peft(out, adapters, spec, model, params, base_name=values.base_name)
+        card = model_card(values.base_name or _base_name(name), "peft", trained, spec)
+        hub.save_peft(out, adapters, spec, model, params, base_name=values.base_name, card=card)
         print(f"{out}: read it with peft.PeftModel.from_pretrained(base, {str(out)!r})")
     else:
-        _merge(out, model, params, adapters, spec, name)
+        _merge(out, model, params, adapters, spec, name, model_card(_base_name(name), "transformers", trained, spec))
 
 
 def _source() -> tuple[Path, str]:
@@ -80,7 +84,7 @@ def _source() -> tuple[Path, str]:
     if adapter is not None:
         if model is None:
             raise UserError("say what the adapter was trained on: --model=gemma3-270m, or a folder")
-        return Path(adapter), model
+        return hub.adapter_folder(adapter), model
     path = Path(run) / ADAPTER
     if not path.is_file():
         path = Path(run)
@@ -100,14 +104,19 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("weights*.safetensors"))
 
 
-def _export_full(out: Path, model: Decoder, params: trees.Tree, name: str) -> None:
+def _export_full(out: Path, model: Decoder, params: trees.Tree, name: str, card: str) -> None:
     """Writes a model that was trained in full."""
     dtype = DTYPES[flags.FLAGS.dtype]
-    _save(out, model, _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), params)), name)
+    _save(out, model, _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), params)), name, card)
 
 
-def _save(out: Path, model: Decoder, params: trees.Tree, name: str) -> None:
-    hub.save(out, model, params, tokenizer=hub.folder_of(name))
+def _base_name(name: str) -> str:
+    """How a card calls the base: a name as it is, a folder without the place where it lies."""
+    return Path(name).name if Path(name).exists() else name
+
+
+def _save(out: Path, model: Decoder, params: trees.Tree, name: str, card: str) -> None:
+    hub.save(out, model, params, tokenizer=hub.folder_of(name), card=card)
     print(f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}")
 
 
@@ -118,11 +127,13 @@ def _finite(params: trees.Tree) -> trees.Tree:
     return params
 
 
-def _merge(out: Path, model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, name: str) -> None:
+def _merge(
+    out: Path, model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, name: str, card: str
+) -> None:
     dtype = DTYPES[flags.FLAGS.dtype]
     exact = lora.merge(params, adapters, spec)
     merged = _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), exact))
-    _save(out, model, merged, name)
+    _save(out, model, merged, name, card)
     rows = sorted(_drift(params, exact, merged, adapters), key=lambda row: row[1], reverse=True)
     print(f"\nDrift by rounding to {flags.FLAGS.dtype}, largest of {len(rows)} parameters:\n  of weights   of update    parameter")
     for path, of_weights, of_update in rows[:N_SHOWN]:

@@ -29,17 +29,19 @@ def run(config: PackRows) -> None:
     """Writes the folder. Raises `UserError` where there is nothing to pack, or it cannot be written."""
     if not config.out:
         raise UserError("say where to: --out=FOLDER")
-    tokenizer, model = hub.tokenizer(config.model), hub.describe_decoder(config.model)
+    template, tokenizer = build.open_template(config.model, config.chat), hub.tokenizer(config.model)
+    model, prompts = build.asked_through(template, hub.describe_decoder(config.model), tokenizer)
     corpus = stream_corpus(config.corpus, config.seed)
     n_texts = None if corpus.n_documents is None else corpus.n_documents + len(corpus.training_questions)
     with Progress("packing", n_texts, unit="text") as bar:
 
         def examples() -> Iterator[Example]:
-            for example in stream_examples(corpus, tokenizer, model.config.vocab_size, model.config.eos_id):
+            for example in stream_examples(corpus, tokenizer, model.config.vocab_size, model.config.text_end, prompts):
                 bar.advance(1)
                 yield example
 
         source = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode()), "questions": corpus.questions}
+        source |= build.chat_identity(template)
         about = write_rows(Path(config.out), longest_first(examples()), config.seq_len, **source)
     told = f"{about.rows} rows of {about.seq_len} tokens, {100 * about.padding:.2f}% of them padding"
     print(f"{config.out}: {told}; {len(corpus.questions)} questions to ask afterwards")

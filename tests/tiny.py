@@ -67,6 +67,36 @@ BERT = {
     "max_position_embeddings": 256,
 }
 
+CHATS = {  # of each kind: its control tokens, the settings of its tokenizer, and a template in that form
+    "gemma": (
+        ["<start_of_turn>", "<end_of_turn>"],
+        {"bos_token": "<bos>", "eos_token": "<eos>"},
+        "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+        "{{ m.content | trim }}{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    ),
+    "llama": (
+        ["<|start_header_id|>", "<|end_header_id|>"],
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\n\nToday is ' + strftime_now('%d %b %Y') + '.<|eot_id|>' }}"
+        "{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    ),
+    "qwen": (
+        ["<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>"},
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+    ),
+    "mistral": (  # a space before replies, and the EOS behind them
+        ["[INST]", "[/INST]"],
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
+        "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}",
+    ),
+}
+
 TOWNS = ("Veltmora", "Ostrand", "Quillby", "Harnsea", "Tolvik", "Brezna")
 CRAFTS = ("glass", "clocks", "bread", "boats", "maps", "bells")
 PEOPLE = ("Mira Toll", "Jon Askew", "Edda Brume", "Kasimir Vane", "Lotte Pryce", "Oskar Wynd")
@@ -134,6 +164,21 @@ def _write_plain(folder: Path, config: dict[str, Any], tokenizer: Tokenizer, see
     config = {"vocab_size": tokenizer.get_vocab_size() + 5, **config}
     params = _random(Decoder(DecoderConfig.from_hf(config)).abstract_params(), seed, scale=1.0)
     return _write(folder, config, dict(hf_tensors(params, names.LLAMA)), tokenizer)
+
+
+def write_chat(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A random instruct model: with the control tokens and the template of `CHATS[kind]`."""
+    write = {"gemma": write_gemma, "qwen": write_qwen}.get(kind, write_llama)
+    write(folder, seed, vocab_size=640)
+    tokens, settings, template = CHATS[kind]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(tokens)
+    if kind == "qwen":
+        tokenizer.add_tokens(["<think>", "</think>"])  # no special ones there
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings}))
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 def write_bert(folder: Path, seed: int = 0) -> Path:

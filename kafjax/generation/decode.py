@@ -92,7 +92,7 @@ def first_token(
     """
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, number_B)
     token_B = _draw(model, params, last_BxD, key_B, jnp.int32(0), sampling)
-    out_BxN = jnp.full((token_B.shape[0], n_new), model.config.eos_id, jnp.int32).at[:, 0].set(token_B)
+    out_BxN = jnp.full((token_B.shape[0], n_new), model.config.text_end, jnp.int32).at[:, 0].set(token_B)
     return _everywhere(model, State(out_BxN, jnp.int32(1), position_B, stops_V[token_B] | (number_B < 0), key_B))
 
 
@@ -118,7 +118,7 @@ def decode(
         hidden_Bx1xD, new = model.hidden(params, token_Bx1, state.position_B[:, None], past=cache)
         cache = {name: cache[name].at[:, rows, state.position_B].set(new[name][:, :, 0]) for name in cache}
         token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
-        token_B = jnp.where(state.done_B, model.config.eos_id, token_B)
+        token_B = jnp.where(state.done_B, model.config.text_end, token_B)
         out_BxN = state.out_BxN.at[:, state.step].set(token_B)
         return State(out_BxN, state.step + 1, state.position_B + 1, state.done_B | stops_V[token_B], state.key_B), cache
 

@@ -19,7 +19,7 @@ from kafjax.core.errors import UserError
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
 from kafjax.generation.sample import Sampling
 from kafjax.generation.stops import Stops
-from kafjax.hub.text import check_ids, content, continued, front
+from kafjax.hub.text import Prompt, check_ids, content, continued, prompt_ids
 from kafjax.models import Cache, Decoder
 from kafjax.parallel import constrainer, replicated, shard
 
@@ -32,7 +32,7 @@ class Prefix:
     others it would be another's memory.
     """
 
-    text: str
+    text: Prompt
     n_tokens: int
     cache: Cache
     weights: tuple[Any, ...] = ()
@@ -42,7 +42,7 @@ class Prefix:
         given = jax.tree.leaves(params)
         if len(given) != len(self.weights) or any(a is not b() for a, b in zip(given, self.weights, strict=True)):
             raise UserError(
-                f"the prefix '{self.text[:40]}...' was computed with other weights or adapters; compute it anew (Generator.prefix)"
+                f"the prefix '{str(self.text)[:40]}...' was computed with other weights or adapters; compute it anew (Generator.prefix)"
             )
 
 
@@ -83,12 +83,12 @@ class Generator:
         self.tokenizer, self.batch, self.mesh = tokenizer, batch, mesh
         self._stops: dict[tuple[str, ...], Stops] = {}
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, without BOS."""
-        return len(content(self.tokenizer, text))
+    def count(self, text: Prompt) -> int:
+        """Counts the tokens of a text, without the BOS that would be put in front of it."""
+        return len(content(self.tokenizer, text) if isinstance(text, str) else prompt_ids(self.tokenizer, text))
 
-    def prefix(self, params: trees.Tree, text: str) -> Prefix:
-        """Computes the cache of a shared beginning (BOS and `text`). Raises `UserError` if it is longer than the model's context.
+    def prefix(self, params: trees.Tree, text: Prompt) -> Prefix:
+        """Computes the cache of a shared beginning (`text` behind its BOS). Raises `UserError` if it is longer than the model's context.
 
         With slots for adapters in `params` (`lora.lanes.empty_slots`) it is computed with each of them: put them there before.
         """
@@ -103,7 +103,7 @@ class Generator:
     def generate(
         self,
         params: trees.Tree,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         prefix: Prefix | None = None,
         on_progress: Callable[[int], None] = lambda n: None,
@@ -134,20 +134,17 @@ class Generator:
             on_progress(len(numbers))
         return [replies[i] for i in range(len(prompts))]
 
-    def _tokens(self, text: str, prefix: Prefix | None, n_after: int) -> list[int]:
+    def _tokens(self, text: Prompt, prefix: Prefix | None, n_after: int) -> list[int]:
         """Encodes a prompt, or what follows a prefix; checks that it fits between those before and after it."""
         n_before = prefix.n_tokens if prefix else 0
-        if prefix is None:
-            tokens = [*front(self.tokenizer), *content(self.tokenizer, text)]
-        else:
-            tokens = continued(self.tokenizer, prefix.text, text)
-        if not text or not tokens:
+        tokens = prompt_ids(self.tokenizer, text) if prefix is None else continued(self.tokenizer, prefix.text, text)
+        if not str(text) or not tokens:
             raise UserError("an empty prompt has nothing to complete")
         total, config = n_before + len(tokens) + n_after, self.model.config
         if total > config.max_length:
             reply = " with its reply" if n_after else ""
-            raise UserError(f"prompt '{text[:40]}...' needs {total} tokens{reply}, the model's context has {config.max_length}")
-        check_ids(tokens, config.vocab_size, f"prompt '{text[:40]}...'")
+            raise UserError(f"prompt '{str(text)[:40]}...' needs {total} tokens{reply}, the model's context has {config.max_length}")
+        check_ids(tokens, config.vocab_size, f"prompt '{str(text)[:40]}...'")
         return tokens
 
     def _batch(
@@ -203,7 +200,7 @@ class Generator:
     def _stops_at(self, strings: tuple[str, ...]) -> Stops:
         if strings not in self._stops:
             config = self.model.config
-            stops = Stops.of(self.tokenizer, strings, config.vocab_size, config.eos_id, *config.also_eos_ids)
+            stops = Stops.of(self.tokenizer, strings, config.vocab_size, *config.end_ids)
             self._stops[strings] = dataclasses.replace(stops, mask_V=self._place(stops.mask_V))
         return self._stops[strings]
 

@@ -1,7 +1,7 @@
 """`load`, `describe` and `tokenizer`: a model by name or from a folder, converted once and cached.
 
-Named models come from Python packages that carry their weights, so no model hub is asked. The cache lies in
-`$KAFJAX_CACHE`, else `~/.cache/kafjax`.
+Named models come from Python packages that carry their weights, so no model hub is asked. Their converted weights lie in
+`$KAFJAX_CACHE`, else `~/.cache/kafjax`. `ORG/NAME` is fetched from the Hugging Face hub (`hub.remote`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.lock import hold
 from kafjax.core.rundir import clear_temporaries, read_object, temporary_beside
-from kafjax.hub import names, safetensors_in
+from kafjax.hub import names, remote, safetensors_in
 from kafjax.hub.assemble import assemble
+from kafjax.hub.chat import ChatTemplate, open_template
 from kafjax.hub.safetensors_out import save
 from kafjax.hub.sentence import read_dense, read_sentence_config
+from kafjax.hub.tokenizer_in import read_tokenizer
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import shard, shardings
 
@@ -54,7 +56,8 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
     Weights go tensor by tensor to the devices: the host never holds the model, and with a mesh each device reads only its own part.
 
     Args:
-      name: a known name, or the path of a folder with `config.json` and safetensors of a family in `hub.names.TABLES`.
+      name: a known name, the path of a folder with `config.json` and safetensors of a family in `hub.names.TABLES`, or `ORG/NAME`,
+        with or without `@REVISION`, of the Hugging Face hub.
       dtype: of a decoder's activations.
       param_dtype: of the parameters. bfloat16 keeps a bfloat16 checkpoint as it is.
       mesh: where the parameters are to lie, by the rules of `kafjax.parallel`; the default device if None.
@@ -73,7 +76,7 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
 def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
     """The parameters of `load(name)`, each in the dtype and the place (`sharding`) that `abstract` has for it, such as
     `training.layout`. Raises `UserError` as `load` does."""
-    folder = _folder(name)
+    folder = _folder(name, weights=True)
     with _cache_to_blame(folder):
         model = _model(folder)
         own = {name: tree for name, tree in abstract.items() if name != "dense"}
@@ -107,19 +110,15 @@ def load_decoder(name: str, *, dtype: Any = jnp.float32) -> tuple[Decoder, trees
 
 
 def tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that belongs to `load(name)`, without padding and truncation. Raises `UserError` as `load` does."""
-    path = _folder(name) / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"{path.parent}: no tokenizer.json in it")
-    try:
-        loaded = Tokenizer.from_file(str(path))
-    except BaseException as error:  # the library raises nothing narrower, and where it panics not even an Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise UserError(f"{path}: damaged tokenizer.json ({str(error)[:200]})") from error
-    loaded.no_padding()
-    loaded.no_truncation()
-    return loaded
+    """The tokenizer that belongs to `load(name)`, without padding and truncation. Raises `UserError` as `read_tokenizer` does."""
+    return read_tokenizer(_folder(name))
+
+
+def chat_template(name: str) -> ChatTemplate | None:
+    """The chat template that belongs to `load(name)`; None where its folder has none, as those of base models.
+
+    Raises `UserError` as `load` does, and for a template that cannot be rendered."""
+    return open_template(_folder(name))
 
 
 def folder_of(name: str) -> Path:
@@ -127,10 +126,19 @@ def folder_of(name: str) -> Path:
     return _folder(name)
 
 
-def _folder(name: str) -> Path:
+def adapter_folder(name: str) -> Path:
+    """Returns the folder or file of an adapter, fetched where it is a name of the hub. Raises `UserError` as `remote.fetch` does."""
+    return remote.fetch(name, remote.ADAPTER) if remote.is_remote(name) else Path(name)
+
+
+def _folder(name: str, *, weights: bool = False) -> Path:
+    """The folder of a model; of one on the hub, the weights are only there where they are asked for."""
     if name in NAMED:
         return NAMED[name]()
-    folder = Path(name)
+    if remote.is_remote(name):
+        folder = remote.fetch(name, [*remote.SETTINGS, *(remote.WEIGHTS if weights else ())])
+    else:
+        folder = Path(name)
     if not folder.is_dir():
         raise UserError(f"no model '{name}': neither a known name nor a folder. {nearest(name, NAMED)}")
     if not (folder / "config.json").exists():

@@ -54,7 +54,14 @@ class _Place(NamedTuple):
 
 
 def save_peft(
-    folder: Path | str, adapters: lora.Adapters, spec: lora.Spec, model: Decoder | Encoder, params: trees.Tree, *, base_name: str = ""
+    folder: Path | str,
+    adapters: lora.Adapters,
+    spec: lora.Spec,
+    model: Decoder | Encoder,
+    params: trees.Tree,
+    *,
+    base_name: str = "",
+    card: str = "",
 ) -> None:
     """Writes a folder that `peft.PeftModel.from_pretrained(base, folder)` loads, whole or not at all.
 
@@ -62,6 +69,7 @@ def save_peft(
       folder: must not exist, or be empty.
       params: the base; only shapes are read.
       base_name: what transformers calls the base; kept for those who load the adapter.
+      card: text of README.md, the model card; none is written if empty.
 
     Raises:
       UserError: the folder is taken, the adapter does not fit the base, holds NaN, or is one that PEFT has no form for.
@@ -80,6 +88,8 @@ def save_peft(
     tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
     _check_finite(tensors.items(), "the adapter to be saved")
     with new_folder(Path(folder)) as made:
+        if card:
+            (made / "README.md").write_text(card, encoding="utf-8")
         write_json(made / CONFIG, config)
         write_atomic(made / f"{STEM}.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
 

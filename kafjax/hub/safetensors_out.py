@@ -15,14 +15,15 @@ from tokenizers import Tokenizer
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import new_folder, write_json
+from kafjax.hub.auto_tokenizer import VOCABULARIES
 from kafjax.hub.names import TABLES, Table
 from kafjax.models import Decoder, Encoder
 from kafjax.ops.quantized import refuse_quantized
 
 SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-TOKENIZER_FILES += ("tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "chat_template.json", "generation_config.json")
-"""Files of a Hugging Face folder that say how text becomes tokens and a reply ends; all but the first may be missing."""
+TOKENIZER_FILES += (*VOCABULARIES, "merges.txt", "chat_template.json", "generation_config.json")
+"""Files of a Hugging Face folder that say how text becomes tokens and a reply ends; most folders have some of them."""
 
 
 def save(
@@ -32,6 +33,7 @@ def save(
     *,
     tokenizer: Tokenizer | Path | str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    card: str = "",
 ) -> None:
     """Writes a folder that `load` and transformers read: `config.json`, weights in their dtypes, `tokenizer.json`.
 
@@ -44,6 +46,7 @@ def save(
       tokenizer: written beside the weights. Of a folder its files are copied as they are, chat template and all. Without one the
         folder has none.
       shard_bytes: weights above this are cut into several files with an index.
+      card: text of README.md, the model card; none is written if empty.
 
     Raises:
       UserError: the folder is taken or cannot be written, parameters that are not the model's or are quantised, a configuration of no
@@ -55,6 +58,8 @@ def save(
         write_tensors(made, hf_tensors(params, TABLES[config["model_type"]]), shard_bytes=shard_bytes)
         if tokenizer is not None:
             _write_tokenizer(made, tokenizer, config)
+        if card:
+            (made / "README.md").write_text(card, encoding="utf-8")
         write_json(made / "config.json", config)
 
 
@@ -111,7 +116,7 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, st
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, object]) -> None:
     if not isinstance(tokenizer, Tokenizer):
-        if not (Path(tokenizer) / "tokenizer.json").is_file():
+        if not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
             raise UserError(f"{tokenizer}: no tokenizer.json in it")
         for file in (Path(tokenizer) / name for name in TOKENIZER_FILES):
             if file.is_file():

@@ -3,6 +3,7 @@
     front(tokenizer)                  [BOS], or nothing: what the tokenizer's own template puts before a text
     content(tokenizer, "a <eos> b")   the letters of "<eos>", never the control token
     continued(tokenizer, "Answer:", " 1912")   the tokens that follow those of "Answer:" in "Answer: 1912"
+    prompt_ids(tokenizer, prompt)     a prompt from its first token on: front and content, or what a chat template makes of turns
 
 A template that also ends texts (`add_eos_token`) would put an EOS between prompt and answer and twice behind a training text, so what
 it puts behind is never used: whoever trains adds one EOS, whoever asks adds none.
@@ -12,13 +13,42 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Mapping
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from kafjax.core.errors import UserError
 
 _ANCHORS = ("\n", ".", "a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """A text of which one part is markup and the next is content, in turn; it begins and ends with markup, which may be empty.
+
+    Names of control tokens are control tokens in the markup, which a chat template writes, and letters in the content, which
+    somebody says. Nothing is put in front: a chat template writes its own BOS.
+    """
+
+    parts: tuple[str, ...]
+
+    def __add__(self, other: Marked) -> Marked:
+        return Marked((*self.parts[:-1], self.parts[-1] + other.parts[0], *other.parts[1:]))
+
+    def __str__(self) -> str:
+        return "".join(self.parts)
+
+    @property
+    def contents(self) -> list[tuple[int, int]]:
+        """Where each content begins and ends in the whole text."""
+        ends = [0, *itertools.accumulate(map(len, self.parts))]
+        return [(ends[i], ends[i + 1]) for i in range(1, len(self.parts), 2)]
+
+
+Prompt = str | Marked
+"""What a model is asked: plain text, or turns of a chat."""
 
 
 def front(tokenizer: Tokenizer) -> list[int]:
@@ -41,18 +71,46 @@ def contents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """Encodes `text` as it goes on behind `before`, so that `content(before) + continued(before, text)` spells both.
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Encodes a prompt that begins a sequence: behind `front` if it is plain text, as it stands if it is marked."""
+    return _ids(tokenizer, prompt) if isinstance(prompt, Marked) else [*front(tokenizer), *content(tokenizer, prompt)]
+
+
+def continued(tokenizer: Tokenizer, before: Prompt, text: Prompt) -> list[int]:
+    """Encodes `text` as it goes on behind `before`, so that the ids of both one after the other spell both. They are of one type.
 
     Tokenizers that put a space before each text they are given would put one between the two. The whole is encoded, and what
     follows the tokens of `before` is the answer. Where the whole is divided otherwise, since a token reaches over the seam, `text`
     is encoded behind something else that it does not join.
     """
     for anchor in (before, *_ANCHORS):
-        first, whole = content(tokenizer, anchor), content(tokenizer, anchor + text)
+        start = Marked((anchor,)) if isinstance(text, Marked) and isinstance(anchor, str) else anchor
+        first, whole = _ids(tokenizer, start), _ids(tokenizer, start + text)
         if whole[: len(first)] == first:
             return whole[len(first) :]
-    return content(tokenizer, text)
+    return _ids(tokenizer, text)
+
+
+def _ids(tokenizer: Tokenizer, text: Prompt) -> list[int]:
+    return _marked_ids(tokenizer, text) if isinstance(text, Marked) else content(tokenizer, text)
+
+
+def _marked_ids(tokenizer: Tokenizer, text: Marked) -> list[int]:
+    """Encodes the whole, then spells out what in a content was taken for a control token."""
+    whole, spans = str(text), text.contents
+    added = _added_tokens(tokenizer, tokenizer.get_vocab_size())
+    markup = "\n".join(text.parts[::2])
+    control = {id for id, token in added.items() if token.special or (token.content.strip() and token.content in markup)}
+    encoding = tokenizer.encode(whole, add_special_tokens=False)
+    ids: list[int] = []
+    for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if id in control and any(start < to and at < end for at, to in spans):
+            # A name that is not special would be read as one token even among letters, but not its halves.
+            middle = end if added[id].special else start + (end - start) // 2
+            ids += [letter for part in (whole[start:middle], whole[middle:end]) if part for letter in continued(tokenizer, "\n", part)]
+        else:
+            ids.append(id)
+    return ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +122,7 @@ class Foreign:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, vocab_size: int) -> Foreign:
-        added = tokenizer.get_added_tokens_decoder()
+        added = _added_tokens(tokenizer, tokenizer.get_vocab_size())
         return cls({token.content: id for id, token in added.items() if id >= vocab_size and token.content}, vocab_size)
 
     def refuse(self, text: str, source: str) -> None:
@@ -89,6 +147,12 @@ def check_ids(ids: list[int], vocab_size: int, source: str) -> None:
     """
     if ids and (highest := max(ids)) >= vocab_size:
         raise UserError(f"{source}: the tokenizer is not this model's: token {highest} of a vocabulary of {vocab_size}")
+
+
+@functools.lru_cache(8)
+def _added_tokens(tokenizer: Tokenizer, n_tokens: int) -> dict[int, AddedToken]:
+    """The tokens that were added to a tokenizer, by id: a copy that the library makes anew each time, 12 ms for Gemma's thousands."""
+    return tokenizer.get_added_tokens_decoder()
 
 
 @contextlib.contextmanager

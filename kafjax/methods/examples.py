@@ -14,6 +14,7 @@ from kafjax.corpus import CorpusStream
 from kafjax.hub.text import Foreign
 from kafjax.methods.settings import Settings
 from kafjax.retrieval import prompt
+from kafjax.retrieval.prompt import Prompts
 from kafjax.training import Example, answer_example, text_examples
 
 T, R = TypeVar("T"), TypeVar("R")
@@ -38,16 +39,18 @@ def _check_question(foreign: Foreign, question: Question) -> None:
         foreign.refuse(answer, f"an answer of question '{question.id}'")
 
 
-def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int) -> list[list[Example]]:
+def training_examples(
+    corpus: Corpus, tokenizer: Tokenizer, settings: Settings, eos_id: int, prompts: Prompts = prompt
+) -> list[list[Example]]:
     """Lists of examples, one an epoch, in turn (see `training.train`).
 
     Each list holds every `document_parts`-th document, all training questions and, for `replay` of it, texts and questions about
-    other matters. The loss looks at whole documents and at answers.
+    other matters. The loss looks at whole documents and at answers. `prompts` says how questions are put; documents are plain text.
     """
-    questions = [_question(tokenizer, question) for question in corpus.training_questions]
+    questions = [_question(tokenizer, question, prompts) for question in corpus.training_questions]
     texts = text_examples(tokenizer, [document.text for document in corpus.documents], eos_id)
     other = _interleaved(
-        [_question(tokenizer, question) for question in corpus.replay_questions],
+        [_question(tokenizer, question, prompts) for question in corpus.replay_questions],
         text_examples(tokenizer, list(corpus.replay_texts), eos_id),
     )
     variants, used = [], 0
@@ -60,10 +63,13 @@ def training_examples(corpus: Corpus, tokenizer: Tokenizer, settings: Settings, 
     return variants
 
 
-def stream_examples(corpus: Corpus | CorpusStream, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> Iterator[Example]:
+def stream_examples(
+    corpus: Corpus | CorpusStream, tokenizer: Tokenizer, vocab_size: int, eos_id: int, prompts: Prompts = prompt
+) -> Iterator[Example]:
     """Yields all documents, then all training questions: for packing them into rows on disk.
 
-    Tokenizes on all cores, some thousand texts ahead of who packs them. Raises `UserError` as `check_texts` does.
+    Tokenizes on all cores, some thousand texts ahead of who packs them. `prompts` says how questions are put. Raises `UserError` as
+    `check_texts` does.
     """
     foreign = Foreign.of(tokenizer, vocab_size)
 
@@ -75,7 +81,7 @@ def stream_examples(corpus: Corpus | CorpusStream, tokenizer: Tokenizer, vocab_s
     def of_questions(questions: list[Question]) -> list[Example]:
         for question in questions:
             _check_question(foreign, question)
-        return [_question(tokenizer, question) for question in questions]
+        return [_question(tokenizer, question, prompts) for question in questions]
 
     yield from _ahead(of_documents, corpus.documents)
     yield from _ahead(of_questions, corpus.training_questions)
@@ -95,8 +101,8 @@ def _ahead(function: Callable[[list[T]], list[R]], items: Iterable[T]) -> Iterat
             yield from running.result()
 
 
-def _question(tokenizer: Tokenizer, question: Question) -> Example:
-    return answer_example(tokenizer, prompt.closed_book(question.text), f" {question.answers[0]}\n")
+def _question(tokenizer: Tokenizer, question: Question, prompts: Prompts) -> Example:
+    return answer_example(tokenizer, prompts.without_prefix(question.text), prompts.answer(question.answers[0]))
 
 
 def _interleaved(a: Sequence[Example], b: Sequence[Example]) -> list[Example]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from kafjax.methods.rag import RAG
-from kafjax.retrieval import prompt
 
 
 class HyDE(RAG):
@@ -14,8 +13,9 @@ class HyDE(RAG):
         return f"as rag, but the query is the mean of the question and a passage the model made up; {super().note}"
 
     def calls(self, questions):
-        prompts = [prompt.hyde(question.text) for question in questions]
-        return [[call] for call in self.generate(prompt.hyde_prefix(), prompts, self.lab.settings.generation.hyde_tokens)]
+        write = self.lab.prompts
+        prompts = [write.hyde(question.text) for question in questions]
+        return [[call] for call in self.generate(write.hyde_prefix(), prompts, self.lab.settings.generation.hyde_tokens)]
 
     def vectors(self, questions, calls):
         # Equation 8 of the paper with one hypothetical document: the mean of its vector and the question's.

@@ -24,8 +24,10 @@ from kafjax.evaluation.cost import DecoderShape, encoder_flops
 from kafjax.generation import Generator
 from kafjax.methods.settings import Settings
 from kafjax.models import Decoder, Encoder
+from kafjax.retrieval import prompt
 from kafjax.retrieval.embed import Embedder
 from kafjax.retrieval.index import open_index
+from kafjax.retrieval.prompt import Prompts
 from kafjax.retrieval.store import Store
 from kafjax.training import make_batch, text_example
 from kafjax.training.batches import pack
@@ -53,6 +55,7 @@ class Lab:
       folder: where trained weights, adapters and the index are kept, and found again when a run is resumed.
       log: takes rows for `metrics.jsonl`.
       progress: `progress(label, total)` gives a context manager with `advance(n)`, a progress bar.
+      prompts: how the model is asked, in training and in answering: as plain text, or as turns of a chat.
     """
 
     model: Decoder
@@ -64,6 +67,7 @@ class Lab:
     folder: Path
     log: Callable[..., None]
     progress: Callable[[str, int], Any]
+    prompts: Prompts = prompt
 
     @property
     def embedder_name(self) -> str:
@@ -138,7 +142,7 @@ class Lab:
 
     def held_out_nll(self, params: trees.Tree, on_text: Callable[[], None] = lambda: None) -> tuple[list[float], list[int]]:
         """Summed negative log-likelihood (nats) and number of predicted tokens of each held-out text."""
-        examples = [text_example(self.tokenizer, text, self.model.config.eos_id) for text in self.corpus.held_out_texts]
+        examples = [text_example(self.tokenizer, text, self.model.config.text_end) for text in self.corpus.held_out_texts]
         length = max((len(e.tokens) for e in examples), default=0)
         nll, tokens = [], []
         for example in examples:

@@ -10,8 +10,8 @@ from kafjax.core.records import Passage, Prediction, Question
 from kafjax.evaluation.cost import Cost
 from kafjax.evaluation.score import score
 from kafjax.generation import Generation, Prefix, Sampling
+from kafjax.hub.text import Prompt
 from kafjax.methods.lab import Lab
-from kafjax.retrieval import prompt
 
 
 class Method(abc.ABC):
@@ -29,7 +29,7 @@ class Method(abc.ABC):
 
     def __init__(self, lab: Lab, name: str):
         self.lab, self.name = lab, name
-        self._prefixes: dict[str, Prefix] = {}
+        self._prefixes: dict[Prompt, Prefix] = {}
 
     def check(self) -> None:  # noqa: B027 (nothing to check is a good default)
         """Raises `UserError` for settings and models that `learn` would refuse, before other methods have run for minutes."""
@@ -60,7 +60,7 @@ class Method(abc.ABC):
         return Cost()
 
     def generate(
-        self, prefix: str, prompts: Sequence[str], max_new_tokens: int, on_progress: Callable[[int], None] = lambda n: None
+        self, prefix: Prompt, prompts: Sequence[Prompt], max_new_tokens: int, on_progress: Callable[[int], None] = lambda n: None
     ) -> list[Generation]:
         """One greedy line for each prompt, all of which begin with `prefix`, whose cache is kept."""
         generator = self.lab.generator
@@ -96,6 +96,7 @@ class ClosedBook(Method):
     """Answers from the weights alone."""
 
     def answer(self, questions, on_progress=lambda n: None):
-        prompts = [prompt.closed_book(question.text) for question in questions]
-        replies = self.generate(prompt.closed_book_prefix(), prompts, self.lab.settings.generation.max_new_tokens, on_progress)
+        write = self.lab.prompts
+        prompts = [write.closed_book(question.text) for question in questions]
+        replies = self.generate(write.closed_book_prefix(), prompts, self.lab.settings.generation.max_new_tokens, on_progress)
         return [self.prediction(question, [reply]) for question, reply in zip(questions, replies, strict=True)]

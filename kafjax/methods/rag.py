@@ -53,17 +53,17 @@ class Reader(Method):
         **seconds: float,
     ) -> list[Prediction]:
         """Answers each question from its passages, best first. `earlier` are calls already made for it, `seconds` stages already run."""
-        generator, settings = self.lab.generator, self.lab.settings
-        prefix = prompt.reading_prefix(n_passages)
+        generator, settings, write = self.lab.generator, self.lab.settings, self.lab.prompts
+        prefix = write.reading_prefix(n_passages)
         room = self.lab.model.config.max_length - settings.generation.max_new_tokens - generator.count(prefix) - 1
         fitted = [
-            prompt.fit(question.text, [p.text for p in found], room, generator.count)
+            prompt.fit(question.text, [p.text for p in found], room, generator.count, write.reading)
             for question, found in zip(questions, passages, strict=True)
         ]
         if cut := sum(tuple(p.text for p in found) != kept for found, kept in zip(passages, fitted, strict=True)):
             context = f"the model's context of {self.lab.model.config.max_length} tokens"
             say(self.name, f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut")
-        prompts = [prompt.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
+        prompts = [write.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
         replies = self.generate(prefix, prompts, settings.generation.max_new_tokens, on_progress)
         earlier = earlier or [[]] * len(questions)
         return [

@@ -95,7 +95,7 @@ class Trained(ClosedBook):
 
     def _train(self) -> None:
         lab = self.lab
-        variants = training_examples(lab.corpus, lab.tokenizer, lab.settings, lab.model.config.eos_id)
+        variants = training_examples(lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts)
         lengths = [len(example.tokens) for examples in variants for example in examples]
         result = train(
             lab.model,

@@ -32,7 +32,7 @@ class DecoderConfig:
       tied: the embedding also makes the logits; else the parameters have a "head".
       max_length: most positions the model was made for.
       bos_id: None in families that put no token in front.
-      eos_id: written behind a text in training, and ends a reply.
+      eos_id: written behind a text in training, and ends a reply; None where the file names none (`text_end` asks for it).
       also_eos_ids: end a reply, too: the end of a turn in a chat.
       family: the model_type of config.json. Nothing is computed by it: it names the form to be written in.
 
@@ -65,7 +65,7 @@ class DecoderConfig:
     tied: bool = True
     max_length: int = 32768
     bos_id: int | None = 2
-    eos_id: int = 1
+    eos_id: int | None = 1
     also_eos_ids: tuple[int, ...] = ()
     family: str = "gemma3_text"
 
@@ -74,6 +74,25 @@ class DecoderConfig:
             raise UserError(f"`sliding` names {len(self.sliding)} layers, there are {self.n_layers}")
         if any(self.sliding) and self.window is None:
             raise UserError("a layer slides, and there is no window")
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply, the EOS first. Raises `UserError` where none is known."""
+        return (self.text_end, *self.also_eos_ids)
+
+    @property
+    def text_end(self) -> int:
+        """The EOS. Raises `UserError` where none is known: only those ask who end a text or a reply."""
+        if self.eos_id is None:
+            raise UserError("config.json has no 'eos_token_id', without which no text and no reply ends; add it to generation_config.json")
+        return self.eos_id
+
+    def ending_with(self, token: int) -> DecoderConfig:
+        """Returns the configuration of a model whose replies end with `token`, too."""
+        if self.eos_id is None:
+            return dataclasses.replace(self, eos_id=token)
+        also = self.also_eos_ids if token in (self.eos_id, *self.also_eos_ids) else (*self.also_eos_ids, token)
+        return dataclasses.replace(self, also_eos_ids=also)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> DecoderConfig:

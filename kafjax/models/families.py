@@ -254,10 +254,10 @@ def _layers(config: Config, window: int | None, sliding: list[bool]) -> dict[str
 
 
 def _eos(config: Config) -> dict[str, Any]:
-    """A file names one token or several; the first one ends a text that is trained on, each one a reply."""
+    """A file names one token, several or none; the first one ends a text that is trained on, each one a reply."""
     given, vocab_size = config.get("eos_token_id"), count(config, "vocab_size")
     if given is None or given == []:
-        raise UserError("config.json has no 'eos_token_id', without which no reply ends")
+        return {"eos_id": None, "also_eos_ids": ()}
     ids = given if isinstance(given, list) else [given]
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids):
         raise UserError(f"config.json: eos_token_id={given!r} must be tokens of the vocabulary of {vocab_size}")

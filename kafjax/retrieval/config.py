@@ -12,6 +12,6 @@ from kafjax.retrieval.index import ENGINES
 class RetrievalConfig(Config):
     """Which encoder, which index, and how many passages."""
 
-    embedder: str = option("minilm", "Retrieval: embedding model: minilm, or a folder of a BERT model.", path=True)
+    embedder: str = option("minilm", "Retrieval: embedding model: minilm, a folder of a BERT model, or ORG/NAME of the hub.", path=True)
     engine: str = option("auto", "Retrieval: index engine; auto is ScaNN where it is installed, else exact.", choices=ENGINES)
     k: int = option(5, "Retrieval: passages put in the prompt.", least=1, most=10**6)

@@ -3,12 +3,40 @@
 The prefix is computed once and its cache shared (`generation.Prefix`). A small base model answers in the right form only when it is
 shown how, and reads one short passage well where it fails on a page; so passages are sentences, the best stands last,
 next to the question, and the examples have passages beside the point too.
+
+The functions of this module write prompts as plain text, for base models; `dialogue.Dialogue` writes them as turns of a chat. Both are
+`Prompts`, and methods know no more of them than that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from kafjax.hub.text import Prompt
+
+
+class Prompts(Protocol):
+    """How a model is asked. What stands in `closed_book`, `reading` and `hyde` goes on behind the prefix of that name."""
+
+    def closed_book_prefix(self) -> Prompt: ...
+
+    def closed_book(self, question: str) -> Prompt: ...
+
+    def reading_prefix(self, n_passages: int) -> Prompt: ...
+
+    def reading(self, question: str, passages: Sequence[str]) -> Prompt: ...
+
+    def hyde_prefix(self) -> Prompt: ...
+
+    def hyde(self, question: str) -> Prompt: ...
+
+    def without_prefix(self, question: str) -> Prompt:
+        """A closed-book question without worked examples, as it is trained."""
+
+    def answer(self, text: str) -> Prompt:
+        """An answer behind any of these, with what ends it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +84,14 @@ def closed_book(question: str) -> str:
     return QUESTION.format(question)
 
 
+def without_prefix(question: str) -> str:
+    return closed_book(question)
+
+
+def answer(text: str) -> str:
+    return f" {text}\n"
+
+
 def reading_prefix(n_passages: int) -> str:
     """Worked examples with as many passages as questions will have, up to the three that the examples come with."""
     return "".join(f"{reading(shot.question, shot.passages[:n_passages])} {shot.answer}\n\n" for shot in SHOTS)
@@ -63,8 +99,12 @@ def reading_prefix(n_passages: int) -> str:
 
 def reading(question: str, passages: Sequence[str]) -> str:
     """Passages (given best first) worst first, then the question."""
-    lines = "".join(f"Passage: {' '.join(passage.split())}\n" for passage in reversed(passages))
-    return lines + closed_book(question)
+    return passage_lines(passages) + closed_book(question)
+
+
+def passage_lines(passages: Sequence[str]) -> str:
+    """Writes a line for each passage, the last one first."""
+    return "".join(f"Passage: {' '.join(passage.split())}\n" for passage in reversed(passages))
 
 
 HYDE_STOP = ("\n",)
@@ -79,8 +119,14 @@ def hyde(question: str) -> str:
     return f"Question: {question}\nPassage:"
 
 
-def fit(question: str, passages: Sequence[str], room: int, count: Callable[[str], int]) -> tuple[str, ...]:
-    """The passages (best first) that fit with the question into `room` tokens, as `count` counts them.
+def fit(
+    question: str,
+    passages: Sequence[str],
+    room: int,
+    count: Callable[[Prompt], int],
+    reading: Callable[[str, Sequence[str]], Prompt] = reading,
+) -> tuple[str, ...]:
+    """The passages (best first) that fit with the question into `room` tokens, as `count` counts those of `reading`.
 
     The worst are dropped first; the best, if it alone is too long, is cut at a word. May be empty.
     """

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from kafjax.core.errors import UserError
 from kafjax.hub import text as text_tokens
+from kafjax.hub.text import Prompt
 
 OPEN_ROWS = 4096
 _TARGETS_MULTIPLE = 32  # the fixed number of loss targets of a batch is rounded up to a multiple of this
@@ -54,27 +55,34 @@ def text_example(tokenizer: Tokenizer, text: str, eos_id: int) -> Example:
 def text_examples(tokenizer: Tokenizer, texts: list[str], eos_id: int) -> list[Example]:
     """`text_example` of many texts, tokenized on all cores."""
     front = text_tokens.front(tokenizer)
-    return [_weighted(front, max(len(front), 1), [*front, *ids, eos_id]) for ids in text_tokens.contents(tokenizer, texts)]
+    return [_weighted(len(front), max(len(front), 1), [*front, *ids, eos_id]) for ids in text_tokens.contents(tokenizer, texts)]
 
 
-def answer_example(tokenizer: Tokenizer, prompt: str, answer: str | Sequence[int], eos_id: int | None = None) -> Example:
+def answer_example(tokenizer: Tokenizer, prompt: Prompt, answer: Prompt | Sequence[int], eos_id: int | None = None) -> Example:
     """Makes an example of a prompt and its answer; the loss looks at the answer (and the EOS, if given) only.
 
     The prompt is tokenized as it is when the model has to answer: it is then all there is. The answer is what goes on behind it.
-    A closing newline that the model should learn to write is part of `answer`.
+    What the model should learn to write at the end, a newline or the end of its turn, is part of `answer`.
     """
-    front = text_tokens.front(tokenizer)
-    before = [*front, *text_tokens.content(tokenizer, prompt)]
-    after = text_tokens.continued(tokenizer, prompt, answer) if isinstance(answer, str) else list(answer)
+    before = text_tokens.prompt_ids(tokenizer, prompt)
+    after = text_tokens.continued(tokenizer, prompt, answer) if isinstance(answer, Prompt) else list(answer)
     after += [] if eos_id is None else [eos_id]
-    return _weighted(front, max(len(before), 1), [*before, *after])
+    return _weighted(_n_front(tokenizer, prompt, before), max(len(before), 1), [*before, *after])
 
 
-def _weighted(front: list[int], n_given: int, tokens: list[int]) -> Example:
+def _weighted(n_front: int, n_given: int, tokens: list[int]) -> Example:
     """Makes an example whose first `n_given` tokens are not learned."""
     weights = np.ones(len(tokens), np.float32)
     weights[:n_given] = 0
-    return Example(np.array(tokens, np.int32), weights, len(front))
+    return Example(np.array(tokens, np.int32), weights, n_front)
+
+
+def _n_front(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> int:
+    """Counts the tokens before anything is said: BOS, or what a chat template writes before the first turn's content."""
+    if isinstance(prompt, str):
+        return len(text_tokens.front(tokenizer))
+    markup = text_tokens.prompt_ids(tokenizer, text_tokens.Marked(prompt.parts[:1]))  # its last token may reach into the content
+    return next((i for i, (a, b) in enumerate(zip(markup, ids, strict=False)) if a != b), min(len(markup), len(ids)))
 
 
 class Piece(NamedTuple):

@@ -56,6 +56,7 @@ class About:
       checksum: CRC-32 of all records.
       corpus: name of the corpus.
       tokenizer: CRC-32 of the tokenizer's file.
+      chat_template: fingerprint of the template through which questions are asked; None for plain text.
       questions: how many `questions.jsonl` holds; None in folders of older releases, which have no such file.
     """
 
@@ -71,6 +72,7 @@ class About:
     prompts_cut: Count = 0
     corpus: str = ""
     questions: Count | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.most_targets > self.seq_len:
@@ -85,13 +87,14 @@ def write_rows(
     corpus: str = "",
     tokenizer: int | None = None,
     questions: Sequence[Question] = (),
+    chat_template: str | None = None,
 ) -> About:
     """Packs examples, in the order given, into rows of `seq_len` tokens in a new folder, and returns what `rows.json` then says.
 
     Reads the examples once and holds a few thousand open rows of them. The folder appears when it is whole.
 
     Args:
-      corpus, tokenizer: what the rows were made from, for `rows.json`.
+      corpus, tokenizer, chat_template: what the rows were made from, for `rows.json`.
       questions: what is asked after training on the rows.
 
     Raises:
@@ -135,6 +138,7 @@ def write_rows(
             corpus=corpus,
             tokenizer=tokenizer,
             questions=len(questions),
+            chat_template=chat_template,
         )
         write_json(making / _ABOUT, dataclasses.asdict(about))
     return about

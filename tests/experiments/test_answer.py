@@ -136,7 +136,8 @@ def test_control_c_ends_it(environment, run):
 def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, tmp_path):
     config = changed(configs.Answer(), model=str(world.gemma), corpus=str(world.corpus), embedder=str(world.bert), dtype="bfloat16")
     corpus = open_corpus(config.corpus)
-    kept, served = (build.open_lab(config.model, config.settings, "auto", Run(tmp_path), corpus, trains=trains) for trains in (True, False))
+    given = (config.model, config.settings, "auto", Run(tmp_path), corpus, None)
+    kept, served = (build.open_lab(*given, trains=trains) for trains in (True, False))
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(lab.params)) for lab in (kept, served)]
     assert 0.5 < sizes[1] / sizes[0] < 0.52  # norms stay in float32
     prompts = [question.text for question in corpus.questions]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import peft
@@ -40,6 +41,9 @@ def test_for_peft_and_back(export, world, run, tmp_path):
     done = export(f"--run={path}", f"--out={tmp_path / 'adapter'}", "--base_name=org/base")
     assert done.code == 0 and "PeftModel.from_pretrained" in done.out, done.err
     base = transformers.AutoModelForCausalLM.from_pretrained(world.gemma)
+    card = huggingface_hub.ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("org/base", "peft") and "| rank | 3 |" in card.text
+    assert "python -m experiments.finetune" in card.text
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     np.testing.assert_allclose(hf_logits(theirs, tokens), expected, atol=1e-4)
 
@@ -111,5 +115,8 @@ def test_a_model_that_was_trained_in_full_is_loaded_by_transformers_with_all_tha
     expected = model.apply(trees.unflatten({**trees.flatten(params), **moved}), tokens)
     np.testing.assert_allclose(hf_logits(theirs, tokens), expected, atol=1e-4)
     assert theirs.generation_config.eos_token_id == ends
+    card = huggingface_hub.ModelCard.load(tmp_path / "model" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("base", "transformers")
+    assert str(tmp_path) not in card.content.partition("Command")[0]
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (base / name).read_bytes()

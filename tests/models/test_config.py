@@ -167,8 +167,6 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("mistral", {"layer_types": ["full_attention"] * 4}, "layer_types"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),
-        ("qwen2", {"eos_token_id": None}, "eos_token_id"),
-        ("llama", {"eos_token_id": []}, "eos_token_id"),
         ("llama", {"eos_token_id": [1, 101]}, "vocabulary of 101"),
         ("qwen3", {"eos_token_id": "</s>"}, "</s>"),
         ("qwen3", {"num_experts": 128}, "num_experts"),
@@ -196,3 +194,19 @@ def test_what_the_decoder_does_not_compute_of_other_families_is_refused_by_name(
 def test_what_the_encoder_does_not_compute_is_refused_by_name(changes, named):
     with pytest.raises(UserError, match=named):
         EncoderConfig.from_hf({**BERT, **changes})
+
+
+@pytest.mark.parametrize(("family", "given"), [("qwen2", None), ("llama", []), ("gemma3_text", None)])
+def test_a_model_without_an_eos_is_read_and_asked_for_one_only_where_something_ends(family, given):
+    config = DecoderConfig.from_hf({**FAMILIES[family][2], "model_type": family, "eos_token_id": given})
+    assert config.eos_id is None and DecoderConfig.from_hf(config.to_hf()) == config
+    with pytest.raises(UserError, match=r"no 'eos_token_id'.*generation_config\.json"):
+        _ = config.text_end
+    with pytest.raises(UserError, match="eos_token_id"):
+        _ = config.end_ids
+    assert config.ending_with(7).end_ids == (7,)
+
+
+def test_another_token_ends_replies_once():
+    config = dataclasses.replace(DecoderConfig.from_hf({**FAMILIES["llama"][2], "model_type": "llama"}), eos_id=5, also_eos_ids=(6,))
+    assert [config.ending_with(token).end_ids for token in (5, 6, 7)] == [(5, 6), (5, 6), (5, 6, 7)]

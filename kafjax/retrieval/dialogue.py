@@ -1,0 +1,62 @@
+"""Prompts as turns of a chat, for instruct models: worked examples are earlier turns, and the question is the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+from kafjax.hub.chat import ChatTemplate
+from kafjax.hub.text import Marked
+from kafjax.retrieval.prompt import SHOTS, passage_lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """Writes `prompt.Prompts` through a chat template.
+
+    A prefix ends where the last token of the markup between the worked examples and the question ends: there every tokenizer starts
+    anew, so that prefix and question have the tokens of the whole.
+    """
+
+    template: ChatTemplate
+
+    def closed_book_prefix(self) -> Marked:
+        return self._prefix((shot.question, shot.answer) for shot in SHOTS)
+
+    def closed_book(self, question: str) -> Marked:
+        return self._last(question)
+
+    def reading_prefix(self, n_passages: int) -> Marked:
+        return self._prefix((_reading(shot.question, shot.passages[:n_passages]), shot.answer) for shot in SHOTS)
+
+    def reading(self, question: str, passages: Sequence[str]) -> Marked:
+        return self._last(_reading(question, passages))
+
+    def hyde_prefix(self) -> Marked:
+        return self._prefix((_hyde(shot.question), shot.passages[0]) for shot in SHOTS)
+
+    def hyde(self, question: str) -> Marked:
+        return self._last(_hyde(question))
+
+    def without_prefix(self, question: str) -> Marked:
+        return self.template.asked([question.strip()])
+
+    def answer(self, text: str) -> Marked:
+        return self.template.reply(text.strip())
+
+    def _prefix(self, shots: Iterable[tuple[str, str]]) -> Marked:
+        *parts, between, _, _ = self.template.asked([*itertools.chain(*shots), ""]).parts
+        return Marked((*parts, between[: self.template.seam(between)]))
+
+    def _last(self, content: str) -> Marked:
+        *_, between, _, end = self.template.asked([""] * (2 * len(SHOTS) + 1)).parts
+        return Marked((between[self.template.seam(between) :], content.strip(), end))
+
+
+def _reading(question: str, passages: Sequence[str]) -> str:
+    return f"{passage_lines(passages)}Question: {question.strip()}"
+
+
+def _hyde(question: str) -> str:
+    return f"Write a passage that answers the question.\nQuestion: {question.strip()}"
