@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from kafjax.core.rundir import read_json
 
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
+_ROWS = 1024
 
 
 class StoredTensor:
@@ -38,9 +40,10 @@ class StoredTensor:
 def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, StoredTensor]]:
     """Yields `(name, tensor)` one at a time, to be read before the next one is asked for.
 
-    They are those of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names. Raises `UserError` naming a
-    file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one that is not of
-    floating-point numbers raises it too (quantised checkpoints are not read).
+    They are those of `{stem}.safetensors`. Without that file they are those of the shards that `{stem}.safetensors.index.json` names:
+    as in transformers, an index beside a single file is a leftover. Raises `UserError` naming a file that is missing, truncated or
+    corrupt, and a tensor that is not where the index says; reading one that is not of floating-point numbers raises it too (quantised
+    checkpoints are not read).
     """
     index = folder / f"{stem}.safetensors.index.json"
     for file_name, promised in _files(folder / f"{stem}.safetensors", index).items():
@@ -56,13 +59,33 @@ def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, Store
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from error
 
 
+def equal(folder: Path, one: str, other: str) -> bool:
+    """Whether two matrices of a folder are of one shape and hold the same numbers; a thousand rows are read at a time.
+
+    Raises `UserError` as `read_tensors` does.
+    """
+    with _opened(folder, one) as a, _opened(folder, other) as b:
+        if a.shape != b.shape or len(a.shape) != 2:
+            return False
+        parts = (slice(start, min(start + _ROWS, a.shape[0])) for start in range(0, a.shape[0], _ROWS))
+        return all(np.array_equal(np.asarray(a[part], np.float32), np.asarray(b[part], np.float32)) for part in parts)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str) -> Iterator[StoredTensor]:
+    for found, tensor in read_tensors(folder):
+        if found == name:
+            yield tensor  # whose file is open as long as this loop stands here
+            return
+
+
 def _files(single: Path, index: Path) -> dict[str, set[str]]:
     """The files with tensors, and of each the tensors that the index promises."""
     folder = single.parent
-    if not index.exists():
-        if not single.exists():
-            raise UserError(f"{folder}: no {single.name} and no {index.name} in it")
+    if single.exists():
         return {single.name: set()}
+    if not index.exists():
+        raise UserError(f"{folder}: no {single.name} and no {index.name} in it")
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
