@@ -1,10 +1,11 @@
-"""Which head a folder's weights give a model whose `config.json` ties it to the embedding, decided as transformers decides it.
+"""Which head a folder's weights give a model whose `config.json` ties it to the embedding.
 
-the file has                              the model
-the embedding                             is tied
-both, and they are equal                  is tied
-both, and they differ                     has a head of its own
-lm_head.weight and no embedding           is tied, and that is its embedding
+As in transformers, what the file holds decides:
+
+    the embedding                       the model is tied
+    both, and they are equal            likewise
+    both, and they differ               the model has a head of its own
+    lm_head.weight and no embedding     the model is tied, and that is its embedding
 """
 
 from __future__ import annotations
