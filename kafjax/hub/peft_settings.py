@@ -73,7 +73,7 @@ def completed(config: Any) -> dict[str, Any]:
             if value is not None and not isinstance(value, _NO_MATTER[name]):
                 raise UserError(f"{name}={shown(value)} must be {_KINDS[_NO_MATTER[name]]}, or null")
         elif name not in DEFAULTS and value not in (None, False, "", [], {}):
-            raise UserError(f"{name:.80}={shown(value)} is not supported; nothing that changes the result is left out")
+            raise UserError(f"field {shown(name)}={shown(value)} is not supported; nothing that changes the result is left out")
     if "peft_type" not in config:
         raise UserError("has no 'peft_type'")
     for name in ("r", "lora_alpha"):
@@ -106,7 +106,7 @@ def _check_numbers(read: Mapping[str, Any]) -> None:
     if not _is_number(dropout := read["lora_dropout"]) or not 0 <= dropout < 1:
         raise UserError(f"lora_dropout={shown(dropout)} must be a number from 0 to below 1")
     for name, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-        given = [(name, read[name]), *((f"{pattern}: {key:.80}", value) for key, value in _entries(pattern, read[pattern], dict).items())]
+        given = [(name, read[name]), *((f"{pattern}: {shown(key)}", value) for key, value in _entries(pattern, read[pattern], dict).items())]
         for what, value in given:
             if name == "r" and not (_is_count(value, _MOST_RANK) and value):
                 raise UserError(f"{what}={shown(value)} must be a whole number from 1 to {_MOST_RANK}")

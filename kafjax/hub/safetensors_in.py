@@ -30,11 +30,11 @@ class StoredTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         # Told here, not at opening: what nobody reads, such as BERT's int64 position_ids, may be of any type.
         if (dtype := self._part.get_dtype()) not in DTYPES:
-            raise UserError(f"{self._path}: tensor '{self._name}' is of type {dtype}; only {', '.join(DTYPES)} are read")
+            raise UserError(f"{self._path}: tensor {self._name!r} is of type {dtype}; only {', '.join(DTYPES)} are read")
         try:
             return self._part[index]
         except SafetensorError as error:
-            raise UserError(f"tensor '{self._name}' cannot be read ({error}); copy its file again") from error
+            raise UserError(f"tensor {self._name!r} cannot be read ({error}); copy its file again") from error
 
 
 def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, StoredTensor]]:
@@ -52,7 +52,7 @@ def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, Store
             with safe_open(path, framework="numpy") as file:
                 names = list(file.keys())
                 if lost := sorted(promised - set(names)):
-                    raise UserError(f"{index}: names tensor '{lost[0]}' in {file_name}, which does not hold it")
+                    raise UserError(f"{index}: names tensor {lost[0]!r} in {file_name}, which does not hold it")
                 for name in names:
                     yield name, StoredTensor(path, name, file.get_slice(name))
         except SafetensorError as error:
@@ -107,7 +107,7 @@ def _refuse_repeated(path: Path) -> None:
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := [key for key, n in collections.Counter(key for key, _ in items).items() if n > 1]:
-            raise UserError(f"{path}: names '{repeated[0]}' twice")
+            raise UserError(f"{path}: names {repeated[0]!r} twice")
         return dict(items)
 
     json.loads(path.read_bytes(), object_pairs_hook=pairs)
