@@ -9,8 +9,9 @@
     "head/embedding": {"a": [V, R], "b": [R, D]}       base_model.model.lm_head.lora_B.weight [V, r], .lora_A.weight [r, D]
     "final_norm/scale": {"scale": [D]}                 base_model.model.model.norm.weight [D], one of modules_to_save
 
-Names are those of the family's checkpoints (`hub.names`). PEFT and a `Spec` say in different ways what is adapted and by how much, so
-either is resolved to the rank and alpha of every module (`hub.peft_config`), and from there the other is written. The head of a tied
+Names are those of the family's checkpoints (`hub.names`), or of the multimodal model that the base is the text part of. PEFT and a
+`Spec` say in different ways what is adapted and by how much, so either is resolved to the rank and alpha of every module
+(`hub.peft_config`), and from there the other is written. The head of a tied
 model is a module of its own there: what a tied embedding has is written for both, and must be the same of both to be read.
 """
 
@@ -40,6 +41,7 @@ from kafjax.lora.transform import check
 from kafjax.models import Decoder, Encoder
 
 CONFIG, STEM = "adapter_config.json", "adapter_model"
+_AROUND, _POOLER = r".*(vision|audio|multi_modal)\w*\..*", r"(.*\.)?pooler\.dense"
 
 
 def save_peft(
@@ -58,12 +60,13 @@ def save_peft(
     if spec.changes_base:
         raise UserError(f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it")
     check(params, adapters, spec)
-    is_part = isinstance(model, Decoder) and model.config.multimodal
-    base = Base.of(model, params).in_multimodal() if is_part else Base.of(model, params)
+    base = Base.of(model, params)
+    if isinstance(model, Decoder) and model.config.multimodal:
+        base = base.in_multimodal()
     described = base.described(spec)
     base.refuse_dora(described, spec)
     fields = {"use_rslora": spec.rslora, "use_dora": spec.dora, "lora_dropout": spec.dropout, "ensure_weight_tying": base.ties(spec)}
-    config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, part_of_larger=is_part, **fields)
+    config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, excluded=_excluded(model, described), **fields)
     config["task_type"] = "CAUSAL_LM" if isinstance(model, Decoder) else "FEATURE_EXTRACTION"
     config["base_model_name_or_path"] = base_name or None
     tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
@@ -71,6 +74,13 @@ def save_peft(
     with new_folder(Path(folder)) as made:
         write_json(made / CONFIG, config)
         write_atomic(made / f"{STEM}.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
+
+
+def _excluded(model: Decoder | Encoder, described: Resolved) -> str:
+    """An expression for the modules of the torch model that are none of ours, and that short names would mean, too."""
+    if isinstance(model, Decoder):
+        return _AROUND if model.config.multimodal else ""
+    return _POOLER if any(".dense" in name for name in (*described.ranks, *described.trained)) else ""
 
 
 def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) -> tuple[lora.Adapters, lora.Spec]:
@@ -81,7 +91,8 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
 
     Args:
       folder: of `adapter_config.json` and `adapter_model.safetensors`, or shards of it with an index.
-      params: the base it is meant for; only shapes are read, so abstract ones will do, but for PiSSA and OLoRA.
+      params: the base it is meant for. Abstract ones will do where its values are not needed: those of PiSSA, OLoRA and of layers beside
+        some that are trained in full. Copies of the base's tables are then compared by shape alone.
 
     Raises:
       UserError: a file is missing, damaged or a pickle; a setting that is not computed; NaN; an adapter for another base.

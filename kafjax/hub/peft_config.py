@@ -82,11 +82,11 @@ def resolved(config: Mapping[str, Any], base: Names) -> Resolved:
     return Resolved(ranks, alphas, frozenset(trained), _token_rows(config["trainable_token_indices"], base))
 
 
-def written(want: Resolved, base: Names, *, r: int, lora_alpha: float, part_of_larger: bool = False, **fields: Any) -> dict[str, Any]:
+def written(want: Resolved, base: Names, *, r: int, lora_alpha: float, excluded: str = "", **fields: Any) -> dict[str, Any]:
     """A config that `resolved` reads as `want`, by the shortest names that do.
 
     Args:
-      part_of_larger: the base lies in a model with modules of the same short names, which are to be left alone.
+      excluded: expression for modules that are none of this base, and bear the same short names in the torch model.
 
     Raises `UserError` if there is none: what is trained in full is no whole module.
     """
@@ -98,11 +98,10 @@ def written(want: Resolved, base: Names, *, r: int, lora_alpha: float, part_of_l
     layers = {name: int(found[1]) for name in base.modules if (found := _LAYER.match(name))}
     wanted = sorted({layers[name] for name in want.ranks if name in layers})
     shortest = (_last, _in_layer, str)
-    of_saved_names = (str,) if part_of_larger else shortest
+    of_saved_names = (str,) if excluded else shortest  # what is excluded has no adapter, but can be saved
     for bias, of_targets, of_patterns, of_saved in itertools.product(("none", "lora_only", "all"), shortest, shortest, of_saved_names):
         config = {**DEFAULTS, "r": r, "lora_alpha": lora_alpha, "bias": bias, **fields}
-        if part_of_larger:
-            config["exclude_modules"] = r".*(vision|audio|multi_modal)\w*\..*"
+        config["exclude_modules"] = excluded or None
         config["target_modules"] = sorted(set(map(of_targets, want.ranks)))
         if of_targets is not str and wanted != sorted(set(layers.values())):
             config["layers_to_transform"] = wanted

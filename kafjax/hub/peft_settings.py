@@ -106,7 +106,10 @@ def _check_numbers(read: Mapping[str, Any]) -> None:
     if not _is_number(dropout := read["lora_dropout"]) or not 0 <= dropout < 1:
         raise UserError(f"lora_dropout={shown(dropout)} must be a number from 0 to below 1")
     for name, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-        given = [(name, read[name]), *((f"{pattern}: {shown(key)}", value) for key, value in _entries(pattern, read[pattern], dict).items())]
+        given = [
+            (name, read[name]),
+            *((f"{pattern}: {shown(key)}", value) for key, value in _entries(pattern, read[pattern], dict).items()),
+        ]
         for what, value in given:
             if name == "r" and not (_is_count(value, _MOST_RANK) and value):
                 raise UserError(f"{what}={shown(value)} must be a whole number from 1 to {_MOST_RANK}")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from oracles import TINY_GEMMA, carry_over, hf_logits, quick_jit, random_tokens, randomised, tiny_hf
+from oracles import TINY_GEMMA, carry_over, hf_logits, quick_jit, random_tokens, randomised, tiny_hf, tiny_hf_bert
 
 from kafjax import hub, lora
 from kafjax.core.errors import UserError
@@ -53,8 +53,8 @@ def bases(tmp_path_factory):
     return base
 
 
-def make(hf: transformers.PreTrainedModel, folder: Path, *, save: dict | None = None, **config) -> np.ndarray:
-    """Has `peft` make an adapter with everything random that it trains, and save it. Returns its logits."""
+def make(hf: transformers.PreTrainedModel, folder: Path, *, save: dict | None = None, **config) -> peft.PeftModel:
+    """Has `peft` make an adapter with everything random that it trains, and save it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(hf, peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 3, **config})).eval()
@@ -64,14 +64,14 @@ def make(hf: transformers.PreTrainedModel, folder: Path, *, save: dict | None = 
                 if parameter.requires_grad:
                     parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         model.save_pretrained(folder, **(save or {}))
-    return hf_logits(model, TOKENS)
+    return model
 
 
-def read_there(hf: transformers.PreTrainedModel, folder: Path) -> np.ndarray:
-    """The logits of `peft` with a folder; a module or a tensor that it does not find is an error."""
+def read_there(hf: transformers.PreTrainedModel, folder: Path) -> peft.PeftModel:
+    """What `peft` makes of a folder; a module or a tensor that it does not find is an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected) adapter keys.*")
-        return hf_logits(peft.PeftModel.from_pretrained(hf, folder).eval(), TOKENS)
+        return peft.PeftModel.from_pretrained(hf, folder).eval()
 
 
 def read_here(base: tuple, folder: Path) -> tuple[np.ndarray, lora.Adapters, lora.Spec]:
@@ -138,12 +138,38 @@ READ = {
 @pytest.mark.parametrize("case", READ)
 def test_read_as_peft_computes_it_and_written_back(bases, tmp_path, case):
     kind, config = READ[case]
-    expected = make(BASES[kind](), tmp_path / "theirs", **config)
+    expected = hf_logits(make(BASES[kind](), tmp_path / "theirs", **config), TOKENS)
     logits, adapters, spec = read_here(bases(kind), tmp_path / "theirs")
     same(logits, expected)
     assert np.abs(bases(kind)[3](bases(kind)[2], TOKENS) - expected).max() > 0.01
     hub.save_peft(tmp_path / "ours", adapters, spec, *bases(kind)[1:3])
-    same(read_there(BASES[kind](), tmp_path / "ours"), expected)
+    same(hf_logits(read_there(BASES[kind](), tmp_path / "ours"), TOKENS), expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(target_modules=["query", "dense"]),  # the pooler's, too, which is not computed here
+        dict(target_modules="all-linear"),
+        dict(target_modules=["query", "word_embeddings"], bias="all"),
+        dict(target_modules=["value"], modules_to_save=["pooler", "LayerNorm"]),
+    ],
+    ids=["dense", "all linear", "biases", "in full"],
+)
+def test_an_encoder(tmp_path, config):
+    model, params = carry_over(tiny_hf_bert(), tmp_path / "base")
+    tokens = random_tokens(0, (2, 9), 67)
+
+    def states(there: torch.nn.Module) -> np.ndarray:
+        with torch.no_grad():
+            return there(torch.tensor(np.asarray(tokens), dtype=torch.long)).last_hidden_state.numpy()
+
+    expected = states(make(tiny_hf_bert(), tmp_path / "theirs", task_type="FEATURE_EXTRACTION", **config))
+    adapters, spec = hub.load_peft(tmp_path / "theirs", model, params)
+    hidden = model.hidden(lora.attach(params, adapters, spec), tokens, np.ones(tokens.shape, bool))
+    same(np.asarray(hidden), expected)
+    hub.save_peft(tmp_path / "ours", adapters, spec, model, params)
+    same(states(read_there(tiny_hf_bert(), tmp_path / "ours")), expected)
 
 
 def test_an_adapter_for_a_multimodal_base_leaves_its_vision_alone(bases, tmp_path):
@@ -161,14 +187,16 @@ def test_an_adapter_for_a_multimodal_base_leaves_its_vision_alone(bases, tmp_pat
 
 @pytest.mark.parametrize("theirs", ["model.", "language_model.model."], ids=["of the text model", "of older versions"])
 def test_other_names_of_the_text_of_a_multimodal_model(bases, tmp_path, theirs):
-    expected = make(tiny_multimodal(), tmp_path, target_modules=r".*language_model.*(q|up)_proj")
+    expected = hf_logits(make(tiny_multimodal(), tmp_path, target_modules=r".*language_model.*(q|up)_proj"), TOKENS)
     new, old = "base_model.model.model.language_model.", f"base_model.model.{theirs}"
     rewrite(tmp_path, lambda t: {name.replace(new, old): x for name, x in t.items()}, target_modules=["q_proj", "up_proj"])
     same(read_here(bases("multimodal"), tmp_path)[0], expected)
 
 
 def test_biases_of_some_layers_are_read_and_cannot_be_written(bases, tmp_path):
-    expected = make(BASES["biased"](), tmp_path / "a", target_modules=["q_proj"], bias="lora_only", layers_to_transform=[0, 2])
+    expected = hf_logits(
+        make(BASES["biased"](), tmp_path / "a", target_modules=["q_proj"], bias="lora_only", layers_to_transform=[0, 2]), TOKENS
+    )
     logits, adapters, spec = read_here(bases("biased"), tmp_path / "a")
     same(logits, expected)
     with pytest.raises(UserError, match="PEFT trains whole modules in full"):
@@ -184,12 +212,14 @@ def test_an_adapter_of_the_vision_tower_alone_is_refused(bases, tmp_path):
 @pytest.mark.parametrize("dtype", [None, ml_dtypes.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
 def test_half_precision_and_copies_of_both_tables(bases, tmp_path, kind, dtype):
     """Copies in half precision are those of the base rounded; peft would round the base to them."""
-    expected = make(BASES[kind](), tmp_path, target_modules=["q_proj", "down_proj"], save={"save_embedding_layers": True})
+    expected = hf_logits(
+        make(BASES[kind](), tmp_path, target_modules=["q_proj", "down_proj"], save={"save_embedding_layers": True}), TOKENS
+    )
     tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
     assert {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"} < tensors.keys()
     if dtype is not None:
         rewrite(tmp_path, lambda t: {name: x.astype(dtype) for name, x in t.items() if "lora" in name})
-        expected = read_there(BASES[kind](), tmp_path)
+        expected = hf_logits(read_there(BASES[kind](), tmp_path), TOKENS)
         rewrite(tmp_path, lambda _: {name: x.astype(dtype) for name, x in tensors.items()})
     logits, adapters, _ = read_here(bases(kind), tmp_path)
     same(logits, expected)
@@ -221,14 +251,14 @@ def test_a_resized_vocabulary(bases, tmp_path, kind, case):
         hf.resize_token_embeddings(104)
         return hf.eval()
 
-    expected = make(resized(0), tmp_path / "a", **RESIZED[case])
+    expected = hf_logits(make(resized(0), tmp_path / "a", **RESIZED[case]), TOKENS)
     for seed in (0, 1):
         hf = resized(seed)
         model, params = carry_over(hf, tmp_path / f"base {seed}")
         logits, _, spec = read_here((None, model, params, quick_jit(model.apply)), tmp_path / "a")
         if case != "rows" or kind == "tied" or seed == 0:  # else the head's own copy is not stored by peft
             same(logits, expected)
-        same(logits, read_there(hf, tmp_path / "a"))
+        same(logits, hf_logits(read_there(hf, tmp_path / "a"), TOKENS))
         assert ("embed/" in spec.trained) == (case == "in full" or (case == "copies" and seed == 1))
     message = refused(bases(kind), tmp_path / "a")
     assert "104" in message and "101" in message and ("resized" in message or case == "rows")
@@ -249,7 +279,7 @@ def test_a_resized_vocabulary(bases, tmp_path, kind, case):
 )
 def test_a_head_apart_from_its_embedding_needs_a_base_with_one(bases, tmp_path, config):
     """What PEFT computes with it has two tables: the line says so, and the base that it asks for reads it."""
-    expected = make(BASES["tied"](), tmp_path / "a", **config)
+    expected = hf_logits(make(BASES["tied"](), tmp_path / "a", **config), TOKENS)
     assert "give it a head of its own (tie_word_embeddings false" in refused(bases("tied"), tmp_path / "a")
     tensors = safetensors.numpy.load_file(bases("tied")[0] / "model.safetensors")
     (tmp_path / "base").mkdir()
@@ -282,6 +312,6 @@ def test_a_head_apart_from_its_embedding_needs_a_base_with_one(bases, tmp_path, 
     ids=lambda fields: next(iter(fields)),
 )
 def test_fields_of_training_change_nothing(bases, tmp_path, fields):
-    expected = make(BASES["untied"](), tmp_path, target_modules=["q_proj", "up_proj"])
+    expected = hf_logits(make(BASES["untied"](), tmp_path, target_modules=["q_proj", "up_proj"]), TOKENS)
     rewrite(tmp_path, **fields)
     same(read_here(bases("untied"), tmp_path)[0], expected)
