@@ -45,22 +45,16 @@ def without_copies(
         is_tied_head = bool(base.head) and module == base.head
         if part == "lora_velora_embed" or base.is_beside(name):
             continue  # of training, or of a larger model around the base
-        if (
-            not path
-            or part not in (*_COPIES, *_TWICE, DELTA)
-            or (part == "weight" and path in trained)
-            or (part == DELTA and not is_tied_head)
-        ):
-            kept[name] = array
-        elif part == DELTA:
+        is_copy = path and part in _COPIES and not (part == "weight" and path in trained)
+        if is_tied_head and part == DELTA:
             if not np.array_equal(array, stored.get(f"{PREFIX}{base.embedding}.{DELTA}", ())):
                 raise UserError(f"{folder}: tensor {name!r} is not as that of the embedding; {UNTIED}")
-        elif part in _COPIES:
+        elif is_copy:
             rows = _differing(array, base, path, described.token_rows, f"{folder}: tensor {name!r}")
-            if not rows.any():
-                continue
-            if is_tied_head and EMBEDDING not in trained | changed:
+            if is_tied_head and rows.any() and EMBEDDING not in trained | changed:
                 raise UserError(f"{folder}: tensor {name!r} is not as the embedding; {UNTIED}")
+            if not rows.any() and not (is_tied_head and path in changed):
+                continue
             if part != "weight" or path in taken or 2 * rows.sum() > len(rows):
                 raise UserError(
                     f"{folder}: tensor {name!r} is not the table of this base, of which {rows.sum()} of {len(rows)} rows differ; "
@@ -68,6 +62,8 @@ def without_copies(
                 )
             kept[name] = array
             changed.add(path)
+        elif not (path and part in _TWICE):
+            kept[name] = array
     in_full = {name for name, (path, _) in base.where.items() if path in changed}
     return kept, dataclasses.replace(described, trained=described.trained | in_full)
 
@@ -91,5 +87,5 @@ def _differing(array: np.ndarray, base: Base, path: str, token_rows: tuple[int, 
     )
     rows = ~close.all(axis=1)
     if path == EMBEDDING:
-        rows[list(token_rows)] = False  # they are given
+        rows[[i for i in token_rows if i < len(rows)]] = False  # they are given
     return rows

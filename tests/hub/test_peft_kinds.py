@@ -233,6 +233,21 @@ def test_copies_of_another_base_are_named(bases, tmp_path, kind):
     assert "weight' is not the table of this base, of which 101 of 101 rows differ" in refused(bases(kind), tmp_path)
 
 
+def test_a_copy_of_the_embedding_with_another_of_its_tied_head_is_refused(bases, tmp_path):
+    make(BASES["tied"](), tmp_path, target_modules=["q_proj"], save={"save_embedding_layers": True})
+
+    def changed(tensors, name):
+        tensors[f"base_model.model.{name}.weight"][7] += 1
+        return tensors
+
+    rewrite(tmp_path, lambda t: changed(t, "model.embed_tokens"))
+    assert "lm_head.weight' is not as 'base_model.model.model.embed_tokens.weight'" in refused(bases("tied"), tmp_path)
+    rewrite(tmp_path, lambda t: changed(t, "lm_head"))
+    assert "embed/embedding" in hub.load_peft(tmp_path, *bases("tied")[1:3])[1].trained
+    rewrite(tmp_path, trainable_token_indices=[200])  # a row that is not there
+    assert "of which 1 of 101 rows differ" in refused(bases("tied"), tmp_path)
+
+
 RESIZED = {
     "copies": dict(target_modules=["q_proj"]),
     "in full": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True),
