@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 from experiments import configs
 from kafjax import lora
 from kafjax.core.config import command_of
-from kafjax.core.records import prediction_from_json
-from kafjax.core.rundir import read_json, read_jsonl
+from kafjax.core.records import Prediction
+from kafjax.core.rundir import read_object
+from kafjax.core.schema import Count, read, read_rows
 from kafjax.core.text import visible
 from kafjax.evaluation.intervals import mean_score
 from kafjax.evaluation.results import ordered
@@ -31,7 +33,7 @@ def model_card(base: str, library: str, trained: Path | None, spec: lora.Spec | 
     """
     around = [] if trained is None else [trained, *trained.parents[:2]]
     run = next((folder for folder in around if (folder / "config.json").is_file()), None)
-    stored = {} if run is None else read_json(run / "config.json")
+    stored = {} if run is None else read_object(run / "config.json")
     kind = "all weights" if spec is None else "a LoRA adapter" + ("" if library == "peft" else ", merged into the weights")
     settings = {key: stored[key] for key in _SHOWN if stored.get(key) not in (None, "", 0.0)}
     if spec is not None:
@@ -63,19 +65,28 @@ def _command(stored: Mapping[str, Any]) -> str:
     return command_of("experiments.compare", configs.Compare, stored)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """What is shown of `result.json`."""
+
+    final_loss: float
+    steps: Count
+    tokens: Count
+
+
 def _scores(run: Path, trained: Path) -> str:
     """What was measured: answers of a lane or a method, the loss of a training alone; nothing where nothing was."""
     files = (trained / "predictions.jsonl", run / "arms" / trained.name / "predictions.jsonl")
     if file := next((file for file in files if file.is_file() and file.parent != run), None):
-        predictions = [prediction_from_json(row) for row in read_jsonl(file)]
+        predictions = read_rows(Prediction, file)
         rows = []
         for split in ordered(dict.fromkeys(p.split for p in predictions)):
             found = mean_score([p.correct for p in predictions if p.split == split])
             rows.append((split, f"{100 * found.value:.1f} [{100 * found.low:.0f}, {100 * found.high:.0f}]", str(found.n)))
         return _table(("questions", "answered right, % (95% interval)", "number"), rows)
     if (run / "result.json").is_file():
-        result = read_json(run / "result.json")
-        return f"Final loss: {result['final_loss']:.3f} nats per token, after {result['steps']} steps on {result['tokens']:,} tokens."
+        result = read(_Result, run / "result.json")
+        return f"Final loss: {result.final_loss:.3f} nats per token, after {result.steps} steps on {result.tokens:,} tokens."
     return ""
 
 

@@ -174,9 +174,7 @@ def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> 
     flags.DEFINE_string("config", None, "config.json of an earlier run to repeat; flags given beside it win.", **module)
 
 
-def from_flags(
-    experiment: type[C], base: Mapping[str, Any] | None = None, values: flags.FlagValues = flags.FLAGS
-) -> C:
+def from_flags(experiment: type[C], base: Mapping[str, Any] | None = None, values: flags.FlagValues = flags.FLAGS) -> C:
     """Builds the configuration that the command line asks for.
 
     Args:

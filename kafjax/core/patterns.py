@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import regex
@@ -37,6 +38,11 @@ def fullmatch(pattern: str, text: str) -> regex.Match[str] | None:
 def _compiled(pattern: str) -> regex.Pattern[str]:
     if not isinstance(pattern, str):
         raise UserError(f"{pattern!r:.80}: not a regular expression (no string)")
+    return _compile(pattern)
+
+
+@functools.lru_cache(maxsize=4096)  # an adapter can have a pattern for each kernel of a large model, tried on all of them
+def _compile(pattern: str) -> regex.Pattern[str]:
     if len(pattern) > LONGEST:
         raise UserError(f"{pattern[:80]!r}...: a regular expression of over {LONGEST} characters")
     try:

@@ -265,8 +265,7 @@ def find_run(root: Path, name: str | None, config: Config, *, prefix: str, also:
         for key in sorted({*old, *own}):
             if old.get(key) != own.get(key):
                 raise UserError(
-                    f"{run.path} holds a run with {key}={old.get(key)!r}, not {own.get(key)!r}; "
-                    "pick another --name, or delete that folder"
+                    f"{run.path} holds a run with {key}={old.get(key)!r}, not {own.get(key)!r}; pick another --name, or delete that folder"
                 )
     return run
 

@@ -19,17 +19,11 @@ class CorpusConfig(Config):
         "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
         path=True,
     )
-    subjects: int = option(
-        16, "People or countries of a generated corpus; half of them have training questions.", least=2, most=10**6
-    )
+    subjects: int = option(16, "People or countries of a generated corpus; half of them have training questions.", least=2, most=10**6)
     attributes: int = option(4, "Facts per person or country of a generated corpus.", least=1, most=1000)
-    documents: int = option(
-        4, "Documents per person or country, each stating every fact in other words.", least=1, most=1000
-    )
+    documents: int = option(4, "Documents per person or country, each stating every fact in other words.", least=1, most=1000)
     questions_per_fact: int = option(2, "Wordings of the training question of each fact.", least=1, most=1000)
-    retention: int = option(
-        32, "Capitals asked to measure forgetting; as many others are there for replay.", least=0, most=1000
-    )
+    retention: int = option(32, "Capitals asked to measure forgetting; as many others are there for replay.", least=0, most=1000)
     held_out: int = option(8, "Pieces of ordinary prose whose perplexity is measured.", least=0, most=1000)
     chunk: str | None = option(
         None,

@@ -31,6 +31,7 @@ from kafjax.hub.chat import ChatTemplate, open_template
 from kafjax.hub.safetensors_out import save
 from kafjax.hub.sentence import read_dense, read_sentence_config
 from kafjax.hub.tokenizer_in import read_tokenizer
+from kafjax.hub.tying import has_own_head, read_tied
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import shard, shardings
 
@@ -80,7 +81,9 @@ def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
     with _cache_to_blame(folder):
         model = _model(folder)
         own = {name: tree for name, tree in abstract.items() if name != "dense"}
-        params = assemble(safetensors_in.read_tensors(folder), names.TABLES[model.config.family], own, str(folder))
+        table = names.TABLES[model.config.family]
+        tied = isinstance(model, Decoder) and model.config.tied
+        params = assemble((read_tied(folder, table) if tied else safetensors_in.read_tensors(folder)), table, own, str(folder))
         if isinstance(model, Encoder) and model.config.dense:
             read = {str(i): layer for i, layer in enumerate(read_dense(folder, model.config))}
             params["dense"] = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), read, abstract["dense"])
@@ -172,7 +175,12 @@ def _model(folder: Path) -> Model:
             return Encoder(read_sentence_config(folder, EncoderConfig.from_hf(config)))
         if kind not in SUPPORTED:
             raise UserError(f"config.json: model_type '{kind}' is not supported. {nearest(str(kind), SUPPORTED)}")
-        return Decoder(DecoderConfig.from_hf(config))
+        if config.get("transformers_weights") is not None:
+            raise UserError("config.json: transformers_weights is not supported; name that file model.safetensors and delete the key")
+        read = DecoderConfig.from_hf(config)
+        has_weights = any(folder.glob("model*.safetensors"))
+        is_tied = read.tied and not (has_weights and has_own_head(folder, names.TABLES[read.family]))
+        return Decoder(dataclasses.replace(read, tied=is_tied))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 

@@ -57,6 +57,11 @@ class Table:
         return name
 
 
+def in_multimodal(name: str) -> str:
+    """A text model's tensor as the multimodal model around it names it: `model.norm.weight` -> `model.language_model.norm.weight`."""
+    return re.sub(r"^model\.", "model.language_model.", name)
+
+
 def _projections(path: str, tensor: str, names: dict[str, str]) -> tuple[Entry, ...]:
     kernels = tuple(Entry(f"{path}/{ours}/kernel", f"{tensor}.{theirs}.weight", True) for ours, theirs in names.items())
     return kernels + tuple(Entry(f"{path}/{ours}/bias", f"{tensor}.{theirs}.bias") for ours, theirs in names.items())

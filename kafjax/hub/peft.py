@@ -9,18 +9,19 @@
     "head/embedding": {"a": [V, R], "b": [R, D]}       base_model.model.lm_head.lora_B.weight [V, r], .lora_A.weight [r, D]
     "final_norm/scale": {"scale": [D]}                 base_model.model.model.norm.weight [D], one of modules_to_save
 
-Names are those of the family's checkpoints (`hub.names`). PEFT and a `Spec` say in different ways what is adapted and by how much, so
-either is resolved to the rank and alpha of every module (`hub.peft_config`), and from there the other is written. The head of a tied
+Names are those of the family's checkpoints (`hub.names`), or of the multimodal model that the base is the text part of. PEFT and a
+`Spec` say in different ways what is adapted and by how much, so either is resolved to the rank and alpha of every module
+(`hub.peft_config`), and from there the other is written. The head of a tied
 model is a module of its own there: what a tied embedding has is written for both, and must be the same of both to be read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,25 +33,15 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import new_folder, read_json, write_atomic, write_json
 from kafjax.hub import peft_config, safetensors_in
-from kafjax.hub.names import TABLES, Table
-from kafjax.hub.peft_config import Names, Resolved
+from kafjax.hub.peft_base import Base, Place, at, split
+from kafjax.hub.peft_config import UNTIED, Resolved
+from kafjax.hub.peft_copies import without_copies
+from kafjax.hub.peft_settings import INITS, completed
 from kafjax.lora.transform import check
 from kafjax.models import Decoder, Encoder
 
 CONFIG, STEM = "adapter_config.json", "adapter_model"
-_PREFIX = "base_model.model."
-_EMBEDDING, _HEAD = "embed/embedding", "head/embedding"
-_TIED_HEAD = "lm_head"
-
-
-class _Place(NamedTuple):
-    """Where a tensor of PEFT's lies in an adapter of ours: all of it, cut to `shape`, transposed or not."""
-
-    path: str
-    layer: int | None
-    part: str
-    shape: tuple[int, ...]
-    transpose: bool
+_AROUND, _POOLER = r".*(vision|audio|multi_modal)\w*\..*", r"(.*\.)?pooler\.dense"
 
 
 def save_peft(
@@ -77,12 +68,13 @@ def save_peft(
     if spec.changes_base:
         raise UserError(f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it")
     check(params, adapters, spec)
-    lora.abstract(spec, params)
-    base = _Base.of(model, params)
+    base = Base.of(model, params)
+    if isinstance(model, Decoder) and model.config.multimodal:
+        base = base.in_multimodal()
     described = base.described(spec)
     base.refuse_dora(described, spec)
     fields = {"use_rslora": spec.rslora, "use_dora": spec.dora, "lora_dropout": spec.dropout, "ensure_weight_tying": base.ties(spec)}
-    config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, **fields)
+    config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, excluded=_excluded(model, described), **fields)
     config["task_type"] = "CAUSAL_LM" if isinstance(model, Decoder) else "FEATURE_EXTRACTION"
     config["base_model_name_or_path"] = base_name or None
     tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
@@ -94,6 +86,13 @@ def save_peft(
         write_atomic(made / f"{STEM}.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
+def _excluded(model: Decoder | Encoder, described: Resolved) -> str:
+    """An expression for the modules of the torch model that are none of ours, and that short names would mean, too."""
+    if isinstance(model, Decoder):
+        return _AROUND if model.config.multimodal else ""
+    return _POOLER if any(".dense" in name for name in (*described.ranks, *described.trained)) else ""
+
+
 def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) -> tuple[lora.Adapters, lora.Spec]:
     """Reads what PEFT or `save_peft` wrote: `adapters, spec = load_peft(folder, model, params)`.
 
@@ -102,7 +101,8 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
 
     Args:
       folder: of `adapter_config.json` and `adapter_model.safetensors`, or shards of it with an index.
-      params: the base it is meant for; only shapes are read, so abstract ones will do, but for PiSSA and OLoRA.
+      params: the base it is meant for. Abstract ones will do where its values are not needed: those of PiSSA, OLoRA and of layers beside
+        some that are trained in full. Copies of the base's tables are then compared by shape alone.
 
     Raises:
       UserError: a file is missing, damaged or a pickle; a setting that is not computed; NaN; an adapter for another base.
@@ -111,31 +111,43 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
     if not (folder / CONFIG).is_file():
         raise UserError(f"no adapter of PEFT in {folder}: it has no {CONFIG}")
     stored = _read(folder)
-    base, given_config = _Base.of(model, params).named_as_in(stored), read_json(folder / CONFIG)
-    try:
-        config = peft_config.completed(given_config)
+    base, given_config = Base.of(model, params).named_as_in(stored), read_json(folder / CONFIG)
+    with _named(folder / CONFIG):
+        config = completed(given_config)
         # A Spec knows what ranks, alphas and patterns can be.
         fields = {"rslora": config["use_rslora"], "dora": config["use_dora"], "dropout": config["lora_dropout"]}
         patterns = {name: config[name] for name in ("rank_pattern", "alpha_pattern")}
         given = lora.Spec(rank=config["r"], alpha=config["lora_alpha"], **patterns, **fields)
         described = peft_config.resolved(config, base.names)
+        base.refuse_dora(described, given)
+        if not config["ensure_weight_tying"] and base.leaves_head_behind(described, stored):
+            raise UserError(f"trains the embedding and not the head (ensure_weight_tying is false); {UNTIED}")
+    stored, described = without_copies(stored, described, base, folder)
+    with _named(folder / CONFIG):
         spec = base.spec(described, given)
-        lora.abstract(spec, params)
-        base.refuse_dora(described, spec)
-        if base.ties(spec) and not config["ensure_weight_tying"]:
-            raise UserError("trains the embedding apart from the head that is tied to it (ensure_weight_tying is false)")
+        shapes = lora.shapes(spec, params)
+        began = dataclasses.replace(spec, init=INITS.get(config["init_lora_weights"], "lora"))
+        if began.changes_base:
+            lora.abstract(began, params)  # no kernel has more singular vectors than its smaller side
+            if base.is_abstract:
+                raise UserError(f"init_lora_weights={began.init!r} took something out of the base, whose values are needed")
+    adapters = _filled(stored, _places(base, described, stored, spec), shapes, base, folder)
+    return lora.plain(params, adapters, _beginning(adapters, began, params), began) if began.changes_base else (adapters, spec)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Puts the file before what is wrong with it."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from error
-    adapters = _filled(
-        base.without_copies(stored, folder), dict(base.places(described, dora=spec.dora)), lora.abstract(spec, params), folder
-    )
-    init = peft_config.INITS[config["init_lora_weights"]]
-    if init == "lora":
-        return adapters, spec
-    if base.is_abstract:
-        raise UserError(f"{folder / CONFIG}: init_lora_weights={init!r} took something out of the base, whose values are needed")
-    began = dataclasses.replace(spec, init=init)
-    return lora.plain(params, adapters, _beginning(adapters, began, params), began)
+        raise UserError(f"{file}: {error}") from error
+
+
+def _places(base: Base, described: Resolved, stored: Mapping[str, np.ndarray], spec: lora.Spec) -> dict[str, Place]:
+    """Where each tensor belongs. What the head has as well as the embedding it is tied to need not be stored twice."""
+    places = base.places(described, dora=spec.dora)
+    return {name: place for name, place in places if name in stored or not base.head or split(name)[0] != base.head}
 
 
 def _beginning(adapters: lora.Adapters, spec: lora.Spec, params: trees.Tree) -> lora.Adapters:
@@ -158,157 +170,11 @@ def _beginning(adapters: lora.Adapters, spec: lora.Spec, params: trees.Tree) -> 
     return jax.tree.map(jnp.asarray, began)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Base:
-    """The model that an adapter is for: `where[name] = (path, layer)` of each tensor, by its name in the torch model.
-
-    `transposed` are the paths of parameters that lie the other way round there.
-    """
-
-    params: trees.Tree
-    tied: bool
-    where: dict[str, tuple[str, int | None]]
-    transposed: frozenset[str]
-    table: Table
-
-    @classmethod
-    def of(cls, model: Decoder | Encoder, params: trees.Tree) -> _Base:
-        table = TABLES[model.config.family]
-        entries = table.tensors(params)
-        where = {name: (entry.path, layer) for name, (entry, layer) in entries.items()}
-        transposed = frozenset(entry.path for entry, _ in entries.values() if entry.transpose)
-        return cls(params, isinstance(model, Decoder) and model.config.tied, where, transposed, table)
-
-    def named_as_in(self, stored: Iterable[str]) -> _Base:
-        """The same under the names of an adapter's file, whose writer may have seen the base as a part of a larger one."""
-        swaps = {}
-        for name in stored:
-            for pattern, replacement in self.table.renamed:
-                if found := re.match(pattern, name.removeprefix(_PREFIX)):
-                    swaps[replacement] = found[0]
-        where = self.where
-        for ours, theirs in swaps.items():
-            where = {theirs + name.removeprefix(ours) if name.startswith(ours) else name: place for name, place in where.items()}
-        return dataclasses.replace(self, where=where)
-
-    @property
-    def modules(self) -> list[str]:
-        """Those that can have an adapter."""
-        return [name.removesuffix(".weight") for name, (path, _) in self.where.items() if path.endswith(("/kernel", "/embedding"))]
-
-    @property
-    def embedding(self) -> str:
-        return next((name.removesuffix(".weight") for name, (path, _) in self.where.items() if path == _EMBEDDING), "")
-
-    @property
-    def names(self) -> Names:
-        return Names(self.modules, list(self.where), self.embedding, _TIED_HEAD if self.tied else "")
-
-    @property
-    def is_abstract(self) -> bool:
-        return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params))
-
-    def ties(self, spec: lora.Spec) -> bool:
-        """Whether the adapter changes an embedding that is the head as well."""
-        return self.tied and (_EMBEDDING in lora.ranks(spec, self.params) or _EMBEDDING in lora.trained(spec, self.params))
-
-    def refuse_dora(self, described: Resolved, spec: lora.Spec) -> None:
-        heads = {f"{_TIED_HEAD}.weight"} | {
-            name for name, (path, _) in self.where.items() if path == _HEAD or (self.tied and path == _EMBEDDING)
-        }
-        if spec.dora and (found := [module for module in described.ranks if f"{module}.weight" in heads]):
-            raise UserError(f"DoRA beside '{found[0]}' is not supported: a head has a length per token in PEFT and per dimension here")
-
-    def without_copies(self, stored: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-        """`stored` without the copies of the base's own tables that PEFT keeps beside an adapter of them.
-
-        Raises `UserError` if one is of another base (where this one is not abstract, by its numbers).
-        """
-        leaves, rest = trees.flatten(self.params), {}
-        for name, array in stored.items():
-            module = name.removeprefix(_PREFIX).removesuffix(".base_layer.weight")
-            path = _EMBEDDING if self.tied and module == _TIED_HEAD else self.where.get(f"{module}.weight", ("", None))[0]
-            if not name.endswith(".base_layer.weight") or not path.endswith("/embedding"):
-                rest[name] = array
-            elif array.shape != (wanted := leaves[path].shape):
-                raise UserError(f"{folder}: tensor '{name}' has shape {list(array.shape)}, this base has {list(wanted)}")
-            elif not self.is_abstract and not np.allclose(array, np.asarray(leaves[path], np.float32), rtol=2**-7, atol=1e-6):  # bfloat16's
-                raise UserError(f"{folder}: tensor '{name}' is not the table of this base; was it trained beside another?")
-        return rest
-
-    def described(self, spec: lora.Spec) -> Resolved:
-        ranks, alphas, trained = lora.ranks(spec, self.params), lora.alphas(spec, self.params), lora.trained(spec, self.params)
-        own = {}
-        for module in self.modules:
-            path, layer = self.where[f"{module}.weight"]
-            if path in ranks and (rank := _at(ranks[path], layer)):
-                own[module] = (int(rank), float(_at(alphas[path], layer)))
-        in_full = frozenset(name for name, (path, _) in self.where.items() if path in trained)
-        return Resolved(
-            {name: rank for name, (rank, _) in own.items()}, {name: alpha for name, (_, alpha) in own.items()}, in_full, spec.token_rows
-        )
-
-    def spec(self, described: Resolved, given: lora.Spec) -> lora.Spec:
-        """`given` with the targets, patterns and what is trained in full that give just what is `described`."""
-        leaves = trees.flatten(self.params)
-        ranks: dict[str, np.ndarray] = {}
-        alphas: dict[str, np.ndarray] = {}
-        for module, rank in described.ranks.items():
-            path, layer = self.where[f"{module}.weight"]
-            stacked = leaves[path].shape[:-2]
-            ranks.setdefault(path, np.zeros(stacked, int))[() if layer is None else layer] = rank
-            alphas.setdefault(path, np.zeros(stacked))[() if layer is None else layer] = described.alphas[module]
-        trained = {self.where[name][0] for name in described.trained}
-        if halves := [name for name, (path, _) in self.where.items() if path in trained and name not in described.trained]:
-            raise UserError(f"modules_to_save takes some layers and not '{halves[0]}': a parameter is trained in all layers or none")
-        in_full = f"^({'|'.join(sorted(trained))})$" if trained else ""
-        fields = {"rslora": given.rslora, "dora": given.dora, "dropout": given.dropout}
-        return lora.explicit(ranks, alphas, given.rank, given.alpha, trained=in_full, token_rows=described.token_rows, **fields)
-
-    def places(self, described: Resolved, *, dora: bool) -> Iterator[tuple[str, _Place]]:
-        """`(name, place)` of each tensor of the adapter that is `described`."""
-        leaves = trees.flatten(self.params)
-        for module, rank in described.ranks.items():
-            path, layer = self.where[f"{module}.weight"]
-            n_in, n_out = leaves[path].shape[-2:]
-            a, b = _Place(path, layer, "a", (rank, n_in), True), _Place(path, layer, "b", (n_out, rank), True)
-            if path == _HEAD:
-                yield from self._of_head(module, a, b)
-            elif path.endswith("/embedding"):
-                yield from ((f"{_PREFIX}{module}.lora_embedding_A", a), (f"{_PREFIX}{module}.lora_embedding_B", b))
-                if self.tied and path == _EMBEDDING:
-                    yield from self._of_head(_TIED_HEAD, a, b)
-            else:
-                yield from ((f"{_PREFIX}{module}.lora_A.weight", a), (f"{_PREFIX}{module}.lora_B.weight", b))
-            if dora:
-                yield f"{_PREFIX}{module}.lora_magnitude_vector", _Place(path, layer, "magnitude", (n_out,), False)
-        for name in sorted(described.trained):
-            path, layer = self.where[name]
-            shape = leaves[path].shape[0 if layer is None else 1 :]
-            transpose = path in self.transposed
-            place = _Place(path, layer, path.rpartition("/")[2], shape[::-1] if transpose else shape, transpose)
-            yield f"{_PREFIX}{name}", place
-            if self.tied and path == _EMBEDDING:
-                yield f"{_PREFIX}{_TIED_HEAD}.weight", place
-        if n := len(described.token_rows):
-            name = f"{_PREFIX}{self.embedding}.token_adapter.trainable_tokens_delta"
-            yield name, _Place(_EMBEDDING, None, "rows", (n, leaves[_EMBEDDING].shape[1]), False)
-
-    def _of_head(self, module: str, a: _Place, b: _Place) -> Iterator[tuple[str, _Place]]:
-        """A head is a linear layer there, with the tokens as its outputs."""
-        yield f"{_PREFIX}{module}.lora_A.weight", b._replace(shape=b.shape[::-1], transpose=False)
-        yield f"{_PREFIX}{module}.lora_B.weight", a._replace(shape=a.shape[::-1], transpose=False)
-
-
-def _at(array: Any, layer: int | None) -> Any:
-    return array if layer is None else array[layer]
-
-
 def _read(folder: Path) -> dict[str, np.ndarray]:
     has_safetensors = any(folder.glob(f"{STEM}*.safetensors*"))
     if not has_safetensors and (pickles := sorted(folder.glob(f"{STEM}*.bin"))):
         raise UserError(f"{pickles[0]} is a pickle, which can run code: it is not opened. Save the adapter as safetensors")
-    stored = {name: np.asarray(tensor[...], np.float32) for name, tensor in safetensors_in.read_tensors(folder, STEM)}
+    stored = {name: np.asarray(tensor[...]) for name, tensor in safetensors_in.read_tensors(folder, STEM)}
     _check_finite(stored.items(), str(folder))
     return stored
 
@@ -316,30 +182,41 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 def _check_finite(tensors: Iterable[tuple[str, np.ndarray]], source: str) -> None:
     for name, tensor in tensors:
         if not np.isfinite(tensor).all():
-            raise UserError(f"{source}: tensor '{name}' holds NaN or infinity")
+            raise UserError(f"{source}: tensor {name!r} holds NaN or infinity")
 
 
-def _taken(adapters: lora.Adapters, place: _Place) -> np.ndarray:
-    array = np.asarray(_at(adapters[place.path][place.part], place.layer), np.float32)
+def _taken(adapters: lora.Adapters, place: Place) -> np.ndarray:
+    array = np.asarray(at(adapters[place.path][place.part], place.layer), np.float32)
     return np.ascontiguousarray((array.T if place.transpose else array)[tuple(slice(n) for n in place.shape)])
 
 
-def _filled(stored: dict[str, np.ndarray], places: dict[str, _Place], shapes: dict[str, Any], folder: Path) -> lora.Adapters:
+def _filled(
+    stored: Mapping[str, np.ndarray], places: Mapping[str, Place], shapes: Mapping[str, Any], base: Base, folder: Path
+) -> lora.Adapters:
     """An adapter of these shapes, each tensor in its place. Raises `UserError` naming one that is missing, misshapen or has no place."""
-    # Where a layer has no adapter nothing is read: zero factors, and lengths that are never used.
-    fresh = lambda name, leaf: np.full(leaf.shape, name == "magnitude", np.float32)  # noqa: E731
-    adapters = {path: {name: fresh(name, leaf) for name, leaf in parts.items()} for path, parts in shapes.items()}
-    filled: dict[Any, str] = {}
     if extra := [name for name in stored if name not in places]:
-        raise UserError(f"{folder}: tensor '{extra[0]}' has no place in the adapter that {CONFIG} describes for this base")
-    for name, place in places.items():
+        raise UserError(f"{folder}: tensor {extra[0]!r} has no place in the adapter that {CONFIG} describes for this base")
+    for name, place in places.items():  # all of them before any array is made
         if name not in stored:
             raise UserError(f"{folder}: tensor '{name}' is missing, which {CONFIG} asks for with this base")
         if (shape := stored[name].shape) != place.shape:
-            raise UserError(f"{folder}: tensor '{name}' has shape {list(shape)}, this base and {CONFIG} ask for {list(place.shape)}")
-        array = _at(adapters[place.path][place.part], place.layer)
+            resized = "; was its vocabulary resized?" if place.path.endswith("/embedding") and place.part != "rows" else ""
+            raise UserError(
+                f"{folder}: tensor '{name}' has shape {list(shape)}, this base and {CONFIG} ask for {list(place.shape)}{resized}"
+            )
+
+    def fresh(path: str, part: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        # Where a layer has no adapter nothing is read: zero factors, lengths that are never used, or the base's own values.
+        if part in ("a", "b", "magnitude", "rows") or base.is_abstract:
+            return np.full(leaf.shape, part == "magnitude", np.float32)
+        return np.array(base.leaves[path], np.float32)
+
+    adapters = {path: {part: fresh(path, part, leaf) for part, leaf in parts.items()} for path, parts in shapes.items()}
+    filled: dict[Any, str] = {}
+    for name, place in places.items():
+        array = at(adapters[place.path][place.part], place.layer)
         view = (array.T if place.transpose else array)[tuple(slice(n) for n in place.shape)]
         if (twin := filled.setdefault(place[:3], name)) != name and not np.array_equal(view, stored[name]):
-            raise UserError(f"{folder}: tensor '{name}' is not as '{twin}', but the head of this base is tied to its embedding")
+            raise UserError(f"{folder}: tensor '{name}' is not as '{twin}'; {UNTIED}")
         view[...] = stored[name]
     return jax.tree.map(jnp.asarray, adapters)

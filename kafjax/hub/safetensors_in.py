@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from kafjax.core.schema import read
 
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
+_ROWS = 1024
 
 
 class StoredTensor:
@@ -30,19 +32,20 @@ class StoredTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         # Told here, not at opening: what nobody reads, such as BERT's int64 position_ids, may be of any type.
         if (dtype := self._part.get_dtype()) not in DTYPES:
-            raise UserError(f"{self._path}: tensor '{self._name}' is of type {dtype}; only {', '.join(DTYPES)} are read")
+            raise UserError(f"{self._path}: tensor {self._name!r} is of type {dtype}; only {', '.join(DTYPES)} are read")
         try:
             return self._part[index]
         except SafetensorError as error:
-            raise UserError(f"tensor '{self._name}' cannot be read ({error}); copy its file again") from error
+            raise UserError(f"tensor {self._name!r} cannot be read ({error}); copy its file again") from error
 
 
 def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, StoredTensor]]:
     """Yields `(name, tensor)` one at a time, to be read before the next one is asked for.
 
-    They are those of `{stem}.safetensors`, or of the shards that `{stem}.safetensors.index.json` names. Raises `UserError` naming a
-    file that is missing, truncated or corrupt, and a tensor that is not where the index says; reading one that is not of
-    floating-point numbers raises it too (quantised checkpoints are not read).
+    They are those of `{stem}.safetensors`. Without that file they are those of the shards that `{stem}.safetensors.index.json` names:
+    as in transformers, an index beside a single file is a leftover. Raises `UserError` naming a file that is missing, truncated or
+    corrupt, and a tensor that is not where the index says; reading one that is not of floating-point numbers raises it too (quantised
+    checkpoints are not read).
     """
     index = folder / f"{stem}.safetensors.index.json"
     for file_name, promised in _files(folder / f"{stem}.safetensors", index).items():
@@ -51,11 +54,31 @@ def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, Store
             with safe_open(path, framework="numpy") as file:
                 names = list(file.keys())
                 if lost := sorted(promised - set(names)):
-                    raise UserError(f"{index}: names tensor '{lost[0]}' in {file_name}, which does not hold it")
+                    raise UserError(f"{index}: names tensor {lost[0]!r} in {file_name}, which does not hold it")
                 for name in names:
                     yield name, StoredTensor(path, name, file.get_slice(name))
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from error
+
+
+def equal(folder: Path, one: str, other: str) -> bool:
+    """Whether two matrices of a folder are of one shape and hold the same numbers; a thousand rows are read at a time.
+
+    Raises `UserError` as `read_tensors` does.
+    """
+    with _opened(folder, one) as a, _opened(folder, other) as b:
+        if a.shape != b.shape or len(a.shape) != 2:
+            return False
+        parts = (slice(start, min(start + _ROWS, a.shape[0])) for start in range(0, a.shape[0], _ROWS))
+        return all(np.array_equal(np.asarray(a[part], np.float32), np.asarray(b[part], np.float32)) for part in parts)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str) -> Iterator[StoredTensor]:
+    for found, tensor in read_tensors(folder):
+        if found == name:
+            yield tensor  # whose file is open as long as this loop stands here
+            return
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +91,10 @@ class _Index:
 def _files(single: Path, index: Path) -> dict[str, set[str]]:
     """The files with tensors, and of each the tensors that the index promises."""
     folder = single.parent
-    if not index.exists():
-        if not single.exists():
-            raise UserError(f"{folder}: no {single.name} and no {index.name} in it")
+    if single.exists():
         return {single.name: set()}
+    if not index.exists():
+        raise UserError(f"{folder}: no {single.name} and no {index.name} in it")
     weight_map = read(_Index, index).weight_map
     _refuse_repeated(index)
     files: dict[str, set[str]] = {}
@@ -90,7 +113,7 @@ def _refuse_repeated(path: Path) -> None:
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := [key for key, n in collections.Counter(key for key, _ in items).items() if n > 1]:
-            raise UserError(f"{path}: names '{repeated[0]}' twice")
+            raise UserError(f"{path}: names {repeated[0]!r} twice")
         return dict(items)
 
     json.loads(path.read_bytes(), object_pairs_hook=pairs)

@@ -4,7 +4,7 @@ from kafjax.lora import lanes
 from kafjax.lora.arithmetic import compress, weighted_sum
 from kafjax.lora.files import load, save
 from kafjax.lora.spec import INITS, PRESETS, VARIANTS, Spec, alphas, count, explicit, ranks, scales, trained, variant
-from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, plain, residual
+from kafjax.lora.transform import Adapters, abstract, attach, axes, drift, init, merge, plain, residual, shapes
 
 __all__ = [
     "INITS",
@@ -29,6 +29,7 @@ __all__ = [
     "residual",
     "save",
     "scales",
+    "shapes",
     "trained",
     "variant",
     "weighted_sum",

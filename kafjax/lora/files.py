@@ -56,9 +56,8 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})")
     try:
-        # JSON has no tuples.
-        spec = Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(metadata["spec"]).items()})
-    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+        spec = _spec(json.loads(metadata.get("spec", "")))
+    except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path}: its spec cannot be read ({error})") from error
     _check_finite(tensors, str(path))
     adapters: Adapters = {}
@@ -70,6 +69,15 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return adapters, spec
+
+
+def _spec(stored: Any) -> Spec:
+    """A spec from its JSON. Raises `UserError` for a field that there is none of, and for values as `Spec` does."""
+    if not isinstance(stored, dict):
+        raise UserError("it is not a JSON object")
+    if unknown := sorted(set(stored) - {field.name for field in dataclasses.fields(Spec)}):
+        raise UserError(f"it has a field {unknown[0]!r:.80}, which this version does not know")
+    return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})  # JSON has no tuples
 
 
 def _check_finite(tensors: dict[str, np.ndarray], source: str) -> None:

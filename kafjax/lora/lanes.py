@@ -24,7 +24,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.lora.spec import Spec
 from kafjax.lora.spec import scales as scales_of
-from kafjax.lora.transform import abstract
+from kafjax.lora.transform import shapes
 from kafjax.ops.linear import AdapterSlots, LoRAWeight
 
 Layout = dict[str, dict[str, jax.ShapeDtypeStruct]]
@@ -52,7 +52,7 @@ def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = 
     kernels, targets = trees.flatten(params), {}
     for spec in specs:
         check(spec)
-        for path, pair in abstract(spec, params).items():
+        for path, pair in shapes(spec, params).items():
             if path.endswith("embedding"):
                 raise UserError(f"targets={spec.targets!r} adapt '{path}', which all lanes look up as one table; train that alone")
             targets[path] = max(targets.get(path, 0), pair["a"].shape[-1])

@@ -82,9 +82,7 @@ class Spec(Config):
         "LoRA: regular expression of parameters to train in full beside the adapters, and save with them.",
         flag="train_also",
     )
-    token_rows: tuple[int, ...] = option(
-        (), "LoRA: ids of tokens whose rows of the embedding are trained in full.", least=0, added=True
-    )
+    token_rows: tuple[int, ...] = option((), "LoRA: ids of tokens whose rows of the embedding are trained in full.", least=0, added=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,12 +67,15 @@ its path as `{its name: array}`."""
 
 
 def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes and dtypes of `init(spec, params, key)`; `params` may be abstract too. Raises `UserError` as `init` does."""
+    """Shapes and dtypes of `init(spec, params, key)`; `params` may be abstract too. Raises `UserError` as `init` does.
+
+    A finished adapter may be of a higher rank than one that is trained here: its shapes are those of `shapes`.
+    """
     leaves = trees.flatten(params)
     for path, rank in ranks(spec, params).items():
         if rank.max() > min(leaves[path].shape[-2:]):
             raise UserError(f"LoRA rank={rank.max()} is above min(in, out) of '{path}', a kernel {list(leaves[path].shape[-2:])}")
-    return _shapes(spec, params)
+    return shapes(spec, params)
 
 
 def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
@@ -145,7 +148,7 @@ def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec:
 
 def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
     """Raises `UserError` naming the first path where `adapters` are not what `spec` makes for the base `params`."""
-    expected = _shapes(spec, params)
+    expected = shapes(spec, params)
     for path in [*expected, *adapters]:
         if path not in adapters:
             raise UserError(f"the adapter has nothing for '{path}', which targets={spec.targets!r} asks for")
@@ -232,7 +235,11 @@ def _name(path: str) -> str:
     return path.split("/")[-1]
 
 
-def _shapes(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def shapes(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes and dtypes of any adapter of `spec`, whatever its rank; `params` may be abstract too.
+
+    Raises `UserError` for a fault of `spec` on this base.
+    """
     leaves = trees.flatten(params)
 
     def parts(path: str, width: int) -> dict[str, jax.ShapeDtypeStruct]:

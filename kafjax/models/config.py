@@ -35,6 +35,8 @@ class DecoderConfig:
       eos_id: written behind a text in training, and ends a reply; None where the file names none (`text_end` asks for it).
       also_eos_ids: end a reply, too: the end of a turn in a chat.
       family: the model_type of config.json. Nothing is computed by it: it names the form to be written in.
+      multimodal: this is the text part of a multimodal model, whose modules adapters name as they lie there. It is written as a
+        text model.
 
     Raises:
       UserError: a layer slides and there is no window, or `sliding` has another length than `n_layers`.
@@ -68,6 +70,7 @@ class DecoderConfig:
     eos_id: int | None = 1
     also_eos_ids: tuple[int, ...] = ()
     family: str = "gemma3_text"
+    multimodal: bool = False
 
     def __post_init__(self) -> None:
         if len(self.sliding) != self.n_layers:
@@ -102,7 +105,7 @@ class DecoderConfig:
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` of the family. Raises `UserError` if the switches are not set as in that family."""
         config = families.write(dataclasses.asdict(self))
-        read = DecoderConfig.from_hf(config)
+        read = dataclasses.replace(DecoderConfig.from_hf(config), multimodal=self.multimodal)
         for field in dataclasses.fields(self):
             if (ours := getattr(self, field.name)) != (theirs := getattr(read, field.name)):
                 raise UserError(f"a model with {field.name}={ours!r} is no {self.family}, which has {theirs!r}: it cannot be written")

@@ -137,7 +137,7 @@ def _gemma3_multimodal(config: Config) -> dict[str, Any]:
     if not isinstance(text, dict):
         raise UserError("config.json has no 'text_config'; is this the folder of a Gemma 3?")
     outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if config.get(key) is not None}
-    return read({**_GEMMA3_DEFAULTS, **text, **outer, "model_type": "gemma3_text"})
+    return {**read({**_GEMMA3_DEFAULTS, **text, **outer, "model_type": "gemma3_text"}), "multimodal": True}
 
 
 def _gemma3_sliding(config: Config) -> list[bool]:

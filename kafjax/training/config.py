@@ -73,11 +73,7 @@ class TrainConfig(Config):
     freeze_embedding: bool = option(
         True, "Full fine-tuning: leave the embedding (and an untied head) as it is; it is most of a small model."
     )
-    lora_plus: float = option(
-        1.0, "LoRA: the learning rate of b is so many times that of the rest (LoRA+; 2 to 16).", above=0
-    )
+    lora_plus: float = option(1.0, "LoRA: the learning rate of b is so many times that of the rest (LoRA+; 2 to 16).", above=0)
     loss_chunk: int = option(256, "Training: most rows of logits alive at once on a device.", least=1, identity=False)
     checkpoint_every: int = option(0, "Training: steps between checkpoints; 0 for none.", least=0, identity=False)
-    seed: int = option(
-        0, "Seed of the generated corpus, data order, adapter start and sampling.", least=0, most=2**31 - 1
-    )
+    seed: int = option(0, "Seed of the generated corpus, data order, adapter start and sampling.", least=0, most=2**31 - 1)

@@ -303,7 +303,8 @@ def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: T
             data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))
     return rundir.config_hash(
         {
-            "model": dataclasses.asdict(model.config),
+            # Without what is at its default, so that a switch for another family leaves the checkpoints of this one readable.
+            "model": {f.name: value for f in dataclasses.fields(model.config) if (value := getattr(model.config, f.name)) != f.default},
             "dtype": str(np.dtype(model.dtype)),
             "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
             "quantised": format_of(params),

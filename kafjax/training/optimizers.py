@@ -82,9 +82,7 @@ def make(
     their own. Raises `KeyError` for another name.
     """
     make_rule = {
-        "adamw": lambda: optax.adamw(
-            schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed, mu_dtype=momentum_dtype
-        ),
+        "adamw": lambda: optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed, mu_dtype=momentum_dtype),
         "adafactor": lambda: _adafactor(schedule, weight_decay),
         "muon": lambda: muon(
             schedule,

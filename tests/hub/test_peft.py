@@ -299,13 +299,13 @@ def refused(bases, folder, family="gemma3_text") -> str:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("bias", "all"),
-        ("fan_in_fan_out", True),
+        ("bias", "some"),
         ("lora_bias", True),
         ("use_qalora", True),
-        ("eva_config", {"rho": 2.0}),
-        ("corda_config", {"x": 1}),
-        ("loftq_config", {"loftq_bits": 4}),
+        ("kasa_config", {"beta": 0.1}),
+        ("monteclora_config", {"num_samples": 2}),
+        ("arrow_config", {"top_k": 2}),
+        ("eva_config", [2.0]),
         ("megatron_config", {"x": 1}),
         ("alora_invocation_tokens", [1, 2]),
         ("layer_replication", [[0, 2], [1, 3]]),
@@ -316,25 +316,33 @@ def refused(bases, folder, family="gemma3_text") -> str:
         ("task_type", "SEQ_CLS"),
         ("init_lora_weights", "pissa_niter_4"),
         ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", ["pissa"]),
+        ("init_lora_weights", 1),
         ("target_modules", ["qkv_proj"]),
         ("target_modules", None),
         ("target_modules", "(q_proj"),
         ("target_modules", [1]),
         ("layers_to_transform", "1"),
         ("modules_to_save", ["classifier"]),
-        ("modules_to_save", ["layers.1.input_layernorm"]),
         ("trainable_token_indices", {"lm_head": [1]}),
         ("rank_pattern", [4]),
         ("rank_pattern", {"q_proj": 0}),
         ("alpha_pattern", {"q_proj": "x"}),
+        ("r", None),
+        ("r", 2**40),
+        ("r", True),
         ("lora_alpha", 0),
+        ("lora_alpha", 10**400),
+        ("layers_to_transform", [-1]),
         ("lora_dropout", 1.5),
         ("use_dora", "yes"),
     ],
 )
 def test_a_field_that_is_not_computed_is_refused_by_name(bases, saved, field, value):
     rewrite(saved, **{field: value})
-    names = {"lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target_modules|regular expression"}
+    names = {"target_modules": "target_modules|regular expression"}
     assert re.search(names.get(field, field), refused(bases, saved))
 
 
@@ -349,8 +357,8 @@ def test_an_unknown_field_that_is_off_is_no_matter(bases, saved, value):
 
 def test_ranks_that_no_kernel_can_have_are_refused(bases, saved):
     rewrite(saved, r=0)
-    assert "rank=0" in refused(bases, saved)
-    rewrite(saved, r=25)
+    assert "r=0 must be a whole number from 1" in refused(bases, saved)
+    rewrite(saved, r=25, init_lora_weights="pissa")
     assert "rank=25 is above min(in, out) of 'layers/attn/q_proj/kernel'" in refused(bases, saved)
 
 
