@@ -24,11 +24,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
+from experiments import build
+from experiments.configs import Export
 from kafjax import hub, lora
 from kafjax.core import trees
-from kafjax.core.errors import UserError, run_main
+from kafjax.core.errors import UserError
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import read_object
 from kafjax.models import Decoder
@@ -39,46 +40,38 @@ ADAPTER = "adapter.safetensors"
 N_TOKENS = 32  # that the merged model is tried on
 N_SHOWN = 5  # parameters, those that the rounding moves most
 
-flags.DEFINE_string("run", None, "Folder of a run of experiments.finetune, of a lane, or of a method of a comparison.")
-flags.DEFINE_string("adapter", None, "Instead of --run: a file adapter.safetensors, or a folder in PEFT's format, or ORG/NAME of the hub.")
-flags.DEFINE_string("model", None, "The base: gemma3-270m, a folder, or ORG/NAME of the hub (default: what the run was trained on).")
-flags.DEFINE_enum("format", "peft", ["peft", "merged", "kafjax"], "peft: a folder; merged: a model's folder; kafjax: one file.")
-flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of a merged model's weights.")
-flags.DEFINE_string("base_name", "", "How transformers knows the base, such as google/gemma-3-270m; kept in PEFT's configuration.")
-flags.DEFINE_string("out", None, "Folder (or, of kafjax, file) to make; must not exist.")
 
-
-def _main(_: list[str]) -> None:
-    values = flags.FLAGS
-    for flag in ("out", "run", "adapter"):
-        if "://" in (values[flag].value or ""):
-            raise UserError(f"--{flag}: buckets cannot be read or written here; give a folder of this machine, or one mounted on it")
-    if not values.out:
+def run(config: Export) -> None:
+    """Writes the export. Raises `UserError` for anything that the user can mend, before a file is written wherever it can be known."""
+    if not config.out:
         raise UserError("say where to: --out=FOLDER")
-    if (out := Path(values.out)).is_file() or (out.is_dir() and any(out.iterdir())):
+    if (out := Path(config.out)).is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or delete it")
-    path, name = _source()
+    path, name = _source(config)
     with waiting("model", f"loading {name}"):
         model, params = hub.load_decoder(name)
-    trained = None if values.run is None else Path(values.run)
+    trained = None if config.run is None else Path(config.run)
     if path.name != ADAPTER and not (path / "adapter_config.json").is_file() and _has_weights(path):
-        _export_full(out, model, hub.load_trained(path, params), name, model_card(_base_name(name), "transformers", trained, None))
+        card = model_card(_base_name(name), "transformers", trained, None)
+        _save(out, model, _cast(hub.load_trained(path, params), config.dtype), name, card)
         return
     adapters, spec = hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
-    if values.format == "kafjax":
+    if config.format == "kafjax":
         lora.save(out, adapters, spec)
         print(f"{out}: read it with kafjax.lora.load")
-    elif values.format == "peft":
-        card = model_card(values.base_name or _base_name(name), "peft", trained, spec)
-        hub.save_peft(out, adapters, spec, model, params, base_name=values.base_name, card=card)
+    elif config.format == "peft":
+        card = model_card(config.base_name or _base_name(name), "peft", trained, spec)
+        hub.save_peft(out, adapters, spec, model, params, base_name=config.base_name, card=card)
         print(f"{out}: read it with peft.PeftModel.from_pretrained(base, {str(out)!r})")
     else:
-        _merge(out, model, params, adapters, spec, name, model_card(_base_name(name), "transformers", trained, spec))
+        merged, drift = _merge(model, params, adapters, spec, config.dtype)
+        _save(out, model, merged, name, model_card(_base_name(name), "transformers", trained, spec))
+        print(drift)
 
 
-def _source() -> tuple[Path, str]:
-    """The adapter and the name of its base."""
-    run, adapter, model = flags.FLAGS.run, flags.FLAGS.adapter, flags.FLAGS.model
+def _source(config: Export) -> tuple[Path, str]:
+    """Finds the adapter, or the folder of whole weights, and the name of its base."""
+    run, adapter, model = config.run, config.adapter, config.model
     if (run is None) == (adapter is None):
         raise UserError("say what to export: either --run=runs/NAME or --adapter=FILE")
     if adapter is not None:
@@ -90,11 +83,11 @@ def _source() -> tuple[Path, str]:
         path = Path(run)
         if not _has_weights(path):
             raise UserError(f"nothing was trained in {run}: it holds no adapter and no weights; train with python -m experiments.finetune")
-        if flags.FLAGS.format != "merged":
+        if config.format != "merged":
             raise UserError(f"{run} holds whole weights, which are no adapter; export them with --format=merged")
     if model is None:
-        config = next((file for folder in (Path(run), *Path(run).parents[:2]) if (file := folder / "config.json").is_file()), None)
-        model = read_object(config).get("model") if config else None
+        stored = next((file for folder in (Path(run), *Path(run).parents[:2]) if (file := folder / "config.json").is_file()), None)
+        model = read_object(stored).get("model") if stored else None
         if not isinstance(model, str):
             raise UserError(f"{run} has no config.json that names the model; say --model=")
     return path, model
@@ -102,12 +95,6 @@ def _source() -> tuple[Path, str]:
 
 def _has_weights(folder: Path) -> bool:
     return any(folder.glob("weights*.safetensors"))
-
-
-def _export_full(out: Path, model: Decoder, params: trees.Tree, name: str, card: str) -> None:
-    """Writes a model that was trained in full."""
-    dtype = DTYPES[flags.FLAGS.dtype]
-    _save(out, model, _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), params)), name, card)
 
 
 def _base_name(name: str) -> str:
@@ -120,33 +107,32 @@ def _save(out: Path, model: Decoder, params: trees.Tree, name: str, card: str) -
     print(f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}")
 
 
-def _finite(params: trees.Tree) -> trees.Tree:
-    for path, leaf in trees.flatten(params).items():
+def _cast(params: trees.Tree, dtype: str) -> trees.Tree:
+    """Rounds the parameters to a type of `DTYPES`. Raises `UserError` for one that has no finite value there."""
+    cast = jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), params)
+    for path, leaf in trees.flatten(cast).items():
         if not bool(jnp.isfinite(leaf).all()):
-            raise UserError(f"'{path}' has no finite {flags.FLAGS.dtype}; merge into float32 or bfloat16")
-    return params
+            raise UserError(f"'{path}' has no finite {dtype}; merge into float32 or bfloat16")
+    return cast
 
 
-def _merge(
-    out: Path, model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, name: str, card: str
-) -> None:
-    dtype = DTYPES[flags.FLAGS.dtype]
+def _merge(model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, dtype: str) -> tuple[trees.Tree, str]:
+    """Adds the adapter to the weights and rounds them; returns them with what the rounding costs, in lines for the terminal."""
     exact = lora.merge(params, adapters, spec)
-    merged = _finite(jax.tree.map(lambda leaf: leaf.astype(dtype), exact))
-    _save(out, model, merged, name, card)
+    merged = _cast(exact, dtype)
     rows = sorted(_drift(params, exact, merged, adapters), key=lambda row: row[1], reverse=True)
-    print(f"\nDrift by rounding to {flags.FLAGS.dtype}, largest of {len(rows)} parameters:\n  of weights   of update    parameter")
-    for path, of_weights, of_update in rows[:N_SHOWN]:
-        print(f"  {of_weights:.2e}     {of_update:.2e}     {path}")
+    lines = [f"\nDrift by rounding to {dtype}, largest of {len(rows)} parameters:", "  of weights   of update    parameter"]
+    lines += [f"  {of_weights:.2e}     {of_update:.2e}     {path}" for path, of_weights, of_update in rows[:N_SHOWN]]
     tokens = jax.random.randint(jax.random.key(0), (1, N_TOKENS), 0, model.config.vocab_size)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
     base, with_adapter, with_merged = map(jax.jit(lambda p: model.apply(p, tokens)), (params, lora.attach(params, adapters, spec), rounded))
     off, moved = (float(jnp.abs(with_adapter - other).max()) for other in (with_merged, base))
-    print(f"  logits of {N_TOKENS} random tokens: off by {off:.2e} at most; the adapter moves them by up to {moved:.2e}")
+    lines.append(f"  logits of {N_TOKENS} random tokens: off by {off:.2e} at most; the adapter moves them by up to {moved:.2e}")
+    return merged, "\n".join(lines)
 
 
 def _drift(params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: Iterable[str]) -> list[tuple[str, float, float]]:
-    """Of each changed parameter, `max |cast - exact|` as a share of `max |exact|` and of the largest change."""
+    """Returns for each changed parameter `max |cast - exact|` as a share of `max |exact|` and of the largest change."""
     flat = [trees.flatten(tree) for tree in (params, exact, merged)]
 
     def of(path: str) -> tuple[str, float, float]:
@@ -158,7 +144,7 @@ def _drift(params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: I
 
 
 def main() -> None:
-    run_main(_main)
+    build.start(Export, run)
 
 
 if __name__ == "__main__":
