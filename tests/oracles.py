@@ -42,6 +42,7 @@ TINY_PLAIN = {  # of the other families
     "max_position_embeddings": 256,
     "bos_token_id": 2,
     "eos_token_id": 1,
+    "pad_token_id": None,
 }
 FAMILIES = {
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
@@ -49,6 +50,8 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, TINY_PLAIN),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, TINY_PLAIN),
+    "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, TINY_PLAIN),
+    "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, {**TINY_PLAIN, "sliding_window": 5}),
 }
 TINY_BERT = {
     "vocab_size": 67,

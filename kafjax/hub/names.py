@@ -93,6 +93,8 @@ LLAMA = Table(
     entries=(*_DECODER, *_scales({"mlp_norm": "post_attention_layernorm"})),
     unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq"),
 )
+_OLMO_NORMS = {"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
+OLMO = Table(entries=(*_DECODER, *_scales(_OLMO_NORMS)), unused=LLAMA.unused)
 
 _GGUF_NORMS = {
     "final_norm": "output_norm",
@@ -148,5 +150,8 @@ BERT = Table(
     renamed=((r"^bert\.", ""),),
 )
 
-TABLES = {"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "bert": BERT}
+TABLES = {
+    **{"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
+    **{"olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
+}
 """By the model_type of `config.json`."""

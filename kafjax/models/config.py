@@ -9,7 +9,7 @@ from kafjax.core.errors import UserError
 from kafjax.models import families
 from kafjax.models.families import count, refuse
 from kafjax.models.settings import check_settings
-from kafjax.ops.rope import Llama3Stretch
+from kafjax.ops.rope import Stretch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,9 @@ class DecoderConfig:
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
       attention_scale: of queries times keys.
       norm_offset: RMS norms multiply by `norm_offset + scale`.
-      post_norms: another norm behind attention and MLP, before the sum.
-      qk_norm: queries and keys are normed per head.
+      pre_norms: a norm before attention and MLP.
+      post_norms: a norm behind attention and MLP, before the sum.
+      qk_norm: queries and keys are normed: per head, or with `wide_qk_norm` over all heads together.
       activation: of the gate, "gelu_tanh" or "silu".
       qkv_bias, o_bias: biases of those projections.
       scale_embedding: embeddings are multiplied by sqrt(hidden_size).
@@ -52,12 +53,14 @@ class DecoderConfig:
     rope_theta: float = 1e6
     rope_theta_sliding: float | None = 1e4
     rope_factor: float = 1.0
-    rope_stretch: Llama3Stretch | None = None
+    rope_stretch: Stretch | None = None
     attention_scale: float = 256**-0.5
     norm_eps: float = 1e-6
     norm_offset: float = 1.0
+    pre_norms: bool = True
     post_norms: bool = True
     qk_norm: bool = True
+    wide_qk_norm: bool = False
     activation: str = "gelu_tanh"
     qkv_bias: bool = False
     o_bias: bool = False
@@ -82,7 +85,7 @@ class DecoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` of the family. Raises `UserError` if the switches are not set as in that family."""
-        config = families.write(dataclasses.asdict(self))
+        config = families.write(vars(self))
         read = DecoderConfig.from_hf(config)
         for field in dataclasses.fields(self):
             if (ours := getattr(self, field.name)) != (theirs := getattr(read, field.name)):

@@ -1,13 +1,14 @@
-"""One decoder for Gemma 3, Llama 3, Qwen 2.5 and 3, and Mistral: embed -> layers -> norm -> logits.
+"""One decoder for the families of `families`, from Gemma 3 to OLMo 3: embed -> layers -> norm -> logits.
 
-The families differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
+They differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
 arXiv:2503.19786) the parameters are
 
     params = {"embed":      {"embedding": [V, D]},
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
               "final_norm": {"scale": [D]}}
 
-and others have no post-norms or no q/k norms, biases, or a `"head": {"embedding": [V, D]}` where the embedding does not make the logits.
+and others have no norms before or after, no q/k norms, biases, or a `"head": {"embedding": [V, D]}` where the embedding does not make
+the logits.
 
 Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, V vocabulary, L layers.
 """
@@ -52,7 +53,7 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, with or without an RMS norm of each head's queries and keys before the rotation."""
+    """Grouped-query attention. Before the rotation there may be an RMS norm of queries and keys, of each head or of all together."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         D, H, K, Dh = cfg.hidden_size, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
@@ -60,15 +61,16 @@ class Attention(nnx.Module):
         self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
         self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
         self.o_proj = Projection(H * Dh, D, ("heads", "embed"), bias=cfg.o_bias, rngs=rngs)
-        self.q_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
-        self.k_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
-        self.head_dim, self.scale = Dh, cfg.attention_scale
+        self.q_norm = _norm(cfg, *((H * Dh, "heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
+        self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
+        self.head_dim, self.scale, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.wide_qk_norm
 
     def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
-        q = constrain(rotate(_normed(self.q_norm, heads(self.q_proj(x_BxTxD))), angles), ("batch", "length", "heads", None))
+        normed = lambda norm, y: heads(_normed(norm, y)) if self.wide_qk_norm else _normed(norm, heads(y))  # noqa: E731
+        q = constrain(rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles), ("batch", "length", "heads", None))
         # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
-        k = constrain(rotate(_normed(self.k_norm, heads(self.k_proj(x_BxTxD))), angles), ("batch", None, "kv_heads", None))
+        k = constrain(rotate(normed(self.k_norm, self.k_proj(x_BxTxD)), angles), ("batch", None, "kv_heads", None))
         v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
         if past_kv is not None:
             out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale)
@@ -100,18 +102,18 @@ def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before and, in Gemma, a norm after."""
+    """Attention and MLP, each with a norm before, after, or both."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
-        self.attn_norm, self.attn_post_norm = _norm(cfg), _norm(cfg, present=cfg.post_norms)
-        self.mlp_norm, self.mlp_post_norm = _norm(cfg), _norm(cfg, present=cfg.post_norms)
+        self.attn_norm, self.mlp_norm = (_norm(cfg, present=cfg.pre_norms) for _ in range(2))
+        self.attn_post_norm, self.mlp_post_norm = (_norm(cfg, present=cfg.post_norms) for _ in range(2))
         self.attn = Attention(cfg, rngs)
         self.mlp = MLP(cfg, rngs)
 
     def __call__(self, x, angles, mask, past_kv, past_mask, constrain, attention):
-        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask, constrain, attention)
+        attended, kv = self.attn(_normed(self.attn_norm, x), angles, mask, past_kv, past_mask, constrain, attention)
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
-        return x + _normed(self.mlp_post_norm, constrain(self.mlp(self.mlp_norm(x), constrain), RESIDUAL)), kv
+        return x + _normed(self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL)), kv
 
 
 class Ends(nnx.Module):

@@ -7,6 +7,8 @@ Each family is one way to set the decoder's switches:
     mistral       as llama, with a sliding window in every layer or in none
     qwen2         as llama, with biases on q, k and v
     qwen3         as llama, with q/k norms
+    olmo2         as llama, but norms after attention and MLP alone, and q/k norms over all heads together
+    olmo3         as olmo2, with a sliding window in some layers
 
 A setting that the decoder does not compute is refused by its name. Defaults are transformers'.
 """
@@ -17,10 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
+from kafjax.models.ropes import Config, read_rope, written_rope
 from kafjax.models.settings import check_settings
-from kafjax.ops.rope import Llama3Stretch
-
-Config = Mapping[str, Any]
 
 # Of the text part of a multimodal Gemma 3, whose files leave out what is the default.
 _GEMMA3_DEFAULTS = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
@@ -72,7 +72,7 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         "eos_token_id": [fields["eos_id"], *fields["also_eos_ids"]] if fields["also_eos_ids"] else fields["eos_id"],
         "tie_word_embeddings": fields["tied"],
         "rope_theta": fields["rope_theta"],
-        "rope_scaling": _written_scaling(fields),
+        "rope_scaling": written_rope(fields),
         "sliding_window": fields["window"],
     }
     kinds = ["sliding_attention" if sliding else "full_attention" for sliding in fields["sliding"]]
@@ -81,8 +81,12 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(fields["attention_scale"] ** -2)}
         return config
     config["hidden_act"] = "silu"
-    if family in ("llama", "qwen3"):
+    if family in ("llama", "qwen3", "olmo2", "olmo3"):
         config["attention_bias"] = fields["o_bias"]
+    if family == "olmo3":  # its ropes have to be told by kind of layer
+        full = {"rope_type": "default", "rope_theta": config.pop("rope_theta"), **(config.pop("rope_scaling") or {})}
+        sliding = {"rope_type": "default", "rope_theta": fields["rope_theta_sliding"]}
+        config |= {"layer_types": kinds, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
     if family in ("qwen2", "qwen3"):
         config |= {"layer_types": kinds, "use_sliding_window": fields["window"] is not None}
     return config
@@ -108,17 +112,12 @@ def refuse(config: Config, supported: Config) -> None:
 
 def _gemma3(config: Config) -> dict[str, Any]:
     refuse(config, {"hidden_activation": "gelu_pytorch_tanh"})
-    ropes = config.get("rope_parameters") or {}
-    full, local = ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
-    if (kind := _rope_type(local)) != "default":
-        raise UserError(f"config.json: rope_type='{kind}' is not supported for sliding_attention layers (only 'default')")
+    full, local = _ropes_by_kind(config)
     scaling = config.get("rope_scaling") or full
-    if _rope_type(scaling) == "llama3":
-        raise UserError("config.json: rope_type='llama3' is not supported for gemma3_text (default, linear)")
     bias = bool(config.get("attention_bias"))
     return {
         **_shape(config, count(config, "head_dim")),
-        **_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6))),
+        **read_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6)), allowed=("default", "linear")),
         **_layers(config, count(config, "sliding_window"), _gemma3_sliding(config)),
         "family": "gemma3_text",
         "rope_theta_sliding": float(local.get("rope_theta", config.get("rope_local_base_freq", 1e4))),
@@ -132,6 +131,14 @@ def _gemma3(config: Config) -> dict[str, Any]:
     }
 
 
+def _ropes_by_kind(config: Config) -> tuple[Config, Config]:
+    """Ropes of full and of sliding layers. Raises `UserError` where sliding ones are scaled."""
+    ropes = config.get("rope_parameters") or {}
+    full, local = ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
+    read_rope(config, local, 1.0, allowed=("default",), whose="sliding_attention layers")
+    return full, local
+
+
 def _gemma3_multimodal(config: Config) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict):
@@ -141,7 +148,7 @@ def _gemma3_multimodal(config: Config) -> dict[str, Any]:
 
 
 def _gemma3_sliding(config: Config) -> list[bool]:
-    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
     return [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
 
 
@@ -167,6 +174,26 @@ def _qwen3(config: Config) -> dict[str, Any]:
     return {**_qwen({"head_dim": 128, **config}), "qk_norm": True, "qkv_bias": bias, "o_bias": bias}
 
 
+def _olmo2(config: Config) -> dict[str, Any]:
+    bias = bool(config.get("attention_bias"))
+    refuse(config, {"clip_qkv": None})
+    defaults = {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": 50279}
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "wide_qk_norm": True}
+    return {**_plain({**defaults, **config}, max_length=2048), **norms, "qkv_bias": bias, "o_bias": bias}
+
+
+def _olmo3(config: Config) -> dict[str, Any]:
+    full, local = _ropes_by_kind(config)
+    scaling = {**full, **(config.get("rope_scaling") or {})}
+    sliding = [(i + 1) % 4 != 0 for i in range(count(config, "num_hidden_layers"))]
+    return {
+        **_olmo2({**config, "rope_parameters": None, "rope_scaling": None}),
+        **read_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 5e5))),
+        **_layers(config, config.get("sliding_window", 4096), sliding),
+        "rope_theta_sliding": float(local.get("rope_theta", 5e5)),  # whatever "rope_theta" says, as in transformers
+    }
+
+
 def _qwen(config: Config) -> dict[str, Any]:
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     first = config.get("max_window_layers", 28)
@@ -182,6 +209,8 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "mistral": _mistral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "olmo2": _olmo2,
+    "olmo3": _olmo3,
 }
 _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
@@ -189,11 +218,13 @@ _ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
 }
 
 
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
-    """What llama, mistral and the qwens have in common; `max_length` where the file has none."""
+    """What all but the Gemmas have in common; `max_length` where the file has none."""
     refuse(config, {"hidden_act": "silu"})
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % n_heads:
@@ -202,10 +233,9 @@ def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if nested := {"full_attention", "sliding_attention"} & set(scaling):
         raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {config['model_type']}")
-    refuse({"model_type": config["model_type"], **scaling}, {"partial_rotary_factor": 1.0})
     return {
         **_shape({"num_key_value_heads": n_heads, **_given(config)}, head_dim),
-        **_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", 1e4))),
+        **read_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", 1e4))),
         **_PLAIN,
         "sliding": (False,) * count(config, "num_hidden_layers"),
         "window": None,
@@ -262,34 +292,3 @@ def _eos(config: Config) -> dict[str, Any]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids):
         raise UserError(f"config.json: eos_token_id={given!r} must be tokens of the vocabulary of {vocab_size}")
     return {"eos_id": ids[0], "also_eos_ids": tuple(ids[1:])}
-
-
-def _rope_type(rope: Config) -> str:
-    return rope.get("rope_type", rope.get("type", "default"))  # older files say "type"
-
-
-def _rope(config: Config, scaling: Config, theta: float) -> dict[str, Any]:
-    kind = _rope_type(scaling)
-    if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"config.json: rope_type='{kind}' is not supported (default, linear, llama3)")
-    for key in {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}[kind]:
-        if key not in scaling:
-            raise UserError(f"config.json: rope_type='{kind}' needs a '{key}'")
-    stretch = None
-    if kind == "llama3":
-        original = scaling.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-        stretch = Llama3Stretch(float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"]), int(original))
-    factor = float(scaling["factor"]) if kind != "default" else 1.0
-    return {"rope_theta": float(theta), "rope_factor": factor, "rope_stretch": stretch}
-
-
-def _written_scaling(fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    if (stretch := fields["rope_stretch"]) is not None:
-        return {
-            "rope_type": "llama3",
-            "factor": fields["rope_factor"],
-            "low_freq_factor": stretch["low"],
-            "high_freq_factor": stretch["high"],
-            "original_max_position_embeddings": stretch["original_length"],
-        }
-    return None if fields["rope_factor"] == 1 else {"rope_type": "linear", "factor": fields["rope_factor"]}

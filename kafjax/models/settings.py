@@ -6,7 +6,7 @@ that no machine holds is refused at once, not when its arrays are made.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +26,15 @@ _COUNTS = {
     "sliding_window_pattern": 10_000,
     "_sliding_window_pattern": 10_000,
     "type_vocab_size": 2**16,
+    "no_rope_layer_interval": 10_000,
 }
 """Whole numbers above 0, and the highest that is read."""
 _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"}
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor")
-_POSITIVE += ("low_freq_factor", "high_freq_factor")
-_SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder")
+_POSITIVE += ("low_freq_factor", "high_freq_factor", *_OPTIONAL)
+_MAY_BE_NULL.update(_OPTIONAL)
+_SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder", "use_sliding_window", "truncate")
 _MAY_BE_NULL |= {"attention_bias", "mlp_bias"}  # which transformers takes for false
 _ROPES = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
 
@@ -51,9 +54,9 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNTS[key]:
                 raise UserError(f"{where}: {key}={_shown(value)} must be a whole number from 1 to {_COUNTS[key]}")
         elif key in _POSITIVE:
-            if key == "rope_theta" and value is None and theta_is_nested:
+            if value is None and (key in _MAY_BE_NULL or (key == "rope_theta" and theta_is_nested)):
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not (0 < value < math.inf):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
                 raise UserError(f"{where}: {key}={_shown(value)} must be a number above 0")
         elif key in _SWITCHES:
             if not isinstance(value, bool) and not (value is None and key in _MAY_BE_NULL):
@@ -61,6 +64,9 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
         elif key == "bos_token_id":
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise UserError(f"{where}: {key}={_shown(value)} must be a token's number, or null")
+        elif key == "no_rope_layers":
+            if value is not None and not (isinstance(value, list) and all(entry in (0, 1) for entry in value)):
+                raise UserError(f"{where}: {key}={_shown(value)} must be a list of 0 and 1")
         elif key == "layer_types":
             if value is not None and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
                 raise UserError(f"{where}: {key}={_shown(value)} must be a list of names")

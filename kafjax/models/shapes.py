@@ -11,7 +11,7 @@ from typing import Any
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.models.config import DecoderConfig
-from kafjax.ops.rope import Llama3Stretch
+from kafjax.ops.rope import Llama3Stretch, YarnStretch
 
 
 def named(name: str) -> DecoderConfig:
@@ -64,6 +64,11 @@ def _qwen25(vocab_size: int, *sizes: int, head_dim: int, max_length: int, **swit
     return _plain("qwen2", vocab_size, *sizes, head_dim=head_dim, max_length=max_length, qkv_bias=True, **ids, **switches)
 
 
+def _olmo(family: str, vocab_size: int, *sizes: int, **switches: Any) -> DecoderConfig:
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "wide_qk_norm": True}
+    return _plain(family, vocab_size, *sizes, rope_theta=5e5, bos_id=None, eos_id=100_257, **norms, **switches)
+
+
 _MULTIMODAL = {"window": 1024, "vocab_size": 262_208, "rope_factor": 8.0, "max_length": 131_072, "also_eos_ids": (106,)}
 
 # Sizes are hidden, MLP, layers, query heads, key heads.
@@ -89,5 +94,11 @@ CONFIGS: dict[str, DecoderConfig] = {
     "mistral-7b": _plain(
         *("mistral", 32_000, 4096, 14_336, 32, 32, 8),
         **{"sliding": (True,) * 32, "window": 4096, "rope_theta": 1e4, "norm_eps": 1e-5, "bos_id": 1, "eos_id": 2},
+    ),
+    "olmo2-7b": _olmo("olmo2", 100_352, 4096, 11_008, 32, 32, 32, max_length=4096),
+    "olmo3-7b": _olmo(
+        *("olmo3", 100_278, 4096, 11_008, 32, 32, 32),
+        **{"sliding": (True, True, True, False) * 8, "window": 4096, "rope_theta_sliding": 5e5, "max_length": 65_536},
+        **{"rope_factor": 8.0, "rope_stretch": YarnStretch(1.0, 32.0, 8192, attention_factor=1.2079441541679836)},
     ),
 }

@@ -29,6 +29,8 @@ from kafjax.models import CONFIGS, Decoder, DecoderConfig
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0, "original_max_position_embeddings": 12}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12, "rope_theta": 100.0, "beta_fast": 1.0}
+YARN |= {"beta_slow": 0.1, "mscale": 2.0, "mscale_all_dim": 0.5}
 # Of each family what the others do not have, so that nothing that has to be written is at its default.
 OVERRIDES = {
     "gemma3_text": {"attention_bias": True},
@@ -36,6 +38,8 @@ OVERRIDES = {
     "mistral": {"sliding_window": 3, "head_dim": 16},
     "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "num_key_value_heads": 1},
     "qwen3": {"attention_bias": True, "head_dim": 4, "eos_token_id": [1, 7]},
+    "olmo2": {"attention_bias": True, "rope_parameters": YARN},
+    "olmo3": {"sliding_window": 3, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_theta": 50.0}}},
 }
 
 

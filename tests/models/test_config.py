@@ -45,6 +45,7 @@ def test_old_and_new_forms_mean_what_transformers_makes_of_them(overrides):
     assert [not s for s in ours.sliding] == [kind == "full_attention" for kind in normalised["layer_types"]]
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -62,6 +63,11 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}),
         ("qwen3", {"head_dim": None, "eos_token_id": [5, 7]}),
         ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("qwen3", {"rope_scaling": YARN, "rope_theta": 1e6}),
+        ("qwen2", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "rope_theta": 1e6, "truncate": False}}),
+        ("olmo2", {"rope_theta": 5e5, "attention_bias": True}),
+        ("olmo3", {"num_hidden_layers": 9}),
+        ("olmo3", {"rope_scaling": {**YARN, "attention_factor": 1.2}, "rope_theta": 77.0, "sliding_window": 3}),
     ],
     ids=str,
 )
@@ -76,10 +82,10 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
         assert ours.max_length == hf.max_position_embeddings
         assert (ours.n_kv_heads, ours.tied) == (hf.num_key_value_heads, hf.tie_word_embeddings)
         assert ours.head_dim == getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-        rope = hf.rope_parameters
+        rope = hf.rope_parameters.get("full_attention", hf.rope_parameters)
         assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
         assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
-        if family in ("qwen2", "qwen3"):
+        if family in ("qwen2", "qwen3", "olmo3"):
             assert [kind == "sliding_attention" for kind in hf.layer_types] == list(ours.sliding)
             assert ours.window == hf.sliding_window
 
@@ -135,6 +141,9 @@ def test_numbers_that_a_file_leaves_out_are_transformers_defaults():
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "sliding_attention"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"full_attention": {"mrope_section": [1, 1, 2]}}}, "mrope_section"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
         ({"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -153,7 +162,11 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
     [
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2.0}}}, "yarn"),
+        ("olmo3", {"layer_types": ["full_attention"] * 3}, "layer_types"),
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),

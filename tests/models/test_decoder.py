@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
+from oracles import FAMILIES, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 
 from kafjax.core import trees
+from kafjax.hub.names import TABLES
+from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Cache, DecoderConfig
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -19,6 +21,9 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 # Half of the waves are kept or partly kept, the longer ones divided; 16 tokens are more than the original 12.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}
 STRETCHED = {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 12, "rope_theta": 100.0}}
+# Between the numbers 0 and 3 of the four frequencies the share that is kept falls; the attention factor is a ratio.
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 12, "rope_theta": 100.0, "beta_fast": 1.0, "beta_slow": 0.1}
+STRETCHED_BY_YARN = {"rope_parameters": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5}}
 DIVIDED = {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}}
 
 # Each switch of the configuration: what transformers is told, and the field here that has to carry it.
@@ -65,6 +70,15 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         "qwen3",
         {"attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "layer_types": [FULL, SLIDING] * 2},
         {"attention_scale": 1.0},
+    ),
+    "qwen3: YaRN": ("qwen3", STRETCHED_BY_YARN, {"rope_stretch": None}),
+    "olmo2: no norms before": ("olmo2", {"num_key_value_heads": 4, "head_dim": 4}, {"norm_offset": 1.0}),
+    "olmo2: biases, tied, stretched": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True, **STRETCHED}, {"rope_stretch": None}),
+    "olmo3: three layers slide": ("olmo3", {"sliding_window": 3}, {"sliding": (False,) * 4}),
+    "olmo3: YaRN, but not where it slides": (
+        "olmo3",
+        {"layer_types": [FULL, SLIDING] * 2, "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 50.0}}},
+        {"rope_theta_sliding": None},
     ),
 }
 
@@ -125,8 +139,8 @@ def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
         assert jnp.max(jnp.abs(quick_jit(other.apply)(params, tokens) - logits)) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
-def test_gradient_equals_torch(family, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
     hf, model, params = load_tiny(tmp_path, family)
     tokens = random_tokens(2, (2, 16), 101)
     ids = torch.tensor(np.asarray(tokens)).long()
@@ -137,18 +151,11 @@ def test_gradient_equals_torch(family, tmp_path):
         log_p = jax.nn.log_softmax(model.apply(params, tokens)[:, :-1])
         return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).sum()
 
-    grads = trees.flatten(quick_jit(gradient)(params))
-    assert_close(grads["embed/embedding"], hf.model.embed_tokens.weight.grad, 1e-4)
-    for i, layer in enumerate(hf.model.layers):
-        assert_close(grads["layers/attn/q_proj/kernel"][i], layer.self_attn.q_proj.weight.grad.T, 1e-4)
-        assert_close(grads["layers/attn_norm/scale"][i], layer.input_layernorm.weight.grad, 1e-4)
-        assert_close(grads["layers/mlp/gate_proj/kernel"][i], layer.mlp.gate_proj.weight.grad.T, 1e-4)
-        assert_close(grads["layers/mlp/down_proj/kernel"][i], layer.mlp.down_proj.weight.grad.T, 1e-4)
-        if family == "gemma3_text":
-            assert_close(grads["layers/attn/k_norm/scale"][i], layer.self_attn.k_norm.weight.grad, 1e-4)
-            assert_close(grads["layers/mlp_post_norm/scale"][i], layer.post_feedforward_layernorm.weight.grad, 1e-4)
-    if family == "llama":
-        assert_close(grads["head/embedding"], hf.lm_head.weight.grad, 1e-4)
+    theirs = {name: parameter.grad for name, parameter in hf.named_parameters()}
+    ours = dict(hf_tensors(quick_jit(gradient)(params), TABLES[family]))
+    assert ours.keys() == theirs.keys()
+    for name, grad in ours.items():
+        assert_close(grad, theirs[name], 1e-4)
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "llama"])
@@ -196,6 +203,8 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
         ("mistral", {"sliding_window": 3}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
         ("qwen3", {}),
+        ("olmo2", {}),
+        ("olmo3", {"sliding_window": 3}),
     ],
 )
 def test_cached_decoding_equals_the_full_forward_in_every_family(family, overrides, tmp_path):

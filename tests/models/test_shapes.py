@@ -26,6 +26,8 @@ PUBLISHED = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
     "mistral-7b": 7_241_732_096,
+    "olmo2-7b": 7_298_617_344,
+    "olmo3-7b": 7_298_011_136,
 }
 # With the vision tower and its projector (a matrix from 1152 and a norm over 1152), which the files hold, too.
 MULTIMODAL = {"gemma3-4b": 4_300_079_472, "gemma3-12b": 12_187_325_040, "gemma3-27b": 27_432_406_640}
