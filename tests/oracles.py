@@ -50,6 +50,7 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, TINY_PLAIN),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, TINY_PLAIN),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, {**TINY_PLAIN, "no_rope_layers": [1, 0, 1, 0]}),
     "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, TINY_PLAIN),
     "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, {**TINY_PLAIN, "sliding_window": 5}),
 }

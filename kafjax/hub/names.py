@@ -152,6 +152,6 @@ BERT = Table(
 
 TABLES = {
     **{"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
-    **{"olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
+    **{"smollm3": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
 }
 """By the model_type of `config.json`."""

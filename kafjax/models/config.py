@@ -19,6 +19,7 @@ class DecoderConfig:
     Attributes:
       sliding: for each layer, whether it sees only the last `window` tokens.
       window: may be None where no layer slides.
+      rotated: for each layer, whether its queries and keys turn with their positions; None if all do.
       rope_theta: base of the rotary frequencies.
       rope_theta_sliding: base in sliding layers, unscaled; None where they turn as the others do.
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
@@ -38,7 +39,7 @@ class DecoderConfig:
       family: the model_type of config.json. Nothing is computed by it: it names the form to be written in.
 
     Raises:
-      UserError: a layer slides and there is no window, or `sliding` has another length than `n_layers`.
+      UserError: a layer slides and there is no window, or `sliding` or `rotated` has another length than `n_layers`.
     """
 
     vocab_size: int
@@ -50,6 +51,7 @@ class DecoderConfig:
     head_dim: int
     sliding: tuple[bool, ...]
     window: int | None
+    rotated: tuple[bool, ...] | None = None
     rope_theta: float = 1e6
     rope_theta_sliding: float | None = 1e4
     rope_factor: float = 1.0
@@ -73,8 +75,9 @@ class DecoderConfig:
     family: str = "gemma3_text"
 
     def __post_init__(self) -> None:
-        if len(self.sliding) != self.n_layers:
-            raise UserError(f"`sliding` names {len(self.sliding)} layers, there are {self.n_layers}")
+        for name in ("sliding", "rotated"):
+            if (layers := getattr(self, name)) is not None and len(layers) != self.n_layers:
+                raise UserError(f"`{name}` names {len(layers)} layers, there are {self.n_layers}")
         if any(self.sliding) and self.window is None:
             raise UserError("a layer slides, and there is no window")
 

@@ -210,13 +210,16 @@ class Decoder:
         angles = _angles(cfg, positions_BxT)
 
         def layer(x, scanned):
-            layer_params, sliding, layer_past = scanned
+            layer_params, sliding, rotated, layer_past = scanned
             # Of a pair (for full layers, for sliding ones); where all layers take the same there is nothing to choose.
             pick = lambda pair: jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)  # noqa: E731
             past_mask = None if past_masks is None else pick(past_masks)
-            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask, self.constrain, self.attention)
+            turn = pick(angles)
+            if rotated is not None:
+                turn = jax.tree.map(lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0))
+            return self._layer.module(layer_params)(x, turn, pick(masks), layer_past, past_mask, self.constrain, self.attention)
 
-        scanned = (params["layers"], jnp.array(cfg.sliding), past)
+        scanned = (params["layers"], jnp.array(cfg.sliding), None if cfg.rotated is None else jnp.array(cfg.rotated), past)
         x, kv = jax.lax.scan(rematerialised(layer, self.remat), x, scanned, unroll=cfg.n_layers if self.unroll else 1)
         return ends.final_norm(x), kv
 

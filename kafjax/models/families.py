@@ -9,6 +9,7 @@ Each family is one way to set the decoder's switches:
     qwen3         as llama, with q/k norms
     olmo2         as llama, but norms after attention and MLP alone, and q/k norms over all heads together
     olmo3         as olmo2, with a sliding window in some layers
+    smollm3       as llama, with layers that have no rotary positions
 
 A setting that the decoder does not compute is refused by its name. Defaults are transformers'.
 """
@@ -80,14 +81,16 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         config |= {"layer_types": kinds, "rope_local_base_freq": fields["rope_theta_sliding"], "attention_bias": fields["o_bias"]}
         config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(fields["attention_scale"] ** -2)}
         return config
-    config["hidden_act"] = "silu"
-    if family in ("llama", "qwen3", "olmo2", "olmo3"):
+    config |= {"hidden_act": "silu", "pad_token_id": None}  # some families' default is a token that a smaller vocabulary lacks
+    if family in ("llama", "qwen3", "olmo2", "olmo3", "smollm3"):
         config["attention_bias"] = fields["o_bias"]
     if family == "olmo3":  # its ropes have to be told by kind of layer
         full = {"rope_type": "default", "rope_theta": config.pop("rope_theta"), **(config.pop("rope_scaling") or {})}
         sliding = {"rope_type": "default", "rope_theta": fields["rope_theta_sliding"]}
         config |= {"layer_types": kinds, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
-    if family in ("qwen2", "qwen3"):
+    if family == "smollm3":
+        config["no_rope_layers"] = [int(rotated) for rotated in fields["rotated"]]
+    if family in ("qwen2", "qwen3", "smollm3"):
         config |= {"layer_types": kinds, "use_sliding_window": fields["window"] is not None}
     return config
 
@@ -194,6 +197,25 @@ def _olmo3(config: Config) -> dict[str, Any]:
     }
 
 
+def _smollm3(config: Config) -> dict[str, Any]:
+    refuse(config, {"mlp_bias": False})
+    n_layers, bias = count(config, "num_hidden_layers"), bool(config.get("attention_bias"))
+    given, interval = config.get("no_rope_layers"), config.get("no_rope_layer_interval", 4)
+    if given is not None and len(given) < n_layers:
+        raise UserError(f"config.json: no_rope_layers lists {len(given)} layers, num_hidden_layers says {n_layers}")
+    rotated = [(i + 1) % interval != 0 for i in range(n_layers)] if given is None else [entry == 1 for entry in given[:n_layers]]
+    window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
+    ids = {"bos_token_id": 128_000, "eos_token_id": 128_001}
+    defaults = {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6, **ids}
+    return {
+        **_plain({**defaults, **config}, max_length=32768),
+        **_layers(config, window, [window is not None and not turns for turns in rotated]),
+        "rotated": tuple(rotated),
+        "qkv_bias": bias,
+        "o_bias": bias,
+    }
+
+
 def _qwen(config: Config) -> dict[str, Any]:
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     first = config.get("max_window_layers", 28)
@@ -211,6 +233,7 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "qwen3": _qwen3,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
+    "smollm3": _smollm3,
 }
 _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
@@ -220,6 +243,7 @@ _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 
 

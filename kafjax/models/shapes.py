@@ -95,6 +95,11 @@ CONFIGS: dict[str, DecoderConfig] = {
         *("mistral", 32_000, 4096, 14_336, 32, 32, 8),
         **{"sliding": (True,) * 32, "window": 4096, "rope_theta": 1e4, "norm_eps": 1e-5, "bos_id": 1, "eos_id": 2},
     ),
+    "smollm3-3b": _plain(
+        *("smollm3", 128_256, 2048, 11_008, 36, 16, 4),
+        **{"rotated": (True, True, True, False) * 9, "rope_theta": 5e6, "tied": True, "max_length": 65_536},
+        **{"bos_id": 128_000, "eos_id": 128_012},
+    ),
     "olmo2-7b": _olmo("olmo2", 100_352, 4096, 11_008, 32, 32, 32, max_length=4096),
     "olmo3-7b": _olmo(
         *("olmo3", 100_278, 4096, 11_008, 32, 32, 32),

@@ -65,6 +65,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}),
         ("qwen3", {"rope_scaling": YARN, "rope_theta": 1e6}),
         ("qwen2", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "rope_theta": 1e6, "truncate": False}}),
+        ("smollm3", {"no_rope_layer_interval": 2, "no_rope_layers": None}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 0], "rope_theta": 5e6, "use_sliding_window": True, "sliding_window": 3}),
         ("olmo2", {"rope_theta": 5e5, "attention_bias": True}),
         ("olmo3", {"num_hidden_layers": 9}),
         ("olmo3", {"rope_scaling": {**YARN, "attention_factor": 1.2}, "rope_theta": 77.0, "sliding_window": 3}),
@@ -85,7 +87,8 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
         rope = hf.rope_parameters.get("full_attention", hf.rope_parameters)
         assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
         assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
-        if family in ("qwen2", "qwen3", "olmo3"):
+        assert ours.rotated == (tuple(entry == 1 for entry in hf.no_rope_layers[: ours.n_layers]) if family == "smollm3" else None)
+        if family in ("qwen2", "qwen3", "olmo3", "smollm3"):
             assert [kind == "sliding_attention" for kind in hf.layer_types] == list(ours.sliding)
             assert ours.window == hf.sliding_window
 
@@ -111,9 +114,9 @@ def test_a_configuration_is_written_as_transformers_reads_it(family):
         dataclasses.replace(ours, activation="relu").to_hf()
 
 
-@pytest.mark.parametrize("changes", [{"sliding": (True,)}, {"window": None}])
+@pytest.mark.parametrize("changes", [{"sliding": (True,)}, {"window": None}, {"rotated": (True,)}])
 def test_layers_that_do_not_fit_are_refused(changes):
-    with pytest.raises(UserError, match="slid"):
+    with pytest.raises(UserError, match=r"slid|rotated"):
         dataclasses.replace(CONFIGS["gemma3-270m"], **changes)
 
 
@@ -165,6 +168,9 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "factor"),
         ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
         ("olmo2", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers lists 2 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2, 1]}, "must be a list of 0 and 1"),
+        ("smollm3", {"mlp_bias": True}, "mlp_bias"),
         ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2.0}}}, "yarn"),
         ("olmo3", {"layer_types": ["full_attention"] * 3}, "layer_types"),
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),

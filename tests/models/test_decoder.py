@@ -71,6 +71,12 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         {"attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "layer_types": [FULL, SLIDING] * 2},
         {"attention_scale": 1.0},
     ),
+    "smollm3: layers without positions": ("smollm3", {}, {"rotated": (True, True, True, False)}),
+    "smollm3: untied, biases, a window where positions are missing": (
+        "smollm3",
+        {"tie_word_embeddings": False, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3},
+        {"sliding": (False,) * 4},
+    ),
     "qwen3: YaRN": ("qwen3", STRETCHED_BY_YARN, {"rope_stretch": None}),
     "olmo2: no norms before": ("olmo2", {"num_key_value_heads": 4, "head_dim": 4}, {"norm_offset": 1.0}),
     "olmo2: biases, tied, stretched": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True, **STRETCHED}, {"rope_stretch": None}),
@@ -205,6 +211,7 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
         ("qwen3", {}),
         ("olmo2", {}),
         ("olmo3", {"sliding_window": 3}),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 3}),
     ],
 )
 def test_cached_decoding_equals_the_full_forward_in_every_family(family, overrides, tmp_path):

@@ -22,6 +22,7 @@ FILES = {
     "mistral": {**PLAIN, "sliding_window": 16},
     "qwen2": {**PLAIN, "use_sliding_window": False, "max_window_layers": 2},
     "qwen3": {**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "smollm3": {**PLAIN, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False},
     "olmo2": {**PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.0, "beta_fast": 32.0, "mscale": 1.0}},
     "olmo3": {**PLAIN, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gemma3_text": {**PLAIN, "sliding_window": 16, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
