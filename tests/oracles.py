@@ -46,6 +46,7 @@ TINY_PLAIN = {  # of the other families
 }
 FAMILIES = {
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
+    "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, {**TINY_GEMMA, "attn_logit_softcapping": 2.0}),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, TINY_PLAIN),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, TINY_PLAIN),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),

@@ -151,7 +151,7 @@ BERT = Table(
 )
 
 TABLES = {
-    **{"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
+    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
     **{"smollm3": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
 }
 """By the model_type of `config.json`."""

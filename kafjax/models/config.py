@@ -24,6 +24,7 @@ class DecoderConfig:
       rope_theta_sliding: base in sliding layers, unscaled; None where they turn as the others do.
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
       attention_scale: of queries times keys.
+      attention_cap, logit_cap: bounds of attention scores and of logits (`ops.attention.soft_cap`); None for none.
       norm_offset: RMS norms multiply by `norm_offset + scale`.
       pre_norms: a norm before attention and MLP.
       post_norms: a norm behind attention and MLP, before the sum.
@@ -57,6 +58,8 @@ class DecoderConfig:
     rope_factor: float = 1.0
     rope_stretch: Stretch | None = None
     attention_scale: float = 256**-0.5
+    attention_cap: float | None = None
+    logit_cap: float | None = None
     norm_eps: float = 1e-6
     norm_offset: float = 1.0
     pre_norms: bool = True

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.models.config import DecoderConfig
 from kafjax.models.layers import Embedding, Projection, RMSNorm
 from kafjax.models.remat import rematerialised
 from kafjax.models.split import Split, random_params, split
-from kafjax.ops.attention import attend, attend_fused
+from kafjax.ops.attention import attend, attend_fused, soft_cap
 from kafjax.ops.linear import factors
 from kafjax.ops.rope import rope_angles, rotate
 
@@ -63,7 +64,7 @@ class Attention(nnx.Module):
         self.o_proj = Projection(H * Dh, D, ("heads", "embed"), bias=cfg.o_bias, rngs=rngs)
         self.q_norm = _norm(cfg, *((H * Dh, "heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
         self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
-        self.head_dim, self.scale, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.wide_qk_norm
+        self.head_dim, self.scale, self.cap, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.attention_cap, cfg.wide_qk_norm
 
     def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
@@ -73,11 +74,13 @@ class Attention(nnx.Module):
         k = constrain(rotate(normed(self.k_norm, self.k_proj(x_BxTxD)), angles), ("batch", None, "kv_heads", None))
         v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
         if past_kv is not None:
-            out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale)
+            out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale, self.cap)
         elif attention == "cudnn":
+            if self.cap is not None:
+                raise UserError("cuDNN attention does not cap scores, as this model does; leave --attention at xla")
             out = attend_fused(q, k, v, mask_BxTxT, self.scale)
         else:
-            out = attend(q, [k], [v], [mask_BxTxT], self.scale)
+            out = attend(q, [k], [v], [mask_BxTxT], self.scale, self.cap)
         return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), {"k": k, "v": v}
 
 
@@ -174,10 +177,10 @@ class Decoder:
     def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
         """Final hidden states `[.., D]` -> logits float32 `[.., V]`."""
         product = lambda x, table: jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)  # noqa: E731
-        return sum(product(x, table) for x, table in factors(hidden, self.unembedding(params)))
+        return soft_cap(sum(product(x, table) for x, table in factors(hidden, self.unembedding(params))), self.config.logit_cap)
 
     def unembedding(self, params: trees.Tree) -> Any:
-        """The leaf `[V, D]` whose product with a hidden state makes the logits: the embedding, or the head of an untied model.
+        """The leaf `[V, D]` whose product with a hidden state makes the logits (without their cap): the embedding, or an untied head.
         It may be a `LoRAWeight`."""
         return params["embed" if self.config.tied else "head"]["embedding"]
 

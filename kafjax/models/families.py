@@ -3,6 +3,7 @@
 Each family is one way to set the decoder's switches:
 
     gemma3_text   norms before and after with (1 + w), q/k norms, GELU, scaled embedding, a rotary base for sliding layers
+    gemma2        as gemma3_text, without q/k norms and that base, with caps of attention scores and logits
     llama         norms before, SiLU, rotary frequencies stretched from Llama 3.1 on
     mistral       as llama, with a sliding window in every layer or in none
     qwen2         as llama, with biases on q, k and v
@@ -30,10 +31,9 @@ _NEVER = {  # in any family
     "partial_rotary_factor": 1.0,
     "num_experts": None,
     "num_local_experts": None,
-    "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
     "use_bidirectional_attention": False,
 }
+_UNCAPPED = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
 _PLAIN: dict[str, Any] = {
     "norm_offset": 0.0,
     "post_norms": False,
@@ -77,10 +77,12 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         "sliding_window": fields["window"],
     }
     kinds = ["sliding_attention" if sliding else "full_attention" for sliding in fields["sliding"]]
-    if family == "gemma3_text":
-        config |= {"layer_types": kinds, "rope_local_base_freq": fields["rope_theta_sliding"], "attention_bias": fields["o_bias"]}
+    if family in ("gemma3_text", "gemma2"):
+        config |= {"layer_types": kinds, "attention_bias": fields["o_bias"]}
         config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(fields["attention_scale"] ** -2)}
-        return config
+        if family == "gemma2":
+            return config | {"attn_logit_softcapping": fields["attention_cap"], "final_logit_softcapping": fields["logit_cap"]}
+        return config | {"rope_local_base_freq": fields["rope_theta_sliding"]}
     config |= {"hidden_act": "silu", "pad_token_id": None}  # some families' default is a token that a smaller vocabulary lacks
     if family in ("llama", "qwen3", "olmo2", "olmo3", "smollm3"):
         config["attention_bias"] = fields["o_bias"]
@@ -114,21 +116,45 @@ def refuse(config: Config, supported: Config) -> None:
 
 
 def _gemma3(config: Config) -> dict[str, Any]:
-    refuse(config, {"hidden_activation": "gelu_pytorch_tanh"})
+    refuse(config, _UNCAPPED)
     full, local = _ropes_by_kind(config)
     scaling = config.get("rope_scaling") or full
+    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    return {
+        **_gemma(config, pattern=pattern, max_length=131072),
+        **read_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6)), allowed=("default", "linear")),
+        "rope_theta_sliding": float(local.get("rope_theta", config.get("rope_local_base_freq", 1e4))),
+    }
+
+
+def _gemma2(config: Config) -> dict[str, Any]:
+    config = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, **config}
+    caps = (config.get(key, default) for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)))
+    attention_cap, logit_cap = (None if cap is None else float(cap) for cap in caps)
+    return {
+        **_gemma(config, pattern=2, max_length=8192),
+        **_one_rope(config, 1e4),
+        "rope_theta_sliding": None,
+        "qk_norm": False,
+        "attention_cap": attention_cap,
+        "logit_cap": logit_cap,
+    }
+
+
+def _gemma(config: Config, *, pattern: int, max_length: int) -> dict[str, Any]:
+    """What the Gemmas have in common; one in `pattern` layers sees everything, unless the file names them."""
+    refuse(config, {"hidden_activation": "gelu_pytorch_tanh"})
     bias = bool(config.get("attention_bias"))
+    sliding = [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
     return {
         **_shape(config, count(config, "head_dim")),
-        **read_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6)), allowed=("default", "linear")),
-        **_layers(config, count(config, "sliding_window"), _gemma3_sliding(config)),
-        "family": "gemma3_text",
-        "rope_theta_sliding": float(local.get("rope_theta", config.get("rope_local_base_freq", 1e4))),
+        **_layers(config, count(config, "sliding_window"), sliding),
+        "family": config["model_type"],
         "attention_scale": float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
         "qkv_bias": bias,
         "o_bias": bias,
         "tied": config.get("tie_word_embeddings", True),
-        "max_length": config.get("max_position_embeddings", 131072),
+        "max_length": config.get("max_position_embeddings", max_length),
         "bos_id": config.get("bos_token_id", 2),
         **_eos({"eos_token_id": 1, **config}),
     }
@@ -148,11 +174,6 @@ def _gemma3_multimodal(config: Config) -> dict[str, Any]:
         raise UserError("config.json has no 'text_config'; is this the folder of a Gemma 3?")
     outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if config.get(key) is not None}
     return read({**_GEMMA3_DEFAULTS, **text, **outer, "model_type": "gemma3_text"})
-
-
-def _gemma3_sliding(config: Config) -> list[bool]:
-    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-    return [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
 
 
 def _llama(config: Config) -> dict[str, Any]:
@@ -227,6 +248,7 @@ def _qwen(config: Config) -> dict[str, Any]:
 _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "gemma3_text": _gemma3,
     "gemma3": _gemma3_multimodal,
+    "gemma2": _gemma2,
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
@@ -237,6 +259,7 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
 }
 _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -249,17 +272,14 @@ _ARCHITECTURES = {
 
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
     """What all but the Gemmas have in common; `max_length` where the file has none."""
-    refuse(config, {"hidden_act": "silu"})
+    refuse(config, {"hidden_act": "silu", **_UNCAPPED})
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % n_heads:
         raise UserError(f"config.json: no head_dim, and hidden_size={hidden_size} is no multiple of num_attention_heads={n_heads}")
     head_dim = count({"head_dim": hidden_size // n_heads, **_given(config)}, "head_dim")
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if nested := {"full_attention", "sliding_attention"} & set(scaling):
-        raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {config['model_type']}")
     return {
         **_shape({"num_key_value_heads": n_heads, **_given(config)}, head_dim),
-        **read_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", 1e4))),
+        **_one_rope(config, 1e4),
         **_PLAIN,
         "sliding": (False,) * count(config, "num_hidden_layers"),
         "window": None,
@@ -270,6 +290,14 @@ def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
         "bos_id": config.get("bos_token_id", 1),
         **_eos({"eos_token_id": 2, **config}),
     }
+
+
+def _one_rope(config: Config, theta: float) -> dict[str, Any]:
+    """The rope of all layers; `theta` where the file has none."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if nested := {"full_attention", "sliding_attention"} & set(scaling):
+        raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {config['model_type']}")
+    return read_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", theta)))
 
 
 def _given(config: Config) -> Config:

@@ -29,12 +29,14 @@ _COUNTS = {
     "no_rope_layer_interval": 10_000,
 }
 """Whole numbers above 0, and the highest that is read."""
+_POSITIVE = {"rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor"}
+_POSITIVE |= {"low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor"}
+_POSITIVE |= {"attn_logit_softcapping", "final_logit_softcapping"}
+_NOT_NEGATIVE = {"mscale", "mscale_all_dim"}
+_SWITCHES = {"attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder", "use_sliding_window", "truncate"}
 _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"}
-_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
-_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor")
-_POSITIVE += ("low_freq_factor", "high_freq_factor", *_OPTIONAL)
-_MAY_BE_NULL.update(_OPTIONAL)
-_SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder", "use_sliding_window", "truncate")
+_MAY_BE_NULL |= {"beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor", *_NOT_NEGATIVE}
+_MAY_BE_NULL |= {"attn_logit_softcapping", "final_logit_softcapping"}
 _MAY_BE_NULL |= {"attention_bias", "mlp_bias"}  # which transformers takes for false
 _ROPES = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
 
@@ -53,11 +55,12 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNTS[key]:
                 raise UserError(f"{where}: {key}={_shown(value)} must be a whole number from 1 to {_COUNTS[key]}")
-        elif key in _POSITIVE:
+        elif key in _POSITIVE or key in _NOT_NEGATIVE:
             if value is None and (key in _MAY_BE_NULL or (key == "rope_theta" and theta_is_nested)):
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-                raise UserError(f"{where}: {key}={_shown(value)} must be a number above 0")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not (0 < value <= sys.float_info.max or (value == 0 and key in _NOT_NEGATIVE)):
+                raise UserError(f"{where}: {key}={_shown(value)} must be a number {'above' if key in _POSITIVE else 'from'} 0")
         elif key in _SWITCHES:
             if not isinstance(value, bool) and not (value is None and key in _MAY_BE_NULL):
                 raise UserError(f"{where}: {key}={_shown(value)} must be true or false")

@@ -28,6 +28,15 @@ def _gemma3(*sizes: int, window: int, vocab_size: int = 262_144, **changes: Any)
     return dataclasses.replace(gemma, **changes)
 
 
+def _gemma2(*sizes: int, **switches: Any) -> DecoderConfig:
+    hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
+    return DecoderConfig(
+        *(256_000, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads),
+        **{"sliding": tuple(i % 2 == 0 for i in range(n_layers)), "window": 4096, "rope_theta": 1e4, "rope_theta_sliding": None},
+        **{"qk_norm": False, "attention_cap": 50.0, "logit_cap": 30.0, "max_length": 8192, "family": "gemma2", **switches},
+    )
+
+
 def _plain(family: str, vocab_size: int, *sizes: int, head_dim: int = 128, **switches: Any) -> DecoderConfig:
     hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
     return DecoderConfig(
@@ -78,6 +87,9 @@ CONFIGS: dict[str, DecoderConfig] = {
     "gemma3-4b": _gemma3(2560, 10_240, 34, 8, 4, **_MULTIMODAL),
     "gemma3-12b": _gemma3(3840, 15_360, 48, 16, 8, **_MULTIMODAL),
     "gemma3-27b": _gemma3(5376, 21_504, 62, 32, 16, **_MULTIMODAL, head_dim=128, attention_scale=168**-0.5),
+    "gemma2-2b": _gemma2(2304, 9216, 26, 8, 4, head_dim=256, attention_scale=256**-0.5),
+    "gemma2-9b": _gemma2(3584, 14_336, 42, 16, 8, head_dim=256, attention_scale=256**-0.5),
+    "gemma2-27b": _gemma2(4608, 36_864, 46, 32, 16, head_dim=128, attention_scale=144**-0.5),
     "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, head_dim=64, factor=32.0, tied=True),
     "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, factor=32.0, tied=True),
     "llama3.1-8b": _llama3(4096, 14_336, 32, 32, 8),

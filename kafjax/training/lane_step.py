@@ -91,7 +91,8 @@ def lane_losses(
     size = even_chunk(N // lane_shards * P, chunk)
 
     def group_losses(hidden_PxD, targets_P, weights_P):
-        return summed_and_single_losses(hidden_PxD, model.unembedding(frozen), targets_P, weights_P, size, n_used)
+        table, cap = model.unembedding(frozen), model.config.logit_cap
+        return summed_and_single_losses(hidden_PxD, table, targets_P, weights_P, size, n_used, cap)
 
     groups = tuple(map(grouped, (looked_at_NxSxPxD, batch.targets_SxN, batch.weights_SxN)))
     n_used = used(groups[2])

@@ -52,6 +52,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
+        ("gemma2", {"sliding_window": 3}),
+        ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": 7.0, "query_pre_attn_scalar": 144, "rope_theta": 5e5}),
         ("llama", {}),
         ("llama", {"num_key_value_heads": None, "head_dim": None, "rope_theta": 5e5, "attention_bias": True, "tie_word_embeddings": True}),
         ("llama", {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}),
@@ -88,7 +90,9 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
         assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
         assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
         assert ours.rotated == (tuple(entry == 1 for entry in hf.no_rope_layers[: ours.n_layers]) if family == "smollm3" else None)
-        if family in ("qwen2", "qwen3", "olmo3", "smollm3"):
+        if family == "gemma2":
+            assert (ours.attention_cap, ours.logit_cap) == (hf.attn_logit_softcapping, hf.final_logit_softcapping)
+        if family in ("gemma2", "qwen2", "qwen3", "olmo3", "smollm3"):
             assert [kind == "sliding_attention" for kind in hf.layer_types] == list(ours.sliding)
             assert ours.window == hf.sliding_window
 
@@ -163,6 +167,9 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
+        ("gemma2", {"final_logit_softcapping": -1}, "final_logit_softcapping=-1 must be a number above 0"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
         ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "factor"),

@@ -50,6 +50,17 @@ GEMMA_SWITCHES = {
     "another epsilon": ({"rms_norm_eps": 0.1}, {"norm_eps": 1e-6}),
 }
 SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA_SWITCHES.items()} | {
+    "gemma2: caps that bind": ("gemma2", {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 0.5}, {"attention_cap": 2.0}),
+    "gemma2: a cap of logits alone, large heads": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": 0.5, "head_dim": 16, "query_pre_attn_scalar": 3},
+        {"logit_cap": None},
+    ),
+    "gemma2: no caps, every other layer slides": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None, "sliding_window": 3},
+        {"rope_theta_sliding": 77.0},
+    ),
     "llama: stretched": ("llama", STRETCHED, {"rope_stretch": None}),
     "llama: biases, one large key head, another epsilon": (
         "llama",
@@ -205,6 +216,7 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
+        ("gemma2", {}),
         ("llama", STRETCHED),
         ("mistral", {"sliding_window": 3}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),

@@ -26,6 +26,7 @@ FILES = {
     "olmo2": {**PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.0, "beta_fast": 32.0, "mscale": 1.0}},
     "olmo3": {**PLAIN, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gemma3_text": {**PLAIN, "sliding_window": 16, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma2": {**PLAIN, "sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "bert": {**PLAIN, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "hidden_act": "gelu"},
 }
 JSON = st.recursive(
@@ -72,6 +73,7 @@ def test_any_change_of_a_published_file_is_read_or_refused(family, request):
         ("sliding_window", 0, "must be a whole number from 1"),
         ("rope_scaling", [], "rope_scaling=\\[\\] must be an object"),
         ("rope_scaling", {"rope_type": "linear", "factor": -2}, "rope_scaling: factor=-2 must be a number above 0"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2, "mscale": -1}, "rope_scaling: mscale=-1 must be a number from 0"),
         ("layer_types", "full_attention", "must be a list of names"),
         ("bos_token_id", 1.5, "must be a token's number, or null"),
     ],

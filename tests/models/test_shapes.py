@@ -12,6 +12,9 @@ from kafjax.models import CONFIGS, Decoder, DecoderConfig, named
 PUBLISHED = {
     "gemma3-270m": 268_098_176,
     "gemma3-1b": 999_885_952,
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
     "llama3.1-8b": 8_030_261_248,
