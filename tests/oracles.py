@@ -44,11 +44,15 @@ TINY_PLAIN = {  # of the other families
     "eos_token_id": 1,
     "pad_token_id": None,
 }
+# Four frequencies, of which the share that is kept falls from one to the next; queries grow every five positions.
+YARN = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 100.0, "beta_fast": 1.0, "beta_slow": 0.1, "original_max_position_embeddings": 12}
+GROWING = {**YARN, "original_max_position_embeddings": 5, "llama_4_scaling_beta": 0.5}
 FAMILIES = {
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, {**TINY_GEMMA, "attn_logit_softcapping": 2.0}),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, TINY_PLAIN),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, TINY_PLAIN),
+    "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM, {**TINY_PLAIN, "rope_parameters": GROWING}),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, TINY_PLAIN),
     "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, {**TINY_PLAIN, "no_rope_layers": [1, 0, 1, 0]}),

@@ -84,15 +84,16 @@ _GEMMA_NORMS = {
     "mlp_post_norm": "post_feedforward_layernorm",
 }
 # A head in the file of a tied model is the embedding under another name.
-GEMMA3 = Table(
-    entries=(*_DECODER, *_scales(_GEMMA_NORMS)),
-    unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*"),
-    renamed=((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head\.", "lm_head.")),
-)
+_OF_MULTIMODAL = {
+    "unused": re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*"),
+    "renamed": ((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head\.", "lm_head.")),
+}
+GEMMA3 = Table(entries=(*_DECODER, *_scales(_GEMMA_NORMS)), **_OF_MULTIMODAL)
 LLAMA = Table(
     entries=(*_DECODER, *_scales({"mlp_norm": "post_attention_layernorm"})),
     unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq"),
 )
+MISTRAL = Table(entries=LLAMA.entries, **_OF_MULTIMODAL)
 _OLMO_NORMS = {"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 OLMO = Table(entries=(*_DECODER, *_scales(_OLMO_NORMS)), unused=LLAMA.unused)
 
@@ -151,7 +152,7 @@ BERT = Table(
 )
 
 TABLES = {
-    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
+    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "mistral": MISTRAL, "ministral3": MISTRAL, "qwen2": LLAMA, "qwen3": LLAMA},
     **{"smollm3": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
 }
 """By the model_type of `config.json`."""

@@ -9,7 +9,7 @@ from kafjax.core.errors import UserError
 from kafjax.models import families
 from kafjax.models.families import count, refuse
 from kafjax.models.settings import check_settings
-from kafjax.ops.rope import Stretch
+from kafjax.ops.rope import QueryGrowth, Stretch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class DecoderConfig:
       rope_theta: base of the rotary frequencies.
       rope_theta_sliding: base in sliding layers, unscaled; None where they turn as the others do.
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
+      query_growth: what later queries are multiplied by; None for nothing.
       attention_scale: of queries times keys.
       attention_cap, logit_cap: bounds of attention scores and of logits (`ops.attention.soft_cap`); None for none.
       norm_offset: RMS norms multiply by `norm_offset + scale`.
@@ -57,6 +58,7 @@ class DecoderConfig:
     rope_theta_sliding: float | None = 1e4
     rope_factor: float = 1.0
     rope_stretch: Stretch | None = None
+    query_growth: QueryGrowth | None = None
     attention_scale: float = 256**-0.5
     attention_cap: float | None = None
     logit_cap: float | None = None

@@ -66,10 +66,11 @@ class Attention(nnx.Module):
         self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
         self.head_dim, self.scale, self.cap, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.attention_cap, cfg.wide_qk_norm
 
-    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
+    def __call__(self, x_BxTxD, angles, growth_BxTx1x1, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
         normed = lambda norm, y: heads(_normed(norm, y)) if self.wide_qk_norm else _normed(norm, heads(y))  # noqa: E731
-        q = constrain(rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles), ("batch", "length", "heads", None))
+        q = rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles)
+        q = constrain(q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype), ("batch", "length", "heads", None))
         # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
         k = constrain(rotate(normed(self.k_norm, self.k_proj(x_BxTxD)), angles), ("batch", None, "kv_heads", None))
         v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
@@ -113,8 +114,8 @@ class Layer(nnx.Module):
         self.attn = Attention(cfg, rngs)
         self.mlp = MLP(cfg, rngs)
 
-    def __call__(self, x, angles, mask, past_kv, past_mask, constrain, attention):
-        attended, kv = self.attn(_normed(self.attn_norm, x), angles, mask, past_kv, past_mask, constrain, attention)
+    def __call__(self, x, angles, growth, mask, past_kv, past_mask, constrain, attention):
+        attended, kv = self.attn(_normed(self.attn_norm, x), angles, growth, mask, past_kv, past_mask, constrain, attention)
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
         return x + _normed(self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL)), kv
 
@@ -211,6 +212,7 @@ class Decoder:
         masks = _masks(cfg, positions_BxT, segments_BxT)
         past_masks = None if past is None else _past_masks(cfg, positions_BxT, past["k"].shape[2])
         angles = _angles(cfg, positions_BxT)
+        growth = None if cfg.query_growth is None else cfg.query_growth.at(positions_BxT)
 
         def layer(x, scanned):
             layer_params, sliding, rotated, layer_past = scanned
@@ -220,7 +222,8 @@ class Decoder:
             turn = pick(angles)
             if rotated is not None:
                 turn = jax.tree.map(lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0))
-            return self._layer.module(layer_params)(x, turn, pick(masks), layer_past, past_mask, self.constrain, self.attention)
+            run = self._layer.module(layer_params)
+            return run(x, turn, growth, pick(masks), layer_past, past_mask, self.constrain, self.attention)
 
         scanned = (params["layers"], jnp.array(cfg.sliding), None if cfg.rotated is None else jnp.array(cfg.rotated), past)
         x, kv = jax.lax.scan(rematerialised(layer, self.remat), x, scanned, unroll=cfg.n_layers if self.unroll else 1)

@@ -6,6 +6,7 @@ Each family is one way to set the decoder's switches:
     gemma2        as gemma3_text, without q/k norms and that base, with caps of attention scores and logits
     llama         norms before, SiLU, rotary frequencies stretched from Llama 3.1 on
     mistral       as llama, with a sliding window in every layer or in none
+    ministral3    as mistral, with YaRN, and queries that grow with their position
     qwen2         as llama, with biases on q, k and v
     qwen3         as llama, with q/k norms
     olmo2         as llama, but norms after attention and MLP alone, and q/k norms over all heads together
@@ -21,11 +22,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
-from kafjax.models.ropes import Config, read_rope, written_rope
+from kafjax.models.ropes import Config, read_rope, rope_type, written_rope
 from kafjax.models.settings import check_settings
+from kafjax.ops.rope import QueryGrowth
 
 # Of the text part of a multimodal Gemma 3, whose files leave out what is the default.
 _GEMMA3_DEFAULTS = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
+_MINISTRAL3_ROPE = {  # of a file that has none
+    **{"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+    **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+}
 _NEVER = {  # in any family
     "quantization_config": None,
     "partial_rotary_factor": 1.0,
@@ -86,6 +92,13 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     config |= {"hidden_act": "silu", "pad_token_id": None}  # some families' default is a token that a smaller vocabulary lacks
     if family in ("llama", "qwen3", "olmo2", "olmo3", "smollm3"):
         config["attention_bias"] = fields["o_bias"]
+    if family == "ministral3":  # transformers needs the two numbers of the growth, whether there is one or not
+        rope = {"rope_type": "default", "original_max_position_embeddings": fields["max_length"], **(config.pop("rope_scaling") or {})}
+        growth = fields["query_growth"]
+        if growth is not None:
+            rope["original_max_position_embeddings"] = growth.length
+        rope["llama_4_scaling_beta"] = 0.0 if growth is None else growth.beta
+        config["rope_parameters"] = {**rope, "rope_theta": config.pop("rope_theta")}
     if family == "olmo3":  # its ropes have to be told by kind of layer
         full = {"rope_type": "default", "rope_theta": config.pop("rope_theta"), **(config.pop("rope_scaling") or {})}
         sliding = {"rope_type": "default", "rope_theta": fields["rope_theta_sliding"]}
@@ -169,11 +182,23 @@ def _ropes_by_kind(config: Config) -> tuple[Config, Config]:
 
 
 def _gemma3_multimodal(config: Config) -> dict[str, Any]:
+    return read({**_GEMMA3_DEFAULTS, **_text_config(config), "model_type": "gemma3_text"})
+
+
+def _mistral3_multimodal(config: Config) -> dict[str, Any]:
+    text = {"model_type": "mistral", "tie_word_embeddings": True, **_text_config(config)}
+    if text["model_type"] not in ("mistral", "ministral3"):
+        raise UserError(f"config.json: text_config of model_type '{text['model_type']}' is not supported (mistral, ministral3)")
+    return read(text)
+
+
+def _text_config(config: Config) -> dict[str, Any]:
+    """The text model of a multimodal one. What stands outside counts for it too."""
     text = config.get("text_config")
     if not isinstance(text, dict):
-        raise UserError("config.json has no 'text_config'; is this the folder of a Gemma 3?")
-    outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if config.get(key) is not None}
-    return read({**_GEMMA3_DEFAULTS, **text, **outer, "model_type": "gemma3_text"})
+        raise UserError(f"config.json has no 'text_config'; is this the folder of a {config['model_type']}?")
+    outer = ("bos_token_id", "eos_token_id", "tie_word_embeddings")
+    return text | {key: config[key] for key in outer if config.get(key) is not None}
 
 
 def _llama(config: Config) -> dict[str, Any]:
@@ -187,6 +212,17 @@ def _mistral(config: Config) -> dict[str, Any]:
     window = config.get("sliding_window", 4096)
     n_layers = count(config, "num_hidden_layers")
     return {**_plain({"num_key_value_heads": 8, **config}, max_length=131072), **_layers(config, window, [window is not None] * n_layers)}
+
+
+def _ministral3(config: Config) -> dict[str, Any]:
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or _MINISTRAL3_ROPE)
+    beta, _ = rope.pop("llama_4_scaling_beta", None), rope.pop("max_position_embeddings", None)  # the latter says nothing new
+    length = rope.get("original_max_position_embeddings", config.get("max_position_embeddings") if rope_type(rope) == "yarn" else None)
+    if beta and length is None:
+        raise UserError("config.json: llama_4_scaling_beta needs 'original_max_position_embeddings'")
+    defaults = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 262144}
+    fields = _mistral({**defaults, **config, "rope_scaling": None, "rope_parameters": rope})
+    return fields | {"query_growth": QueryGrowth(float(beta), length) if beta else None}
 
 
 def _qwen2(config: Config) -> dict[str, Any]:
@@ -251,6 +287,8 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "gemma2": _gemma2,
     "llama": _llama,
     "mistral": _mistral,
+    "mistral3": _mistral3_multimodal,
+    "ministral3": _ministral3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "olmo2": _olmo2,
@@ -262,6 +300,7 @@ _ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",

@@ -51,6 +51,18 @@ class YarnStretch:
         return 1 - jnp.clip((jnp.arange(n // 2, dtype=jnp.float32) - first) / ((last - first) or 0.001), 0, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class QueryGrowth:
+    """What queries are multiplied by at a position, `1 + beta * log(1 + floor(position / length))`, as in Llama 4."""
+
+    beta: float
+    length: int
+
+    def at(self, positions_BxT: jax.Array) -> jax.Array:
+        """Returns float32 `[B, T, 1, 1]`."""
+        return 1 + self.beta * jnp.log1p((positions_BxT // self.length).astype(jnp.float32))[..., None, None]
+
+
 Stretch = Llama3Stretch | YarnStretch
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import transformers
-from oracles import FAMILIES, TINY_BERT, TINY_GEMMA, TINY_PLAIN
+from oracles import FAMILIES, GROWING, TINY_BERT, TINY_GEMMA, TINY_PLAIN
 
 from kafjax.core.errors import UserError
 from kafjax.models import CONFIGS, DecoderConfig, EncoderConfig
@@ -61,6 +61,9 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
         ("mistral", {}),
         ("mistral", {"sliding_window": None, "rope_theta": 1e6}),
+        ("ministral3", {"rope_parameters": None}),
+        ("ministral3", {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0}}),
+        ("ministral3", {"rope_parameters": {**GROWING, "rope_type": "default", "factor": 1.0, "max_position_embeddings": 64}}),
         ("qwen2", {"sliding_window": 131072, "use_sliding_window": False}),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}),
         ("qwen3", {"head_dim": None, "eos_token_id": [5, 7]}),
@@ -89,6 +92,8 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
         rope = hf.rope_parameters.get("full_attention", hf.rope_parameters)
         assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
         assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
+        grown = (rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]) if family == "ministral3" else None
+        assert grown == (ours.query_growth and dataclasses.astuple(ours.query_growth))
         assert ours.rotated == (tuple(entry == 1 for entry in hf.no_rope_layers[: ours.n_layers]) if family == "smollm3" else None)
         if family == "gemma2":
             assert (ours.attention_cap, ours.logit_cap) == (hf.attn_logit_softcapping, hf.final_logit_softcapping)
@@ -192,6 +197,10 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("mistral", {"layer_types": ["full_attention"] * 4}, "layer_types"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
+        ("ministral3", {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta needs"),
+        ("mistral", {"rope_parameters": GROWING}, "llama_4_scaling_beta"),
+        ("mistral3", {}, "text_config"),
+        ("mistral3", {"text_config": {"model_type": "mixtral"}}, "mixtral"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),
         ("qwen2", {"eos_token_id": None}, "eos_token_id"),
         ("llama", {"eos_token_id": []}, "eos_token_id"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from oracles import FAMILIES, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
+from oracles import FAMILIES, GROWING, YARN, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 
 from kafjax.core import trees
 from kafjax.hub.names import TABLES
@@ -21,8 +21,6 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 # Half of the waves are kept or partly kept, the longer ones divided; 16 tokens are more than the original 12.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}
 STRETCHED = {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 12, "rope_theta": 100.0}}
-# Between the numbers 0 and 3 of the four frequencies the share that is kept falls; the attention factor is a ratio.
-YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 12, "rope_theta": 100.0, "beta_fast": 1.0, "beta_slow": 0.1}
 STRETCHED_BY_YARN = {"rope_parameters": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5}}
 DIVIDED = {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}}
 
@@ -70,6 +68,12 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
     "llama: tied, positions divided": ("llama", {"tie_word_embeddings": True, **DIVIDED}, {"rope_factor": 1.0}),
     "mistral: window of three, positions divided": ("mistral", {"sliding_window": 3, **DIVIDED}, {"sliding": (False,) * 4}),
     "mistral: no window, small heads": ("mistral", {"sliding_window": None, "head_dim": 4}, {"norm_offset": 1.0}),
+    "ministral3: queries grow": ("ministral3", {"rope_parameters": GROWING}, {"query_growth": None}),
+    "ministral3: and lie in a window": (
+        "ministral3",
+        {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False}},
+        {"rope_stretch": None},
+    ),
     "qwen2: tied": ("qwen2", {"tie_word_embeddings": True}, {"activation": "gelu_tanh"}),
     "qwen2: the last two layers slide": (
         "qwen2",
@@ -219,6 +223,7 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
         ("gemma2", {}),
         ("llama", STRETCHED),
         ("mistral", {"sliding_window": 3}),
+        ("ministral3", {}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
         ("qwen3", {}),
         ("olmo2", {}),

@@ -20,6 +20,7 @@ PLAIN = {
 FILES = {
     "llama": {**PLAIN, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "mistral": {**PLAIN, "sliding_window": 16},
+    "ministral3": {**PLAIN, "rope_parameters": {"type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 0.0}},
     "qwen2": {**PLAIN, "use_sliding_window": False, "max_window_layers": 2},
     "qwen3": {**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "smollm3": {**PLAIN, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False},
