@@ -164,6 +164,8 @@ class _Base:
     @classmethod
     def of(cls, model: Decoder | Encoder, params: trees.Tree) -> _Base:
         table = TABLES[model.config.family]
+        if table.joins:
+            raise UserError(f"adapters of a {model.config.family} in PEFT's format are not supported: it joins q, k and v in one module")
         entries = table.tensors(params)
         where = {name: (entry.path, layer) for name, (entry, layer) in entries.items()}
         transposed = frozenset(entry.path for entry, _ in entries.values() if entry.transpose)

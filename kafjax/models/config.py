@@ -20,6 +20,7 @@ class DecoderConfig:
       sliding: for each layer, whether it sees only the last `window` tokens.
       window: may be None where no layer slides.
       rotated: for each layer, whether its queries and keys turn with their positions; None if all do.
+      rotary_dim: dimensions of a head that turn, the first ones; None for all.
       rope_theta: base of the rotary frequencies.
       rope_theta_sliding: base in sliding layers, unscaled; None where they turn as the others do.
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
@@ -54,6 +55,7 @@ class DecoderConfig:
     sliding: tuple[bool, ...]
     window: int | None
     rotated: tuple[bool, ...] | None = None
+    rotary_dim: int | None = None
     rope_theta: float = 1e6
     rope_theta_sliding: float | None = 1e4
     rope_factor: float = 1.0

@@ -232,10 +232,11 @@ class Decoder:
 
 def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
     """(full, sliding) rotations; one and the same where sliding layers have no base of their own."""
-    full = rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
+    rotary_dim = cfg.rotary_dim or cfg.head_dim
+    full = rope_angles(positions_BxT, rotary_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
     if cfg.rope_theta_sliding is None:
         return full, full
-    return full, rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta_sliding)
+    return full, rope_angles(positions_BxT, rotary_dim, cfg.rope_theta_sliding)
 
 
 def _masks(cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None) -> tuple[jax.Array, jax.Array]:

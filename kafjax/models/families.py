@@ -7,6 +7,7 @@ Each family is one way to set the decoder's switches:
     llama         norms before, SiLU, rotary frequencies stretched from Llama 3.1 on
     mistral       as llama, with a sliding window in every layer or in none
     ministral3    as mistral, with YaRN, and queries that grow with their position
+    phi3          as mistral, with a part of each head that does not turn, and LongRoPE; its files join q, k, v, and gate and up
     qwen2         as llama, with biases on q, k and v
     qwen3         as llama, with q/k norms
     olmo2         as llama, but norms after attention and MLP alone, and q/k norms over all heads together
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
-from kafjax.models.ropes import Config, read_rope, rope_type, written_rope
+from kafjax.models.ropes import Config, read_long_rope, read_rope, rope_type, written_rope
 from kafjax.models.settings import check_settings
 from kafjax.ops.rope import QueryGrowth
 
@@ -34,7 +35,6 @@ _MINISTRAL3_ROPE = {  # of a file that has none
 }
 _NEVER = {  # in any family
     "quantization_config": None,
-    "partial_rotary_factor": 1.0,
     "num_experts": None,
     "num_local_experts": None,
     "use_bidirectional_attention": False,
@@ -92,6 +92,10 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     config |= {"hidden_act": "silu", "pad_token_id": None}  # some families' default is a token that a smaller vocabulary lacks
     if family in ("llama", "qwen3", "olmo2", "olmo3", "smollm3"):
         config["attention_bias"] = fields["o_bias"]
+    if family == "phi3":
+        config["partial_rotary_factor"] = (fields["rotary_dim"] or fields["head_dim"]) / fields["head_dim"]
+        if (stretch := fields["rope_stretch"]) is not None:
+            config |= {"max_position_embeddings": stretch.longest, "original_max_position_embeddings": stretch.original_length}
     if family == "ministral3":  # transformers needs the two numbers of the growth, whether there is one or not
         rope = {"rope_type": "default", "original_max_position_embeddings": fields["max_length"], **(config.pop("rope_scaling") or {})}
         growth = fields["query_growth"]
@@ -141,7 +145,7 @@ def _gemma3(config: Config) -> dict[str, Any]:
 
 
 def _gemma2(config: Config) -> dict[str, Any]:
-    config = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, **config}
+    config = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "max_position_embeddings": 8192, **config}
     caps = (config.get(key, default) for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)))
     attention_cap, logit_cap = (None if cap is None else float(cap) for cap in caps)
     return {
@@ -225,6 +229,28 @@ def _ministral3(config: Config) -> dict[str, Any]:
     return fields | {"query_growth": QueryGrowth(float(beta), length) if beta else None}
 
 
+def _phi3(config: Config) -> dict[str, Any]:
+    refuse(config, {"lm_head_bias": False, "mlp_bias": False})
+    defaults = {"num_key_value_heads": None, "sliding_window": None, "rms_norm_eps": 1e-5, "eos_token_id": 32000}
+    lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+    config = {**defaults, **lengths, **config}
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    share = rope.pop("partial_rotary_factor", config.pop("partial_rotary_factor", None)) or 1.0
+    is_long = rope_type(rope) in ("longrope", "su", "yarn")  # one and the same in this family
+    theta = rope.get("rope_theta", config.get("rope_theta", 1e4))
+    plain_rope = {"rope_theta": theta} if is_long else rope
+    fields = _mistral({**config, "rope_scaling": None, "rope_parameters": plain_rope})
+    rotary_dim = int(fields["head_dim"] * share)
+    if rotary_dim % 2 or not 0 < rotary_dim <= fields["head_dim"]:
+        raise UserError(f"config.json: partial_rotary_factor={share!r} turns {rotary_dim} of {fields['head_dim']} dimensions of a head")
+    fields["rotary_dim"] = None if rotary_dim == fields["head_dim"] else rotary_dim
+    if is_long:
+        stretch = read_long_rope(config, rope, rotary_dim)
+        # A reply that grows beyond the original length would change what was cached.
+        fields |= {"rope_stretch": stretch, "max_length": min(stretch.longest, stretch.original_length)}
+    return fields
+
+
 def _qwen2(config: Config) -> dict[str, Any]:
     return {**_qwen(config), "qkv_bias": True}
 
@@ -243,6 +269,7 @@ def _olmo2(config: Config) -> dict[str, Any]:
 
 
 def _olmo3(config: Config) -> dict[str, Any]:
+    config = {"max_position_embeddings": 2048, **config}
     full, local = _ropes_by_kind(config)
     scaling = {**full, **(config.get("rope_scaling") or {})}
     sliding = [(i + 1) % 4 != 0 for i in range(count(config, "num_hidden_layers"))]
@@ -289,6 +316,7 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "mistral": _mistral,
     "mistral3": _mistral3_multimodal,
     "ministral3": _ministral3,
+    "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "olmo2": _olmo2,
@@ -301,6 +329,7 @@ _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
@@ -312,6 +341,7 @@ _ARCHITECTURES = {
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
     """What all but the Gemmas have in common; `max_length` where the file has none."""
     refuse(config, {"hidden_act": "silu", **_UNCAPPED})
+    config = {"max_position_embeddings": max_length, **config}
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % n_heads:
         raise UserError(f"config.json: no head_dim, and hidden_size={hidden_size} is no multiple of num_attention_heads={n_heads}")
@@ -325,7 +355,7 @@ def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
         "family": config["model_type"],
         "attention_scale": head_dim**-0.5,
         "tied": config.get("tie_word_embeddings", False),
-        "max_length": config.get("max_position_embeddings", max_length),
+        "max_length": config["max_position_embeddings"],
         "bos_id": config.get("bos_token_id", 1),
         **_eos({"eos_token_id": 2, **config}),
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError
-from kafjax.ops.rope import Llama3Stretch, Stretch, YarnStretch
+from kafjax.ops.rope import Llama3Stretch, LongRope, Stretch, YarnStretch
 
 Config = Mapping[str, Any]
 
@@ -31,10 +31,11 @@ def read_rope(
     Raises `UserError` for a type that is not `allowed`, a key that its type needs, and one that says what is not computed.
     """
     kind, family = rope_type(scaling), whose or config.get("model_type")
+    share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if kind not in allowed:
         raise UserError(f"config.json: rope_type='{kind}' is not supported for {family} ({', '.join(allowed)})")
-    if scaling.get("partial_rotary_factor") not in (None, 1.0):
-        raise UserError(f"config.json: partial_rotary_factor={scaling['partial_rotary_factor']!r} is not supported for {family} (only 1.0)")
+    if share not in (None, 1.0):
+        raise UserError(f"config.json: partial_rotary_factor={share!r} is not supported for {family} (only 1.0)")
     if unknown := sorted(key for key, value in scaling.items() if key not in {*_KNOWN, "partial_rotary_factor"} and value is not None):
         raise UserError(f"config.json: '{unknown[0][:80]}' of a rotary embedding is not supported for {family}")
     for key in _NEEDED[kind]:
@@ -64,9 +65,31 @@ def _attention_factor(yarn: Config) -> float:
     return grown(scales[0]) / grown(scales[1]) if all(scales) else grown(1)
 
 
+def read_long_rope(config: Config, scaling: Config, rotary_dim: int) -> LongRope:
+    """Reads LongRoPE, as the Phis have it. Raises `UserError` for a key that is missing, and for another number of divisors than of
+    frequencies."""
+    lists = {}
+    for key in ("short_factor", "long_factor"):
+        value = scaling.get(key)
+        if not isinstance(value, list) or not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1e9 for x in value):
+            raise UserError(f"config.json: rope_type='longrope' needs a '{key}', a list of numbers above 0")
+        if len(value) != rotary_dim // 2:
+            raise UserError(f"config.json: {key} lists {len(value)} numbers for {rotary_dim // 2} frequencies")
+        lists[key] = tuple(map(float, value))
+    original, longest = config["original_max_position_embeddings"], config["max_position_embeddings"]
+    grown = scaling.get("factor") or longest / original
+    factor = scaling.get("attention_factor")
+    if factor is None:
+        factor = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 else 1.0
+    return LongRope(lists["short_factor"], lists["long_factor"], original, float(factor), longest)
+
+
 def written_rope(fields: Config) -> dict[str, Any] | None:
     """The `rope_scaling` that `read_rope` reads as these fields; None where nothing is scaled."""
     stretch, factor = fields["rope_stretch"], fields["rope_factor"]
+    if isinstance(stretch, LongRope):
+        lists = {"short_factor": list(stretch.short), "long_factor": list(stretch.long)}
+        return {"rope_type": "longrope", **lists, "attention_factor": stretch.attention_factor}
     if isinstance(stretch, Llama3Stretch):
         own = {"rope_type": "llama3", "low_freq_factor": stretch.low, "high_freq_factor": stretch.high}
     elif isinstance(stretch, YarnStretch):

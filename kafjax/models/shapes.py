@@ -107,6 +107,15 @@ CONFIGS: dict[str, DecoderConfig] = {
         *("mistral", 32_000, 4096, 14_336, 32, 32, 8),
         **{"sliding": (True,) * 32, "window": 4096, "rope_theta": 1e4, "norm_eps": 1e-5, "bos_id": 1, "eos_id": 2},
     ),
+    "phi3-mini-4k": _plain(
+        *("phi3", 32_064, 3072, 8192, 32, 32, 32),
+        **{"head_dim": 96, "sliding": (True,) * 32, "window": 2047, "rope_theta": 1e4, "norm_eps": 1e-5},
+        **{"max_length": 4096, "bos_id": 1, "eos_id": 32_000},
+    ),
+    "phi4": _plain(
+        *("phi3", 100_352, 5120, 17_920, 40, 40, 10),
+        **{"rope_theta": 2.5e5, "norm_eps": 1e-5, "max_length": 16_384, "bos_id": 100_257, "eos_id": 100_265},
+    ),
     "smollm3-3b": _plain(
         *("smollm3", 128_256, 2048, 11_008, 36, 16, 4),
         **{"rotated": (True, True, True, False) * 9, "rope_theta": 5e6, "tied": True, "max_length": 65_536},

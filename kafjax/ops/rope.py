@@ -63,31 +63,55 @@ class QueryGrowth:
         return 1 + self.beta * jnp.log1p((positions_BxT // self.length).astype(jnp.float32))[..., None, None]
 
 
-Stretch = Llama3Stretch | YarnStretch
+@dataclasses.dataclass(frozen=True)
+class LongRope:
+    """Divides each frequency by a number of its own (Ding et al. 2024, arXiv:2402.13753): by `long` where any position lies beyond
+    `original_length`, else by `short`. Queries and keys are multiplied by `attention_factor`. `longest` says for how many positions."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_length: int
+    attention_factor: float
+    longest: int
+
+    def divided(self, frequency_F: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+        is_long = jnp.max(positions_BxT) >= self.original_length
+        return frequency_F / jnp.where(is_long, jnp.array(self.long), jnp.array(self.short))
+
+
+Stretch = Llama3Stretch | YarnStretch | LongRope
 
 
 def rope_angles(
     positions_BxT: jax.Array,
-    head_dim: int,
+    rotary_dim: int,
     theta: float,
     factor: jax.Array | float = 1.0,
     stretch: Stretch | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, each float32 `[B, T, 1, head_dim / 2]`.
+    """Cosine and sine, each float32 `[B, T, 1, rotary_dim / 2]`.
 
     `factor` divides all frequencies, which is to divide the positions (linear scaling), or those that `stretch` says.
     """
-    exponent_F = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    exponent_F = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
     frequency_F = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent_F)
-    kept_F = 0.0 if stretch is None else stretch.kept(frequency_F, theta)
-    angles = positions_BxT.astype(jnp.float32)[..., None, None] * (frequency_F * (kept_F + (1 - kept_F) / factor))
-    length = stretch.attention_factor if isinstance(stretch, YarnStretch) else 1.0
+    if isinstance(stretch, LongRope):
+        frequency_F = stretch.divided(frequency_F, positions_BxT)
+    else:
+        kept_F = 0.0 if stretch is None else stretch.kept(frequency_F, theta)
+        frequency_F = frequency_F * (kept_F + (1 - kept_F) / factor)
+    angles = positions_BxT.astype(jnp.float32)[..., None, None] * frequency_F
+    length = stretch.attention_factor if isinstance(stretch, YarnStretch | LongRope) else 1.0
     return length * jnp.cos(angles), length * jnp.sin(angles)
 
 
 def rotate(x_BxTxHxD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates each pair `(x[i], x[i + D/2])` by its angle, in float32; the dtype of `x` is kept."""
+    """Rotates each pair `(x[i], x[i + R/2])` of the first R dimensions by its angle, in float32; the dtype of `x` is kept.
+
+    R is twice the number of angles: all dimensions, or the rest stays as it is.
+    """
     cos, sin = angles
-    first, second = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x_BxTxHxD.astype(jnp.float32), [half, 2 * half], axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
     return rotated.astype(x_BxTxHxD.dtype)

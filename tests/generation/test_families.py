@@ -15,6 +15,7 @@ OVERRIDES = {
     "llama": {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}},
     "mistral": {"sliding_window": 7},
     "ministral3": {},
+    "phi3": {"original_max_position_embeddings": 200},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     "qwen3": {},
     "gemma2": {"sliding_window": 7, "layer_types": None, "num_key_value_heads": 4},

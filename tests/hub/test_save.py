@@ -38,6 +38,7 @@ OVERRIDES = {
     "llama": {"attention_bias": True, "rope_parameters": {**LLAMA3, "rope_theta": 100.0}},
     "mistral": {"sliding_window": 3, "head_dim": 16},
     "ministral3": {"sliding_window": 3, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    "phi3": {"sliding_window": 3},
     "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "num_key_value_heads": 1},
     "qwen3": {"attention_bias": True, "head_dim": 4, "eos_token_id": [1, 7]},
     "smollm3": {"attention_bias": True, "no_rope_layers": [0, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3},

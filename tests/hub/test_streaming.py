@@ -43,7 +43,7 @@ def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_written_where_the_parameter_lies(dtype):
     stacked, tensor = jax.ShapeDtypeStruct((16, 32, 64), dtype), jax.ShapeDtypeStruct((64, 32), dtype)
-    memory = write_layer.lower(stacked, tensor, 0, True).compile().memory_analysis()
+    memory = write_layer.lower(stacked, tensor, (0,), True).compile().memory_analysis()
     assert memory.alias_size_in_bytes == 16 * 32 * 64 * jnp.dtype(dtype).itemsize
     assert memory.temp_size_in_bytes <= 2 * 32 * 64 * 4
 

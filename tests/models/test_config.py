@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import transformers
-from oracles import FAMILIES, GROWING, TINY_BERT, TINY_GEMMA, TINY_PLAIN
+from oracles import FAMILIES, GROWING, LONG, TINY_BERT, TINY_GEMMA, TINY_PLAIN
 
 from kafjax.core.errors import UserError
 from kafjax.models import CONFIGS, DecoderConfig, EncoderConfig
+from kafjax.ops.rope import LongRope
 
 GEMMA = {**TINY_GEMMA, "model_type": "gemma3_text"}
 BERT = {**TINY_BERT, "model_type": "bert"}
@@ -64,6 +66,10 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("ministral3", {"rope_parameters": None}),
         ("ministral3", {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0}}),
         ("ministral3", {"rope_parameters": {**GROWING, "rope_type": "default", "factor": 1.0, "max_position_embeddings": 64}}),
+        ("phi3", {"rope_theta": 2.5e5, "num_key_value_heads": None, "head_dim": None}),
+        ("phi3", {"sliding_window": 3, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}),
+        ("phi3", {**LONG, "hidden_size": 32, "rope_scaling": LONG["rope_parameters"], "rope_parameters": None}),
+        ("phi3", {**LONG, "hidden_size": 32, "rope_parameters": {**LONG["rope_parameters"], "attention_factor": 1.1}}),
         ("qwen2", {"sliding_window": 131072, "use_sliding_window": False}),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}),
         ("qwen3", {"head_dim": None, "eos_token_id": [5, 7]}),
@@ -83,10 +89,11 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
     given = {key: value for key, value in {**TINY_PLAIN, **overrides}.items() if value is not None or key == "sliding_window"}
     minimal = without(given, "max_position_embeddings", *(("eos_token_id", "bos_token_id") if family in ("llama", "mistral") else ()))
     for raw in (given, minimal):
-        hf = FAMILIES[family][0](**raw)
+        hf = FAMILIES[family][0](**copy.deepcopy(raw))  # which it changes
         ours = DecoderConfig.from_hf({**raw, "model_type": family})
         assert ours == DecoderConfig.from_hf({**hf.to_dict(), "head_dim": ours.head_dim})
-        assert ours.max_length == hf.max_position_embeddings
+        is_long = isinstance(ours.rope_stretch, LongRope)
+        assert hf.max_position_embeddings == (ours.rope_stretch.longest if is_long else ours.max_length)
         assert (ours.n_kv_heads, ours.tied) == (hf.num_key_value_heads, hf.tie_word_embeddings)
         assert ours.head_dim == getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
         rope = hf.rope_parameters.get("full_attention", hf.rope_parameters)
@@ -200,6 +207,11 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("ministral3", {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta needs"),
         ("mistral", {"rope_parameters": GROWING}, "llama_4_scaling_beta"),
         ("mistral3", {}, "text_config"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 4}}, "short_factor lists 4 numbers for 3"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 3}}, "needs a 'long_factor'"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": ["1"] * 3}}, "short_factor', a list of numbers"),
+        ("phi3", {"partial_rotary_factor": 0.4}, "turns 3 of 8 dimensions"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias"),
         ("mistral3", {"text_config": {"model_type": "mixtral"}}, "mixtral"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),
         ("qwen2", {"eos_token_id": None}, "eos_token_id"),

@@ -74,6 +74,13 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False}},
         {"rope_stretch": None},
     ),
+    "phi3: LongRoPE of a part of each head": ("phi3", {}, {"rotary_dim": None, "rope_stretch": None}),
+    "phi3: short enough for the short divisors": ("phi3", {"original_max_position_embeddings": 16}, {"rope_theta": 1e4}),
+    "phi3: tied, in a window": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default"}, "tie_word_embeddings": True, "sliding_window": 3},
+        {"rotary_dim": None},
+    ),
     "qwen2: tied": ("qwen2", {"tie_word_embeddings": True}, {"activation": "gelu_tanh"}),
     "qwen2: the last two layers slide": (
         "qwen2",
@@ -224,6 +231,7 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
         ("llama", STRETCHED),
         ("mistral", {"sliding_window": 3}),
         ("ministral3", {}),
+        ("phi3", {"original_max_position_embeddings": 32}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
         ("qwen3", {}),
         ("olmo2", {}),

@@ -17,10 +17,12 @@ PLAIN = {
     **{"num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 128},
     **{"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "attention_bias": False, "sliding_window": None},
 }
+LONG = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
 FILES = {
     "llama": {**PLAIN, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "mistral": {**PLAIN, "sliding_window": 16},
     "ministral3": {**PLAIN, "rope_parameters": {"type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 0.0}},
+    "phi3": {**PLAIN, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64, "rope_scaling": LONG},
     "qwen2": {**PLAIN, "use_sliding_window": False, "max_window_layers": 2},
     "qwen3": {**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "smollm3": {**PLAIN, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False},
