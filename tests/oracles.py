@@ -51,6 +51,8 @@ GROWING = {**YARN, "original_max_position_embeddings": 5, "llama_4_scaling_beta"
 # Three of four frequencies turn, more slowly from the tenth position on.
 LONG = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 10}
 LONG["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 3.0, 9.0]}
+OF_QWEN = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+OF_MIXTRAL = {"num_local_experts": 5, "intermediate_size": 16}
 FAMILIES = {
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, {**TINY_GEMMA, "attn_logit_softcapping": 2.0}),
@@ -60,6 +62,8 @@ FAMILIES = {
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, {**TINY_PLAIN, **LONG, "hidden_size": 32}),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, TINY_PLAIN),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, {**TINY_PLAIN, **OF_QWEN}),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, {**TINY_PLAIN, **OF_MIXTRAL}),
     "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, {**TINY_PLAIN, "no_rope_layers": [1, 0, 1, 0]}),
     "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, TINY_PLAIN),
     "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, {**TINY_PLAIN, "sliding_window": 5}),

@@ -76,9 +76,9 @@ class Table:
         return found
 
     def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
-        """Tensors of that model that are one parameter, or one layer of it: by name the entry and the layer (None in one that is not
-        stacked)."""
-        single = {name: pieces[0] for name, pieces in self.pieces(params).items() if len(pieces) == 1 and len(pieces[0].index) < 2}
+        """Tensors that are a parameter of the torch model under the same name: entry, and layer (None in one that is not stacked)."""
+        of_torch = lambda path: not path.endswith(("router", "_experts"))  # noqa: E731  the modules there join experts
+        single = {name: pieces[0] for name, pieces in self.pieces(params).items() if len(pieces) == 1 and of_torch(pieces[0].entry.path)}
         return {name: (piece.entry, piece.index[0] if piece.index else None) for name, piece in single.items()}
 
     def canonical(self, name: str) -> str:
@@ -133,6 +133,18 @@ MISTRAL = Table(entries=LLAMA.entries, **_OF_MULTIMODAL)
 _PHI_QKVO = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "o_proj": "o_proj"}
 _PHI_GATED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
 PHI3 = Table(entries=(*_decoder(_PHI_QKVO, _PHI_GATED), *_LLAMA_NORMS), unused=_NOTHING_NEW)
+
+
+def _experts(block: str, names: dict[str, str]) -> tuple[Entry, ...]:
+    """A router, and the projections of each expert `{e}`, by our name and theirs."""
+    kernels = (Entry(f"layers/mlp/{ours}", f"{block}.experts.{{e}}.{theirs}.weight", True) for ours, theirs in names.items())
+    return Entry("layers/mlp/router", f"{block}.gate.weight", True), *kernels
+
+
+_QWEN3_EXPERTS = {"gate_experts": "gate_proj", "up_experts": "up_proj", "down_experts": "down_proj"}
+_MIXTRAL_EXPERTS = {"gate_experts": "w1", "up_experts": "w3", "down_experts": "w2"}
+QWEN3_MOE = Table(entries=(*LLAMA.entries, *_experts("model.layers.{i}.mlp", _QWEN3_EXPERTS)), unused=_NOTHING_NEW)
+MIXTRAL = Table(entries=(*LLAMA.entries, *_experts("model.layers.{i}.block_sparse_moe", _MIXTRAL_EXPERTS)), unused=_NOTHING_NEW)
 _OLMO_NORMS = {"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 OLMO = Table(entries=(*_decoder(), *_scales(_OLMO_NORMS)), unused=_NOTHING_NEW)
 
@@ -192,6 +204,6 @@ BERT = Table(
 
 TABLES = {
     **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "mistral": MISTRAL, "ministral3": MISTRAL, "qwen2": LLAMA, "qwen3": LLAMA},
-    **{"phi3": PHI3, "smollm3": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
+    **{"phi3": PHI3, "qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL, "smollm3": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
 }
 """By the model_type of `config.json`."""

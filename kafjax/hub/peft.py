@@ -230,6 +230,8 @@ class _Base:
 
     def described(self, spec: lora.Spec) -> Resolved:
         ranks, alphas, trained = lora.ranks(spec, self.params), lora.alphas(spec, self.params), lora.trained(spec, self.params)
+        if unnamed := sorted({*ranks, *trained} - {path for path, _ in self.where.values()}):
+            raise UserError(f"'{unnamed[0]}' is trained, for which PEFT has no form")
         own = {}
         for module in self.modules:
             path, layer = self.where[f"{module}.weight"]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from kafjax.core.errors import UserError
-from kafjax.models import families
+from kafjax.models import families, written
 from kafjax.models.families import count, refuse
 from kafjax.models.settings import check_settings
 from kafjax.ops.rope import QueryGrowth, Stretch
@@ -31,6 +31,8 @@ class DecoderConfig:
       pre_norms: a norm before attention and MLP.
       post_norms: a norm behind attention and MLP, before the sum.
       qk_norm: queries and keys are normed: per head, or with `wide_qk_norm` over all heads together.
+      n_experts: MLPs of a layer, each of `mlp_size`, of which a token goes through `experts_per_token`; 0 for one MLP.
+      normalised_shares: what those experts add is weighted by shares that sum to 1.
       activation: of the gate, "gelu_tanh" or "silu".
       qkv_bias, o_bias: biases of those projections.
       scale_embedding: embeddings are multiplied by sqrt(hidden_size).
@@ -70,6 +72,9 @@ class DecoderConfig:
     post_norms: bool = True
     qk_norm: bool = True
     wide_qk_norm: bool = False
+    n_experts: int = 0
+    experts_per_token: int = 0
+    normalised_shares: bool = False
     activation: str = "gelu_tanh"
     qkv_bias: bool = False
     o_bias: bool = False
@@ -95,7 +100,7 @@ class DecoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` of the family. Raises `UserError` if the switches are not set as in that family."""
-        config = families.write(vars(self))
+        config = written.write(vars(self))
         read = DecoderConfig.from_hf(config)
         for field in dataclasses.fields(self):
             if (ours := getattr(self, field.name)) != (theirs := getattr(read, field.name)):

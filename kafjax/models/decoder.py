@@ -7,10 +7,11 @@ arXiv:2503.19786) the parameters are
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
               "final_norm": {"scale": [D]}}
 
-and others have no norms before or after, no q/k norms, biases, or a `"head": {"embedding": [V, D]}` where the embedding does not make
-the logits.
+and others have no norms before or after, no q/k norms, biases, experts (`"mlp": {"router": [L, D, E], "gate_experts": [L, E, D, F], ...}`),
+or a `"head": {"embedding": [V, D]}` where the embedding does not make the logits.
 
-Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, V vocabulary, L layers.
+Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, E experts, F inside of an MLP,
+V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from flax import nnx
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models.config import DecoderConfig
-from kafjax.models.layers import Embedding, Projection, RMSNorm
+from kafjax.models.layers import Embedding, Projection, RMSNorm, parameter
 from kafjax.models.remat import rematerialised
 from kafjax.models.split import Split, random_params, split
 from kafjax.ops.attention import attend, attend_fused, soft_cap
+from kafjax.ops.experts import mixture, route
 from kafjax.ops.linear import factors
 from kafjax.ops.rope import rope_angles, rotate
 
@@ -99,6 +101,24 @@ class MLP(nnx.Module):
         return self.down_proj(_gated(constrain(self.gate_proj(x), inner), constrain(self.up_proj(x), inner), self.activation))
 
 
+class Experts(nnx.Module):
+    """Many MLPs, and a router that names the few of them which a token goes through."""
+
+    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+        E, D, F = cfg.n_experts, cfg.hidden_size, cfg.mlp_size
+        self.router = parameter(rngs.params(), (D, E), ("embed", None), D**-0.5)
+        self.gate_experts = parameter(rngs.params(), (E, D, F), ("experts", None, "mlp"), D**-0.5)
+        self.up_experts = parameter(rngs.params(), (E, D, F), ("experts", None, "mlp"), D**-0.5)
+        self.down_experts = parameter(rngs.params(), (E, F, D), ("experts", "mlp", None), F**-0.5)
+        self.k, self.normalised, self.activation = cfg.experts_per_token, cfg.normalised_shares, cfg.activation
+
+    def __call__(self, x, constrain):
+        x_NxD = x.reshape(-1, x.shape[-1])
+        shares, ids = route(x_NxD, self.router.get_value(), self.k, normalised=self.normalised)
+        experts = (of.get_value() for of in (self.gate_experts, self.up_experts, self.down_experts))
+        return mixture(x_NxD, shares, ids, *experts, lambda gate, up: _gated(gate, up, self.activation)).reshape(x.shape)
+
+
 @functools.partial(jax.checkpoint, static_argnums=2)
 def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
     """Kept for the backward pass are the two inputs alone: the pieces of the GELU are cheaper to compute again than to store."""
@@ -112,7 +132,7 @@ class Layer(nnx.Module):
         self.attn_norm, self.mlp_norm = (_norm(cfg, present=cfg.pre_norms) for _ in range(2))
         self.attn_post_norm, self.mlp_post_norm = (_norm(cfg, present=cfg.post_norms) for _ in range(2))
         self.attn = Attention(cfg, rngs)
-        self.mlp = MLP(cfg, rngs)
+        self.mlp = Experts(cfg, rngs) if cfg.n_experts else MLP(cfg, rngs)
 
     def __call__(self, x, angles, growth, mask, past_kv, past_mask, constrain, attention):
         attended, kv = self.attn(_normed(self.attn_norm, x), angles, growth, mask, past_kv, past_mask, constrain, attention)

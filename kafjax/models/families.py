@@ -1,4 +1,4 @@
-"""Families of decoders as `config.json` tells them: its keys -> the fields of a `DecoderConfig`, and back.
+"""Families of decoders as `config.json` tells them: its keys -> the fields of a `DecoderConfig` (`written` is the way back).
 
 Each family is one way to set the decoder's switches:
 
@@ -10,6 +10,8 @@ Each family is one way to set the decoder's switches:
     phi3          as mistral, with a part of each head that does not turn, and LongRoPE; its files join q, k, v, and gate and up
     qwen2         as llama, with biases on q, k and v
     qwen3         as llama, with q/k norms
+    qwen3_moe     as qwen3, with experts
+    mixtral       as mistral, with experts
     olmo2         as llama, but norms after attention and MLP alone, and q/k norms over all heads together
     olmo3         as olmo2, with a sliding window in some layers
     smollm3       as llama, with layers that have no rotary positions
@@ -19,11 +21,11 @@ A setting that the decoder does not compute is refused by its name. Defaults are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
-from kafjax.models.ropes import Config, read_long_rope, read_rope, rope_type, written_rope
+from kafjax.models.ropes import Config, read_long_rope, read_rope, rope_type
 from kafjax.models.settings import check_settings
 from kafjax.ops.rope import QueryGrowth
 
@@ -35,10 +37,9 @@ _MINISTRAL3_ROPE = {  # of a file that has none
 }
 _NEVER = {  # in any family
     "quantization_config": None,
-    "num_experts": None,
-    "num_local_experts": None,
     "use_bidirectional_attention": False,
 }
+_DENSE = {"num_experts": None, "num_local_experts": None}
 _UNCAPPED = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
 _PLAIN: dict[str, Any] = {
     "norm_offset": 0.0,
@@ -58,60 +59,6 @@ def read(config: Config) -> dict[str, Any]:
     refuse(config, _NEVER)
     check_settings(config)
     return _READERS[family](config)
-
-
-def write(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a Hugging Face folder; `fields` are those of a `DecoderConfig`, nested ones as dicts."""
-    family = fields["family"]
-    config = {
-        "model_type": family,
-        "architectures": [_ARCHITECTURES[family]],
-        "vocab_size": fields["vocab_size"],
-        "hidden_size": fields["hidden_size"],
-        "intermediate_size": fields["mlp_size"],
-        "num_hidden_layers": fields["n_layers"],
-        "num_attention_heads": fields["n_heads"],
-        "num_key_value_heads": fields["n_kv_heads"],
-        "head_dim": fields["head_dim"],
-        "rms_norm_eps": fields["norm_eps"],
-        "max_position_embeddings": fields["max_length"],
-        "bos_token_id": fields["bos_id"],
-        "eos_token_id": [fields["eos_id"], *fields["also_eos_ids"]] if fields["also_eos_ids"] else fields["eos_id"],
-        "tie_word_embeddings": fields["tied"],
-        "rope_theta": fields["rope_theta"],
-        "rope_scaling": written_rope(fields),
-        "sliding_window": fields["window"],
-    }
-    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in fields["sliding"]]
-    if family in ("gemma3_text", "gemma2"):
-        config |= {"layer_types": kinds, "attention_bias": fields["o_bias"]}
-        config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(fields["attention_scale"] ** -2)}
-        if family == "gemma2":
-            return config | {"attn_logit_softcapping": fields["attention_cap"], "final_logit_softcapping": fields["logit_cap"]}
-        return config | {"rope_local_base_freq": fields["rope_theta_sliding"]}
-    config |= {"hidden_act": "silu", "pad_token_id": None}  # some families' default is a token that a smaller vocabulary lacks
-    if family in ("llama", "qwen3", "olmo2", "olmo3", "smollm3"):
-        config["attention_bias"] = fields["o_bias"]
-    if family == "phi3":
-        config["partial_rotary_factor"] = (fields["rotary_dim"] or fields["head_dim"]) / fields["head_dim"]
-        if (stretch := fields["rope_stretch"]) is not None:
-            config |= {"max_position_embeddings": stretch.longest, "original_max_position_embeddings": stretch.original_length}
-    if family == "ministral3":  # transformers needs the two numbers of the growth, whether there is one or not
-        rope = {"rope_type": "default", "original_max_position_embeddings": fields["max_length"], **(config.pop("rope_scaling") or {})}
-        growth = fields["query_growth"]
-        if growth is not None:
-            rope["original_max_position_embeddings"] = growth.length
-        rope["llama_4_scaling_beta"] = 0.0 if growth is None else growth.beta
-        config["rope_parameters"] = {**rope, "rope_theta": config.pop("rope_theta")}
-    if family == "olmo3":  # its ropes have to be told by kind of layer
-        full = {"rope_type": "default", "rope_theta": config.pop("rope_theta"), **(config.pop("rope_scaling") or {})}
-        sliding = {"rope_type": "default", "rope_theta": fields["rope_theta_sliding"]}
-        config |= {"layer_types": kinds, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
-    if family == "smollm3":
-        config["no_rope_layers"] = [int(rotated) for rotated in fields["rotated"]]
-    if family in ("qwen2", "qwen3", "smollm3"):
-        config |= {"layer_types": kinds, "use_sliding_window": fields["window"] is not None}
-    return config
 
 
 def count(config: Config, key: str) -> int:
@@ -160,7 +107,7 @@ def _gemma2(config: Config) -> dict[str, Any]:
 
 def _gemma(config: Config, *, pattern: int, max_length: int) -> dict[str, Any]:
     """What the Gemmas have in common; one in `pattern` layers sees everything, unless the file names them."""
-    refuse(config, {"hidden_activation": "gelu_pytorch_tanh"})
+    refuse(config, {"hidden_activation": "gelu_pytorch_tanh", **_DENSE})
     bias = bool(config.get("attention_bias"))
     sliding = [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
     return {
@@ -281,6 +228,33 @@ def _olmo3(config: Config) -> dict[str, Any]:
     }
 
 
+def _qwen3_moe(config: Config) -> dict[str, Any]:
+    refuse(config, {"mlp_only_layers": [], "decoder_sparse_step": 1, "layer_types": None})
+    bias, window = bool(config.get("attention_bias")), config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    experts = _experts(config, n_experts=128, k=8, normalised=config.get("norm_topk_prob", False))
+    defaults = {"num_key_value_heads": 4, "bos_token_id": None, "eos_token_id": None}
+    size = count({"moe_intermediate_size": 768, **config}, "moe_intermediate_size")
+    plain = _plain({**defaults, **config, "intermediate_size": size, **_DENSE}, max_length=32768)
+    windows = _layers(config, window, [window is not None] * plain["n_layers"])
+    return {**plain, **experts, **windows, "qk_norm": True, "qkv_bias": bias, "o_bias": bias}
+
+
+def _mixtral(config: Config) -> dict[str, Any]:
+    refuse(config, {"router_jitter_noise": 0.0})
+    experts = _experts(config, n_experts=8, k=2, normalised=True)
+    defaults = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None}
+    return _mistral({**defaults, **config, **_DENSE}) | experts
+
+
+def _experts(config: Config, *, n_experts: int, k: int, normalised: bool) -> dict[str, Any]:
+    """How many there are and how many a token goes through, by default `n_experts` and `k`."""
+    named = next((key for key in _DENSE if config.get(key) is not None), "num_experts")
+    total, chosen = count({named: n_experts, **_given(config)}, named), count({"num_experts_per_tok": k, **config}, "num_experts_per_tok")
+    if chosen > total:
+        raise UserError(f"config.json: num_experts_per_tok={chosen} is above {named}={total}")
+    return {"n_experts": total, "experts_per_token": chosen, "normalised_shares": normalised}
+
+
 def _smollm3(config: Config) -> dict[str, Any]:
     refuse(config, {"mlp_bias": False})
     n_layers, bias = count(config, "num_hidden_layers"), bool(config.get("attention_bias"))
@@ -319,28 +293,17 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "mixtral": _mixtral,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
     "smollm3": _smollm3,
-}
-_ARCHITECTURES = {
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "olmo3": "Olmo3ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
 }
 
 
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
     """What all but the Gemmas have in common; `max_length` where the file has none."""
-    refuse(config, {"hidden_act": "silu", **_UNCAPPED})
+    refuse(config, {"hidden_act": "silu", **_UNCAPPED, **_DENSE})
     config = {"max_position_embeddings": max_length, **config}
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % n_heads:

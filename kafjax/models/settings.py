@@ -27,16 +27,21 @@ _COUNTS = {
     "_sliding_window_pattern": 10_000,
     "type_vocab_size": 2**16,
     "no_rope_layer_interval": 10_000,
+    "num_experts": 2**16,
+    "num_local_experts": 2**16,
+    "num_experts_per_tok": 2**16,
+    "moe_intermediate_size": 2**22,
 }
 """Whole numbers above 0, and the highest that is read."""
 _POSITIVE = {"rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor"}
 _POSITIVE |= {"low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor"}
 _POSITIVE |= {"attn_logit_softcapping", "final_logit_softcapping"}
 _NOT_NEGATIVE = {"mscale", "mscale_all_dim", "llama_4_scaling_beta"}
-_SWITCHES = {"attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder", "use_sliding_window", "truncate"}
+_SWITCHES = {"attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder", "use_sliding_window", "truncate", "norm_topk_prob"}
 _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"}
 _MAY_BE_NULL |= {"beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor", *_NOT_NEGATIVE}
 _MAY_BE_NULL |= {"attn_logit_softcapping", "final_logit_softcapping"}
+_MAY_BE_NULL |= {"num_experts", "num_local_experts"}
 _MAY_BE_NULL |= {"attention_bias", "mlp_bias"}  # which transformers takes for false
 _ROPES = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
 

@@ -107,6 +107,16 @@ CONFIGS: dict[str, DecoderConfig] = {
         *("mistral", 32_000, 4096, 14_336, 32, 32, 8),
         **{"sliding": (True,) * 32, "window": 4096, "rope_theta": 1e4, "norm_eps": 1e-5, "bos_id": 1, "eos_id": 2},
     ),
+    "qwen3-30b-a3b": _plain(
+        *("qwen3_moe", 151_936, 2048, 768, 48, 32, 4),
+        **{"n_experts": 128, "experts_per_token": 8, "normalised_shares": True, "qk_norm": True},
+        **{"rope_theta": 1e6, "max_length": 40_960, "bos_id": 151_643, "eos_id": 151_645},
+    ),
+    "mixtral-8x7b": _plain(
+        *("mixtral", 32_000, 4096, 14_336, 32, 32, 8),
+        **{"n_experts": 8, "experts_per_token": 2, "normalised_shares": True},
+        **{"rope_theta": 1e6, "norm_eps": 1e-5, "max_length": 32_768, "bos_id": 1, "eos_id": 2},
+    ),
     "phi3-mini-4k": _plain(
         *("phi3", 32_064, 3072, 8192, 32, 32, 32),
         **{"head_dim": 96, "sliding": (True,) * 32, "window": 2047, "rope_theta": 1e4, "norm_eps": 1e-5},

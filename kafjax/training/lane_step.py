@@ -126,8 +126,10 @@ class LaneTask:
     def build(
         cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, layout: lora.lanes.Layout, n_lanes: int
     ) -> LaneTask:
-        """Raises `UserError` if the lanes do not divide over the mesh, or the base does not fit it."""
+        """Raises `UserError` if the lanes do not divide over the mesh, the base does not fit it, or it has experts."""
         check_lanes(n_lanes, mesh)
+        if model.config.n_experts:  # JAX has no `vmap` of `ragged_dot` with one set of kernels
+            raise UserError("adapters beside a mixture of experts do not train in lanes; train them one by one (experiments.finetune)")
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
         frozen = lay_out(model, params, mesh)

@@ -19,6 +19,8 @@ OVERRIDES = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     "qwen3": {},
     "gemma2": {"sliding_window": 7, "layer_types": None, "num_key_value_heads": 4},
+    "qwen3_moe": {},
+    "mixtral": {},
     "olmo3": {"sliding_window": 7},
 }
 OVERRIDES["llama"]["rope_parameters"] |= {"rope_theta": 100.0, "original_max_position_embeddings": 12}

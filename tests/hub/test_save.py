@@ -41,6 +41,8 @@ OVERRIDES = {
     "phi3": {"sliding_window": 3},
     "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "num_key_value_heads": 1},
     "qwen3": {"attention_bias": True, "head_dim": 4, "eos_token_id": [1, 7]},
+    "qwen3_moe": {"attention_bias": True, "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 3},
+    "mixtral": {"num_experts_per_tok": 3, "sliding_window": 3},
     "smollm3": {"attention_bias": True, "no_rope_layers": [0, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3},
     "olmo2": {"attention_bias": True, "rope_parameters": YARN},
     "olmo3": {"sliding_window": 3, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_theta": 50.0}}},

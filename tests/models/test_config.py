@@ -76,6 +76,11 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}),
         ("qwen3", {"rope_scaling": YARN, "rope_theta": 1e6}),
         ("qwen2", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "rope_theta": 1e6, "truncate": False}}),
+        ("qwen3_moe", {"num_experts": None, "num_experts_per_tok": 8}),
+        ("qwen3_moe", {"num_local_experts": 6, "num_experts_per_tok": 2, "num_experts": None, "use_sliding_window": True}),
+        ("qwen3_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}),
+        ("mixtral", {}),
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 3}),
         ("smollm3", {"no_rope_layer_interval": 2, "no_rope_layers": None}),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 0], "rope_theta": 5e6, "use_sliding_window": True, "sliding_window": 3}),
         ("olmo2", {"rope_theta": 5e5, "attention_bias": True}),
@@ -99,6 +104,9 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
         rope = hf.rope_parameters.get("full_attention", hf.rope_parameters)
         assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
         assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
+        experts = (hf.num_local_experts, hf.num_experts_per_tok) if family in ("qwen3_moe", "mixtral") else (0, 0)
+        assert (ours.n_experts, ours.experts_per_token) == experts
+        assert ours.mlp_size == getattr(hf, "moe_intermediate_size", hf.intermediate_size)
         grown = (rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]) if family == "ministral3" else None
         assert grown == (ours.query_growth and dataclasses.astuple(ours.query_growth))
         assert ours.rotated == (tuple(entry == 1 for entry in hf.no_rope_layers[: ours.n_layers]) if family == "smollm3" else None)
@@ -220,7 +228,13 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("qwen3", {"eos_token_id": "</s>"}, "</s>"),
         ("qwen3", {"num_experts": 128}, "num_experts"),
         ("gemma3_text", {"rope_scaling": LLAMA3}, "llama3"),
-        ("qwen3_moe", {}, "Did you mean 'qwen3'"),
+        ("qwen4", {}, "Did you mean 'qwen3'"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"num_experts_per_tok": 6}, "num_experts_per_tok=6 is above num_experts=5"),
+        ("mixtral", {"num_local_experts": 0}, "num_local_experts=0"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise"),
+        ("gemma2", {"num_experts": 4}, "num_experts"),
     ],
     ids=str,
 )

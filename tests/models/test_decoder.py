@@ -93,6 +93,14 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         {"attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "layer_types": [FULL, SLIDING] * 2},
         {"attention_scale": 1.0},
     ),
+    "qwen3_moe: shares as they are, q/k norms": ("qwen3_moe", {}, {"normalised_shares": True}),
+    "qwen3_moe: shares that sum to one, tied, biases, in a window": (
+        "qwen3_moe",
+        {"norm_topk_prob": True, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "tie_word_embeddings": True},
+        {"normalised_shares": False},
+    ),
+    "mixtral: two of five experts": ("mixtral", {}, {"experts_per_token": 3}),
+    "mixtral: one expert, in a window": ("mixtral", {"num_experts_per_tok": 1, "sliding_window": 3}, {"sliding": (False,) * 4}),
     "smollm3: layers without positions": ("smollm3", {}, {"rotated": (True, True, True, False)}),
     "smollm3: untied, biases, a window where positions are missing": (
         "smollm3",
@@ -141,7 +149,7 @@ def silenced_after(params, n_layers):
     """Parameters with which the later layers add nothing."""
 
     def silence(path, leaf):
-        return leaf.at[n_layers:].set(0.0) if "o_proj" in path or "down_proj" in path else leaf
+        return leaf.at[n_layers:].set(0.0) if any(name in path for name in ("o_proj", "down_proj", "down_experts")) else leaf
 
     return trees.map_with_path(silence, params)
 
@@ -167,6 +175,20 @@ def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
         assert jnp.max(jnp.abs(quick_jit(other.apply)(params, tokens) - logits)) > 1e-3
 
 
+def stored_form(family, name, parameter):
+    """Yields `(name, tensor)` as a file has a parameter that transformers holds in memory, where experts are joined."""
+    if ".mlp.experts." not in name:
+        yield name.replace(".mlp.gate.", ".block_sparse_moe.gate." if family == "mixtral" else ".mlp.gate."), parameter
+        return
+    block, _, joined = name.partition(".mlp.experts.")
+    names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[joined]
+    block += ".mlp" if family == "qwen3_moe" else ".block_sparse_moe"
+    mixtral = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    for e, expert in enumerate(parameter):
+        for of, part in zip(names, expert.chunk(len(names)), strict=True):
+            yield f"{block}.experts.{e}.{of if family == 'qwen3_moe' else mixtral[of]}.weight", part
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
     hf, model, params = load_tiny(tmp_path, family)
@@ -179,7 +201,7 @@ def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
         log_p = jax.nn.log_softmax(model.apply(params, tokens)[:, :-1])
         return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).sum()
 
-    theirs = {name: parameter.grad for name, parameter in hf.named_parameters()}
+    theirs = {as_stored: grad for name, p in hf.named_parameters() for as_stored, grad in stored_form(family, name, p.grad)}
     ours = dict(hf_tensors(quick_jit(gradient)(params), TABLES[family]))
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
@@ -232,6 +254,8 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
         ("mistral", {"sliding_window": 3}),
         ("ministral3", {}),
         ("phi3", {"original_max_position_embeddings": 32}),
+        ("qwen3_moe", {}),
+        ("mixtral", {"sliding_window": 3}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
         ("qwen3", {}),
         ("olmo2", {}),

@@ -25,6 +25,8 @@ FILES = {
     "phi3": {**PLAIN, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64, "rope_scaling": LONG},
     "qwen2": {**PLAIN, "use_sliding_window": False, "max_window_layers": 2},
     "qwen3": {**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "qwen3_moe": {**PLAIN, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
+    "mixtral": {**PLAIN, "num_local_experts": 8, "num_experts_per_tok": 2},
     "smollm3": {**PLAIN, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False},
     "olmo2": {**PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.0, "beta_fast": 32.0, "mscale": 1.0}},
     "olmo3": {**PLAIN, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
