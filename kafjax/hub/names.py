@@ -36,6 +36,15 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows `start` to `stop` of a joined tensor, and a name for them."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """The tensors of a family.
 
@@ -54,12 +63,6 @@ class Table:
         paths = trees.flatten(params).keys()
         return tuple(entry for entry in self.entries if entry.path in paths)
 
-    @property
-    def joins(self) -> bool:
-        """Whether a tensor holds several parameters."""
-        names = [entry.tensor for entry in self.entries]
-        return len(names) > len(set(names))
-
     def pieces(self, params: Mapping[str, Any]) -> dict[str, tuple[Piece, ...]]:
         """Every tensor of that model by name, as the pieces that it holds, in order."""
         flat, found = trees.flatten(params), {}
@@ -76,15 +79,32 @@ class Table:
         return found
 
     def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
-        """Tensors that are a parameter of the torch model under the same name: entry, and layer (None in one that is not stacked)."""
-        of_torch = lambda path: not path.endswith(("router", "_experts"))  # noqa: E731  the modules there join experts
-        single = {name: pieces[0] for name, pieces in self.pieces(params).items() if len(pieces) == 1 and of_torch(pieces[0].entry.path)}
-        return {name: (piece.entry, piece.index[0] if piece.index else None) for name, piece in single.items()}
+        """Every tensor but those of experts by name: its entry, and its layer in the parameter (None in one that is not stacked).
+
+        A part of a joined tensor has a name of its own, with our name of the projection: `model.layers.0.self_attn.q_proj.weight`.
+        """
+        found = {}
+        for name, pieces in self.pieces(params).items():
+            for piece in pieces:
+                if not piece.entry.path.endswith(("router", "_experts")):
+                    layer = piece.index[0] if piece.index else None
+                    found[name if len(pieces) == 1 else _part_name(name, piece)] = (piece.entry, layer)
+        return found
+
+    def joined(self, params: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
+        """Tensors that hold several parameters: their parts, by the names of `tensors`."""
+        several = {name: pieces for name, pieces in self.pieces(params).items() if len(pieces) > 1}
+        return {name: tuple(Part(_part_name(name, p), p.start, p.stop) for p in pieces) for name, pieces in several.items()}
 
     def canonical(self, name: str) -> str:
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
+
+
+def _part_name(name: str, piece: Piece) -> str:
+    block, _, kind = name.rsplit(".", 2)
+    return f"{block}.{piece.entry.path.split('/')[-2]}.{kind}"
 
 
 def _projections(path: str, tensor: str, names: dict[str, str]) -> tuple[Entry, ...]:

@@ -31,8 +31,8 @@ from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import new_folder, read_json, write_atomic, write_json
-from kafjax.hub import peft_config, safetensors_in
-from kafjax.hub.names import TABLES, Table
+from kafjax.hub import joined, peft_config, safetensors_in
+from kafjax.hub.names import TABLES, Part, Table
 from kafjax.hub.peft_config import Names, Resolved
 from kafjax.lora.transform import check
 from kafjax.models import Decoder, Encoder
@@ -74,10 +74,11 @@ def save_peft(
     described = base.described(spec)
     base.refuse_dora(described, spec)
     fields = {"use_rslora": spec.rslora, "use_dora": spec.dora, "lora_dropout": spec.dropout, "ensure_weight_tying": base.ties(spec)}
+    tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
+    described, tensors = joined.join(described, tensors, base.joined, _PREFIX, rslora=spec.rslora)
     config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, **fields)
     config["task_type"] = "CAUSAL_LM" if isinstance(model, Decoder) else "FEATURE_EXTRACTION"
     config["base_model_name_or_path"] = base_name or None
-    tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
     _check_finite(tensors.items(), "the adapter to be saved")
     with new_folder(Path(folder)) as made:
         write_json(made / CONFIG, config)
@@ -108,7 +109,9 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
         fields = {"rslora": config["use_rslora"], "dora": config["use_dora"], "dropout": config["lora_dropout"]}
         patterns = {name: config[name] for name in ("rank_pattern", "alpha_pattern")}
         given = lora.Spec(rank=config["r"], alpha=config["lora_alpha"], **patterns, **fields)
-        described = peft_config.resolved(config, base.names)
+        described, stored = joined.split(peft_config.resolved(config, base.names), stored, base.joined, _PREFIX, STEM)
+        if base.joined and peft_config.INITS[config["init_lora_weights"]] != "lora":
+            raise UserError(f"init_lora_weights={config['init_lora_weights']!r} of joined modules is not supported")
         spec = base.spec(described, given)
         lora.abstract(spec, params)
         base.refuse_dora(described, spec)
@@ -150,7 +153,8 @@ def _beginning(adapters: lora.Adapters, spec: lora.Spec, params: trees.Tree) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Base:
-    """The model that an adapter is for: `where[name] = (path, layer)` of each tensor, by its name in the torch model.
+    """The model that an adapter is for: `where[name] = (path, layer)` of each tensor, by its name in the torch model, or, of one that is
+    `joined` there, in `Table.tensors`.
 
     `transposed` are the paths of parameters that lie the other way round there.
     """
@@ -160,16 +164,15 @@ class _Base:
     where: dict[str, tuple[str, int | None]]
     transposed: frozenset[str]
     table: Table
+    joined: dict[str, tuple[Part, ...]]
 
     @classmethod
     def of(cls, model: Decoder | Encoder, params: trees.Tree) -> _Base:
         table = TABLES[model.config.family]
-        if table.joins:
-            raise UserError(f"adapters of a {model.config.family} in PEFT's format are not supported: it joins q, k and v in one module")
         entries = table.tensors(params)
         where = {name: (entry.path, layer) for name, (entry, layer) in entries.items()}
         transposed = frozenset(entry.path for entry, _ in entries.values() if entry.transpose)
-        return cls(params, isinstance(model, Decoder) and model.config.tied, where, transposed, table)
+        return cls(params, isinstance(model, Decoder) and model.config.tied, where, transposed, table, table.joined(params))
 
     def named_as_in(self, stored: Iterable[str]) -> _Base:
         """The same under the names of an adapter's file, whose writer may have seen the base as a part of a larger one."""
@@ -194,7 +197,10 @@ class _Base:
 
     @property
     def names(self) -> Names:
-        return Names(self.modules, list(self.where), self.embedding, _TIED_HEAD if self.tied else "")
+        wholes = {part.name: whole for whole, parts in self.joined.items() for part in parts}
+        modules = dict.fromkeys(wholes.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight") for name in self.modules)
+        tensors = dict.fromkeys(wholes.get(name, name) for name in self.where)
+        return Names(list(modules), list(tensors), self.embedding, _TIED_HEAD if self.tied else "")
 
     @property
     def is_abstract(self) -> bool:
