@@ -1,7 +1,7 @@
 """Named tensors -> a parameter tree on its devices, streamed: the host never holds more than a tensor or two. Anything odd is fatal.
 
-Each tensor, or each piece of one that holds several, is read and put where its shards belong, and there written into its layer of the
-stacked parameter:
+Each tensor, or each piece of one that holds several, is read and put where its shards belong, and there written into its layer
+of the stacked parameter:
 
     file: [out, in] of layer 3  ->  devices: [out, in]  ->  parameter [L, in, out], at [3]
 
@@ -134,11 +134,12 @@ def _finite(tensor: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
 def write_layer(stacked: jax.Array, tensor: jax.Array, index: tuple[int, ...], transpose: bool) -> tuple[jax.Array, jax.Array]:
-    """The parameter with the tensor at `index` (of layer, and expert), in the memory of `stacked`, and whether all of it is finite.
+    """The parameter with the tensor at `index` (layer, and expert), in the memory of `stacked`; and whether all of it is finite.
 
     One program, because compiling is a good part of loading a small model. Not by `.at[index].set`: that is a scatter, and a scatter
     into bfloat16 has the whole parameter converted, at every layer, where the hardware does not compute in bfloat16.
     """
     value = (tensor.T if transpose else tensor).astype(stacked.dtype)
-    start = (*index, *(0 for _ in value.shape))
-    return jax.lax.dynamic_update_slice(stacked, value.reshape((1,) * len(index) + value.shape), start), jnp.isfinite(tensor).all()
+    value = value.reshape((1,) * len(index) + value.shape)
+    start = (*index, *(0 for _ in tensor.shape))
+    return jax.lax.dynamic_update_slice(stacked, value, start), jnp.isfinite(tensor).all()

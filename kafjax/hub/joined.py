@@ -45,7 +45,9 @@ def split(described: Resolved, tensors: Tensors, joined: Joined, prefix: str, so
             if (array := tensors.pop(name, None)) is None:
                 continue
             if ending != "lora_A.weight" and array.shape[:1] != (parts[-1].stop,):
-                raise UserError(f"{source}: tensor '{name}' has shape {list(array.shape)}, this base asks for {parts[-1].stop} rows")
+                raise UserError(
+                    f"{source}: tensor '{name}' has shape {list(array.shape)}, this base asks for {parts[-1].stop} rows"
+                )
             for part in parts:
                 rows = array if ending == "lora_A.weight" else array[part.start : part.stop]
                 tensors[f"{prefix}{_module(part)}.{ending}"] = rows
@@ -81,7 +83,12 @@ def join(described: Resolved, tensors: Tensors, joined: Joined, prefix: str, *, 
 
 
 def _one(
-    a: list[np.ndarray], b: list[np.ndarray], of_parts: list[tuple[int, float]], own: list[Part], parts: tuple[Part, ...], rslora: bool
+    a: list[np.ndarray],
+    b: list[np.ndarray],
+    of_parts: list[tuple[int, float]],
+    own: list[Part],
+    parts: tuple[Part, ...],
+    rslora: bool,
 ) -> tuple[int, float, np.ndarray, np.ndarray]:
     """Rank, alpha, A and B of the module that holds `parts`, of which `own` have an adapter of these ranks and alphas."""
     if len(own) == len(parts) and len(set(of_parts)) == 1 and all(np.array_equal(other, a[0]) for other in a):

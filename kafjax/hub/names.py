@@ -81,7 +81,8 @@ class Table:
     def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor but those of experts by name: its entry, and its layer in the parameter (None in one that is not stacked).
 
-        A part of a joined tensor has a name of its own, with our name of the projection: `model.layers.0.self_attn.q_proj.weight`.
+        A part of a joined tensor has a name of its own, with our name of the projection:
+        `model.layers.0.self_attn.q_proj.weight`.
         """
         found = {}
         for name, pieces in self.pieces(params).items():
@@ -223,7 +224,8 @@ BERT = Table(
 )
 
 TABLES = {
-    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "mistral": MISTRAL, "ministral3": MISTRAL, "qwen2": LLAMA, "qwen3": LLAMA},
-    **{"phi3": PHI3, "qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL, "smollm3": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "bert": BERT},
+    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "smollm3": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
+    **{"mistral": MISTRAL, "ministral3": MISTRAL, "phi3": PHI3, "olmo2": OLMO, "olmo3": OLMO},
+    **{"qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL, "bert": BERT},
 }
 """By the model_type of `config.json`."""

@@ -153,8 +153,9 @@ def _beginning(adapters: lora.Adapters, spec: lora.Spec, params: trees.Tree) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Base:
-    """The model that an adapter is for: `where[name] = (path, layer)` of each tensor, by its name in the torch model, or, of one that is
-    `joined` there, in `Table.tensors`.
+    """The model that an adapter is for: `where[name] = (path, layer)` of each tensor, by its name in the torch model.
+
+    Tensors that are `joined` there are in `where` by their parts, under the names of `Table.tensors`.
 
     `transposed` are the paths of parameters that lie the other way round there.
     """

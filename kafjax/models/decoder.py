@@ -7,11 +7,12 @@ arXiv:2503.19786) the parameters are
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
               "final_norm": {"scale": [D]}}
 
-and others have no norms before or after, no q/k norms, biases, experts (`"mlp": {"router": [L, D, E], "gate_experts": [L, E, D, F], ...}`),
-or a `"head": {"embedding": [V, D]}` where the embedding does not make the logits.
+and others have no norms before or after, no q/k norms, biases, experts
+(`"mlp": {"router": [L, D, E], "gate_experts": [L, E, D, F], ...}`), or a `"head": {"embedding": [V, D]}` where the embedding does
+not make the logits.
 
-Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, E experts, F inside of an MLP,
-V vocabulary, L layers.
+Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, E experts, F inside of an
+MLP, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention. Before the rotation there may be an RMS norm of queries and keys, of each head or of all together."""
+    """Grouped-query attention, with or without an RMS norm of queries and keys, per head or over all heads, before the rotation."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         D, H, K, Dh = cfg.hidden_size, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
@@ -201,7 +202,7 @@ class Decoder:
         return soft_cap(sum(product(x, table) for x, table in factors(hidden, self.unembedding(params))), self.config.logit_cap)
 
     def unembedding(self, params: trees.Tree) -> Any:
-        """The leaf `[V, D]` whose product with a hidden state makes the logits (without their cap): the embedding, or an untied head.
+        """The leaf `[V, D]` whose product with a hidden state makes the logits, before their cap: embedding, or untied head.
         It may be a `LoRAWeight`."""
         return params["embed" if self.config.tied else "head"]["embedding"]
 

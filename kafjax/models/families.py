@@ -168,11 +168,14 @@ def _mistral(config: Config) -> dict[str, Any]:
 def _ministral3(config: Config) -> dict[str, Any]:
     rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or _MINISTRAL3_ROPE)
     beta, _ = rope.pop("llama_4_scaling_beta", None), rope.pop("max_position_embeddings", None)  # the latter says nothing new
-    length = rope.get("original_max_position_embeddings", config.get("max_position_embeddings") if rope_type(rope) == "yarn" else None)
+    defaults = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 262144}
+    config = {**defaults, **config}
+    if rope_type(rope) == "yarn":
+        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    length = rope.get("original_max_position_embeddings")
     if beta and length is None:
         raise UserError("config.json: llama_4_scaling_beta needs 'original_max_position_embeddings'")
-    defaults = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 262144}
-    fields = _mistral({**defaults, **config, "rope_scaling": None, "rope_parameters": rope})
+    fields = _mistral({**config, "rope_scaling": None, "rope_parameters": rope})
     return fields | {"query_growth": QueryGrowth(float(beta), length) if beta else None}
 
 
@@ -189,7 +192,8 @@ def _phi3(config: Config) -> dict[str, Any]:
     fields = _mistral({**config, "rope_scaling": None, "rope_parameters": plain_rope})
     rotary_dim = int(fields["head_dim"] * share)
     if rotary_dim % 2 or not 0 < rotary_dim <= fields["head_dim"]:
-        raise UserError(f"config.json: partial_rotary_factor={share!r} turns {rotary_dim} of {fields['head_dim']} dimensions of a head")
+        size = fields["head_dim"]
+        raise UserError(f"config.json: partial_rotary_factor={share!r} turns {rotary_dim} of {size} dimensions of a head")
     fields["rotary_dim"] = None if rotary_dim == fields["head_dim"] else rotary_dim
     if is_long:
         stretch = read_long_rope(config, rope, rotary_dim)
@@ -230,7 +234,8 @@ def _olmo3(config: Config) -> dict[str, Any]:
 
 def _qwen3_moe(config: Config) -> dict[str, Any]:
     refuse(config, {"mlp_only_layers": [], "decoder_sparse_step": 1, "layer_types": None})
-    bias, window = bool(config.get("attention_bias")), config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    bias = bool(config.get("attention_bias"))
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     experts = _experts(config, n_experts=128, k=8, normalised=config.get("norm_topk_prob", False))
     defaults = {"num_key_value_heads": 4, "bos_token_id": None, "eos_token_id": None}
     size = count({"moe_intermediate_size": 768, **config}, "moe_intermediate_size")
@@ -249,7 +254,8 @@ def _mixtral(config: Config) -> dict[str, Any]:
 def _experts(config: Config, *, n_experts: int, k: int, normalised: bool) -> dict[str, Any]:
     """How many there are and how many a token goes through, by default `n_experts` and `k`."""
     named = next((key for key in _DENSE if config.get(key) is not None), "num_experts")
-    total, chosen = count({named: n_experts, **_given(config)}, named), count({"num_experts_per_tok": k, **config}, "num_experts_per_tok")
+    total = count({named: n_experts, **_given(config)}, named)
+    chosen = count({"num_experts_per_tok": k, **config}, "num_experts_per_tok")
     if chosen > total:
         raise UserError(f"config.json: num_experts_per_tok={chosen} is above {named}={total}")
     return {"n_experts": total, "experts_per_token": chosen, "normalised_shares": normalised}
@@ -328,7 +334,8 @@ def _one_rope(config: Config, theta: float) -> dict[str, Any]:
     """The rope of all layers; `theta` where the file has none."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if nested := {"full_attention", "sliding_attention"} & set(scaling):
-        raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {config['model_type']}")
+        family = config["model_type"]
+        raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {family}")
     return read_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", theta)))
 
 

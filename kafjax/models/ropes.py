@@ -26,7 +26,7 @@ def rope_type(rope: Config) -> str:
 def read_rope(
     config: Config, scaling: Config, theta: float, *, allowed: tuple[str, ...] = tuple(_NEEDED), whose: str = ""
 ) -> dict[str, Any]:
-    """Reads `scaling`, one of the ropes of `config`, as `rope_theta`, `rope_factor` and `rope_stretch`. `whose` it is, is for messages.
+    """Reads `scaling`, one of the ropes of `config`, as `rope_theta`, `rope_factor` and `rope_stretch`; messages say `whose` it is.
 
     Raises `UserError` for a type that is not `allowed`, a key that its type needs, and one that says what is not computed.
     """
@@ -36,7 +36,9 @@ def read_rope(
         raise UserError(f"config.json: rope_type='{kind}' is not supported for {family} ({', '.join(allowed)})")
     if share not in (None, 1.0):
         raise UserError(f"config.json: partial_rotary_factor={share!r} is not supported for {family} (only 1.0)")
-    if unknown := sorted(key for key, value in scaling.items() if key not in {*_KNOWN, "partial_rotary_factor"} and value is not None):
+    if unknown := sorted(
+        key for key, value in scaling.items() if key not in {*_KNOWN, "partial_rotary_factor"} and value is not None
+    ):
         raise UserError(f"config.json: '{unknown[0][:80]}' of a rotary embedding is not supported for {family}")
     for key in _NEEDED[kind]:
         if key not in scaling:
@@ -53,7 +55,11 @@ def read_rope(
         slow, fast = (float(scaling.get(key) or default) for key, default in (("beta_slow", 1), ("beta_fast", 32)))
         truncate = scaling.get("truncate", True)
         stretch = YarnStretch(slow, fast, int(original), _attention_factor(scaling), truncate)
-    return {"rope_theta": float(theta), "rope_factor": float(scaling["factor"]) if kind != "default" else 1.0, "rope_stretch": stretch}
+    return {
+        "rope_theta": float(theta),
+        "rope_factor": float(scaling["factor"]) if kind != "default" else 1.0,
+        "rope_stretch": stretch,
+    }
 
 
 def _attention_factor(yarn: Config) -> float:
@@ -66,12 +72,16 @@ def _attention_factor(yarn: Config) -> float:
 
 
 def read_long_rope(config: Config, scaling: Config, rotary_dim: int) -> LongRope:
-    """Reads LongRoPE, as the Phis have it. Raises `UserError` for a key that is missing, and for another number of divisors than of
-    frequencies."""
+    """Reads LongRoPE, as the Phis have it.
+
+    Raises `UserError` for a key that is missing, and for another number of divisors than of frequencies.
+    """
     lists = {}
     for key in ("short_factor", "long_factor"):
         value = scaling.get(key)
-        if not isinstance(value, list) or not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1e9 for x in value):
+        if not isinstance(value, list) or not all(
+            isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1e9 for x in value
+        ):
             raise UserError(f"config.json: rope_type='longrope' needs a '{key}', a list of numbers above 0")
         if len(value) != rotary_dim // 2:
             raise UserError(f"config.json: {key} lists {len(value)} numbers for {rotary_dim // 2} frequencies")

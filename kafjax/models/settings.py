@@ -37,7 +37,15 @@ _POSITIVE = {"rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_fr
 _POSITIVE |= {"low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor"}
 _POSITIVE |= {"attn_logit_softcapping", "final_logit_softcapping"}
 _NOT_NEGATIVE = {"mscale", "mscale_all_dim", "llama_4_scaling_beta"}
-_SWITCHES = {"attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder", "use_sliding_window", "truncate", "norm_topk_prob"}
+_SWITCHES = {
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "is_decoder",
+    "use_sliding_window",
+    "truncate",
+    "norm_topk_prob",
+}
 _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"}
 _MAY_BE_NULL |= {"beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor", *_NOT_NEGATIVE}
 _MAY_BE_NULL |= {"attn_logit_softcapping", "final_logit_softcapping"}
@@ -53,7 +61,9 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
       UserError: naming key and value, for another type, a value out of range, not finite, or null where that means nothing.
     """
     ropes = [config[key] for key in _ROPES if isinstance(config.get(key), dict)]
-    theta_is_nested = any("rope_theta" in rope or any("rope_theta" in r for r in rope.values() if isinstance(r, dict)) for rope in ropes)
+    theta_is_nested = any(
+        "rope_theta" in rope or any("rope_theta" in r for r in rope.values() if isinstance(r, dict)) for rope in ropes
+    )
     for key, value in config.items():
         if key in _COUNTS:
             if value is None and key in _MAY_BE_NULL:

@@ -68,7 +68,11 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         if (stretch := fields["rope_stretch"]) is not None:
             config |= {"max_position_embeddings": stretch.longest, "original_max_position_embeddings": stretch.original_length}
     if family == "ministral3":  # transformers needs the two numbers of the growth, whether there is one or not
-        rope = {"rope_type": "default", "original_max_position_embeddings": fields["max_length"], **(config.pop("rope_scaling") or {})}
+        rope = {
+            "rope_type": "default",
+            "original_max_position_embeddings": fields["max_length"],
+            **(config.pop("rope_scaling") or {}),
+        }
         growth = fields["query_growth"]
         if growth is not None:
             rope["original_max_position_embeddings"] = growth.length

@@ -1,4 +1,4 @@
-"""A mixture of experts: each token goes through the few MLPs that its router likes best (Shazeer et al. 2017, arXiv:1701.06538)."""
+"""A mixture of experts: each token goes through the few MLPs that a router chooses (Shazeer et al. 2017, arXiv:1701.06538)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def route(x_NxD: jax.Array, router_DxE: jax.Array, k: int, *, normalised: bool) -> tuple[jax.Array, jax.Array]:
-    """The `k` most probable experts of each token: shares float32 `[N, k]`, which sum to 1 if `normalised`, and ids int32 `[N, k]`."""
+    """The `k` most probable experts of each token: shares float32 `[N, k]`, summing to 1 if `normalised`, and ids int32 `[N, k]`."""
     logits_NxE = jnp.matmul(x_NxD, router_DxE.astype(x_NxD.dtype), preferred_element_type=jnp.float32)
     shares_NxK, ids_NxK = jax.lax.top_k(jax.nn.softmax(logits_NxE), k)
     return shares_NxK / jnp.sum(shares_NxK, axis=-1, keepdims=True) if normalised else shares_NxK, ids_NxK
@@ -26,7 +26,7 @@ def mixture(
 ) -> jax.Array:
     """Returns `sum_k shares[n, k] * down(gated(gate(x[n]), up(x[n])))` by expert `ids[n, k]`, `[N, D]` in the dtype of `x`.
 
-    Tokens are sorted by expert, so that each product is one `ragged_dot` over groups of rows: no token is dropped, none is padded.
+    Tokens are sorted by expert, so that each product is one `ragged_dot` over groups of rows: no token is dropped or padded.
     """
     (n, k), n_experts = ids_NxK.shape, gate_ExDxF.shape[0]
     order = jnp.argsort(ids_NxK.ravel())  # of (token, choice) pairs, by expert

@@ -31,8 +31,8 @@ class Llama3Stretch:
 class YarnStretch:
     """Which frequencies YaRN divides by its factor (Peng et al. 2023, arXiv:2309.00071).
 
-    As in Llama 3.1, but between `slow` and `fast` turns the share that is kept falls linearly with the number of the frequency, and
-    queries and keys are multiplied by `attention_factor`. `truncate` rounds the first and the last of the numbers between outwards.
+    As in Llama 3.1, but between `slow` and `fast` turns the share that is kept falls linearly with the number of the frequency,
+    and queries and keys are multiplied by `attention_factor`. `truncate` rounds the first and the last number between outwards.
     """
 
     slow: float
@@ -65,8 +65,11 @@ class QueryGrowth:
 
 @dataclasses.dataclass(frozen=True)
 class LongRope:
-    """Divides each frequency by a number of its own (Ding et al. 2024, arXiv:2402.13753): by `long` where any position lies beyond
-    `original_length`, else by `short`. Queries and keys are multiplied by `attention_factor`. `longest` says for how many positions."""
+    """Divisors of the frequencies, one for each (Ding et al. 2024, arXiv:2402.13753).
+
+    They are `long` where any position lies beyond `original_length`, else `short`. Queries and keys are multiplied by
+    `attention_factor`. `longest` is the number of positions that they were made for.
+    """
 
     short: tuple[float, ...]
     long: tuple[float, ...]

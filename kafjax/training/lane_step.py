@@ -129,7 +129,7 @@ class LaneTask:
         """Raises `UserError` if the lanes do not divide over the mesh, the base does not fit it, or it has experts."""
         check_lanes(n_lanes, mesh)
         if model.config.n_experts:  # JAX has no `vmap` of `ragged_dot` with one set of kernels
-            raise UserError("adapters beside a mixture of experts do not train in lanes; train them one by one (experiments.finetune)")
+            raise UserError("adapters beside a mixture of experts do not train in lanes; train them one by one (finetune)")
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
         frozen = lay_out(model, params, mesh)

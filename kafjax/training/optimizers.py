@@ -202,7 +202,7 @@ def _is_product(name: str) -> bool:
 
 
 def _matrices(params: Any) -> Any:
-    """Muon's matrices: kernels, experts and adapters (the last two axes; those before are layers and experts), no tables and vectors."""
+    """Muon's matrices: kernels, experts and adapters (their last two axes), not tables, scales and biases."""
 
     def numbers(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
         return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if _is_product(_name(path)) else None

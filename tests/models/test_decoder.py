@@ -12,6 +12,7 @@ import torch
 from oracles import FAMILIES, GROWING, YARN, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.hub.names import TABLES
 from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Cache, DecoderConfig
@@ -206,6 +207,12 @@ def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         assert_close(grad, theirs[name], 1e-4)
+
+
+def test_scores_with_a_cap_are_not_cudnns(tmp_path):
+    _, model, params = load_tiny(tmp_path, "gemma2")
+    with pytest.raises(UserError, match="does not cap scores"):
+        dataclasses.replace(model, attention="cudnn").apply(params, random_tokens(0, (1, 4), 101))
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "llama"])
