@@ -169,10 +169,10 @@ def test_json_that_is_no_object_is_named(gemma):
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("mixtral", "Did you mean 'mistral'"),
-        ("qwen3_moe", "Did you mean 'qwen3'"),
-        ("zzz", "Known: bert, gemma3, gemma3_text, llama, mistral, qwen2, qwen3"),
-        (None, "Known: bert, gemma3"),
+        ("gemma4", "Did you mean 'gemma"),
+        ("qwen3_next", "Did you mean 'qwen3"),
+        ("zzz", "Known: bert, gemma2, gemma3, gemma3_text, llama, ministral3, mistral, mistral3"),
+        (None, "Known: bert, gemma2"),
         (["llama"], "is not supported"),
     ],
 )
