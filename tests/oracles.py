@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from pathlib import Path
@@ -42,13 +43,30 @@ TINY_PLAIN = {  # of the other families
     "max_position_embeddings": 256,
     "bos_token_id": 2,
     "eos_token_id": 1,
+    "pad_token_id": None,
 }
+# Four frequencies, of which the share that is kept falls from one to the next; queries grow every five positions.
+YARN = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 100.0, "beta_fast": 1.0, "beta_slow": 0.1, "original_max_position_embeddings": 12}
+GROWING = {**YARN, "original_max_position_embeddings": 5, "llama_4_scaling_beta": 0.5}
+# Three of four frequencies turn, more slowly from the tenth position on.
+LONG = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 10}
+LONG["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 3.0, 9.0]}
+OF_QWEN = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+OF_MIXTRAL = {"num_local_experts": 5, "intermediate_size": 16}
 FAMILIES = {
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
+    "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, {**TINY_GEMMA, "attn_logit_softcapping": 2.0}),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, TINY_PLAIN),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, TINY_PLAIN),
+    "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM, {**TINY_PLAIN, "rope_parameters": GROWING}),
+    "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, {**TINY_PLAIN, **LONG, "hidden_size": 32}),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, TINY_PLAIN),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, TINY_PLAIN),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, {**TINY_PLAIN, **OF_QWEN}),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, {**TINY_PLAIN, **OF_MIXTRAL}),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, {**TINY_PLAIN, "no_rope_layers": [1, 0, 1, 0]}),
+    "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, TINY_PLAIN),
+    "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, {**TINY_PLAIN, "sliding_window": 5}),
 }
 TINY_BERT = {
     "vocab_size": 67,
@@ -66,7 +84,8 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
     """A random decoder of a few thousand parameters, norm scales random too. A new one each time, to be changed at will."""
     config, model, tiny = FAMILIES[family]
-    return randomised(model(config(**{**tiny, **overrides}, attn_implementation="eager")), seed)
+    fields = copy.deepcopy({**tiny, **overrides})  # transformers changes what it is given
+    return randomised(model(config(**fields, attn_implementation="eager")), seed)
 
 
 def tiny_hf_gemma(seed: int = 0, **overrides: Any) -> transformers.Gemma3ForCausalLM:

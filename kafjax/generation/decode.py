@@ -55,7 +55,7 @@ def prefill(
       n_free: slots left empty for the tokens to come.
     """
     B, T = tokens_BxT.shape
-    positions_BxT = jnp.broadcast_to(start + jnp.arange(T, dtype=jnp.int32), (B, T))
+    positions_BxT = _within(model, jnp.broadcast_to(start + jnp.arange(T, dtype=jnp.int32), (B, T)))
     if past is not None:
         past = jax.tree.map(lambda x: jnp.broadcast_to(x, (x.shape[0], B, *x.shape[2:])), past)
     hidden_BxTxD, new = model.hidden(params, tokens_BxT, positions_BxT, past=past)
@@ -115,7 +115,7 @@ def decode(
     def step(carry: tuple[State, Cache]) -> tuple[State, Cache]:
         state, cache = carry
         token_Bx1 = jax.lax.dynamic_slice_in_dim(state.out_BxN, state.step - 1, 1, axis=1)
-        hidden_Bx1xD, new = model.hidden(params, token_Bx1, state.position_B[:, None], past=cache)
+        hidden_Bx1xD, new = model.hidden(params, token_Bx1, _within(model, state.position_B)[:, None], past=cache)
         cache = {name: cache[name].at[:, rows, state.position_B].set(new[name][:, :, 0]) for name in cache}
         token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
         token_B = jnp.where(state.done_B, model.config.text_end, token_B)
@@ -128,6 +128,11 @@ def decode(
 
     state, cache = jax.lax.while_loop(unfinished, step, (state, cache))
     return _everywhere(model, state), _constrained(model, cache)
+
+
+def _within(model: Decoder, positions: jax.Array) -> jax.Array:
+    """Only padding and rows that are done lie beyond the context; there LongRoPE would turn the others' frequencies, too."""
+    return jnp.minimum(positions, model.config.max_length - 1)
 
 
 def _constrained(model: Decoder, cache: Cache) -> Cache:

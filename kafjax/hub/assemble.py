@@ -1,6 +1,7 @@
 """Named tensors -> a parameter tree on its devices, streamed: the host never holds more than a tensor or two. Anything odd is fatal.
 
-Each tensor is read and put where its shards belong, and there written into its layer of the stacked parameter:
+Each tensor, or each piece of one that holds several, is read and put where its shards belong, and there written into its layer
+of the stacked parameter:
 
     file: [out, in] of layer 3  ->  devices: [out, in]  ->  parameter [L, in, out], at [3]
 
@@ -10,6 +11,7 @@ A kernel that is to be stored as integers is quantised there, a layer at a time:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -21,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.hub.names import Entry, Table
+from kafjax.hub.names import Piece, Table
 from kafjax.ops.quantized import QuantizedKernel, quantize
 
 
@@ -31,6 +33,24 @@ class Tensor(Protocol):
     shape: tuple[int, ...]
 
     def __getitem__(self, index: Any) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows `start` to `stop` of a tensor, read as one."""
+
+    tensor: Tensor
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *self.tensor.shape[1:])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, *rest = (slice(None),) if index is ... else index
+        begin, end, _ = rows.indices(self.stop - self.start)
+        return self.tensor[(slice(self.start + begin, self.start + end), *rest)]
 
 
 def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: trees.Tree, source: str) -> trees.Tree:
@@ -45,10 +65,10 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
       UserError: naming the tensor, for an extra, missing, duplicate, misshapen or non-finite one.
     """
     leaves = trees.flatten(abstract)
-    expected = table.tensors(abstract)
+    expected = table.pieces(abstract)
     params: dict[str, jax.Array] = {}
     seen: set[str] = set()
-    pending: list[tuple[str, jax.Array]] = []  # of the tensor before: devices take it while the next one is read
+    pending: list[tuple[str, jax.Array]] = []  # of the piece before: devices take it while the next one is read
     for full_name, tensor in tensors:
         name = table.canonical(full_name)
         if name not in expected:
@@ -58,22 +78,23 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
         if name in seen:
             raise UserError(f"{source}: tensor '{full_name}' is there twice")
         seen.add(name)
-        entry, layer = expected[name]
-        leaf = leaves[entry.path]
-        shape = leaf.shape if layer is None else leaf.shape[1:]
-        if tuple(tensor.shape) != (wanted := shape[::-1] if entry.transpose else shape):
+        pieces = expected[name]
+        if tuple(tensor.shape) != (wanted := (pieces[-1].stop, *_stored_shape(pieces[0], leaves)[1:])):
             raise UserError(f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, config.json asks for {list(wanted)}")
-        # What is put has no name here: it would live on while the next one is read.
-        if isinstance(leaf, QuantizedKernel):
-            stacked = params.pop(entry.path) if entry.path in params else jax.tree.map(_zeros, leaf)
-            params[entry.path], finite = write_quantized(stacked, _put(tensor, entry, leaf.values, layer), layer, entry.transpose)
-        elif layer is None:
-            params[entry.path], finite = _whole(_put(tensor, entry, leaf, layer), leaf.dtype)
-        else:
-            stacked = params.pop(entry.path) if entry.path in params else _zeros(leaf)
-            params[entry.path], finite = write_layer(stacked, _put(tensor, entry, leaf, layer), layer, entry.transpose)
-        _check(source, pending)
-        pending = [(full_name, finite)]
+        for piece in pieces:
+            path, leaf = piece.entry.path, leaves[piece.entry.path]
+            part = tensor if len(pieces) == 1 else _Rows(tensor, piece.start, piece.stop)
+            # What is put has no name here: it would live on while the next one is read.
+            if isinstance(leaf, QuantizedKernel):
+                stacked = params.pop(path) if path in params else jax.tree.map(_zeros, leaf)
+                params[path], finite = write_quantized(stacked, _put(part, piece, leaf.values), piece.index, piece.entry.transpose)
+            elif not piece.index:
+                params[path], finite = _whole(_put(part, piece, leaf), leaf.dtype)
+            else:
+                stacked = params.pop(path) if path in params else _zeros(leaf)
+                params[path], finite = write_layer(stacked, _put(part, piece, leaf), piece.index, piece.entry.transpose)
+            _check(source, pending)
+            pending = [(full_name, finite)]
     _check(source, pending)
     if missing := [name for name in expected if name not in seen]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -91,8 +112,15 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
 
 
-def _put(tensor: Tensor, entry: Entry, leaf: jax.ShapeDtypeStruct, layer: int | None) -> jax.Array:
-    """The tensor as it is stored, in the places of its layer of the parameter."""
+def _stored_shape(piece: Piece, leaves: dict[str, jax.ShapeDtypeStruct]) -> tuple[int, ...]:
+    shape = leaves[piece.entry.path].shape[len(piece.index) :]
+    return shape[::-1] if piece.entry.transpose else shape
+
+
+def _put(tensor: Tensor, piece: Piece, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The piece as it is stored, in the places of its layer of the parameter."""
+    entry = piece.entry
+
 
     def read(index: Any) -> np.ndarray:
         part = tensor[index]
@@ -101,7 +129,7 @@ def _put(tensor: Tensor, entry: Entry, leaf: jax.ShapeDtypeStruct, layer: int | 
     if leaf.sharding is None:
         return jnp.asarray(read(...))
     spec = tuple(leaf.sharding.spec) + (None,) * (len(leaf.shape) - len(leaf.sharding.spec))
-    spec = spec if layer is None else spec[1:]
+    spec = spec[len(piece.index) :]
     sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*(spec[::-1] if entry.transpose else spec)))
     return jax.make_array_from_callback(tuple(tensor.shape), sharding, read)
 
@@ -116,24 +144,25 @@ def _finite(tensor: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def write_layer(stacked: jax.Array, tensor: jax.Array, layer: int, transpose: bool) -> tuple[jax.Array, jax.Array]:
-    """The parameter with the tensor as its layer, in the memory of `stacked`, and whether all of the tensor is finite.
+def write_layer(stacked: jax.Array, tensor: jax.Array, index: tuple[int, ...], transpose: bool) -> tuple[jax.Array, jax.Array]:
+    """The parameter with the tensor at `index` (layer, and expert), in the memory of `stacked`; and whether all of it is finite.
 
-    One program, because compiling is a good part of loading a small model. Not by `.at[layer].set`: that is a scatter, and a scatter
+    One program, because compiling is a good part of loading a small model. Not by `.at[index].set`: that is a scatter, and a scatter
     into bfloat16 has the whole parameter converted, at every layer, where the hardware does not compute in bfloat16.
     """
     value = (tensor.T if transpose else tensor).astype(stacked.dtype)
-    return jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0), jnp.isfinite(tensor).all()
+    return _written(stacked, value, index), jnp.isfinite(tensor).all()
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
 def write_quantized(
-    stacked: QuantizedKernel, tensor: jax.Array, layer: int | None, transpose: bool
+    stacked: QuantizedKernel, tensor: jax.Array, index: tuple[int, ...], transpose: bool
 ) -> tuple[QuantizedKernel, jax.Array]:
-    """The kernel with the tensor, rounded to its format, as its layer (None: as all of it), and whether all of the tensor is finite."""
+    """The kernel with the tensor, rounded to its format, as `kernel[index]`, and whether all of the tensor is finite."""
     value = quantize(tensor.T if transpose else tensor, stacked.format)
+    return jax.tree.map(functools.partial(_written, index=index), stacked, value), jnp.isfinite(tensor).all()
 
-    def written(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return part if layer is None else jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0)
 
-    return jax.tree.map(written, stacked, value), jnp.isfinite(tensor).all()
+def _written(stacked: jax.Array, value: jax.Array, index: tuple[int, ...]) -> jax.Array:
+    start = (*index, *(0 for _ in value.shape))
+    return jax.lax.dynamic_update_slice(stacked, value.reshape((1,) * len(index) + value.shape), start)

@@ -1,12 +1,13 @@
 """One table per family: where a checkpoint's tensor lives in the parameter tree, and whether it is transposed on the way.
 
 A `{i}` in a tensor's name is the layer; those tensors are stacked on the leading axis of the parameter. A Hugging Face
-projection weight is `[out, in]`, ours `[in, out]`.
+projection weight is `[out, in]`, ours `[in, out]`. Several entries may name one tensor: it holds them one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,25 @@ class Entry:
     tensor: str
     transpose: bool = False
     offset: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a stored tensor: its rows `start` to `stop` are `parameter[index]` of the entry's parameter."""
+
+    entry: Entry
+    index: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows `start` to `stop` of a joined tensor, and a name for them."""
+
+    name: str
+    start: int
+    stop: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +63,39 @@ class Table:
         paths = trees.flatten(params).keys()
         return tuple(entry for entry in self.entries if entry.path in paths)
 
-    def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
-        """Every tensor of that model by name: its entry, and its layer in the parameter (None in one that is not stacked)."""
+    def pieces(self, params: Mapping[str, Any]) -> dict[str, tuple[Piece, ...]]:
+        """Every tensor of that model by name, as the pieces that it holds, in order."""
         flat, found = trees.flatten(params), {}
         for entry in self.of(params):
-            layers = range(flat[entry.path].shape[0]) if "{i}" in entry.tensor else (None,)
-            found |= {entry.tensor.replace("{i}", str(layer)): (entry, layer) for layer in layers}
+            shape, stacked = flat[entry.path].shape, [marker for marker in ("{i}", "{e}") if marker in entry.tensor]
+            n_rows = shape[-1] if entry.transpose else shape[len(stacked)]
+            for index in itertools.product(*map(range, shape[: len(stacked)])):
+                name = entry.tensor
+                for marker, i in zip(stacked, index, strict=True):
+                    name = name.replace(marker, str(i))
+                before = found.get(name, ())
+                start = before[-1].stop if before else 0
+                found[name] = (*before, Piece(entry, index, start, start + n_rows))
         return found
+
+    def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
+        """Every tensor but those of experts by name: its entry, and its layer in the parameter (None in one that is not stacked).
+
+        A part of a joined tensor has a name of its own, with our name of the projection:
+        `model.layers.0.self_attn.q_proj.weight`.
+        """
+        found = {}
+        for name, pieces in self.pieces(params).items():
+            for piece in pieces:
+                if not piece.entry.path.endswith(("router", "_experts")):
+                    layer = piece.index[0] if piece.index else None
+                    found[name if len(pieces) == 1 else _part_name(name, piece)] = (piece.entry, layer)
+        return found
+
+    def joined(self, params: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
+        """Tensors that hold several parameters: their parts, by the names of `tensors`."""
+        several = {name: pieces for name, pieces in self.pieces(params).items() if len(pieces) > 1}
+        return {name: tuple(Part(_part_name(name, p), p.start, p.stop) for p in pieces) for name, pieces in several.items()}
 
     def canonical(self, name: str) -> str:
         for pattern, replacement in self.renamed:
@@ -60,6 +106,11 @@ class Table:
 def in_multimodal(name: str) -> str:
     """A text model's tensor as the multimodal model around it names it: `model.norm.weight` -> `model.language_model.norm.weight`."""
     return re.sub(r"^model\.", "model.language_model.", name)
+
+
+def _part_name(name: str, piece: Piece) -> str:
+    block, _, kind = name.rsplit(".", 2)
+    return f"{block}.{piece.entry.path.split('/')[-2]}.{kind}"
 
 
 def _projections(path: str, tensor: str, names: dict[str, str]) -> tuple[Entry, ...]:
@@ -75,29 +126,53 @@ def _scales(names: dict[str, str]) -> tuple[Entry, ...]:
     return tuple(Entry(f"layers/{path}/scale", f"model.layers.{{i}}.{tensor}.weight") for path, tensor in names.items())
 
 
-_DECODER = (
-    Entry("embed/embedding", "model.embed_tokens.weight"),
-    Entry("head/embedding", "lm_head.weight"),
-    Entry("final_norm/scale", "model.norm.weight"),
-    *_scales({"attn_norm": "input_layernorm", "attn/q_norm": "self_attn.q_norm", "attn/k_norm": "self_attn.k_norm"}),
-    *_projections("layers/attn", "model.layers.{i}.self_attn", _same("q_proj", "k_proj", "v_proj", "o_proj")),
-    *_projections("layers/mlp", "model.layers.{i}.mlp", _same("gate_proj", "up_proj", "down_proj")),
-)
+_QKVO, _GATED = _same("q_proj", "k_proj", "v_proj", "o_proj"), _same("gate_proj", "up_proj", "down_proj")
+
+
+def _decoder(attn: dict[str, str] = _QKVO, mlp: dict[str, str] = _GATED) -> tuple[Entry, ...]:
+    """What the families have in common; `attn` and `mlp` are projections by our name and theirs."""
+    return (
+        Entry("embed/embedding", "model.embed_tokens.weight"),
+        Entry("head/embedding", "lm_head.weight"),
+        Entry("final_norm/scale", "model.norm.weight"),
+        *_scales({"attn_norm": "input_layernorm", "attn/q_norm": "self_attn.q_norm", "attn/k_norm": "self_attn.k_norm"}),
+        *_projections("layers/attn", "model.layers.{i}.self_attn", attn),
+        *_projections("layers/mlp", "model.layers.{i}.mlp", mlp),
+    )
+
+
 _GEMMA_NORMS = {
     "attn_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
 # A head in the file of a tied model is the embedding under another name.
-GEMMA3 = Table(
-    entries=(*_DECODER, *_scales(_GEMMA_NORMS)),
-    unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*"),
-    renamed=((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head\.", "lm_head.")),
-)
-LLAMA = Table(
-    entries=(*_DECODER, *_scales({"mlp_norm": "post_attention_layernorm"})),
-    unused=re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq"),
-)
+_OF_MULTIMODAL = {
+    "unused": re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*"),
+    "renamed": ((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head\.", "lm_head.")),
+}
+GEMMA3 = Table(entries=(*_decoder(), *_scales(_GEMMA_NORMS)), **_OF_MULTIMODAL)
+_NOTHING_NEW = re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq")
+_LLAMA_NORMS = _scales({"mlp_norm": "post_attention_layernorm"})
+LLAMA = Table(entries=(*_decoder(), *_LLAMA_NORMS), unused=_NOTHING_NEW)
+MISTRAL = Table(entries=LLAMA.entries, **_OF_MULTIMODAL)
+_PHI_QKVO = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "o_proj": "o_proj"}
+_PHI_GATED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
+PHI3 = Table(entries=(*_decoder(_PHI_QKVO, _PHI_GATED), *_LLAMA_NORMS), unused=_NOTHING_NEW)
+
+
+def _experts(block: str, names: dict[str, str]) -> tuple[Entry, ...]:
+    """A router, and the projections of each expert `{e}`, by our name and theirs."""
+    kernels = (Entry(f"layers/mlp/{ours}", f"{block}.experts.{{e}}.{theirs}.weight", True) for ours, theirs in names.items())
+    return Entry("layers/mlp/router", f"{block}.gate.weight", True), *kernels
+
+
+_QWEN3_EXPERTS = {"gate_experts": "gate_proj", "up_experts": "up_proj", "down_experts": "down_proj"}
+_MIXTRAL_EXPERTS = {"gate_experts": "w1", "up_experts": "w3", "down_experts": "w2"}
+QWEN3_MOE = Table(entries=(*LLAMA.entries, *_experts("model.layers.{i}.mlp", _QWEN3_EXPERTS)), unused=_NOTHING_NEW)
+MIXTRAL = Table(entries=(*LLAMA.entries, *_experts("model.layers.{i}.block_sparse_moe", _MIXTRAL_EXPERTS)), unused=_NOTHING_NEW)
+_OLMO_NORMS = {"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
+OLMO = Table(entries=(*_decoder(), *_scales(_OLMO_NORMS)), unused=_NOTHING_NEW)
 
 _GGUF_NORMS = {
     "final_norm": "output_norm",
@@ -153,5 +228,9 @@ BERT = Table(
     renamed=((r"^bert\.", ""),),
 )
 
-TABLES = {"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "bert": BERT}
+TABLES = {
+    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "smollm3": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
+    **{"mistral": MISTRAL, "ministral3": MISTRAL, "phi3": PHI3, "olmo2": OLMO, "olmo3": OLMO},
+    **{"qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL, "bert": BERT},
+}
 """By the model_type of `config.json`."""

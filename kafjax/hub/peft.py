@@ -32,8 +32,8 @@ from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import new_folder, read_json, write_atomic, write_json
-from kafjax.hub import peft_config, safetensors_in
-from kafjax.hub.peft_base import Base, Place, at, split
+from kafjax.hub import joined, peft_config, safetensors_in
+from kafjax.hub.peft_base import PREFIX, Base, Place, at, split
 from kafjax.hub.peft_config import UNTIED, Resolved
 from kafjax.hub.peft_copies import without_copies
 from kafjax.hub.peft_settings import INITS, completed
@@ -74,10 +74,12 @@ def save_peft(
     described = base.described(spec)
     base.refuse_dora(described, spec)
     fields = {"use_rslora": spec.rslora, "use_dora": spec.dora, "lora_dropout": spec.dropout, "ensure_weight_tying": base.ties(spec)}
-    config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, excluded=_excluded(model, described), **fields)
+    excluded = _excluded(model, described)
+    tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
+    described, tensors = joined.join(described, tensors, base.joined, PREFIX, rslora=spec.rslora)
+    config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, excluded=excluded, **fields)
     config["task_type"] = "CAUSAL_LM" if isinstance(model, Decoder) else "FEATURE_EXTRACTION"
     config["base_model_name_or_path"] = base_name or None
-    tensors = {name: _taken(adapters, place) for name, place in base.places(described, dora=spec.dora)}
     _check_finite(tensors.items(), "the adapter to be saved")
     with new_folder(Path(folder)) as made:
         if card:
@@ -118,7 +120,9 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
         fields = {"rslora": config["use_rslora"], "dora": config["use_dora"], "dropout": config["lora_dropout"]}
         patterns = {name: config[name] for name in ("rank_pattern", "alpha_pattern")}
         given = lora.Spec(rank=config["r"], alpha=config["lora_alpha"], **patterns, **fields)
-        described = peft_config.resolved(config, base.names)
+        described, stored = joined.split(peft_config.resolved(config, base.names), stored, base.joined, PREFIX, STEM)
+        if base.joined and INITS.get(config["init_lora_weights"], "lora") != "lora":
+            raise UserError(f"init_lora_weights={config['init_lora_weights']!r} of joined modules is not supported")
         base.refuse_dora(described, given)
         if not config["ensure_weight_tying"] and base.leaves_head_behind(described, stored):
             raise UserError(f"trains the embedding and not the head (ensure_weight_tying is false); {UNTIED}")

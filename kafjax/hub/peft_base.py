@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.hub.names import TABLES, Table, in_multimodal
+from kafjax.hub.names import TABLES, Part, Table, in_multimodal
 from kafjax.hub.peft_config import Names, Resolved
 from kafjax.models import Decoder, Encoder
 
@@ -47,6 +47,7 @@ class Base:
     Attributes:
       head: the module that has the embedding's weight as well; "" if there is none.
       transposed: paths of parameters that lie the other way round there.
+      joined: tensors there that hold several of ours; those stand in `where` by their parts, under the names of `Table.tensors`.
       beside: tensors of a larger model around this one.
     """
 
@@ -55,6 +56,7 @@ class Base:
     where: dict[str, tuple[str, int | None]]
     transposed: frozenset[str]
     table: Table
+    joined: Mapping[str, tuple[Part, ...]]
     beside: tuple[str, ...] = ()
 
     @classmethod
@@ -65,7 +67,7 @@ class Base:
         where = {name: (entry.path, layer) for name, (entry, layer) in entries.items()}
         transposed = frozenset(entry.path for entry, _ in entries.values() if entry.transpose)
         is_tied = isinstance(model, Decoder) and model.config.tied
-        return cls(params, "lm_head" if is_tied else "", where, transposed, table)
+        return cls(params, "lm_head" if is_tied else "", where, transposed, table, table.joined(params))
 
     def in_multimodal(self) -> Base:
         """The same under the names that it has as the text part of a multimodal model."""
@@ -109,7 +111,10 @@ class Base:
 
     @property
     def names(self) -> Names:
-        return Names(self.modules, list(self.where), self.embedding, self.head, self.beside)
+        wholes = {part.name: whole for whole, parts in self.joined.items() for part in parts}
+        modules = dict.fromkeys(wholes.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight") for name in self.modules)
+        tensors = dict.fromkeys(wholes.get(name, name) for name in self.where)
+        return Names(list(modules), list(tensors), self.embedding, self.head, self.beside)
 
     @property
     def is_abstract(self) -> bool:
@@ -140,6 +145,8 @@ class Base:
     def described(self, spec: lora.Spec) -> Resolved:
         """Ranks, alphas and what is trained in full, by the names of the torch model."""
         ranks, alphas, trained = lora.ranks(spec, self.params), lora.alphas(spec, self.params), lora.trained(spec, self.params)
+        if unnamed := sorted({*ranks, *trained} - {path for path, _ in self.where.values()}):
+            raise UserError(f"'{unnamed[0]}' is trained, for which PEFT has no form")
         own = {}
         for module in self.modules:
             path, layer = self.where[f"{module}.weight"]

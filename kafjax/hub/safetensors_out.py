@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import safetensors.numpy
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import new_folder, write_json
 from kafjax.hub.auto_tokenizer import VOCABULARIES
-from kafjax.hub.names import TABLES, Table
+from kafjax.hub.names import TABLES, Piece, Table
 from kafjax.models import Decoder, Encoder
 from kafjax.ops.quantized import refuse_quantized
 
@@ -66,11 +67,15 @@ def save(
 def hf_tensors(params: trees.Tree, table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Yields `(name, contiguous array in the parameter's dtype)` one at a time, by the table of the family."""
     flat = trees.flatten(params)
-    for name, (entry, layer) in table.tensors(params).items():
-        leaf = flat[entry.path]
-        value = np.asarray(leaf if layer is None else leaf[layer])
-        value = value - np.float32(entry.offset) if entry.offset else value
-        yield name, np.ascontiguousarray(value.T if entry.transpose else value)
+    for name, pieces in table.pieces(params).items():
+        parts = [_part(piece, flat[piece.entry.path]) for piece in pieces]
+        yield name, np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+
+def _part(piece: Piece, leaf: jax.Array) -> np.ndarray:
+    value = np.asarray(leaf[piece.index] if piece.index else leaf)
+    value = value - np.float32(piece.entry.offset) if piece.entry.offset else value
+    return value.T if piece.entry.transpose else value
 
 
 def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, object]:

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from kafjax.core.errors import UserError
-from kafjax.models import families
+from kafjax.models import families, written
 from kafjax.models.families import count, refuse
 from kafjax.models.settings import check_settings
-from kafjax.ops.rope import Llama3Stretch
+from kafjax.ops.rope import QueryGrowth, Stretch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,20 @@ class DecoderConfig:
     Attributes:
       sliding: for each layer, whether it sees only the last `window` tokens.
       window: may be None where no layer slides.
+      rotated: for each layer, whether its queries and keys turn with their positions; None if all do.
+      rotary_dim: dimensions of a head that turn, the first ones; None for all.
       rope_theta: base of the rotary frequencies.
       rope_theta_sliding: base in sliding layers, unscaled; None where they turn as the others do.
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
+      query_growth: what later queries are multiplied by; None for nothing.
       attention_scale: of queries times keys.
+      attention_cap, logit_cap: bounds of attention scores and of logits (`ops.attention.soft_cap`); None for none.
       norm_offset: RMS norms multiply by `norm_offset + scale`.
-      post_norms: another norm behind attention and MLP, before the sum.
-      qk_norm: queries and keys are normed per head.
+      pre_norms: a norm before attention and MLP.
+      post_norms: a norm behind attention and MLP, before the sum.
+      qk_norm: queries and keys are normed: per head, or with `wide_qk_norm` over all heads together.
+      n_experts: MLPs of a layer, each of `mlp_size`, of which a token goes through `experts_per_token`; 0 for one MLP.
+      normalised_shares: what those experts add is weighted by shares that sum to 1.
       activation: of the gate, "gelu_tanh" or "silu".
       qkv_bias, o_bias: biases of those projections.
       scale_embedding: embeddings are multiplied by sqrt(hidden_size).
@@ -39,7 +46,7 @@ class DecoderConfig:
         text model.
 
     Raises:
-      UserError: a layer slides and there is no window, or `sliding` has another length than `n_layers`.
+      UserError: a layer slides and there is no window, or `sliding` or `rotated` has another length than `n_layers`.
     """
 
     vocab_size: int
@@ -51,15 +58,25 @@ class DecoderConfig:
     head_dim: int
     sliding: tuple[bool, ...]
     window: int | None
+    rotated: tuple[bool, ...] | None = None
+    rotary_dim: int | None = None
     rope_theta: float = 1e6
     rope_theta_sliding: float | None = 1e4
     rope_factor: float = 1.0
-    rope_stretch: Llama3Stretch | None = None
+    rope_stretch: Stretch | None = None
+    query_growth: QueryGrowth | None = None
     attention_scale: float = 256**-0.5
+    attention_cap: float | None = None
+    logit_cap: float | None = None
     norm_eps: float = 1e-6
     norm_offset: float = 1.0
+    pre_norms: bool = True
     post_norms: bool = True
     qk_norm: bool = True
+    wide_qk_norm: bool = False
+    n_experts: int = 0
+    experts_per_token: int = 0
+    normalised_shares: bool = False
     activation: str = "gelu_tanh"
     qkv_bias: bool = False
     o_bias: bool = False
@@ -73,8 +90,9 @@ class DecoderConfig:
     multimodal: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.sliding) != self.n_layers:
-            raise UserError(f"`sliding` names {len(self.sliding)} layers, there are {self.n_layers}")
+        for name in ("sliding", "rotated"):
+            if (layers := getattr(self, name)) is not None and len(layers) != self.n_layers:
+                raise UserError(f"`{name}` names {len(layers)} layers, there are {self.n_layers}")
         if any(self.sliding) and self.window is None:
             raise UserError("a layer slides, and there is no window")
 
@@ -104,7 +122,7 @@ class DecoderConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` of the family. Raises `UserError` if the switches are not set as in that family."""
-        config = families.write(dataclasses.asdict(self))
+        config = written.write(vars(self))
         read = dataclasses.replace(DecoderConfig.from_hf(config), multimodal=self.multimodal)
         for field in dataclasses.fields(self):
             if (ours := getattr(self, field.name)) != (theirs := getattr(read, field.name)):

@@ -1,15 +1,18 @@
-"""One decoder for Gemma 3, Llama 3, Qwen 2.5 and 3, and Mistral: embed -> layers -> norm -> logits.
+"""One decoder for the families of `families`, from Gemma 3 to OLMo 3: embed -> layers -> norm -> logits.
 
-The families differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
+They differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
 arXiv:2503.19786) the parameters are
 
     params = {"embed":      {"embedding": [V, D]},
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
               "final_norm": {"scale": [D]}}
 
-and others have no post-norms or no q/k norms, biases, or a `"head": {"embedding": [V, D]}` where the embedding does not make the logits.
+and others have no norms before or after, no q/k norms, biases, experts
+(`"mlp": {"router": [L, D, E], "gate_experts": [L, E, D, F], ...}`), or a `"head": {"embedding": [V, D]}` where the embedding does
+not make the logits.
 
-Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, V vocabulary, L layers.
+Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, E experts, F inside of an
+MLP, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.models.config import DecoderConfig
-from kafjax.models.layers import Embedding, Projection, RMSNorm
+from kafjax.models.layers import Embedding, Projection, RMSNorm, parameter
 from kafjax.models.remat import rematerialised
 from kafjax.models.split import Split, random_params, split
-from kafjax.ops.attention import attend, attend_fused
+from kafjax.ops.attention import attend, attend_fused, soft_cap
+from kafjax.ops.experts import mixture, route
 from kafjax.ops.linear import factors
 from kafjax.ops.rope import rope_angles, rotate
 
@@ -52,7 +57,7 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, with or without an RMS norm of each head's queries and keys before the rotation."""
+    """Grouped-query attention, with or without an RMS norm of queries and keys, per head or over all heads, before the rotation."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         D, H, K, Dh = cfg.hidden_size, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
@@ -60,22 +65,26 @@ class Attention(nnx.Module):
         self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
         self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
         self.o_proj = Projection(H * Dh, D, ("heads", "embed"), bias=cfg.o_bias, rngs=rngs)
-        self.q_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
-        self.k_norm = _norm(cfg, Dh, "head_dim", present=cfg.qk_norm)
-        self.head_dim, self.scale = Dh, cfg.attention_scale
+        self.q_norm = _norm(cfg, *((H * Dh, "heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
+        self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
+        self.head_dim, self.scale, self.cap, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.attention_cap, cfg.wide_qk_norm
 
-    def __call__(self, x_BxTxD, angles, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
+    def __call__(self, x_BxTxD, angles, growth_BxTx1x1, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
-        q = constrain(rotate(_normed(self.q_norm, heads(self.q_proj(x_BxTxD))), angles), ("batch", "length", "heads", None))
+        normed = lambda norm, y: heads(_normed(norm, y)) if self.wide_qk_norm else _normed(norm, heads(y))  # noqa: E731
+        q = rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles)
+        q = constrain(q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype), ("batch", "length", "heads", None))
         # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
-        k = constrain(rotate(_normed(self.k_norm, heads(self.k_proj(x_BxTxD))), angles), ("batch", None, "kv_heads", None))
+        k = constrain(rotate(normed(self.k_norm, self.k_proj(x_BxTxD)), angles), ("batch", None, "kv_heads", None))
         v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
         if past_kv is not None:
-            out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale)
+            out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale, self.cap)
         elif attention == "cudnn":
+            if self.cap is not None:
+                raise UserError("cuDNN attention does not cap scores, as this model does; leave --attention at xla")
             out = attend_fused(q, k, v, mask_BxTxT, self.scale)
         else:
-            out = attend(q, [k], [v], [mask_BxTxT], self.scale)
+            out = attend(q, [k], [v], [mask_BxTxT], self.scale, self.cap)
         return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), {"k": k, "v": v}
 
 
@@ -93,6 +102,24 @@ class MLP(nnx.Module):
         return self.down_proj(_gated(constrain(self.gate_proj(x), inner), constrain(self.up_proj(x), inner), self.activation))
 
 
+class Experts(nnx.Module):
+    """Many MLPs, and a router that names the few of them which a token goes through."""
+
+    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+        E, D, F = cfg.n_experts, cfg.hidden_size, cfg.mlp_size
+        self.router = parameter(rngs.params(), (D, E), ("embed", None), D**-0.5)
+        self.gate_experts = parameter(rngs.params(), (E, D, F), ("experts", None, "mlp"), D**-0.5)
+        self.up_experts = parameter(rngs.params(), (E, D, F), ("experts", None, "mlp"), D**-0.5)
+        self.down_experts = parameter(rngs.params(), (E, F, D), ("experts", "mlp", None), F**-0.5)
+        self.k, self.normalised, self.activation = cfg.experts_per_token, cfg.normalised_shares, cfg.activation
+
+    def __call__(self, x, constrain):
+        x_NxD = x.reshape(-1, x.shape[-1])
+        shares, ids = route(x_NxD, self.router.get_value(), self.k, normalised=self.normalised)
+        experts = (of.get_value() for of in (self.gate_experts, self.up_experts, self.down_experts))
+        return mixture(x_NxD, shares, ids, *experts, lambda gate, up: _gated(gate, up, self.activation)).reshape(x.shape)
+
+
 @functools.partial(jax.checkpoint, static_argnums=2)
 def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
     """Kept for the backward pass are the two inputs alone: the pieces of the GELU are cheaper to compute again than to store."""
@@ -100,18 +127,18 @@ def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before and, in Gemma, a norm after."""
+    """Attention and MLP, each with a norm before, after, or both."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
-        self.attn_norm, self.attn_post_norm = _norm(cfg), _norm(cfg, present=cfg.post_norms)
-        self.mlp_norm, self.mlp_post_norm = _norm(cfg), _norm(cfg, present=cfg.post_norms)
+        self.attn_norm, self.mlp_norm = (_norm(cfg, present=cfg.pre_norms) for _ in range(2))
+        self.attn_post_norm, self.mlp_post_norm = (_norm(cfg, present=cfg.post_norms) for _ in range(2))
         self.attn = Attention(cfg, rngs)
-        self.mlp = MLP(cfg, rngs)
+        self.mlp = Experts(cfg, rngs) if cfg.n_experts else MLP(cfg, rngs)
 
-    def __call__(self, x, angles, mask, past_kv, past_mask, constrain, attention):
-        attended, kv = self.attn(self.attn_norm(x), angles, mask, past_kv, past_mask, constrain, attention)
+    def __call__(self, x, angles, growth, mask, past_kv, past_mask, constrain, attention):
+        attended, kv = self.attn(_normed(self.attn_norm, x), angles, growth, mask, past_kv, past_mask, constrain, attention)
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
-        return x + _normed(self.mlp_post_norm, constrain(self.mlp(self.mlp_norm(x), constrain), RESIDUAL)), kv
+        return x + _normed(self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL)), kv
 
 
 class Ends(nnx.Module):
@@ -172,10 +199,10 @@ class Decoder:
     def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
         """Final hidden states `[.., D]` -> logits float32 `[.., V]`."""
         product = lambda x, table: jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)  # noqa: E731
-        return sum(product(x, table) for x, table in factors(hidden, self.unembedding(params)))
+        return soft_cap(sum(product(x, table) for x, table in factors(hidden, self.unembedding(params))), self.config.logit_cap)
 
     def unembedding(self, params: trees.Tree) -> Any:
-        """The leaf `[V, D]` whose product with a hidden state makes the logits: the embedding, or the head of an untied model.
+        """The leaf `[V, D]` whose product with a hidden state makes the logits, before their cap: embedding, or untied head.
         It may be a `LoRAWeight`."""
         return params["embed" if self.config.tied else "head"]["embedding"]
 
@@ -206,25 +233,31 @@ class Decoder:
         masks = _masks(cfg, positions_BxT, segments_BxT)
         past_masks = None if past is None else _past_masks(cfg, positions_BxT, past["k"].shape[2])
         angles = _angles(cfg, positions_BxT)
+        growth = None if cfg.query_growth is None else cfg.query_growth.at(positions_BxT)
 
         def layer(x, scanned):
-            layer_params, sliding, layer_past = scanned
+            layer_params, sliding, rotated, layer_past = scanned
             # Of a pair (for full layers, for sliding ones); where all layers take the same there is nothing to choose.
             pick = lambda pair: jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)  # noqa: E731
             past_mask = None if past_masks is None else pick(past_masks)
-            return self._layer.module(layer_params)(x, pick(angles), pick(masks), layer_past, past_mask, self.constrain, self.attention)
+            turn = pick(angles)
+            if rotated is not None:
+                turn = jax.tree.map(lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0))
+            run = self._layer.module(layer_params)
+            return run(x, turn, growth, pick(masks), layer_past, past_mask, self.constrain, self.attention)
 
-        scanned = (params["layers"], jnp.array(cfg.sliding), past)
+        scanned = (params["layers"], jnp.array(cfg.sliding), None if cfg.rotated is None else jnp.array(cfg.rotated), past)
         x, kv = jax.lax.scan(rematerialised(layer, self.remat), x, scanned, unroll=cfg.n_layers if self.unroll else 1)
         return ends.final_norm(x), kv
 
 
 def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
     """(full, sliding) rotations; one and the same where sliding layers have no base of their own."""
-    full = rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
+    rotary_dim = cfg.rotary_dim or cfg.head_dim
+    full = rope_angles(positions_BxT, rotary_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
     if cfg.rope_theta_sliding is None:
         return full, full
-    return full, rope_angles(positions_BxT, cfg.head_dim, cfg.rope_theta_sliding)
+    return full, rope_angles(positions_BxT, rotary_dim, cfg.rope_theta_sliding)
 
 
 def _masks(cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None) -> tuple[jax.Array, jax.Array]:

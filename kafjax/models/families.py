@@ -1,38 +1,46 @@
-"""Families of decoders as `config.json` tells them: its keys -> the fields of a `DecoderConfig`, and back.
+"""Families of decoders as `config.json` tells them: its keys -> the fields of a `DecoderConfig` (`written` is the way back).
 
 Each family is one way to set the decoder's switches:
 
     gemma3_text   norms before and after with (1 + w), q/k norms, GELU, scaled embedding, a rotary base for sliding layers
+    gemma2        as gemma3_text, without q/k norms and that base, with caps of attention scores and logits
     llama         norms before, SiLU, rotary frequencies stretched from Llama 3.1 on
     mistral       as llama, with a sliding window in every layer or in none
+    ministral3    as mistral, with YaRN, and queries that grow with their position
+    phi3          as mistral, with a part of each head that does not turn, and LongRoPE; its files join q, k, v, and gate and up
     qwen2         as llama, with biases on q, k and v
     qwen3         as llama, with q/k norms
+    qwen3_moe     as qwen3, with experts
+    mixtral       as mistral, with experts
+    olmo2         as llama, but norms after attention and MLP alone, and q/k norms over all heads together
+    olmo3         as olmo2, with a sliding window in some layers
+    smollm3       as llama, with layers that have no rotary positions
 
 A setting that the decoder does not compute is refused by its name. Defaults are transformers'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
+from kafjax.models.ropes import Config, read_long_rope, read_rope, rope_type
 from kafjax.models.settings import check_settings
-from kafjax.ops.rope import Llama3Stretch
-
-Config = Mapping[str, Any]
+from kafjax.ops.rope import QueryGrowth
 
 # Of the text part of a multimodal Gemma 3, whose files leave out what is the default.
 _GEMMA3_DEFAULTS = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
+_MINISTRAL3_ROPE = {  # of a file that has none
+    **{"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+    **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+}
 _NEVER = {  # in any family
     "quantization_config": None,
-    "partial_rotary_factor": 1.0,
-    "num_experts": None,
-    "num_local_experts": None,
-    "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
     "use_bidirectional_attention": False,
 }
+_DENSE = {"num_experts": None, "num_local_experts": None}
+_UNCAPPED = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
 _PLAIN: dict[str, Any] = {
     "norm_offset": 0.0,
     "post_norms": False,
@@ -51,41 +59,6 @@ def read(config: Config) -> dict[str, Any]:
     refuse(config, _NEVER)
     check_settings(config)
     return _READERS[family](config)
-
-
-def write(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a Hugging Face folder; `fields` are those of a `DecoderConfig`, nested ones as dicts."""
-    family = fields["family"]
-    config = {
-        "model_type": family,
-        "architectures": [_ARCHITECTURES[family]],
-        "vocab_size": fields["vocab_size"],
-        "hidden_size": fields["hidden_size"],
-        "intermediate_size": fields["mlp_size"],
-        "num_hidden_layers": fields["n_layers"],
-        "num_attention_heads": fields["n_heads"],
-        "num_key_value_heads": fields["n_kv_heads"],
-        "head_dim": fields["head_dim"],
-        "rms_norm_eps": fields["norm_eps"],
-        "max_position_embeddings": fields["max_length"],
-        "bos_token_id": fields["bos_id"],
-        "eos_token_id": [fields["eos_id"], *fields["also_eos_ids"]] if fields["also_eos_ids"] else fields["eos_id"],
-        "tie_word_embeddings": fields["tied"],
-        "rope_theta": fields["rope_theta"],
-        "rope_scaling": _written_scaling(fields),
-        "sliding_window": fields["window"],
-    }
-    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in fields["sliding"]]
-    if family == "gemma3_text":
-        config |= {"layer_types": kinds, "rope_local_base_freq": fields["rope_theta_sliding"], "attention_bias": fields["o_bias"]}
-        config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(fields["attention_scale"] ** -2)}
-        return config
-    config["hidden_act"] = "silu"
-    if family in ("llama", "qwen3"):
-        config["attention_bias"] = fields["o_bias"]
-    if family in ("qwen2", "qwen3"):
-        config |= {"layer_types": kinds, "use_sliding_window": fields["window"] is not None}
-    return config
 
 
 def count(config: Config, key: str) -> int:
@@ -107,42 +80,77 @@ def refuse(config: Config, supported: Config) -> None:
 
 
 def _gemma3(config: Config) -> dict[str, Any]:
-    refuse(config, {"hidden_activation": "gelu_pytorch_tanh"})
-    ropes = config.get("rope_parameters") or {}
-    full, local = ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
-    if (kind := _rope_type(local)) != "default":
-        raise UserError(f"config.json: rope_type='{kind}' is not supported for sliding_attention layers (only 'default')")
+    refuse(config, _UNCAPPED)
+    full, local = _ropes_by_kind(config)
     scaling = config.get("rope_scaling") or full
-    if _rope_type(scaling) == "llama3":
-        raise UserError("config.json: rope_type='llama3' is not supported for gemma3_text (default, linear)")
+    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    return {
+        **_gemma(config, pattern=pattern, max_length=131072),
+        **read_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6)), allowed=("default", "linear")),
+        "rope_theta_sliding": float(local.get("rope_theta", config.get("rope_local_base_freq", 1e4))),
+    }
+
+
+def _gemma2(config: Config) -> dict[str, Any]:
+    config = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "max_position_embeddings": 8192, **config}
+    caps = (config.get(key, default) for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)))
+    attention_cap, logit_cap = (None if cap is None else float(cap) for cap in caps)
+    return {
+        **_gemma(config, pattern=2, max_length=8192),
+        **_one_rope(config, 1e4),
+        "rope_theta_sliding": None,
+        "qk_norm": False,
+        "attention_cap": attention_cap,
+        "logit_cap": logit_cap,
+    }
+
+
+def _gemma(config: Config, *, pattern: int, max_length: int) -> dict[str, Any]:
+    """What the Gemmas have in common; one in `pattern` layers sees everything, unless the file names them."""
+    refuse(config, {"hidden_activation": "gelu_pytorch_tanh", **_DENSE})
     bias = bool(config.get("attention_bias"))
+    sliding = [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
     return {
         **_shape(config, count(config, "head_dim")),
-        **_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 1e6))),
-        **_layers(config, count(config, "sliding_window"), _gemma3_sliding(config)),
-        "family": "gemma3_text",
-        "rope_theta_sliding": float(local.get("rope_theta", config.get("rope_local_base_freq", 1e4))),
+        **_layers(config, count(config, "sliding_window"), sliding),
+        "family": config["model_type"],
         "attention_scale": float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
         "qkv_bias": bias,
         "o_bias": bias,
         "tied": config.get("tie_word_embeddings", True),
-        "max_length": config.get("max_position_embeddings", 131072),
+        "max_length": config.get("max_position_embeddings", max_length),
         "bos_id": config.get("bos_token_id", 2),
         **_eos({"eos_token_id": 1, **config}),
     }
 
 
+def _ropes_by_kind(config: Config) -> tuple[Config, Config]:
+    """Ropes of full and of sliding layers. Raises `UserError` where sliding ones are scaled."""
+    ropes = config.get("rope_parameters") or {}
+    full, local = ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
+    read_rope(config, local, 1.0, allowed=("default",), whose="sliding_attention layers")
+    return full, local
+
+
 def _gemma3_multimodal(config: Config) -> dict[str, Any]:
+    text = read({**_GEMMA3_DEFAULTS, **_text_config(config), "model_type": "gemma3_text"})
+    return {**text, "multimodal": True}
+
+
+def _mistral3_multimodal(config: Config) -> dict[str, Any]:
+    text = {"model_type": "mistral", "tie_word_embeddings": True, **_text_config(config)}
+    if text["model_type"] not in ("mistral", "ministral3"):
+        raise UserError(f"config.json: text_config of model_type '{text['model_type']}' is not supported (mistral, ministral3)")
+    return {**read(text), "multimodal": True}
+
+
+def _text_config(config: Config) -> dict[str, Any]:
+    """The text model of a multimodal one. What stands outside counts for it too."""
     text = config.get("text_config")
     if not isinstance(text, dict):
-        raise UserError("config.json has no 'text_config'; is this the folder of a Gemma 3?")
-    outer = {key: config[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if config.get(key) is not None}
-    return {**read({**_GEMMA3_DEFAULTS, **text, **outer, "model_type": "gemma3_text"}), "multimodal": True}
-
-
-def _gemma3_sliding(config: Config) -> list[bool]:
-    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
-    return [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
+        raise UserError(f"config.json has no 'text_config'; is this the folder of a {config['model_type']}?")
+    outer = ("bos_token_id", "eos_token_id", "tie_word_embeddings")
+    return text | {key: config[key] for key in outer if config.get(key) is not None}
 
 
 def _llama(config: Config) -> dict[str, Any]:
@@ -158,6 +166,43 @@ def _mistral(config: Config) -> dict[str, Any]:
     return {**_plain({"num_key_value_heads": 8, **config}, max_length=131072), **_layers(config, window, [window is not None] * n_layers)}
 
 
+def _ministral3(config: Config) -> dict[str, Any]:
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or _MINISTRAL3_ROPE)
+    beta, _ = rope.pop("llama_4_scaling_beta", None), rope.pop("max_position_embeddings", None)  # the latter says nothing new
+    defaults = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 262144}
+    config = {**defaults, **config}
+    if rope_type(rope) == "yarn":
+        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    length = rope.get("original_max_position_embeddings")
+    if beta and length is None:
+        raise UserError("config.json: llama_4_scaling_beta needs 'original_max_position_embeddings'")
+    fields = _mistral({**config, "rope_scaling": None, "rope_parameters": rope})
+    return fields | {"query_growth": QueryGrowth(float(beta), length) if beta else None}
+
+
+def _phi3(config: Config) -> dict[str, Any]:
+    refuse(config, {"lm_head_bias": False, "mlp_bias": False})
+    defaults = {"num_key_value_heads": None, "sliding_window": None, "rms_norm_eps": 1e-5, "eos_token_id": 32000}
+    lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+    config = {**defaults, **lengths, **config}
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    share = rope.pop("partial_rotary_factor", config.pop("partial_rotary_factor", None)) or 1.0
+    is_long = rope_type(rope) in ("longrope", "su", "yarn")  # one and the same in this family
+    theta = rope.get("rope_theta", config.get("rope_theta", 1e4))
+    plain_rope = {"rope_theta": theta} if is_long else rope
+    fields = _mistral({**config, "rope_scaling": None, "rope_parameters": plain_rope})
+    rotary_dim = int(fields["head_dim"] * share)
+    if rotary_dim % 2 or not 0 < rotary_dim <= fields["head_dim"]:
+        size = fields["head_dim"]
+        raise UserError(f"config.json: partial_rotary_factor={share!r} turns {rotary_dim} of {size} dimensions of a head")
+    fields["rotary_dim"] = None if rotary_dim == fields["head_dim"] else rotary_dim
+    if is_long:
+        stretch = read_long_rope(config, rope, rotary_dim)
+        # A reply that grows beyond the original length would change what was cached.
+        fields |= {"rope_stretch": stretch, "max_length": min(stretch.longest, stretch.original_length)}
+    return fields
+
+
 def _qwen2(config: Config) -> dict[str, Any]:
     return {**_qwen(config), "qkv_bias": True}
 
@@ -165,6 +210,75 @@ def _qwen2(config: Config) -> dict[str, Any]:
 def _qwen3(config: Config) -> dict[str, Any]:
     bias = bool(config.get("attention_bias"))
     return {**_qwen({"head_dim": 128, **config}), "qk_norm": True, "qkv_bias": bias, "o_bias": bias}
+
+
+def _olmo2(config: Config) -> dict[str, Any]:
+    bias = bool(config.get("attention_bias"))
+    refuse(config, {"clip_qkv": None})
+    defaults = {"rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": 50279}
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "wide_qk_norm": True}
+    return {**_plain({**defaults, **config}, max_length=2048), **norms, "qkv_bias": bias, "o_bias": bias}
+
+
+def _olmo3(config: Config) -> dict[str, Any]:
+    config = {"max_position_embeddings": 2048, **config}
+    full, local = _ropes_by_kind(config)
+    scaling = {**full, **(config.get("rope_scaling") or {})}
+    sliding = [(i + 1) % 4 != 0 for i in range(count(config, "num_hidden_layers"))]
+    return {
+        **_olmo2({**config, "rope_parameters": None, "rope_scaling": None}),
+        **read_rope(config, scaling, full.get("rope_theta", config.get("rope_theta", 5e5))),
+        **_layers(config, config.get("sliding_window", 4096), sliding),
+        "rope_theta_sliding": float(local.get("rope_theta", 5e5)),  # whatever "rope_theta" says, as in transformers
+    }
+
+
+def _qwen3_moe(config: Config) -> dict[str, Any]:
+    refuse(config, {"mlp_only_layers": [], "decoder_sparse_step": 1, "layer_types": None})
+    bias = bool(config.get("attention_bias"))
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    experts = _experts(config, n_experts=128, k=8, normalised=config.get("norm_topk_prob", False))
+    defaults = {"num_key_value_heads": 4, "bos_token_id": None, "eos_token_id": None}
+    size = count({"moe_intermediate_size": 768, **config}, "moe_intermediate_size")
+    plain = _plain({**defaults, **config, "intermediate_size": size, **_DENSE}, max_length=32768)
+    windows = _layers(config, window, [window is not None] * plain["n_layers"])
+    return {**plain, **experts, **windows, "qk_norm": True, "qkv_bias": bias, "o_bias": bias}
+
+
+def _mixtral(config: Config) -> dict[str, Any]:
+    refuse(config, {"router_jitter_noise": 0.0})
+    experts = _experts(config, n_experts=8, k=2, normalised=True)
+    defaults = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None}
+    return _mistral({**defaults, **config, **_DENSE}) | experts
+
+
+def _experts(config: Config, *, n_experts: int, k: int, normalised: bool) -> dict[str, Any]:
+    """How many there are and how many a token goes through, by default `n_experts` and `k`."""
+    named = next((key for key in _DENSE if config.get(key) is not None), "num_experts")
+    total = count({named: n_experts, **_given(config)}, named)
+    chosen = count({"num_experts_per_tok": k, **config}, "num_experts_per_tok")
+    if chosen > total:
+        raise UserError(f"config.json: num_experts_per_tok={chosen} is above {named}={total}")
+    return {"n_experts": total, "experts_per_token": chosen, "normalised_shares": normalised}
+
+
+def _smollm3(config: Config) -> dict[str, Any]:
+    refuse(config, {"mlp_bias": False})
+    n_layers, bias = count(config, "num_hidden_layers"), bool(config.get("attention_bias"))
+    given, interval = config.get("no_rope_layers"), config.get("no_rope_layer_interval", 4)
+    if given is not None and len(given) < n_layers:
+        raise UserError(f"config.json: no_rope_layers lists {len(given)} layers, num_hidden_layers says {n_layers}")
+    rotated = [(i + 1) % interval != 0 for i in range(n_layers)] if given is None else [entry == 1 for entry in given[:n_layers]]
+    window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
+    ids = {"bos_token_id": 128_000, "eos_token_id": 128_001}
+    defaults = {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6, **ids}
+    return {
+        **_plain({**defaults, **config}, max_length=32768),
+        **_layers(config, window, [window is not None and not turns for turns in rotated]),
+        "rotated": tuple(rotated),
+        "qkv_bias": bias,
+        "o_bias": bias,
+    }
 
 
 def _qwen(config: Config) -> dict[str, Any]:
@@ -178,44 +292,52 @@ def _qwen(config: Config) -> dict[str, Any]:
 _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "gemma3_text": _gemma3,
     "gemma3": _gemma3_multimodal,
+    "gemma2": _gemma2,
     "llama": _llama,
     "mistral": _mistral,
+    "mistral3": _mistral3_multimodal,
+    "ministral3": _ministral3,
+    "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
-}
-_ARCHITECTURES = {
-    "gemma3_text": "Gemma3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": _qwen3_moe,
+    "mixtral": _mixtral,
+    "olmo2": _olmo2,
+    "olmo3": _olmo3,
+    "smollm3": _smollm3,
 }
 
 
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
-    """What llama, mistral and the qwens have in common; `max_length` where the file has none."""
-    refuse(config, {"hidden_act": "silu"})
+    """What all but the Gemmas have in common; `max_length` where the file has none."""
+    refuse(config, {"hidden_act": "silu", **_UNCAPPED, **_DENSE})
+    config = {"max_position_embeddings": max_length, **config}
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % n_heads:
         raise UserError(f"config.json: no head_dim, and hidden_size={hidden_size} is no multiple of num_attention_heads={n_heads}")
     head_dim = count({"head_dim": hidden_size // n_heads, **_given(config)}, "head_dim")
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if nested := {"full_attention", "sliding_attention"} & set(scaling):
-        raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {config['model_type']}")
-    refuse({"model_type": config["model_type"], **scaling}, {"partial_rotary_factor": 1.0})
     return {
         **_shape({"num_key_value_heads": n_heads, **_given(config)}, head_dim),
-        **_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", 1e4))),
+        **_one_rope(config, 1e4),
         **_PLAIN,
         "sliding": (False,) * count(config, "num_hidden_layers"),
         "window": None,
         "family": config["model_type"],
         "attention_scale": head_dim**-0.5,
         "tied": config.get("tie_word_embeddings", False),
-        "max_length": config.get("max_position_embeddings", max_length),
+        "max_length": config["max_position_embeddings"],
         "bos_id": config.get("bos_token_id", 1),
         **_eos({"eos_token_id": 2, **config}),
     }
+
+
+def _one_rope(config: Config, theta: float) -> dict[str, Any]:
+    """The rope of all layers; `theta` where the file has none."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if nested := {"full_attention", "sliding_attention"} & set(scaling):
+        family = config["model_type"]
+        raise UserError(f"config.json: rope_parameters by kind of layer ({min(nested)}) are not supported for {family}")
+    return read_rope(config, scaling, scaling.get("rope_theta", config.get("rope_theta", theta)))
 
 
 def _given(config: Config) -> Config:
@@ -262,34 +384,3 @@ def _eos(config: Config) -> dict[str, Any]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids):
         raise UserError(f"config.json: eos_token_id={given!r} must be tokens of the vocabulary of {vocab_size}")
     return {"eos_id": ids[0], "also_eos_ids": tuple(ids[1:])}
-
-
-def _rope_type(rope: Config) -> str:
-    return rope.get("rope_type", rope.get("type", "default"))  # older files say "type"
-
-
-def _rope(config: Config, scaling: Config, theta: float) -> dict[str, Any]:
-    kind = _rope_type(scaling)
-    if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"config.json: rope_type='{kind}' is not supported (default, linear, llama3)")
-    for key in {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}[kind]:
-        if key not in scaling:
-            raise UserError(f"config.json: rope_type='{kind}' needs a '{key}'")
-    stretch = None
-    if kind == "llama3":
-        original = scaling.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-        stretch = Llama3Stretch(float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"]), int(original))
-    factor = float(scaling["factor"]) if kind != "default" else 1.0
-    return {"rope_theta": float(theta), "rope_factor": factor, "rope_stretch": stretch}
-
-
-def _written_scaling(fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    if (stretch := fields["rope_stretch"]) is not None:
-        return {
-            "rope_type": "llama3",
-            "factor": fields["rope_factor"],
-            "low_freq_factor": stretch["low"],
-            "high_freq_factor": stretch["high"],
-            "original_max_position_embeddings": stretch["original_length"],
-        }
-    return None if fields["rope_factor"] == 1 else {"rope_type": "linear", "factor": fields["rope_factor"]}

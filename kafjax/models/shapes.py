@@ -11,7 +11,7 @@ from typing import Any
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.models.config import DecoderConfig
-from kafjax.ops.rope import Llama3Stretch
+from kafjax.ops.rope import Llama3Stretch, YarnStretch
 
 
 def named(name: str) -> DecoderConfig:
@@ -26,6 +26,15 @@ def _gemma3(*sizes: int, window: int, vocab_size: int = 262_144, **changes: Any)
     sliding = tuple((i + 1) % 6 != 0 for i in range(n_layers))
     gemma = DecoderConfig(vocab_size, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, 256, sliding, window)
     return dataclasses.replace(gemma, **changes)
+
+
+def _gemma2(*sizes: int, **switches: Any) -> DecoderConfig:
+    hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
+    return DecoderConfig(
+        *(256_000, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads),
+        **{"sliding": tuple(i % 2 == 0 for i in range(n_layers)), "window": 4096, "rope_theta": 1e4, "rope_theta_sliding": None},
+        **{"qk_norm": False, "attention_cap": 50.0, "logit_cap": 30.0, "max_length": 8192, "family": "gemma2", **switches},
+    )
 
 
 def _plain(family: str, vocab_size: int, *sizes: int, head_dim: int = 128, **switches: Any) -> DecoderConfig:
@@ -64,6 +73,11 @@ def _qwen25(vocab_size: int, *sizes: int, head_dim: int, max_length: int, **swit
     return _plain("qwen2", vocab_size, *sizes, head_dim=head_dim, max_length=max_length, qkv_bias=True, **ids, **switches)
 
 
+def _olmo(family: str, vocab_size: int, *sizes: int, **switches: Any) -> DecoderConfig:
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "wide_qk_norm": True}
+    return _plain(family, vocab_size, *sizes, rope_theta=5e5, bos_id=None, eos_id=100_257, **norms, **switches)
+
+
 _MULTIMODAL = {"window": 1024, "vocab_size": 262_208, "rope_factor": 8.0, "max_length": 131_072, "also_eos_ids": (106,)}
 
 # Sizes are hidden, MLP, layers, query heads, key heads.
@@ -73,6 +87,9 @@ CONFIGS: dict[str, DecoderConfig] = {
     "gemma3-4b": _gemma3(2560, 10_240, 34, 8, 4, **_MULTIMODAL),
     "gemma3-12b": _gemma3(3840, 15_360, 48, 16, 8, **_MULTIMODAL),
     "gemma3-27b": _gemma3(5376, 21_504, 62, 32, 16, **_MULTIMODAL, head_dim=128, attention_scale=168**-0.5),
+    "gemma2-2b": _gemma2(2304, 9216, 26, 8, 4, head_dim=256, attention_scale=256**-0.5),
+    "gemma2-9b": _gemma2(3584, 14_336, 42, 16, 8, head_dim=256, attention_scale=256**-0.5),
+    "gemma2-27b": _gemma2(4608, 36_864, 46, 32, 16, head_dim=128, attention_scale=144**-0.5),
     "llama3.2-1b": _llama3(2048, 8192, 16, 32, 8, head_dim=64, factor=32.0, tied=True),
     "llama3.2-3b": _llama3(3072, 8192, 28, 24, 8, factor=32.0, tied=True),
     "llama3.1-8b": _llama3(4096, 14_336, 32, 32, 8),
@@ -89,5 +106,35 @@ CONFIGS: dict[str, DecoderConfig] = {
     "mistral-7b": _plain(
         *("mistral", 32_000, 4096, 14_336, 32, 32, 8),
         **{"sliding": (True,) * 32, "window": 4096, "rope_theta": 1e4, "norm_eps": 1e-5, "bos_id": 1, "eos_id": 2},
+    ),
+    "qwen3-30b-a3b": _plain(
+        *("qwen3_moe", 151_936, 2048, 768, 48, 32, 4),
+        **{"n_experts": 128, "experts_per_token": 8, "normalised_shares": True, "qk_norm": True},
+        **{"rope_theta": 1e6, "max_length": 40_960, "bos_id": 151_643, "eos_id": 151_645},
+    ),
+    "mixtral-8x7b": _plain(
+        *("mixtral", 32_000, 4096, 14_336, 32, 32, 8),
+        **{"n_experts": 8, "experts_per_token": 2, "normalised_shares": True},
+        **{"rope_theta": 1e6, "norm_eps": 1e-5, "max_length": 32_768, "bos_id": 1, "eos_id": 2},
+    ),
+    "phi3-mini-4k": _plain(
+        *("phi3", 32_064, 3072, 8192, 32, 32, 32),
+        **{"head_dim": 96, "sliding": (True,) * 32, "window": 2047, "rope_theta": 1e4, "norm_eps": 1e-5},
+        **{"max_length": 4096, "bos_id": 1, "eos_id": 32_000},
+    ),
+    "phi4": _plain(
+        *("phi3", 100_352, 5120, 17_920, 40, 40, 10),
+        **{"rope_theta": 2.5e5, "norm_eps": 1e-5, "max_length": 16_384, "bos_id": 100_257, "eos_id": 100_265},
+    ),
+    "smollm3-3b": _plain(
+        *("smollm3", 128_256, 2048, 11_008, 36, 16, 4),
+        **{"rotated": (True, True, True, False) * 9, "rope_theta": 5e6, "tied": True, "max_length": 65_536},
+        **{"bos_id": 128_000, "eos_id": 128_012},
+    ),
+    "olmo2-7b": _olmo("olmo2", 100_352, 4096, 11_008, 32, 32, 32, max_length=4096),
+    "olmo3-7b": _olmo(
+        *("olmo3", 100_278, 4096, 11_008, 32, 32, 32),
+        **{"sliding": (True, True, True, False) * 8, "window": 4096, "rope_theta_sliding": 5e5, "max_length": 65_536},
+        **{"rope_factor": 8.0, "rope_stretch": YarnStretch(1.0, 32.0, 8192, attention_factor=1.2079441541679836)},
     ),
 }

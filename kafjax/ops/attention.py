@@ -19,12 +19,13 @@ def attend(
     values: list[jax.Array],
     masks: list[jax.Array],
     scale: float,
+    cap: float | None = None,
 ) -> jax.Array:
     """Softmax attention of `q` over several blocks of keys and values at once. Returns `[B, T, H, D]`.
 
     Each block has `k, v [B, S, K, D]` with H a multiple of K (query head h uses key head h // (H / K)), and a boolean
     mask `[B, T, S]`, True where q may look. Blocks let a cache be read where it lies instead of being copied to take
-    the new tokens in. Scores and softmax are float32.
+    the new tokens in. Scores and softmax are float32. Scores are bounded by `cap` (`soft_cap`).
     """
     B, T, H, D = q_BxTxHxD.shape
     K = keys[0].shape[2]
@@ -32,7 +33,7 @@ def attend(
     scores = [
         jnp.where(
             mask[:, None, None],
-            jnp.einsum("btkgd,bskd->bkgts", q_BxTxKxGxD, k, preferred_element_type=jnp.float32) * scale,
+            soft_cap(jnp.einsum("btkgd,bskd->bkgts", q_BxTxKxGxD, k, preferred_element_type=jnp.float32) * scale, cap),
             _MASKED,
         )
         for k, mask in zip(keys, masks, strict=True)
@@ -46,6 +47,11 @@ def attend(
     )
     total_BxTxKxGx1 = jnp.transpose(total, (0, 3, 1, 2))[..., None]
     return (mixed / total_BxTxKxGx1).astype(q_BxTxHxD.dtype).reshape(B, T, H, D)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Bounds `x` smoothly: `cap * tanh(x / cap)` (Gemma Team 2024, arXiv:2408.00118), or `x` itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def attend_fused(q_BxTxHxD: jax.Array, k_BxTxKxD: jax.Array, v_BxTxKxD: jax.Array, mask_BxTxT: jax.Array, scale: float) -> jax.Array:

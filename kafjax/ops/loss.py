@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kafjax.ops.attention import soft_cap
 from kafjax.ops.linear import LoRAWeight, factors
 
 
@@ -21,6 +22,7 @@ def chunked_cross_entropy(
     weights_N: jax.Array,
     chunk: int = 256,
     n_used: jax.Array | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Weighted sum (not mean) of token losses in nats, a float32 scalar.
 
@@ -36,8 +38,9 @@ def chunked_cross_entropy(
       chunk: places per chunk; N is padded up to a multiple.
       n_used: int32 scalar, places that are computed, rounded up to whole chunks; by default `used(weights_N)`. Under `vmap` it has
         to be one number for all, or every chunk waits for the slowest by computing both ways.
+      cap: bounds the logits (`soft_cap`) before the softmax.
     """
-    return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk, n_used)[0]
+    return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk, n_used, cap)[0]
 
 
 def used(weights_N: jax.Array) -> jax.Array:
@@ -61,6 +64,7 @@ def summed_and_single_losses(
     weights_N: jax.Array,
     chunk: int = 256,
     n_used: jax.Array | None = None,
+    cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`chunked_cross_entropy`, and the weighted losses `[N]` that it sums. Only the sum has a gradient."""
     n = hidden_NxD.shape[0]
@@ -70,7 +74,7 @@ def summed_and_single_losses(
     hidden_NxD = jnp.pad(hidden_NxD, ((0, padding), (0, 0)))
     targets_N, weights_N = jnp.pad(targets_N, (0, padding)), jnp.pad(weights_N, (0, padding))
     hiddens, tables = zip(*factors(hidden_NxD, embedding_VxD), strict=True)
-    total, losses_N = _summed_loss(hiddens, tables, targets_N, weights_N, n_turns, chunk)
+    total, losses_N = _summed_loss(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap)
     return total, jax.lax.stop_gradient(losses_N[:n])
 
 
@@ -93,10 +97,10 @@ def _over_chunks(one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: j
     return jax.lax.fori_loop(0, n_turns, turn, (carry, zeros))
 
 
-def _logits(hiddens: Tables, tables: Tables) -> jax.Array:
-    """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`: one pair, or two where an adapter stands beside the embedding."""
+def _logits(hiddens: Tables, tables: Tables, cap: float | None) -> jax.Array:
+    """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`, capped: one pair, or two where an adapter stands beside the embedding."""
     product = lambda h, table: jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)  # noqa: E731
-    return functools.reduce(jnp.add, map(product, hiddens, tables))
+    return soft_cap(functools.reduce(jnp.add, map(product, hiddens, tables)), cap)
 
 
 def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -110,17 +114,17 @@ def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax
     return highest_C + jnp.log(totals_C) - at_targets_C, exps_CxV, totals_C
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _summed_loss(hiddens, tables, targets_N, weights_N, n_turns, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _summed_loss(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap):
     def one_chunk(total, xs):
         hs, targets, weights = xs
-        weighted_C = _losses(_logits(hs, tables), targets)[0] * weights
+        weighted_C = _losses(_logits(hs, tables, cap), targets)[0] * weights
         return total + jnp.sum(weighted_C), weighted_C
 
     return _over_chunks(one_chunk, jnp.float32(0), (hiddens, targets_N, weights_N), chunk, n_turns)
 
 
-def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk):
+def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap):
     is_trained = [table.perturbed for table in tables]
     given = hiddens, tables, targets_N, weights_N, n_turns
     hiddens, tables, targets_N, weights_N, n_turns = jax.tree.map(lambda x: x.value, given)
@@ -128,7 +132,12 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk):
     def one_chunk(carry, xs):
         total, d_tables = carry
         hs, targets, weights = xs
-        losses_C, exps_CxV, totals_C = _losses(_logits(hs, tables), targets)
+        logits_CxV = _logits(hs, tables, cap)
+        losses_C, exps_CxV, totals_C = _losses(logits_CxV, targets)
+        hot_C = weights  # of each target's one-hot part
+        if cap is not None:  # the derivative of the cap, by what came out of it
+            slopes_CxV = 1 - jnp.square(logits_CxV / cap)
+            exps_CxV, hot_C = exps_CxV * slopes_CxV, weights * jnp.take_along_axis(slopes_CxV, targets[:, None], axis=-1)[:, 0]
         exps_CxV, scale_C = exps_CxV.astype(hs[0].dtype), weights / totals_C
 
         # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the softmax goes through products,
@@ -137,12 +146,12 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk):
         def d_hidden(h, table):
             d_h_DxC = jnp.einsum("vd,cv->dc", table, exps_CxV, preferred_element_type=jnp.float32)
             d_h = jax.lax.optimization_barrier(d_h_DxC).T * scale_C[:, None]
-            return (d_h - weights[:, None] * table[targets].astype(jnp.float32)).astype(h.dtype)
+            return (d_h - hot_C[:, None] * table[targets].astype(jnp.float32)).astype(h.dtype)
 
         def d_table(d, h):
             scaled = (h.astype(jnp.float32) * scale_C[:, None]).astype(h.dtype)
             d += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
-            return d.at[targets].add(-weights[:, None] * h.astype(jnp.float32))
+            return d.at[targets].add(-hot_C[:, None] * h.astype(jnp.float32))
 
         d_tables = tuple(None if d is None else d_table(d, h) for d, h in zip(d_tables, hs, strict=True))
         weighted_C = losses_C * weights
@@ -155,7 +164,7 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk):
     return (total, losses_N), (d_hiddens, d_tables)
 
 
-def _backward(chunk, saved, cotangents):
+def _backward(chunk, cap, saved, cotangents):
     d_hiddens, d_tables = saved
     cotangent, _ = cotangents
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):

@@ -103,7 +103,12 @@ def dense(kernel: jax.Array | QuantizedKernel) -> jax.Array:
 
 
 def quantize_params(params: Mapping[str, Any], format: str) -> trees.Tree:
-    """`params` with every kernel in `format`; all else is the same array. Raises `UserError` as `quantize` does, or if it was done."""
+    """`params` with every kernel in `format`; all else is the same array.
+
+    Raises `UserError` as `quantize` does, if it was done, and for experts, which would stay the floats that most of the model is.
+    """
+    if experts := [path for path in trees.flatten(params) if path.endswith("_experts")]:
+        raise UserError(f"'{experts[0]}' cannot be quantised: only plain kernels are; leave the base of a mixture of experts as floats")
     if (there := format_of(params)) is not None:
         raise UserError(f"these parameters are quantised already ({there})")
     return trees.map_with_path(lambda path, leaf: quantize(leaf, format) if path.split("/")[-1] == "kernel" else leaf, params)

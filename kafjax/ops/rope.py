@@ -21,33 +21,100 @@ class Llama3Stretch:
     high: float
     original_length: int
 
+    def kept(self, frequency_F: jax.Array, theta: float) -> jax.Array:
+        """Share of each frequency that is not divided."""
+        turns_F = self.original_length * frequency_F / (2 * math.pi)
+        return jnp.clip((turns_F - self.low) / (self.high - self.low), 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnStretch:
+    """Which frequencies YaRN divides by its factor (Peng et al. 2023, arXiv:2309.00071).
+
+    As in Llama 3.1, but between `slow` and `fast` turns the share that is kept falls linearly with the number of the frequency,
+    and queries and keys are multiplied by `attention_factor`. `truncate` rounds the first and the last number between outwards.
+    """
+
+    slow: float
+    fast: float
+    original_length: int
+    attention_factor: float
+    truncate: bool = True
+
+    def kept(self, frequency_F: jax.Array, theta: float) -> jax.Array:
+        """Share of each frequency that is not divided."""
+        n = 2 * frequency_F.shape[0]
+        first, last = (n * math.log(self.original_length / (2 * math.pi * turns), theta) / 2 for turns in (self.fast, self.slow))
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, n - 1)
+        return 1 - jnp.clip((jnp.arange(n // 2, dtype=jnp.float32) - first) / ((last - first) or 0.001), 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryGrowth:
+    """What queries are multiplied by at a position, `1 + beta * log(1 + floor(position / length))`, as in Llama 4."""
+
+    beta: float
+    length: int
+
+    def at(self, positions_BxT: jax.Array) -> jax.Array:
+        """Returns float32 `[B, T, 1, 1]`."""
+        return 1 + self.beta * jnp.log1p((positions_BxT // self.length).astype(jnp.float32))[..., None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRope:
+    """Divisors of the frequencies, one for each (Ding et al. 2024, arXiv:2402.13753).
+
+    They are `long` where any position lies beyond `original_length`, else `short`. Queries and keys are multiplied by
+    `attention_factor`. `longest` is the number of positions that they were made for.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_length: int
+    attention_factor: float
+    longest: int
+
+    def divided(self, frequency_F: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+        is_long = jnp.max(positions_BxT) >= self.original_length
+        return frequency_F / jnp.where(is_long, jnp.array(self.long), jnp.array(self.short))
+
+
+Stretch = Llama3Stretch | YarnStretch | LongRope
+
 
 def rope_angles(
     positions_BxT: jax.Array,
-    head_dim: int,
-    theta: jax.Array | float,
+    rotary_dim: int,
+    theta: float,
     factor: jax.Array | float = 1.0,
-    stretch: Llama3Stretch | None = None,
+    stretch: Stretch | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, each float32 `[B, T, 1, head_dim / 2]`.
+    """Cosine and sine, each float32 `[B, T, 1, rotary_dim / 2]`.
 
     `factor` divides all frequencies, which is to divide the positions (linear scaling), or those that `stretch` says.
     """
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequency = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent)
-    if stretch is None:
-        frequency = frequency / factor
+    exponent_F = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
+    frequency_F = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent_F)
+    if isinstance(stretch, LongRope):
+        frequency_F = stretch.divided(frequency_F, positions_BxT)
     else:
-        turns = stretch.original_length * frequency / (2 * math.pi)
-        kept = jnp.clip((turns - stretch.low) / (stretch.high - stretch.low), 0, 1)
-        frequency = frequency * (kept + (1 - kept) / factor)
-    angles = positions_BxT.astype(jnp.float32)[..., None, None] * frequency
-    return jnp.cos(angles), jnp.sin(angles)
+        kept_F = 0.0 if stretch is None else stretch.kept(frequency_F, theta)
+        frequency_F = frequency_F * (kept_F + (1 - kept_F) / factor)
+    angles = positions_BxT.astype(jnp.float32)[..., None, None] * frequency_F
+    length = stretch.attention_factor if isinstance(stretch, YarnStretch | LongRope) else 1.0
+    return length * jnp.cos(angles), length * jnp.sin(angles)
 
 
 def rotate(x_BxTxHxD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates each pair `(x[i], x[i + D/2])` by its angle, in float32; the dtype of `x` is kept."""
+    """Rotates each pair `(x[i], x[i + R/2])` of the first R dimensions by its angle, in float32; the dtype of `x` is kept.
+
+    R is twice the number of angles: all dimensions, or the rest stays as it is.
+    """
     cos, sin = angles
-    first, second = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x_BxTxHxD.astype(jnp.float32), [half, 2 * half], axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
     return rotated.astype(x_BxTxHxD.dtype)

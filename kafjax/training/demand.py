@@ -34,10 +34,10 @@ def auto_mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None
 
 
 def decoder_shape(model: Decoder) -> cost.DecoderShape:
-    """The decoder in the numbers that the cost formulas ask for."""
+    """The decoder in the numbers that the cost formulas ask for; of experts those count that a token goes through."""
     config = model.config
     return cost.DecoderShape(
-        block_params=sum(math.prod(leaf.shape) for leaf in _kernels(model).values()),
+        block_params=sum(_size(model, path, leaf) for path, leaf in _kernels(model).items()),
         layers=config.n_layers,
         heads=config.n_heads,
         head_dim=config.head_dim,
@@ -54,6 +54,7 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     trained_size = jnp.dtype(config.param_dtype).itemsize
     everything = trees.count(model.abstract_params())
+    kernels = trees.count(_kernels(model))
     ends = trees.count({name: leaf for name, leaf in model.abstract_params().items() if name != "layers"})
     adapter = 0 if spec is None else sum(x.size for x in jax.tree.leaves(lora.abstract(spec, model.abstract_params())))
     trained = adapter * lanes or (everything - ends if config.freeze_embedding else everything)
@@ -81,8 +82,8 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
         state=trained * (trained_size + _STATE_MOMENTS[config.optimizer](trained_size)),
         gradients=trained * (trained_size + (4 if config.accumulate > 1 else 0)),
         frozen=(everything - (0 if spec else trained)) * c,
-        kernels=shape.block_params * c,
-        copied=0.0 if spec or trained_size == c else shape.block_params * c,
+        kernels=kernels * c,
+        copied=0.0 if spec or trained_size == c else kernels * c,
         reduced=trained * c,
         ends=ends * c,
         n_layers=shape.layers,
@@ -118,7 +119,7 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
         state=0.0,
         gradients=0.0,
         frozen=trees.count(model.abstract_params()) * c,
-        kernels=(shape.block_params + shape.d_model * shape.vocab) * c,
+        kernels=(trees.count(_kernels(model)) + shape.d_model * shape.vocab) * c,
         copied=0.0,
         reduced=0.0,
         ends=0.0,
@@ -153,17 +154,26 @@ class _Widths:
     def of(cls, model: Decoder) -> _Widths:
         config = model.config
         heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        dots = heads + 2 * kv + 2 * config.hidden_size + 2 * config.mlp_size
-        return cls(config.hidden_size, kv, dots, 2 * (heads + kv) + kv + 6 * config.hidden_size + 3 * config.mlp_size + heads)
+        mlps = max(config.experts_per_token, 1)
+        mlp = mlps * config.mlp_size
+        dots = heads + 2 * kv + 2 * config.hidden_size + 2 * mlp
+        return cls(config.hidden_size, kv, dots, 2 * (heads + kv) + kv + (4 + 2 * mlps) * config.hidden_size + 3 * mlp + heads)
 
     def limits(self, model: Decoder, seq_len: int) -> dict[str, dict[str, int]]:
         config = model.config
         return {
-            "fsdp": {"hidden_size": config.hidden_size},
+            "fsdp": {"hidden_size": config.hidden_size} | ({"n_experts": config.n_experts} if config.n_experts else {}),
             "tensor": {name: getattr(config, name) for name in ("n_kv_heads", "n_heads", "mlp_size", "vocab_size")},
             "sequence": {"seq_len": seq_len},
         }
 
 
 def _kernels(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: leaf for path, leaf in trees.flatten(model.abstract_params()).items() if path.endswith("/kernel")}
+    is_kernel = lambda path: path.endswith(("/kernel", "/router", "_experts"))  # noqa: E731
+    return {path: leaf for path, leaf in trees.flatten(model.abstract_params()).items() if is_kernel(path)}
+
+
+def _size(model: Decoder, path: str, kernel: jax.ShapeDtypeStruct) -> int:
+    """Weights of a kernel that a token is multiplied with."""
+    size, config = math.prod(kernel.shape), model.config
+    return size * config.experts_per_token // config.n_experts if path.endswith("_experts") else size

@@ -91,7 +91,8 @@ def lane_losses(
     size = even_chunk(N // lane_shards * P, chunk)
 
     def group_losses(hidden_PxD, targets_P, weights_P):
-        return summed_and_single_losses(hidden_PxD, model.unembedding(frozen), targets_P, weights_P, size, n_used)
+        table, cap = model.unembedding(frozen), model.config.logit_cap
+        return summed_and_single_losses(hidden_PxD, table, targets_P, weights_P, size, n_used, cap)
 
     groups = tuple(map(grouped, (looked_at_NxSxPxD, batch.targets_SxN, batch.weights_SxN)))
     n_used = used(groups[2])
@@ -125,8 +126,10 @@ class LaneTask:
     def build(
         cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, layout: lora.lanes.Layout, n_lanes: int
     ) -> LaneTask:
-        """Raises `UserError` if the lanes do not divide over the mesh, or the base does not fit it."""
+        """Raises `UserError` if the lanes do not divide over the mesh, the base does not fit it, or it has experts."""
         check_lanes(n_lanes, mesh)
+        if model.config.n_experts:  # JAX has no `vmap` of `ragged_dot` with one set of kernels
+            raise UserError("adapters beside a mixture of experts do not train in lanes; train them one by one (finetune)")
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
         frozen = lay_out(model, params, mesh)

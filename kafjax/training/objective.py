@@ -47,7 +47,7 @@ def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 2
     n_used = used(weights)  # one number for all shares: a loop of another length each would compute all chunks in all
 
     def share_loss(hidden_PxD, places_N, targets_N, weights_N):
-        return chunked_cross_entropy(hidden_PxD[places_N], embedding, targets_N, weights_N, size, n_used)
+        return chunked_cross_entropy(hidden_PxD[places_N], embedding, targets_N, weights_N, size, n_used, model.config.logit_cap)
 
     if S == n_sequence == 1:
         total = share_loss(hidden_SxPxD[0], places[0, 0], targets[0, 0], weights[0, 0])

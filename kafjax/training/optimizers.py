@@ -195,11 +195,15 @@ def _clip_layers(updates: Any, _: Any) -> Any:
     return jax.tree_util.tree_map_with_path(clipped, updates)
 
 
+def _is_product(name: str) -> bool:
+    return name in ("kernel", "a", "b") or name.endswith("_experts")
+
+
 def _matrices(params: Any) -> Any:
-    """Muon's matrices: kernels and adapters (the last two axes; those before are layers), not embeddings, scales and biases."""
+    """Muon's matrices: kernels, experts and adapters (their last two axes), not tables, scales and biases."""
 
     def numbers(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
-        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if _name(path) in ("kernel", "a", "b") else None
+        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if _is_product(_name(path)) else None
 
     return jax.tree_util.tree_map_with_path(numbers, params)
 

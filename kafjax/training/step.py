@@ -141,7 +141,7 @@ def compute_copy(params: trees.Tree, dtype: Any) -> trees.Tree:
     kernel that is split is then the small copy, and a loop over layers reads it where it lies."""
 
     def cast(path: str, leaf: Any) -> Any:
-        return leaf.astype(dtype) if path.endswith("/kernel") and isinstance(leaf, jax.Array) else leaf
+        return leaf.astype(dtype) if path.endswith(("/kernel", "_experts")) and isinstance(leaf, jax.Array) else leaf
 
     return trees.map_with_path(cast, params)
 

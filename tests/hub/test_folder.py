@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from oracles import FAMILIES, TINY_GEMMA, carry_over, hf_logits, quick_jit, random_tokens, randomised, tiny_hf, tiny_hf_bert, tiny_hf_gemma
+from oracles import FAMILIES, carry_over, hf_logits, quick_jit, random_tokens, randomised, tiny_hf, tiny_hf_bert, tiny_hf_gemma
 
 from kafjax import hub
 from kafjax.core import trees
@@ -170,10 +170,10 @@ def test_json_that_is_no_object_is_named(gemma, name):
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("mixtral", "Did you mean 'mistral'"),
-        ("qwen3_moe", "Did you mean 'qwen3'"),
-        ("zzz", "Known: bert, gemma3, gemma3_text, llama, mistral, qwen2, qwen3"),
-        (None, "Known: bert, gemma3"),
+        ("gemma4", "Did you mean 'gemma"),
+        ("qwen3_next", "Did you mean 'qwen3"),
+        ("zzz", "Known: bert, gemma2, gemma3, gemma3_text, llama, ministral3, mistral, mistral3"),
+        (None, "Known: bert, gemma2"),
         (["llama"], "is not supported"),
     ],
 )
@@ -212,15 +212,27 @@ def test_a_quantised_tensor_is_named(gemma):
     assert "'model.norm.weight' is of type I8" in load_error(gemma)
 
 
+VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+
+
+def multimodal(family: str) -> transformers.PreTrainedModel:
+    """A tiny random one, whose text model is of that family."""
+    fields = {"image_token_index": 100, "eos_token_id": [1, 96], "attn_implementation": "eager"}
+    text = {**FAMILIES[family][2], "vocab_size": 112, "model_type": family}
+    if family == "gemma3_text":
+        text["pad_token_id"] = 0
+        fields |= {"boi_token_index": 101, "eoi_token_index": 102, "mm_tokens_per_image": 4}
+        config = transformers.Gemma3Config(text_config=text, vision_config=VISION, **fields)
+        return randomised(transformers.Gemma3ForConditionalGeneration(config), 0)
+    config = transformers.Mistral3Config(text_config=text, vision_config={**VISION, "model_type": "pixtral", "head_dim": 8}, **fields)
+    return randomised(transformers.Mistral3ForConditionalGeneration(config), 0)
+
+
 @pytest.mark.parametrize("in_memory", [False, True], ids=["names of published files", "names in memory"])
-def test_the_text_of_a_multimodal_gemma_computes_as_transformers(tmp_path, in_memory):
+@pytest.mark.parametrize("family", ["gemma3_text", "ministral3", "mistral"])
+def test_the_text_of_a_multimodal_model_computes_as_transformers(tmp_path, family, in_memory):
     """The vision tower is passed over, under the names that transformers writes and under those that it computes with."""
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 8, "patch_size": 4}
-    text = {**TINY_GEMMA, "vocab_size": 112, "pad_token_id": 0}
-    ids = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102, "mm_tokens_per_image": 4, "eos_token_id": [1, 96]}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, **ids, attn_implementation="eager")
-    hf = randomised(transformers.Gemma3ForConditionalGeneration(config), 0)
+    hf = multimodal(family)
     hf.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     if in_memory:
@@ -231,7 +243,7 @@ def test_the_text_of_a_multimodal_gemma_computes_as_transformers(tmp_path, in_me
         safetensors.numpy.save_file(tensors, weights)
     assert any("vision_tower" in name for name in safetensors.numpy.load_file(weights))
     model, params = hub.load(str(tmp_path))
-    assert (model.config.family, model.config.vocab_size, model.config.also_eos_ids) == ("gemma3_text", 112, (96,))
+    assert (model.config.family, model.config.vocab_size, model.config.also_eos_ids) == (family, 112, (96,))
     tokens = random_tokens(0, (2, 12), 100)
     np.testing.assert_allclose(quick_jit(model.apply)(params, tokens), hf_logits(hf, tokens), rtol=2e-5, atol=2e-5)
 

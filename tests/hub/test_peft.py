@@ -87,7 +87,10 @@ MAIN = ("gemma3_text", "qwen2")  # tied and with other norms; untied and with bi
 
 def cases(kernels: dict, tables: dict) -> list:
     """Every case with two families, the common ones with the others."""
-    chosen = [(f, c, kernels[c]) for f in FAMILIES for c in kernels if f in MAIN or c in ("plain", "dora", "patterns")]
+    of = {"qwen3_moe": ("plain",), "mixtral": ("plain",)}  # PEFT has no DoRA of experts, and joins their projections
+    common = ("plain", "dora", "patterns")
+    families = [family for family in FAMILIES if family != "phi3"]  # see below
+    chosen = [(f, c, kernels[c]) for f in families for c in kernels if f in MAIN or c in of.get(f, common)]
     return [pytest.param(f, case, id=f"{f}, {name}") for f, name, case in [*chosen, *((*key, case) for key, case in tables.items())]]
 
 
@@ -223,6 +226,64 @@ def test_any_ranks_and_targets_survive(bases, tmp_path_factory, family, names, l
 
 def explicit_names(path: str, own: np.ndarray) -> list[str]:
     return [path, *(path.replace("layers", f"layers/{i}", 1) for i in range(len(own)) if own[i])]
+
+
+JOINED = {
+    "all": dict(r=4, lora_alpha=7, target_modules=["qkv_proj", "gate_up_proj", "down_proj"], layers_to_transform=[1, 3]),
+    "dora": dict(r=3, target_modules="all-linear", use_dora=True, use_rslora=True, rank_pattern={"layers.2.self_attn.qkv_proj": 2}),
+    "saved": dict(r=2, target_modules=["qkv_proj"], modules_to_save=["gate_up_proj"]),
+}
+APART = {
+    "queries and values": Spec(rank=4, alpha=7.0, targets="(q|v)_proj", layers=(0, 2)),
+    "every projection": Spec(rank=3, alpha=5.0, rank_pattern={"k_proj": 2, "layers/1/mlp/up": 1}, alpha_pattern={"v_proj": 1.0}),
+    "rslora and dora": Spec(rank=2, rslora=True, dora=True, rank_pattern={"v_proj": 3}),
+    "saved": Spec(rank=2, targets="o_proj", trained="(gate|up)_proj"),
+}
+
+
+@pytest.mark.parametrize("case", JOINED)
+def test_modules_that_are_joined_there_and_apart_here(bases, tmp_path, case):
+    """And written again as they came."""
+    _, model, params, apply = bases("phi3")
+    reference = theirs("phi3", **JOINED[case])
+    reference.save_pretrained(tmp_path / "theirs")
+    adapters, spec = hub.load_peft(tmp_path / "theirs", model, params)
+    expected = hf_logits(reference, TOKENS)
+    np.testing.assert_allclose(apply(merged(params, adapters, spec), TOKENS), expected, atol=1e-4, rtol=0)
+    assert np.abs(apply(params, TOKENS) - expected).max() > 0.01
+    hub.save_peft(tmp_path / "ours", adapters, spec, model, params)
+    files = [safetensors.numpy.load_file(tmp_path / whose / "adapter_model.safetensors") for whose in ("theirs", "ours")]
+    assert files[0].keys() == files[1].keys()
+    for name, tensor in files[0].items():
+        np.testing.assert_array_equal(files[1][name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("case", APART)
+def test_modules_that_came_to_differ_are_joined_in_blocks(bases, tmp_path, case):
+    _, model, params, apply = bases("phi3")
+    adapters, spec = random_adapter(APART[case], params)
+    hub.save_peft(tmp_path / "adapter", adapters, spec, model, params)
+    expected = apply(merged(params, adapters, spec), TOKENS)
+    np.testing.assert_allclose(hf_logits(read_there("phi3", tmp_path / "adapter"), TOKENS), expected, atol=1e-4, rtol=0)
+    back, read = hub.load_peft(tmp_path / "adapter", model, params)
+    np.testing.assert_allclose(apply(merged(params, back, read), TOKENS), expected, atol=1e-5, rtol=0)
+
+
+def test_what_joined_modules_have_no_form_for_is_refused(bases, tmp_path):
+    _, model, params, _ = bases("phi3")
+    for told, spec in (
+        ("takes a part of 'model.layers.0.mlp.gate_up_proj'", Spec(rank=2, targets="q_proj", trained="gate_proj")),
+        ("DoRA of a part of 'model.layers.0.self_attn.qkv_proj'", Spec(rank=2, targets="q_proj", dora=True)),
+    ):
+        with pytest.raises(UserError, match=told):
+            hub.save_peft(tmp_path / "new", *random_adapter(spec, params), model, params)
+        assert not (tmp_path / "new").exists()
+    theirs("phi3", r=2, target_modules=["qkv_proj"]).save_pretrained(tmp_path / "cut")
+    rewrite(tmp_path / "cut", lambda t: {name: x[:-1] if "qkv_proj.lora_B" in name else x for name, x in t.items()})
+    assert "has shape [63, 2], this base asks for 64 rows" in refused(bases, tmp_path / "cut", "phi3")
+    theirs("phi3", r=2, target_modules=["qkv_proj"], init_lora_weights="pissa").save_pretrained(tmp_path / "pissa")
+    with pytest.raises(UserError, match="'pissa' of joined modules"):
+        hub.load_peft(tmp_path / "pissa", model, params)
 
 
 def test_written_configs_are_short(bases, tmp_path):
@@ -427,6 +488,11 @@ def test_what_cannot_be_written_is_refused(bases, tmp_path):
     assert "lora.plain" in told(Spec(rank=2, init="pissa"))
     assert "whole modules" in told(Spec(rank=2, targets="k_proj", trained="q_proj/kernel"))  # without its bias
     assert "DoRA beside 'lm_head'" in told(Spec(rank=2, targets="head", dora=True))
+    _, moe, of_moe, _ = bases("mixtral")
+    for trained in ("router", "down_experts"):
+        spec = Spec(rank=2, targets="q_proj", trained=trained)
+        with pytest.raises(UserError, match=f"'layers/mlp/{trained}' is trained, for which PEFT has no form"):
+            hub.save_peft(tmp_path / "new", lora.init(spec, of_moe, jax.random.key(0)), spec, moe, of_moe)
     (tmp_path / "new").write_text("taken")
     with pytest.raises(UserError, match="exists already"):
         hub.save_peft(tmp_path / "new", *random_adapter(SPEC, params), model, params)

@@ -29,13 +29,23 @@ from kafjax.models import CONFIGS, Decoder, DecoderConfig
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0, "original_max_position_embeddings": 12}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12, "rope_theta": 100.0, "beta_fast": 1.0}
+YARN |= {"beta_slow": 0.1, "mscale": 2.0, "mscale_all_dim": 0.5}
 # Of each family what the others do not have, so that nothing that has to be written is at its default.
 OVERRIDES = {
     "gemma3_text": {"attention_bias": True},
+    "gemma2": {"attention_bias": True, "final_logit_softcapping": None, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
     "llama": {"attention_bias": True, "rope_parameters": {**LLAMA3, "rope_theta": 100.0}},
     "mistral": {"sliding_window": 3, "head_dim": 16},
+    "ministral3": {"sliding_window": 3, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    "phi3": {"sliding_window": 3},
     "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2, "num_key_value_heads": 1},
     "qwen3": {"attention_bias": True, "head_dim": 4, "eos_token_id": [1, 7]},
+    "qwen3_moe": {"attention_bias": True, "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 3},
+    "mixtral": {"num_experts_per_tok": 3, "sliding_window": 3},
+    "smollm3": {"attention_bias": True, "no_rope_layers": [0, 0, 1, 1], "use_sliding_window": True, "sliding_window": 3},
+    "olmo2": {"attention_bias": True, "rope_parameters": YARN},
+    "olmo3": {"sliding_window": 3, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_theta": 50.0}}},
 }
 
 

@@ -85,7 +85,7 @@ def test_a_quantised_base_is_what_quantising_the_floats_gives_and_its_floats_are
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_written_where_the_parameter_lies(dtype):
     stacked, tensor = jax.ShapeDtypeStruct((16, 32, 64), dtype), jax.ShapeDtypeStruct((64, 32), dtype)
-    memory = write_layer.lower(stacked, tensor, 0, True).compile().memory_analysis()
+    memory = write_layer.lower(stacked, tensor, (0,), True).compile().memory_analysis()
     assert memory.alias_size_in_bytes == 16 * 32 * 64 * jnp.dtype(dtype).itemsize
     assert memory.temp_size_in_bytes <= 2 * 32 * 64 * 4
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import transformers
-from oracles import FAMILIES, TINY_BERT, TINY_GEMMA, TINY_PLAIN
+from oracles import FAMILIES, GROWING, LONG, TINY_BERT, TINY_GEMMA, TINY_PLAIN
 
 from kafjax.core.errors import UserError
 from kafjax.models import CONFIGS, DecoderConfig, EncoderConfig
+from kafjax.ops.rope import LongRope
 
 GEMMA = {**TINY_GEMMA, "model_type": "gemma3_text"}
 BERT = {**TINY_BERT, "model_type": "bert"}
@@ -45,12 +47,15 @@ def test_old_and_new_forms_mean_what_transformers_makes_of_them(overrides):
     assert [not s for s in ours.sliding] == [kind == "full_attention" for kind in normalised["layer_types"]]
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
+        ("gemma2", {"sliding_window": 3}),
+        ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": 7.0, "query_pre_attn_scalar": 144, "rope_theta": 5e5}),
         ("llama", {}),
         ("llama", {"num_key_value_heads": None, "head_dim": None, "rope_theta": 5e5, "attention_bias": True, "tie_word_embeddings": True}),
         ("llama", {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}),
@@ -58,10 +63,29 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
         ("mistral", {}),
         ("mistral", {"sliding_window": None, "rope_theta": 1e6}),
+        ("ministral3", {"rope_parameters": None}),
+        ("ministral3", {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0}}),
+        ("ministral3", {"rope_parameters": {**GROWING, "rope_type": "default", "factor": 1.0, "max_position_embeddings": 64}}),
+        ("phi3", {"rope_theta": 2.5e5, "num_key_value_heads": None, "head_dim": None}),
+        ("phi3", {"sliding_window": 3, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}),
+        ("phi3", {**LONG, "hidden_size": 32, "rope_scaling": LONG["rope_parameters"], "rope_parameters": None}),
+        ("phi3", {**LONG, "hidden_size": 32, "rope_parameters": {**LONG["rope_parameters"], "attention_factor": 1.1}}),
         ("qwen2", {"sliding_window": 131072, "use_sliding_window": False}),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}),
         ("qwen3", {"head_dim": None, "eos_token_id": [5, 7]}),
         ("qwen3", {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("qwen3", {"rope_scaling": YARN, "rope_theta": 1e6}),
+        ("qwen2", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "rope_theta": 1e6, "truncate": False}}),
+        ("qwen3_moe", {"num_experts": None, "num_experts_per_tok": 8}),
+        ("qwen3_moe", {"num_local_experts": 6, "num_experts_per_tok": 2, "num_experts": None, "use_sliding_window": True}),
+        ("qwen3_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}),
+        ("mixtral", {}),
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 3}),
+        ("smollm3", {"no_rope_layer_interval": 2, "no_rope_layers": None}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 0], "rope_theta": 5e6, "use_sliding_window": True, "sliding_window": 3}),
+        ("olmo2", {"rope_theta": 5e5, "attention_bias": True}),
+        ("olmo3", {"num_hidden_layers": 9}),
+        ("olmo3", {"rope_scaling": {**YARN, "attention_factor": 1.2}, "rope_theta": 77.0, "sliding_window": 3}),
     ],
     ids=str,
 )
@@ -70,16 +94,25 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
     given = {key: value for key, value in {**TINY_PLAIN, **overrides}.items() if value is not None or key == "sliding_window"}
     minimal = without(given, "max_position_embeddings", *(("eos_token_id", "bos_token_id") if family in ("llama", "mistral") else ()))
     for raw in (given, minimal):
-        hf = FAMILIES[family][0](**raw)
+        hf = FAMILIES[family][0](**copy.deepcopy(raw))  # which it changes
         ours = DecoderConfig.from_hf({**raw, "model_type": family})
         assert ours == DecoderConfig.from_hf({**hf.to_dict(), "head_dim": ours.head_dim})
-        assert ours.max_length == hf.max_position_embeddings
+        is_long = isinstance(ours.rope_stretch, LongRope)
+        assert hf.max_position_embeddings == (ours.rope_stretch.longest if is_long else ours.max_length)
         assert (ours.n_kv_heads, ours.tied) == (hf.num_key_value_heads, hf.tie_word_embeddings)
         assert ours.head_dim == getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-        rope = hf.rope_parameters
+        rope = hf.rope_parameters.get("full_attention", hf.rope_parameters)
         assert (ours.rope_theta, ours.rope_factor) == (rope["rope_theta"], rope.get("factor", 1.0))
         assert ours.rope_stretch is None or ours.rope_stretch.original_length == rope["original_max_position_embeddings"]
-        if family in ("qwen2", "qwen3"):
+        experts = (hf.num_local_experts, hf.num_experts_per_tok) if family in ("qwen3_moe", "mixtral") else (0, 0)
+        assert (ours.n_experts, ours.experts_per_token) == experts
+        assert ours.mlp_size == getattr(hf, "moe_intermediate_size", hf.intermediate_size)
+        grown = (rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]) if family == "ministral3" else None
+        assert grown == (ours.query_growth and dataclasses.astuple(ours.query_growth))
+        assert ours.rotated == (tuple(entry == 1 for entry in hf.no_rope_layers[: ours.n_layers]) if family == "smollm3" else None)
+        if family == "gemma2":
+            assert (ours.attention_cap, ours.logit_cap) == (hf.attn_logit_softcapping, hf.final_logit_softcapping)
+        if family in ("gemma2", "qwen2", "qwen3", "olmo3", "smollm3"):
             assert [kind == "sliding_attention" for kind in hf.layer_types] == list(ours.sliding)
             assert ours.window == hf.sliding_window
 
@@ -89,7 +122,7 @@ def test_the_text_of_a_multimodal_gemma_with_the_defaults_that_its_file_leaves_o
     scaling = {"factor": 8.0, "rope_type": "linear"}
     text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "rope_scaling": scaling, "sliding_window": 1024}
     raw = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **text}, "eos_token_id": [1, 106]}
-    assert DecoderConfig.from_hf(raw) == CONFIGS["gemma3-4b"]
+    assert DecoderConfig.from_hf(raw) == dataclasses.replace(CONFIGS["gemma3-4b"], multimodal=True)
     assert DecoderConfig.from_hf(raw) == DecoderConfig.from_hf(transformers.Gemma3Config(**without(raw, "model_type")).to_dict())
     with pytest.raises(UserError, match="text_config"):
         DecoderConfig.from_hf({"model_type": "gemma3"})
@@ -105,9 +138,9 @@ def test_a_configuration_is_written_as_transformers_reads_it(family):
         dataclasses.replace(ours, activation="relu").to_hf()
 
 
-@pytest.mark.parametrize("changes", [{"sliding": (True,)}, {"window": None}])
+@pytest.mark.parametrize("changes", [{"sliding": (True,)}, {"window": None}, {"rotated": (True,)}])
 def test_layers_that_do_not_fit_are_refused(changes):
-    with pytest.raises(UserError, match="slid"):
+    with pytest.raises(UserError, match=r"slid|rotated"):
         dataclasses.replace(CONFIGS["gemma3-270m"], **changes)
 
 
@@ -135,6 +168,9 @@ def test_numbers_that_a_file_leaves_out_are_transformers_defaults():
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "sliding_attention"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"full_attention": {"mrope_section": [1, 1, 2]}}}, "mrope_section"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
         ({"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -151,9 +187,19 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
+        ("gemma2", {"final_logit_softcapping": -1}, "final_logit_softcapping=-1 must be a number above 0"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers lists 2 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2, 1]}, "must be a list of 0 and 1"),
+        ("smollm3", {"mlp_bias": True}, "mlp_bias"),
+        ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2.0}}}, "yarn"),
+        ("olmo3", {"layer_types": ["full_attention"] * 3}, "layer_types"),
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
@@ -166,12 +212,27 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("mistral", {"layer_types": ["full_attention"] * 4}, "layer_types"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
+        ("ministral3", {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta needs"),
+        ("mistral", {"rope_parameters": GROWING}, "llama_4_scaling_beta"),
+        ("mistral3", {}, "text_config"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 4}}, "short_factor lists 4 numbers for 3"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 3}}, "needs a 'long_factor'"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": ["1"] * 3}}, "short_factor', a list of numbers"),
+        ("phi3", {"partial_rotary_factor": 0.4}, "turns 3 of 8 dimensions"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias"),
+        ("mistral3", {"text_config": {"model_type": "mixtral"}}, "mixtral"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window"),
         ("llama", {"eos_token_id": [1, 101]}, "vocabulary of 101"),
         ("qwen3", {"eos_token_id": "</s>"}, "</s>"),
         ("qwen3", {"num_experts": 128}, "num_experts"),
         ("gemma3_text", {"rope_scaling": LLAMA3}, "llama3"),
-        ("qwen3_moe", {}, "Did you mean 'qwen3'"),
+        ("qwen4", {}, "Did you mean 'qwen3'"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen3_moe", {"num_experts_per_tok": 6}, "num_experts_per_tok=6 is above num_experts=5"),
+        ("mixtral", {"num_local_experts": 0}, "num_local_experts=0"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise"),
+        ("gemma2", {"num_experts": 4}, "num_experts"),
     ],
     ids=str,
 )

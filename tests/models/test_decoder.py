@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
+from oracles import FAMILIES, GROWING, YARN, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
+from kafjax.hub.names import TABLES
+from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Cache, DecoderConfig
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -19,6 +22,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 # Half of the waves are kept or partly kept, the longer ones divided; 16 tokens are more than the original 12.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}
 STRETCHED = {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 12, "rope_theta": 100.0}}
+STRETCHED_BY_YARN = {"rope_parameters": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5}}
 DIVIDED = {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}}
 
 # Each switch of the configuration: what transformers is told, and the field here that has to carry it.
@@ -45,6 +49,17 @@ GEMMA_SWITCHES = {
     "another epsilon": ({"rms_norm_eps": 0.1}, {"norm_eps": 1e-6}),
 }
 SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA_SWITCHES.items()} | {
+    "gemma2: caps that bind": ("gemma2", {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 0.5}, {"attention_cap": 2.0}),
+    "gemma2: a cap of logits alone, large heads": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": 0.5, "head_dim": 16, "query_pre_attn_scalar": 3},
+        {"logit_cap": None},
+    ),
+    "gemma2: no caps, every other layer slides": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None, "sliding_window": 3},
+        {"rope_theta_sliding": 77.0},
+    ),
     "llama: stretched": ("llama", STRETCHED, {"rope_stretch": None}),
     "llama: biases, one large key head, another epsilon": (
         "llama",
@@ -54,6 +69,19 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
     "llama: tied, positions divided": ("llama", {"tie_word_embeddings": True, **DIVIDED}, {"rope_factor": 1.0}),
     "mistral: window of three, positions divided": ("mistral", {"sliding_window": 3, **DIVIDED}, {"sliding": (False,) * 4}),
     "mistral: no window, small heads": ("mistral", {"sliding_window": None, "head_dim": 4}, {"norm_offset": 1.0}),
+    "ministral3: queries grow": ("ministral3", {"rope_parameters": GROWING}, {"query_growth": None}),
+    "ministral3: and lie in a window": (
+        "ministral3",
+        {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False}},
+        {"rope_stretch": None},
+    ),
+    "phi3: LongRoPE of a part of each head": ("phi3", {}, {"rotary_dim": None, "rope_stretch": None}),
+    "phi3: short enough for the short divisors": ("phi3", {"original_max_position_embeddings": 16}, {"rope_theta": 1e4}),
+    "phi3: tied, in a window": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default"}, "tie_word_embeddings": True, "sliding_window": 3},
+        {"rotary_dim": None},
+    ),
     "qwen2: tied": ("qwen2", {"tie_word_embeddings": True}, {"activation": "gelu_tanh"}),
     "qwen2: the last two layers slide": (
         "qwen2",
@@ -65,6 +93,29 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         "qwen3",
         {"attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "layer_types": [FULL, SLIDING] * 2},
         {"attention_scale": 1.0},
+    ),
+    "qwen3_moe: shares as they are, q/k norms": ("qwen3_moe", {}, {"normalised_shares": True}),
+    "qwen3_moe: shares that sum to one, tied, biases, in a window": (
+        "qwen3_moe",
+        {"norm_topk_prob": True, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "tie_word_embeddings": True},
+        {"normalised_shares": False},
+    ),
+    "mixtral: two of five experts": ("mixtral", {}, {"experts_per_token": 3}),
+    "mixtral: one expert, in a window": ("mixtral", {"num_experts_per_tok": 1, "sliding_window": 3}, {"sliding": (False,) * 4}),
+    "smollm3: layers without positions": ("smollm3", {}, {"rotated": (True, True, True, False)}),
+    "smollm3: untied, biases, a window where positions are missing": (
+        "smollm3",
+        {"tie_word_embeddings": False, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3},
+        {"sliding": (False,) * 4},
+    ),
+    "qwen3: YaRN": ("qwen3", STRETCHED_BY_YARN, {"rope_stretch": None}),
+    "olmo2: no norms before": ("olmo2", {"num_key_value_heads": 4, "head_dim": 4}, {"norm_offset": 1.0}),
+    "olmo2: biases, tied, stretched": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True, **STRETCHED}, {"rope_stretch": None}),
+    "olmo3: three layers slide": ("olmo3", {"sliding_window": 3}, {"sliding": (False,) * 4}),
+    "olmo3: YaRN, but not where it slides": (
+        "olmo3",
+        {"layer_types": [FULL, SLIDING] * 2, "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 50.0}}},
+        {"rope_theta_sliding": None},
     ),
 }
 
@@ -99,7 +150,7 @@ def silenced_after(params, n_layers):
     """Parameters with which the later layers add nothing."""
 
     def silence(path, leaf):
-        return leaf.at[n_layers:].set(0.0) if "o_proj" in path or "down_proj" in path else leaf
+        return leaf.at[n_layers:].set(0.0) if any(name in path for name in ("o_proj", "down_proj", "down_experts")) else leaf
 
     return trees.map_with_path(silence, params)
 
@@ -125,8 +176,22 @@ def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
         assert jnp.max(jnp.abs(quick_jit(other.apply)(params, tokens) - logits)) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
-def test_gradient_equals_torch(family, tmp_path):
+def stored_form(family, name, parameter):
+    """Yields `(name, tensor)` as a file has a parameter that transformers holds in memory, where experts are joined."""
+    if ".mlp.experts." not in name:
+        yield name.replace(".mlp.gate.", ".block_sparse_moe.gate." if family == "mixtral" else ".mlp.gate."), parameter
+        return
+    block, _, joined = name.partition(".mlp.experts.")
+    names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[joined]
+    block += ".mlp" if family == "qwen3_moe" else ".block_sparse_moe"
+    mixtral = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    for e, expert in enumerate(parameter):
+        for of, part in zip(names, expert.chunk(len(names)), strict=True):
+            yield f"{block}.experts.{e}.{of if family == 'qwen3_moe' else mixtral[of]}.weight", part
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
     hf, model, params = load_tiny(tmp_path, family)
     tokens = random_tokens(2, (2, 16), 101)
     ids = torch.tensor(np.asarray(tokens)).long()
@@ -137,18 +202,17 @@ def test_gradient_equals_torch(family, tmp_path):
         log_p = jax.nn.log_softmax(model.apply(params, tokens)[:, :-1])
         return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).sum()
 
-    grads = trees.flatten(quick_jit(gradient)(params))
-    assert_close(grads["embed/embedding"], hf.model.embed_tokens.weight.grad, 1e-4)
-    for i, layer in enumerate(hf.model.layers):
-        assert_close(grads["layers/attn/q_proj/kernel"][i], layer.self_attn.q_proj.weight.grad.T, 1e-4)
-        assert_close(grads["layers/attn_norm/scale"][i], layer.input_layernorm.weight.grad, 1e-4)
-        assert_close(grads["layers/mlp/gate_proj/kernel"][i], layer.mlp.gate_proj.weight.grad.T, 1e-4)
-        assert_close(grads["layers/mlp/down_proj/kernel"][i], layer.mlp.down_proj.weight.grad.T, 1e-4)
-        if family == "gemma3_text":
-            assert_close(grads["layers/attn/k_norm/scale"][i], layer.self_attn.k_norm.weight.grad, 1e-4)
-            assert_close(grads["layers/mlp_post_norm/scale"][i], layer.post_feedforward_layernorm.weight.grad, 1e-4)
-    if family == "llama":
-        assert_close(grads["head/embedding"], hf.lm_head.weight.grad, 1e-4)
+    theirs = {as_stored: grad for name, p in hf.named_parameters() for as_stored, grad in stored_form(family, name, p.grad)}
+    ours = dict(hf_tensors(quick_jit(gradient)(params), TABLES[family]))
+    assert ours.keys() == theirs.keys()
+    for name, grad in ours.items():
+        assert_close(grad, theirs[name], 1e-4)
+
+
+def test_scores_with_a_cap_are_not_cudnns(tmp_path):
+    _, model, params = load_tiny(tmp_path, "gemma2")
+    with pytest.raises(UserError, match="does not cap scores"):
+        dataclasses.replace(model, attention="cudnn").apply(params, random_tokens(0, (1, 4), 101))
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "llama"])
@@ -192,10 +256,18 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
+        ("gemma2", {}),
         ("llama", STRETCHED),
         ("mistral", {"sliding_window": 3}),
+        ("ministral3", {}),
+        ("phi3", {"original_max_position_embeddings": 32}),
+        ("qwen3_moe", {}),
+        ("mixtral", {"sliding_window": 3}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}),
         ("qwen3", {}),
+        ("olmo2", {}),
+        ("olmo3", {"sliding_window": 3}),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 3}),
     ],
 )
 def test_cached_decoding_equals_the_full_forward_in_every_family(family, overrides, tmp_path):

@@ -17,12 +17,21 @@ PLAIN = {
     **{"num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 128},
     **{"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "attention_bias": False, "sliding_window": None},
 }
+LONG = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
 FILES = {
     "llama": {**PLAIN, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "mistral": {**PLAIN, "sliding_window": 16},
+    "ministral3": {**PLAIN, "rope_parameters": {"type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1, "mscale_all_dim": 0.0}},
+    "phi3": {**PLAIN, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64, "rope_scaling": LONG},
     "qwen2": {**PLAIN, "use_sliding_window": False, "max_window_layers": 2},
     "qwen3": {**PLAIN, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "qwen3_moe": {**PLAIN, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
+    "mixtral": {**PLAIN, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "smollm3": {**PLAIN, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False},
+    "olmo2": {**PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.0, "beta_fast": 32.0, "mscale": 1.0}},
+    "olmo3": {**PLAIN, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gemma3_text": {**PLAIN, "sliding_window": 16, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma2": {**PLAIN, "sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "bert": {**PLAIN, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "hidden_act": "gelu"},
 }
 JSON = st.recursive(
@@ -69,6 +78,7 @@ def test_any_change_of_a_published_file_is_read_or_refused(family, request):
         ("sliding_window", 0, "must be a whole number from 1"),
         ("rope_scaling", [], "rope_scaling=\\[\\] must be an object"),
         ("rope_scaling", {"rope_type": "linear", "factor": -2}, "rope_scaling: factor=-2 must be a number above 0"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2, "mscale": -1}, "rope_scaling: mscale=-1 must be a number from 0"),
         ("layer_types", "full_attention", "must be a list of names"),
         ("bos_token_id", 1.5, "must be a token's number, or null"),
     ],

@@ -12,6 +12,9 @@ from kafjax.models import CONFIGS, Decoder, DecoderConfig, named
 PUBLISHED = {
     "gemma3-270m": 268_098_176,
     "gemma3-1b": 999_885_952,
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
     "llama3.1-8b": 8_030_261_248,
@@ -26,6 +29,13 @@ PUBLISHED = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
     "mistral-7b": 7_241_732_096,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704,
+    "phi3-mini-4k": 3_821_079_552,
+    "phi4": 14_659_507_200,
+    "smollm3-3b": 3_075_098_624,
+    "olmo2-7b": 7_298_617_344,
+    "olmo3-7b": 7_298_011_136,
 }
 # With the vision tower and its projector (a matrix from 1152 and a norm over 1152), which the files hold, too.
 MULTIMODAL = {"gemma3-4b": 4_300_079_472, "gemma3-12b": 12_187_325_040, "gemma3-27b": 27_432_406_640}

@@ -21,14 +21,15 @@ def inputs():
     return tuple(map(jnp.asarray, (hidden, embedding, targets, weights)))
 
 
-def plain(hidden, embedding, targets, weights):
-    return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(hidden @ embedding.T, targets))
+def plain(hidden, embedding, targets, weights, cap=None):
+    logits = hidden @ embedding.T if cap is None else cap * jnp.tanh(hidden @ embedding.T / cap)
+    return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
 
-@pytest.mark.parametrize("chunk", [4, 7, 21, 256])
-def test_equals_plain_cross_entropy_and_its_gradients(inputs, chunk):
-    chunked = lambda *args: 3 * chunked_cross_entropy(*args, chunk=chunk)  # noqa: E731  the 3: a cotangent that is not 1
-    reference = lambda *args: 3 * plain(*args)  # noqa: E731
+@pytest.mark.parametrize(("chunk", "cap"), [(4, None), (7, None), (21, None), (256, None), (7, 1.5)])
+def test_equals_plain_cross_entropy_and_its_gradients(inputs, chunk, cap):
+    chunked = lambda *args: 3 * chunked_cross_entropy(*args, chunk=chunk, cap=cap)  # noqa: E731  the 3: a cotangent that is not 1
+    reference = lambda *args: 3 * plain(*args, cap)  # noqa: E731
     value, gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(*inputs)
     expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(*inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -113,3 +113,8 @@ def test_bad_input_is_told():
         refuse_quantized(params, "moving")
     with pytest.raises(TypeError):
         jnp.asarray(params["kernel"])
+
+
+def test_experts_are_not_quantised():
+    with pytest.raises(UserError, match="'layers/mlp/up_experts' cannot be quantised"):
+        quantize_params({"layers": {"mlp": {"up_experts": jnp.ones((2, 3, 4, 4))}}}, "int8")

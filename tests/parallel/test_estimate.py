@@ -50,6 +50,19 @@ def test_flops_are_those_of_the_unrolled_program(method, remat):
     assert demand.model_flops < demand.flops
 
 
+def test_of_experts_all_are_held_and_a_few_computed_with():
+    dense = Decoder(dataclasses.replace(WIDE.config, mlp_size=2 * WIDE.config.mlp_size))
+    experts = Decoder(dataclasses.replace(WIDE.config, n_experts=8, experts_per_token=2))
+    config = TrainConfig(batch_rows=4, seq_len=64)
+    few, many = training_demand(dense, config), training_demand(experts, config)
+    router = 2 * 128 * 8  # layers, hidden size, experts
+    assert many.flops - few.flops == 6 * router * 4 * 64
+    n = trees.count(experts.abstract_params()) - trees.count(dense.abstract_params())
+    assert many.kernels - few.kernels == 4 * n and n == router + (8 - 2) * 2 * 3 * 128 * 256
+    many = training_demand(experts, dataclasses.replace(config, batch_rows=16))
+    assert obstacle(many, {"fsdp": 16}) == "mesh axis fsdp:16 does not divide n_experts=8"
+
+
 def test_memory_of_the_state_is_exact():
     demand = training_demand(LLAMA, TRAIN)
     n = trees.count(LLAMA.abstract_params())

@@ -26,6 +26,8 @@ CONFIG = DecoderConfig(
 )
 MODEL = Decoder(CONFIG)
 TRAIN = TrainConfig(batch_rows=8, seq_len=16, learning_rate=1e-3, freeze_embedding=False, weight_decay=0.1)
+# Four experts: fsdp splits them whole, tensor splits each.
+EXPERTS = Decoder(dataclasses.replace(CONFIG, n_experts=4, experts_per_token=2, normalised_shares=True, post_norms=False))
 SPECS = ("data:8", "fsdp:8", "tensor:8", "sequence:8", "fsdp:2,sequence:2,tensor:2")
 FLOAT = 4  # bytes
 
@@ -45,8 +47,8 @@ class Stepped:
     sent: list[Collective]
 
 
-def two_steps(mesh: Mesh, config: TrainConfig, params: trees.Tree) -> Stepped:
-    task = Task.full(MODEL, params, config, mesh, 2)
+def two_steps(mesh: Mesh, config: TrainConfig, params: trees.Tree, model: Decoder = MODEL) -> Stepped:
+    task = Task.full(model, params, config, mesh, 2)
     batches = Batches([examples()], epochs=2, seq_len=config.seq_len, batch_rows=config.batch_rows, groups=n_data_shares(mesh))
     program = task.lower(batches[0]).compile()
     state, metrics = task.new_state(), []
@@ -104,6 +106,9 @@ def main() -> None:
     for optimizer in ("adafactor", "muon"):
         config = dataclasses.replace(TRAIN, optimizer=optimizer)
         equal(optimizer, two_steps(mixed, config, params), two_steps(alone, config, params))
+
+    of_experts = jax.jit(EXPERTS.init)(jax.random.key(0))
+    equal("experts", *(two_steps(mesh, TRAIN, of_experts, EXPERTS) for mesh in (mixed, alone)))
 
     chosen_and_refused()
 

@@ -270,3 +270,9 @@ def test_sigterm_without_checkpoints_says_what_is_lost(model, params, examples):
 
     with pytest.raises(Preempted, match="the steps of 1 lanes are lost, as checkpoints are off"):
         train_lanes(model, params, [examples], CONFIG, LANES[:1], log=log)
+
+
+def test_a_mixture_of_experts_is_refused(model, examples):
+    experts = Decoder(dataclasses.replace(model.config, n_experts=4, experts_per_token=2))
+    with pytest.raises(UserError, match="mixture of experts do not train in lanes"):
+        train_lanes(experts, experts.init(jax.random.key(0)), [examples], CONFIG, LANES[:1])

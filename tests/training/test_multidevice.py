@@ -50,6 +50,7 @@ def test_every_axis_on_eight_devices_equals_one_and_sends_what_it_should():
         "each device holds an eighth of parameters and optimizer state",
         "adafactor equals one device",
         "muon equals one device",
+        "experts equals one device",
         "auto says why",
         "what does not divide is named",
     ]
