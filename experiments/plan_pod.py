@@ -26,14 +26,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
-from experiments import pods
+from experiments import build, pods
+from experiments.configs import PlanPod
 from kafjax import lora
-from kafjax.core.errors import UserError, nearest, run_main
+from kafjax.core.errors import UserError
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import read_object, write_json
-from kafjax.models import REMAT, Decoder, DecoderConfig, named
+from kafjax.models import Decoder, DecoderConfig, named
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import Slice, parse_slice
 from kafjax.parallel.estimate import Choice, Demand, Estimate, by_bytes, choose, estimate, obstacle, ranked, show
@@ -41,35 +41,10 @@ from kafjax.parallel.hlo import bytes_by_kind
 from kafjax.parallel.mesh import checked, parse
 from kafjax.training import TrainConfig
 from kafjax.training.demand import serving_demand, training_demand
-from kafjax.training.optimizers import OPTIMIZERS
 
-METHODS = ("full", "lora", "lanes", "rag")
 N_SHOWN, N_TRIED = 8, 3  # meshes of a search that are shown, and compiled at most
 N_LARGEST = 3  # collectives that are shown one by one
 USABLE = 0.9  # of a device's memory, where only formulas tell
-
-flags.DEFINE_string("model", "llama3.1-8b", "A published decoder by name, or a folder with its config.json.")
-flags.DEFINE_string("method", "full", f"One of {', '.join(METHODS)}: what is trained, or for rag served.")
-flags.DEFINE_string(
-    "topology",
-    None,
-    "v5e-16, v5p-32 (counted in cores, as the cloud does), v5p:2x2x4 (chips), 2*v5e-16 (two slices), h100-8.",
-    required=True,
-)
-flags.DEFINE_string("mesh", "auto", "Devices by axis, such as fsdp:8,tensor:2. auto: chosen by formula, with the reason.")
-flags.DEFINE_integer(
-    "batch", 16, "Rows of a step (of each lane); rag: prompts answered at a time.", lower_bound=1, upper_bound=2**20
-)
-flags.DEFINE_integer("seq_len", 2048, "Tokens of a row; rag: of a prompt with its passages.", lower_bound=2)
-flags.DEFINE_enum("remat", "full", REMAT, "What of each layer is kept for the backward pass.")
-flags.DEFINE_boolean("search", False, "Rank the meshes by formula, and compile from the best on until one fits.")
-flags.DEFINE_integer("accumulate", 1, "Microbatches that a step is computed in.", lower_bound=1)
-flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, "Of full and lora.")
-flags.DEFINE_enum("param_dtype", "float32", ["float32", "bfloat16"], "Of what trains.")
-flags.DEFINE_integer("rank", 16, "LoRA: rank of an adapter.", lower_bound=1)
-flags.DEFINE_integer("lanes", 8, "lanes: adapters that train together.", lower_bound=1)
-flags.DEFINE_boolean("formula", False, "Ask no compiler.")
-flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +142,13 @@ def report(verdict: Verdict, pod: Slice) -> dict[str, Any]:
     return figures | {"model_flops": d.model_flops, "flops": d.flops, "seconds": seconds, "step_seconds": step, "mfu": mfu}
 
 
-def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes: dict[str, int]) -> list[str]:
+def remedies(asked: PlanPod, model: Decoder, config: TrainConfig, pod: Slice, sizes: dict[str, int]) -> list[str]:
     """Flags that would make it fit, by formula: on this mesh more remat and more parts, then a smaller state, then another mesh."""
-    values = flags.FLAGS
+    method = asked.method
 
     def need(config: TrainConfig, sizes: dict[str, int]) -> float:
         """Bytes of a device, or infinity where something does not divide."""
-        demands = [program.demand for program in programs(model, method, config, values.rank, values.lanes)]
+        demands = [program.demand for program in programs(model, method, config, asked.rank, asked.lanes)]
         divides = not any(obstacle(demand, sizes) for demand in demands)
         return max(estimate(demand, sizes, pod.device, pod.n_slices).n_bytes for demand in demands) if divides else math.inf
 
@@ -198,38 +173,38 @@ def remedies(model: Decoder, method: str, config: TrainConfig, pod: Slice, sizes
         first({**changes, "accumulate": n} for changes in small for n in parts)
     if not found:
         with contextlib.suppress(UserError):  # no mesh divides at all
-            demand = programs(model, method, config, values.rank, values.lanes)[-1].demand
+            demand = programs(model, method, config, asked.rank, asked.lanes)[-1].demand
             best = ranked(demand, pod.n_devices, pod.device, n_slices=pod.n_slices)[0].sizes
             first([{}], best, {"mesh": show(best, pod.n_slices)})
     return found or ["a smaller --batch, or a larger --topology"]
 
 
-def _main(_: list[str]) -> None:
-    values = flags.FLAGS
-    if values.method not in METHODS:
-        raise UserError(f"unknown method '{values.method}'. {nearest(values.method, METHODS)}")
-    pod, model = parse_slice(values.topology), Decoder(_config(values.model), dtype=jnp.bfloat16)
+def run(asked: PlanPod) -> None:
+    """Prints the plan, and writes it where `--json` says. Raises `UserError` for what cannot be planned."""
+    if asked.topology is None:
+        raise UserError("say on what: --topology=v5e-16, for instance (--help lists the forms)")
+    pod, model = parse_slice(asked.topology), Decoder(_config(asked.model), dtype=jnp.bfloat16)
     if pod.is_tpu:
         jax.config.update("jax_platforms", "cpu")  # compiling takes no TPU, and one that is here may be at work
     config = TrainConfig(
-        batch_rows=values.batch,
-        seq_len=values.seq_len,
-        accumulate=values.accumulate,
-        optimizer=values.optimizer,
-        param_dtype=values.param_dtype,
-        remat=values.remat,
-        freeze_embedding=values.method != "full",
+        batch_rows=asked.batch,
+        seq_len=asked.seq_len,
+        accumulate=asked.accumulate,
+        optimizer=asked.optimizer,
+        param_dtype=asked.param_dtype,
+        remat=asked.remat,
+        freeze_embedding=asked.method != "full",
     )
-    planned = programs(model, values.method, config, values.rank, values.lanes)
+    planned = programs(model, asked.method, config, asked.rank, asked.lanes)
     demand = planned[-1].demand
-    candidates, reason = _meshes(demand, pod)
+    candidates, reason = _meshes(asked, demand, pod)
     for sizes in candidates:
         if problem := next((p for program in planned if (p := obstacle(program.demand, sizes))), None):
             raise UserError(problem)
-    devices = None if values.formula else pods.devices_of(pod)
+    devices = None if asked.formula else pods.devices_of(pod)
 
-    what = f"{values.method} of {values.model} on {pod.name}: {pod.n_chips} chips, {pod.n_devices} devices"
-    print(f"{what}, batch {values.batch} x {values.seq_len} tokens, remat {values.remat}, computed in bfloat16")
+    what = f"{asked.method} of {asked.model} on {pod.name}: {pod.n_chips} chips, {pod.n_devices} devices"
+    print(f"{what}, batch {asked.batch} x {asked.seq_len} tokens, remat {asked.remat}, computed in bfloat16")
     print(f"mesh {reason}")
     print(f"judged by {_judge_name(pod, devices)}")
     for sizes in candidates:
@@ -240,17 +215,17 @@ def _main(_: list[str]) -> None:
         print(f"\nmesh {show(sizes, pod.n_slices)} of these")
     figures = [report(verdict, pod) for verdict in verdicts]
     worst = max(verdicts, key=lambda verdict: (not verdict.fits, verdict.n_bytes))
-    if values.json is not None:
-        flag_values = {name: values[name].value for name in ("model", "method", "topology", "batch", "seq_len", "remat", "accumulate")}
+    if asked.json is not None:
+        flag_values = {name: getattr(asked, name) for name in ("model", "method", "topology", "batch", "seq_len", "remat", "accumulate")}
         found = {"mesh": show(sizes, pod.n_slices), "judge": _judge_name(pod, devices), "programs": figures}
-        write_json(Path(values.json), {**flag_values, **found})
+        write_json(Path(asked.json), {**flag_values, **found})
     held = f"{worst.n_bytes / 1e9:.1f} of {worst.memory / 1e9:.1f} GB a device on {show(sizes, pod.n_slices)}"
     by = "" if devices is not None else " by formula"
     print()
     if worst.fits:
         print(f"fits{by}: {held}")
     else:
-        print(f"does not fit{by}: {held}; by formula would: {', '.join(remedies(model, values.method, config, pod, sizes))}")
+        print(f"does not fit{by}: {held}; by formula would: {', '.join(remedies(asked, model, config, pod, sizes))}")
 
 
 def _config(name: str) -> DecoderConfig:
@@ -258,19 +233,18 @@ def _config(name: str) -> DecoderConfig:
     return DecoderConfig.from_hf(read_object(file)) if file.exists() else named(name)
 
 
-def _meshes(demand: Demand, pod: Slice) -> tuple[list[dict[str, int]], str]:
+def _meshes(asked: PlanPod, demand: Demand, pod: Slice) -> tuple[list[dict[str, int]], str]:
     """Sizes to judge, in order, and what to say of them."""
-    values = flags.FLAGS
-    if values.search:
-        if values.mesh != "auto":
+    if asked.search:
+        if asked.mesh != "auto":
             raise UserError("--search looks at all meshes; leave --mesh out")
         choices = ranked(demand, pod.n_devices, pod.device, n_slices=pod.n_slices)
         lines = "\n".join(_row(i + 1, choice, pod.n_slices) for i, choice in enumerate(choices[:N_SHOWN]))
         return [choice.sizes for choice in choices[:N_TRIED]], f"by formula, best first of {len(choices)} that divide:\n{lines}"
-    if values.mesh == "auto":
+    if asked.mesh == "auto":
         sizes, reason = choose(demand, pod.n_devices, pod.device, pod.n_slices)
         return [sizes], f"{show(sizes, pod.n_slices)}: {reason}"
-    sizes = checked(parse(values.mesh), pod.n_devices, pod.n_slices)
+    sizes = checked(parse(asked.mesh), pod.n_devices, pod.n_slices)
     return [sizes], f"{show(sizes, pod.n_slices)}: as asked for"
 
 
@@ -288,7 +262,7 @@ def _judge_name(pod: Slice, devices: list[Any] | None) -> str:
 
 
 def main() -> None:
-    run_main(_main)
+    build.start(PlanPod, run)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def test_an_experiment_is_a_function_and_refuses_before_it_writes(tmp_path):
 
 
 MAINS = (configs.Compare, configs.Answer, configs.Finetune, configs.SweepLora, configs.BuildIndex, configs.PackRows, configs.BuildDataset)
+MAINS += (configs.PlanPod,)
 
 
 @pytest.mark.parametrize("experiment", MAINS, ids=lambda experiment: experiment.__name__)
