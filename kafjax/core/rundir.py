@@ -100,7 +100,8 @@ def _delete(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(errors="backslashreplace"))  # as in `_line`
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -206,7 +207,7 @@ def _nothing(name: str) -> None:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    # JSON has no NaN: a loss that is none is null. Lone surrogates, which file names may hold, have no UTF-8.
+    # JSON has no NaN: a loss that is none is null. Lone surrogates, which file names may hold, have no UTF-8: an escape is JSON's own.
     return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
 
 

@@ -18,6 +18,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
     for question in questions:
         by_split[question.split if question.split in ("train", "retention", "replay") else "asked"].append(question)
     return Corpus(
-        name=root.resolve().name,
+        name=corpus_name(root),
         documents=tuple(documents),
         passages=passages,
         training_questions=tuple(by_split["train"]),
@@ -79,6 +80,11 @@ def stream_folder(path: str | Path) -> tuple[Iterator[Document], list[Question]]
     root = Path(path)
     _check_directory(root)
     return _stream_documents(root, None), load_questions(root)
+
+
+def corpus_name(path: str | Path) -> str:
+    """Names the corpus of a directory after it."""
+    return _utf8_name(Path(Path(path).resolve().name))
 
 
 def load_passages(path: str | Path, size: str | int | None = None, overlap: int = 0) -> tuple[Passage, ...]:
@@ -181,7 +187,12 @@ def _text_files(root: Path) -> Iterator[tuple[str, str]]:
         if not file.resolve().is_relative_to(inside):
             logging.warning("%s is a link that leads outside %s: not read", file, root)
             continue
-        yield name.as_posix(), _read(file)
+        yield _utf8_name(name), _read(file)
+
+
+def _utf8_name(path: Path) -> str:
+    """Spells a path as text; bytes of it that are no UTF-8 become escapes."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def default_passages(documents: Sequence[Document], size: str | int | None, overlap: int) -> list[Passage]:

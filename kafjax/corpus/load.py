@@ -12,7 +12,7 @@ from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capital_halves, capitals, factbook, prose
-from kafjax.corpus.folder import load_folder, stream_folder
+from kafjax.corpus.folder import corpus_name, load_folder, stream_folder
 from kafjax.corpus.tfds_in import PREFIX, load_tfds
 
 _DEFAULT = CorpusConfig()
@@ -56,7 +56,7 @@ def stream_corpus(config: CorpusConfig, seed: int = 0) -> CorpusStream:
         documents, questions = stream_folder(config.corpus)
         trained = tuple(q for q in questions if q.split == "train")
         asked = tuple(q for q in questions if q.split not in ("train", "retention", "replay"))
-        return CorpusStream(Path(config.corpus).resolve().name, documents, None, trained, asked)
+        return CorpusStream(corpus_name(config.corpus), documents, None, trained, asked)
     corpus = open_corpus(config, seed)
     n_documents = len(corpus.documents)
     return CorpusStream(corpus.name, iter(corpus.documents), n_documents, corpus.training_questions, corpus.questions)

@@ -43,7 +43,11 @@ def tfds() -> Any:
 
 
 def data_dir() -> Path:
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    """The folder of prepared datasets. Raises `UserError` for a user without a home and without `$TFDS_DATA_DIR`."""
+    try:
+        return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    except RuntimeError as error:
+        raise UserError("this user has no home folder; set TFDS_DATA_DIR to the one of the datasets") from error
 
 
 def generated_builder(name: str, config: Any = None, folder: Path | None = None) -> Any:

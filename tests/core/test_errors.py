@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -104,3 +105,12 @@ def test_a_number_that_is_none_is_refused_in_one_short_line(flag: str) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 1100
+
+
+def test_a_terminal_that_only_knows_ascii_is_told_in_escapes():
+    for flag, told in (("--methods=Zürich", "ran Z\\xfcrich"), ("--cuont=Zürich", "cuont")):
+        command = [sys.executable, "-c", MAIN, flag]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert told in done.stdout + done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == (0 if "methods" in flag else 2)

@@ -327,3 +327,11 @@ def test_a_disk_that_takes_no_results_is_told_at_the_start(tmp_path, monkeypatch
 def test_a_read_only_folder_is_told_at_the_start():
     with pytest.raises(UserError, match=r"cannot write /proc/first"):
         opened(Path("/proc"))
+
+
+def test_a_name_that_is_no_utf_8_comes_back_as_it_was(tmp_path):
+    value = {"corpus": os.fsdecode(b"caf\xe9")}
+    write_json(tmp_path / "config.json", value)
+    append_jsonl(tmp_path / "log.jsonl", value)
+    assert read_json(tmp_path / "config.json") == read_jsonl(tmp_path / "log.jsonl")[0] == value
+    assert b"caf\\udce9" in (tmp_path / "config.json").read_bytes()

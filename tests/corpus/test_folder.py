@@ -262,3 +262,15 @@ def test_questions_come_back_without_the_corpus(tmp_path: Path) -> None:
     asked = biographies(2).questions
     save_questions(tmp_path, asked)
     assert load_questions(tmp_path) == [dataclasses.replace(question, passages=()) for question in asked]
+
+
+def test_names_that_are_no_utf_8_become_text(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / os.fsdecode(b"caf\xe9"), questions=[QUESTIONS[0] | {"passages": [r"men\xfc/day.txt"]}])
+    (folder / "corpus.jsonl").unlink()
+    (folder / os.fsdecode(b"men\xfc")).mkdir()
+    (folder / os.fsdecode(b"men\xfc") / "day.txt").write_text("Soup is served at noon.")
+    corpus = load_folder(folder)
+    assert (corpus.name, corpus.documents[0].id) == (r"caf\xe9", r"men\xfc/day.txt")
+    assert corpus.questions[0].passages == (r"men\xfc/day.txt#0",)
+    save_folder(corpus, tmp_path / "again")
+    assert load_folder(tmp_path / "again").documents[0].id == corpus.documents[0].id

@@ -269,3 +269,15 @@ def test_a_bert_folder_with_its_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json.*damaged"):
         hub.tokenizer(str(tmp_path))
+
+
+def test_a_user_without_a_home_is_told_where_weights_can_go(monkeypatch, tmp_path):
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("KAFJAX_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match="this user has no home folder; set KAFJAX_CACHE"):
+        hub.cache_dir()
+    monkeypatch.setenv("KAFJAX_CACHE", str(tmp_path))
+    assert hub.cache_dir() == tmp_path
