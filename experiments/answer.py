@@ -47,7 +47,7 @@ def run(config: configs.Answer) -> None:
         raise UserError('--question is empty; write --question="Where was ... born?", or leave it out to be asked')
     parts(config.method)
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
-    corpus = open_corpus(config.corpus, settings.seed)
+    corpus = open_corpus(config.corpus, settings.seed, needs_questions=False)
     template = build.open_template(config.model.model, config.model.chat)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     stored = _stored(Path(config.run)) if config.run else {}
@@ -153,6 +153,8 @@ def _question(method: Method, corpus: Corpus, text: str) -> Question:
 
 def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: float) -> None:
     print(f"answer    {visible(prediction.answer)}")
+    if prediction.cut:
+        print(f"          cut at {prediction.output_tokens} tokens; --max_new_tokens allows more")
     if prediction.answers:
         print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
     texts = {passage.id: passage.text for passage in corpus.passages}

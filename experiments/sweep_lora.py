@@ -257,6 +257,7 @@ def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
             prompt_tokens=reply.prompt_tokens,
             cached_tokens=reply.cached_tokens,
             output_tokens=reply.output_tokens,
+            cut=not reply.ended,
             seconds={"prefill": reply.prefill_seconds, "decode": reply.decode_seconds},
         )
     )

@@ -67,7 +67,8 @@ class Prediction:
 
     `passages` are the ids put in the prompt, best first. Token counts are LLM tokens of all `calls`; `cached_tokens` of the
     prompt tokens came from a shared prefix that was computed once. `score` holds per-question metrics in [0, 1], `seconds`
-    the time of each stage (embed, search, prefill, decode) of the batch that the question was answered in.
+    the time of each stage (embed, search, prefill, decode) of the batch that the question was answered in. `cut` says that the
+    reply was at its limit of tokens before it had ended.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Prediction:
     output_tokens: int = 0
     calls: int = 1
     correct: bool = False
+    cut: bool = False
     score: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,14 +38,17 @@ SHORT_WORDS = 100
 CHUNK_WORDS = 64
 # A first line of `contents` up to this long is a title.
 TITLE_WORDS = 12
+Gold = Mapping[str, tuple[Passage, ...]]
+"""The passages that each id in a question's `passages` stands for."""
+_WORD = re.compile(r"\w+")
 
 
-def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 0) -> Corpus:
+def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 0, *, needs_questions: bool = True) -> Corpus:
     """Reads a corpus from a directory; the module's docstring has the format.
 
     `size` and `overlap` are those of `chunk`, for every document. By default (None) a document of at most 100 words is one passage, as it
-    is; a longer one is packed into passages of whole sentences, up to 64 words. A gold id that names a document stands for all its
-    passages.
+    is; a longer one is packed into passages of whole sentences, up to 64 words. A gold id that names a document stands for those of
+    its passages that hold an accepted answer. With `needs_questions=False` a directory of documents alone will do.
 
     Raises `UserError` naming the file and line of what is missing, empty, broken, twice there or pointing nowhere.
     """
@@ -52,7 +56,7 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
     _check_directory(root)
     documents = _documents(root)
     passages, kept = deduplicate(default_passages(documents, size, overlap))
-    questions = _questions(root, _gold_ids(documents, kept))
+    questions = _questions(root, _gold_ids(documents, passages, kept), needed=needs_questions)
     by_split = defaultdict(list)
     for question in questions:
         by_split[question.split if question.split in ("train", "retention", "replay") else "asked"].append(question)
@@ -208,34 +212,57 @@ def default_passages(documents: Sequence[Document], size: str | int | None, over
     ]
 
 
-def _gold_ids(documents: Iterable[Document], kept: dict[str, str]) -> dict[str, tuple[str, ...]]:
+def _gold_ids(documents: Iterable[Document], passages: Iterable[Passage], kept: Mapping[str, str]) -> Gold:
     """What each id stands for in a question's `passages`: a document for all its passages, a passage for the one kept in its place."""
-    of_document: dict[str, dict[str, None]] = {document.id: {} for document in documents}
+    by_id = {passage.id: passage for passage in passages}
+    of_document: dict[str, dict[str, Passage]] = {document.id: {} for document in documents}
     for passage, representative in kept.items():
-        of_document[passage.rpartition("#")[0]][representative] = None
-    return {passage: (representative,) for passage, representative in kept.items()} | {
-        document: tuple(passages) for document, passages in of_document.items()
+        of_document[passage.rpartition("#")[0]][representative] = by_id[representative]
+    return {passage: (by_id[representative],) for passage, representative in kept.items()} | {
+        document: tuple(own.values()) for document, own in of_document.items()
     }
 
 
-def _questions(root: Path, gold: Mapping[str, tuple[str, ...]] | None) -> list[Question]:
-    """Reads the questions. `gold` says what each id in `passages` stands for; None leaves gold passages out."""
+def holding(passages: Sequence[Passage], answers: Sequence[str]) -> list[Passage]:
+    """Returns the passages that hold one of the answers, as whole words, whatever the case, punctuation and blanks."""
+    # Scripts beyond ASCII may not separate words: there an answer is looked for anywhere.
+    wanted = [plain if plain.isascii() else plain.strip() for answer in answers if (plain := _plain(answer)).strip()]
+    return [passage for passage in passages if any(answer in text for text in [_plain(passage.text)] for answer in wanted)]
+
+
+def _plain(text: str) -> str:
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
+
+
+def _questions(root: Path, gold: Gold | None, *, needed: bool = True) -> list[Question]:
+    """Reads the questions. `gold` says what each id in `passages` stands for; None leaves gold passages out.
+
+    Tells of questions that name a document of which no passage holds an accepted answer. Raises `UserError` for a file that is
+    missing or empty, if it is `needed`, and for whatever is wrong in it.
+    """
     if not (root / "questions.jsonl").exists():
+        if not needed:
+            return []
         raise UserError(f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line')
-    questions = []
+    questions: list[Question] = []
+    without: list[str] = []
     for place, row in _rows(root, "questions.jsonl"):
         optional = {**_from_metadata(row.get("metadata")), **row}
+        answers = _answers(place, row)
         question = Question(
             id=row["id"],
             text=_string(place, row, "question"),
-            answers=_answers(place, row),
+            answers=answers,
             split=_split(place, optional),
-            passages=() if gold is None else _gold(place, row, gold),
+            passages=() if gold is None else _gold(place, row, answers, gold, without),
             subject=_string(place, optional, "subject", empty=True) if "subject" in optional else "",
         )
         questions += [question] if question.split else deal(question)
     if not questions:
         raise UserError(f"{root / 'questions.jsonl'} is empty")
+    if without:
+        named = f"{len(without)} questions name a document of which no passage holds an accepted answer, such as '{without[0]}'"
+        logging.warning("%s: %s; all of its passages count as gold", root / "questions.jsonl", named)
     return questions
 
 
@@ -267,7 +294,11 @@ def _answers(place: str, row: dict[str, Any]) -> tuple[str, ...]:
     return answers
 
 
-def _gold(place: str, row: dict[str, Any], gold: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _gold(place: str, row: dict[str, Any], answers: tuple[str, ...], gold: Gold, without: list[str]) -> tuple[str, ...]:
+    """Reads the ids of a question's gold passages: of a document those that hold an accepted answer.
+
+    Where none does they are all of the document's, and the question's id goes to `without`.
+    """
     found: dict[str, None] = {}
     for passage in _strings(place, row, "passages") if "passages" in row else ():
         if passage not in gold:
@@ -276,7 +307,11 @@ def _gold(place: str, row: dict[str, Any], gold: Mapping[str, tuple[str, ...]]) 
                 f"{place}: gold passage '{passage}' of question '{row['id']}' matches nothing in the corpus "
                 f"(nearest: '{close[0]}'; ids with '#' depend on the chunk size)"
             )
-        found |= dict.fromkeys(gold[passage])
+        own = gold[passage]
+        with_answer = holding(own, answers) if len(own) > 1 else list(own)
+        if not with_answer:
+            without.append(row["id"])
+        found |= dict.fromkeys(one.id for one in with_answer or own)
     return tuple(found)
 
 

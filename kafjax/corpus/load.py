@@ -18,7 +18,7 @@ from kafjax.corpus.tfds_in import PREFIX, load_tfds
 _DEFAULT = CorpusConfig()
 
 
-def open_corpus(config: CorpusConfig, seed: int = 0) -> Corpus:
+def open_corpus(config: CorpusConfig, seed: int = 0, *, needs_questions: bool = True) -> Corpus:
     """Loads the corpus of a configuration; see `load`."""
     return load(
         config.corpus,
@@ -30,6 +30,7 @@ def open_corpus(config: CorpusConfig, seed: int = 0) -> Corpus:
         chunk=config.chunk,
         n_retention=config.retention,
         n_held_out=config.held_out,
+        needs_questions=needs_questions,
     )
 
 
@@ -74,12 +75,14 @@ def load(
     overlap: int = 0,
     n_retention: int = _DEFAULT.retention,
     n_held_out: int = _DEFAULT.held_out,
+    needs_questions: bool = True,
 ) -> Corpus:
     """Loads a corpus and attaches what measures and softens forgetting.
 
     `source` is "biographies", "biographies-control" (its empty control), "factbook", a directory (see `folder`) or a TFDS dataset such
     as "tfds:squad" (see `tfds_in`); the counts and the seed of generated corpora do not concern the last two. `chunk` is a number of
-    words, "sentence" or "document"; by default sentences, or what suits the documents of a directory.
+    words, "sentence" or "document"; by default sentences, or what suits the documents of a directory. With `needs_questions=False` a
+    directory of documents alone will do.
 
     Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
     capitals and prose of other countries for replay. A directory's own retention questions, prose or replay come first; with all of them,
@@ -107,7 +110,7 @@ def load(
     elif name.startswith(PREFIX):
         corpus = load_tfds(name, chunk, overlap)
     elif _is_directory(name):
-        corpus = load_folder(name, chunk, overlap)
+        corpus = load_folder(name, chunk, overlap, needs_questions=needs_questions)
     else:
         raise UserError(f"unknown corpus '{name}', and no such directory. {nearest(name, NAMES)}")
     return _with_retention(corpus, n_retention, n_held_out)

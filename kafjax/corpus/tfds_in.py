@@ -27,7 +27,7 @@ from typing import Any
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Passage, Question
 from kafjax.corpus.chunking import deduplicate
-from kafjax.corpus.folder import deal, default_passages
+from kafjax.corpus.folder import deal, default_passages, holding
 from kafjax.corpus.tfds_rows import LISTS, SPLITS, TEXTS, corpus_of
 
 PREFIX = "tfds:"
@@ -204,7 +204,6 @@ def _with_gold(questions: Iterable[Question], passages: Iterable[Passage]) -> li
 
     def gold(question: Question) -> tuple[str, ...]:
         own = [passage for document in question.passages for passage in of_document[document]]
-        with_answer = [passage.id for passage in own if any(answer in passage.text for answer in question.answers)]
-        return tuple(with_answer or [passage.id for passage in own])
+        return tuple(passage.id for passage in holding(own, question.answers) or own)
 
     return [dataclasses.replace(question, passages=gold(question)) for question in questions]

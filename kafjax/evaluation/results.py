@@ -108,6 +108,7 @@ def collect(
             "quality": {key: interval.to_json() for key, interval in summarise(arm, base).items()},
             "cost": arm.cost.to_json(),
             "note": arm.note,
+            "replies_cut": sum(prediction.cut for prediction in arm.predictions),
             "environment": dict(arm.environment),
         }
         for name, arm in arms.items()

@@ -259,6 +259,10 @@ _CODE = {"git_sha": "commit", "git_dirty": "uncommitted changes:", "weights": "w
 def method_notes(results: Mapping[str, Any]) -> list[str]:
     """What each method says of itself."""
     notes = [f"{name}: {method['note']}" for name, method in results["methods"].items() if method["note"]]
+    if cut := {name: n for name, method in results["methods"].items() if (n := method.get("replies_cut"))}:
+        of_methods = ", ".join(f"{name} {n}" for name, n in cut.items())
+        limit = results["config"].get("max_new_tokens")
+        notes.append(f"replies cut at --max_new_tokens={limit} before they ended: {of_methods}")
     return notes + [f"{name}: {other}" for name, other in _computed_otherwise(results).items()]
 
 

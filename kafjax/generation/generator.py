@@ -53,12 +53,14 @@ class Generation:
     Attributes:
       text: of the reply, up to EOS or a stop string.
       tokens: of the reply, the one that ended it included.
+      ended: by EOS or a stop string; False where the limit of tokens cut it.
       prompt_tokens: of all of the prompt; `cached_tokens` of them came from a `Prefix`.
       prefill_seconds, decode_seconds: of the whole batch that the reply was made in.
     """
 
     text: str
     tokens: tuple[int, ...]
+    ended: bool
     prompt_tokens: int
     cached_tokens: int
     prefill_seconds: float
@@ -189,8 +191,8 @@ class Generator:
             state = state._replace(done_B=self._place(done_B))
         ended = time.perf_counter()
         return [
-            Generation(text, made, n_cached + len(given), n_cached, filled - began, ended - filled)
-            for given, (text, made, _) in zip(prompt_tokens, replies, strict=True)
+            Generation(text, made, has_ended, n_cached + len(given), n_cached, filled - began, ended - filled)
+            for given, (text, made, has_ended) in zip(prompt_tokens, replies, strict=True)
         ]
 
     def _place(self, arrays: Any) -> Any:

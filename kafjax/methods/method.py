@@ -87,6 +87,7 @@ class Method(abc.ABC):
             cached_tokens=sum(r.cached_tokens for r in replies),
             output_tokens=sum(r.output_tokens for r in replies),
             calls=len(replies),
+            cut=not replies[-1].ended,
             seconds={**seconds, "prefill": prefill, "decode": decode},
         )
         return score(prediction) if question.answers else prediction

@@ -43,14 +43,20 @@ def test_short_passages_are_taken_as_they_are_and_titles_kept(tmp_path: Path) ->
     assert [(p.id, p.text) for p in corpus.passages] == [("p1#0", "Rome: It is old. It is big."), ("2#0", "Oslo is in Norway.")]
 
 
-def test_long_passages_are_cut_and_gold_ids_name_all_their_parts(tmp_path: Path) -> None:
-    long = {"id": "long", "contents": " ".join(f"This is sentence number {k} of many." for k in range(30))}
-    question = {"id": "q", "question": "How many?", "golden_answers": ["30"], "passages": ["long", "2#0"]}
-    folder = _folder(tmp_path / "c", [*PASSAGES, long], [question])
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("Number 29!", [3]), ("number 2", [0]), ("30", [0, 1, 2, 3]), ("東京", [1])],
+    ids=["in one", "whole words", "in none", "no blanks"],
+)
+def test_long_passages_are_cut_and_a_documents_gold_are_those_with_an_answer(tmp_path: Path, answer: str, gold: list[int], caplog) -> None:
+    sentences = [f"This is sentence number {k}{'、今は東京にいる' * (k == 12)}, of many." for k in range(30)]
+    question = {"id": "q", "question": "How many?", "golden_answers": [answer], "passages": ["long", "2#0"]}
+    folder = _folder(tmp_path / "c", [*PASSAGES, {"id": "long", "contents": " ".join(sentences)}], [question])
     corpus = load_folder(folder)
     parts = tuple(p.id for p in corpus.passages if p.document == "long")
     assert len(parts) == 4 and all(len(p.text.split()) <= 64 for p in corpus.passages)
-    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {(*parts, "2#0")}
+    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {(*(parts[i] for i in gold), "2#0")}
+    assert ("1 questions name a document of which no passage holds an accepted answer, such as 'q'" in caplog.text) == (answer == "30")
     assert [p.text for p in load_folder(folder, "sentence").passages][:3] == ["Rome: It is old.", "Rome: It is big.", "Oslo is in Norway."]
 
 
@@ -73,7 +79,7 @@ def test_text_files_are_documents_named_by_their_path(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text(_lines([{"id": "q", "question": "?", "golden_answers": ["Ay"], "passages": ["sub/a.md"]}]))
     corpus = load_folder(tmp_path, "sentence")
     assert [(d.id, d.text) for d in corpus.documents] == [("b.txt", "Bee."), ("sub/a.md", "# Heading\nAy.")]
-    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("sub/a.md#0", "sub/a.md#1")}
+    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("sub/a.md#1",)}
 
 
 def test_links_that_lead_outside_are_not_followed(tmp_path: Path) -> None:

@@ -181,3 +181,9 @@ def test_arms_that_other_code_has_computed_are_named():
         "lora: computed by an earlier start with weights w0, jax 0.8",
         "full: computed by an earlier start, of which nothing is recorded",
     ]
+
+
+def test_replies_that_the_limit_cut_are_counted():
+    methods = {"base": {"note": "", "replies_cut": 7}, "rag": {"note": "", "replies_cut": 0}, "lora": {"note": ""}}
+    told = table.method_notes({"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}})
+    assert told == ["replies cut at --max_new_tokens=12 before they ended: base 7"]

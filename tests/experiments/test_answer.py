@@ -133,6 +133,18 @@ def test_control_c_ends_it(environment, run):
     assert process.returncode == 0 and "Traceback" not in errors
 
 
+def test_documents_alone_will_do(answer, world, tmp_path):
+    corpus = tiny.write_corpus(tmp_path / "mute", questions=None)
+    asked = answer(*world.flags(corpus=corpus, runs=tmp_path), f"--question={STRANGE}")
+    assert asked.code == 0, asked.err
+    assert "passages" in asked.out and "known" not in asked.out
+
+
+def test_a_reply_that_its_limit_cuts_says_so(answer, run):
+    short = answer(f"--run={run}", "--method=base", f"--question={STRANGE}", "--max_new_tokens=1")
+    assert "cut at 1 tokens; --max_new_tokens allows more" in short.out
+
+
 def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, tmp_path):
     config = changed(configs.Answer(), model=str(world.gemma), corpus=str(world.corpus), embedder=str(world.bert), dtype="bfloat16")
     corpus = open_corpus(config.corpus)
