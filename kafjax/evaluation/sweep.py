@@ -141,7 +141,10 @@ def draw(cells: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, split in splits.items():
             if any(split in cell["quality"] for cell in cells):
-                value = lambda cell, split=split: cell["quality"].get(split)  # noqa: E731
+
+                def value(cell: Mapping[str, Any], split: str = split) -> Any:
+                    return cell["quality"].get(split)
+
                 paths.append(_panels(cells, value, f"correct on {split}", folder / f"{name}.png", True))
         if any(cell["final_loss"]["value"] is not None for cell in cells):
             paths.append(_panels(cells, lambda cell: cell["final_loss"], "final loss, nats per token", folder / "loss.png", False))

@@ -55,10 +55,11 @@ def resolved(config: Mapping[str, Any], base: Names) -> Resolved:
     Raises `UserError` for targets or modules to save that are none of it, for a pattern that is no regular expression, and for a head
     that is adapted apart from the embedding that it is tied to, or otherwise.
     """
-    of_module = lambda name: (  # noqa: E731
-        _first(config["rank_pattern"], name, config["r"]),
-        _first(config["alpha_pattern"], name, config["lora_alpha"]),
-    )
+
+    def of_module(name: str) -> tuple[int, float]:
+        rank = _first(config["rank_pattern"], name, config["r"])
+        return rank, _first(config["alpha_pattern"], name, config["lora_alpha"])
+
     own = {name: of_module(name) for name in base.modules if _is_target(config, name)}
     trained = {name for name in base.tensors if _is_saved(config["modules_to_save"], name)}
     if head := base.tied_head:

@@ -58,5 +58,7 @@ def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
 
 
 def _placed(tensor: StoredTensor, leaf: Any) -> jax.Array:
-    part = lambda index: np.asarray(tensor[index]).astype(leaf.dtype)  # noqa: E731
+    def part(index: Any) -> np.ndarray:
+        return np.asarray(tensor[index]).astype(leaf.dtype)
+
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)

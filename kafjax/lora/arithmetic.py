@@ -104,7 +104,10 @@ def _adapter(params: Mapping[str, Any], factors: Factors) -> tuple[Adapters, Spe
     def stacked(path: str, part: int) -> jnp.ndarray:
         """Factors of all layers in one array, those of a smaller rank filled up with zeros."""
         width, axis = rank[path].max(), 1 - part
-        room = lambda x: [(0, width - n) if i == axis else (0, 0) for i, n in enumerate(x.shape)]  # noqa: E731
+
+        def room(x: np.ndarray) -> list[tuple[int, int]]:
+            return [(0, width - n) if i == axis else (0, 0) for i, n in enumerate(x.shape)]
+
         layers = np.stack([np.pad(pair[part], room(pair[part])) for pair in factors[path]]).astype(np.float32)
         return jnp.asarray(layers.reshape(*rank[path].shape, *layers.shape[1:]))
 

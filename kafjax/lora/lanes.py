@@ -112,7 +112,10 @@ def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.n
 
 def unpad(padded: Mapping[str, Any], shapes: Layout) -> dict[str, dict[str, np.ndarray]]:
     """Inverse of `pad`: the parts that `shapes = lora.abstract(spec, params)` names, on the host."""
-    corner = lambda array, shape: np.asarray(array)[tuple(slice(n) for n in shape)]  # noqa: E731
+
+    def corner(array: Any, shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(array)[tuple(slice(n) for n in shape)]
+
     return {path: {name: corner(padded[path][name], leaf.shape) for name, leaf in pair.items()} for path, pair in shapes.items()}
 
 
@@ -160,7 +163,9 @@ def put(params: trees.Tree, slot: int, padded: Mapping[str, Any], scales: Mappin
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(rooms, slot, padded, scales):
-    set_ = lambda room, value: room.at[..., slot, :, :].set(value)  # noqa: E731
+    def set_(room: jax.Array, value: jax.Array) -> jax.Array:
+        return room.at[..., slot, :, :].set(value)
+
     return {path: (set_(a, padded[path]["a"]), set_(b, _scaled(padded[path]["b"], scales[path]))) for path, (a, b) in rooms.items()}
 
 

@@ -294,7 +294,10 @@ def _gain(base: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array, ran
     The square of the norm is `|W|^2 + 2 <W, a b> + |a b|^2`, column by column: no array is larger than `[rank, out]`. The
     norm counts as a constant in the gradient (Liu et al. 2024, section 4.3).
     """
-    product = lambda subscripts, *xs: jnp.einsum(subscripts, *xs, preferred_element_type=jnp.float32)  # noqa: E731
+
+    def product(subscripts: str, *xs: jax.Array) -> jax.Array:
+        return jnp.einsum(subscripts, *xs, preferred_element_type=jnp.float32)
+
     # In the dtype of the base: one cast up would be a copy of it.
     a, b = jax.lax.stop_gradient(a).astype(base.dtype), jax.lax.stop_gradient(b)
     crossed = 2 * product("...ir,...io->...ro", a, base) + product("...rk,...ko->...ro", product("...ir,...ik->...rk", a, a), b)

@@ -112,7 +112,10 @@ def _low_rank_forward(x, a, b):
 def _low_rank_backward(saved, cotangent):
     x, z, a, b = saved
     d_z = _product(cotangent, b, 1)
-    rows = lambda v: v.reshape(-1, v.shape[-1])  # noqa: E731
+
+    def rows(v: jax.Array) -> jax.Array:
+        return v.reshape(-1, v.shape[-1])
+
     # The barrier keeps XLA from folding this transpose into a product that would transpose `x` instead.
     d_a = jax.lax.optimization_barrier(_product(rows(d_z).T, rows(x), 0)).T
     return _product(d_z, a, 1), d_a, _product(rows(z).T, rows(cotangent), 0)

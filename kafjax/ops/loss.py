@@ -95,7 +95,10 @@ def _over_chunks(one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: j
 
 def _logits(hiddens: Tables, tables: Tables) -> jax.Array:
     """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`: one pair, or two where an adapter stands beside the embedding."""
-    product = lambda h, table: jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)  # noqa: E731
+
+    def product(h: jax.Array, table: jax.Array) -> jax.Array:
+        return jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+
     return functools.reduce(jnp.add, map(product, hiddens, tables))
 
 

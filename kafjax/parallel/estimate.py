@@ -100,7 +100,10 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Est
         "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept_is_split else 1),
         "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
     }
-    rest = lambda size: (size - 1) / size  # noqa: E731  the share of the bytes that a ring sends on
+
+    def rest(size: int) -> float:  # the share of the bytes that a ring sends on
+        return (size - 1) / size
+
     sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
     within = data * sequence / n_slices  # devices of a slice that hold the same part of the gradients
     sent += d.micro * reduced / tensor * rest(fsdp) + 2 * reduced / shards * rest(within)

@@ -52,7 +52,10 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
     def sharding(keys: tuple[Any, ...], leaf: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         spec = _spec(path, flat_axes, leaf.shape, mesh)
-        fits = lambda shape: [rule if n % _product(mesh, rule) == 0 else None for n, rule in zip(shape, spec, strict=True)]  # noqa: E731
+
+        def fits(shape: tuple[int, ...]) -> list[Any]:
+            return [rule if n % _product(mesh, rule) == 0 else None for n, rule in zip(shape, spec, strict=True)]
+
         return jax.tree.map(lambda array: NamedSharding(mesh, PartitionSpec(*fits(array.shape))), leaf)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda node: hasattr(node, "shape"))

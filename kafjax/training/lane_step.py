@@ -141,7 +141,10 @@ class LaneTask:
 
     def empty(self) -> TrainState:
         """The state of lanes that nobody trains in yet."""
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract)  # noqa: E731
+
+        def zeros() -> Any:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract)
+
         return jax.jit(zeros, out_shardings=places_of(self.abstract))()
 
     def resized(self, n_lanes: int) -> LaneTask:
@@ -151,7 +154,10 @@ class LaneTask:
     @functools.cached_property
     def put(self) -> Callable[[TrainState, Any, TrainState], TrainState]:
         """`put(state, slot, lane_state)`: the state with one lane's (padded, without the leading axis) in a slot. `state` is donated."""
-        set_ = lambda state, slot, lane_state: jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)  # noqa: E731
+
+        def set_(state: Any, slot: Any, lane_state: Any) -> Any:
+            return jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)
+
         return jax.jit(set_, out_shardings=places_of(self.abstract), donate_argnums=0)
 
     @property
@@ -165,8 +171,13 @@ class LaneTask:
     def abstract_inputs(self, batch: Batch) -> tuple[LaneInputs, Batch]:
         """Shapes to `compile` for, from the batch of one lane."""
         axis = 0 if self.config.accumulate == 1 else 1
-        stacked = lambda x: jax.ShapeDtypeStruct((*x.shape[:axis], self.n_lanes, *x.shape[axis:]), x.dtype)  # noqa: E731
-        lane = lambda dtype, *shape: jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)  # noqa: E731
+
+        def stacked(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*x.shape[:axis], self.n_lanes, *x.shape[axis:]), x.dtype)
+
+        def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)
+
         scales = {path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.layout.items()}
         inputs = LaneInputs(scales, lane(jnp.float32), lane(jnp.int32), lane(jnp.int32), lane(jnp.bool_))
         return inputs, jax.tree.map(stacked, batch)
@@ -188,7 +199,10 @@ class LaneTask:
 
     def lower(self, inputs: LaneInputs, batch: Batch) -> jax.stages.Lowered:
         """The step for inputs and batches of these shapes, ready to compile for the devices of the mesh."""
-        shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
+
+        def shapes(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
         places, by_lane = places_of(self.abstract), NamedSharding(self.mesh, PartitionSpec("lane"))
         jitted = jax.jit(
             self._step,
@@ -217,7 +231,10 @@ class LaneTask:
 
         def update(state, gradients, weight, peak, warmup, steps, active):
             gradients = jax.tree.map(lambda g: g / weight, gradients)
-            rate = lambda count: optimizers.rate(count, peak, warmup, steps, self.config.floor_fraction)  # noqa: E731
+
+            def rate(count: Any) -> Any:
+                return optimizers.rate(count, peak, warmup, steps, self.config.floor_fraction)
+
             updates, opt_state = optimizer_of(self.config, rate).update(gradients, state.opt_state, state.trainable)
             after = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
             after = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state)

@@ -310,7 +310,10 @@ class _Run:
             return None
         filler = rows(seated[0])
         axis = 0 if self.task.config.accumulate == 1 else 1
-        stack = lambda *leaves: np.stack(leaves, axis)  # noqa: E731
+
+        def stack(*leaves: np.ndarray) -> np.ndarray:
+            return np.stack(leaves, axis)
+
         return shard(jax.tree.map(stack, *(rows(seat) if seat else filler for seat in self.seats)), self.task.batch_sharding())
 
     def _record(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
@@ -387,7 +390,10 @@ def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState
     Slots of `task` beyond them repeat the last one.
     """
     slots_M = np.array([*kept, *[kept[-1]] * (task.n_lanes - len(kept))], np.int32)
-    gather = lambda state, slots_M: jax.tree.map(lambda x: x[slots_M], state)  # noqa: E731
+
+    def gather(state: Any, slots_M: Any) -> Any:
+        return jax.tree.map(lambda x: x[slots_M], state)
+
     return jax.jit(gather, out_shardings=places_of(task.abstract))(state, slots_M)
 
 

@@ -26,7 +26,10 @@ def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 2
     """
     constrain = model.constrain
     hidden_BxTxD, _ = model.hidden(params, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT)
-    gathered = lambda table: constrain(table.astype(model.dtype), ("vocab", None))  # noqa: E731  once, not chunk by chunk
+
+    def gathered(table: jax.Array) -> jax.Array:  # once, not chunk by chunk
+        return constrain(table.astype(model.dtype), ("vocab", None))
+
     embedding = model.unembedding(params)
     if isinstance(embedding, LoRAWeight):
         embedding = dataclasses.replace(embedding, base=gathered(embedding.base), a=gathered(embedding.a))

@@ -74,9 +74,16 @@ class Task:
         """
         refuse_quantized(params, "full fine-tuning")
         initial, frozen = trees.partition(params, lambda path: _trains(config, path))
-        copy = lambda: initial if donate else jax.tree.map(jnp.copy, initial)  # noqa: E731
-        combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
-        finished = lambda trainable: (trainable, None)  # noqa: E731
+
+        def copy() -> Any:
+            return initial if donate else jax.tree.map(jnp.copy, initial)
+
+        def combine(trainable: Any, frozen: Any, key: Any) -> Any:
+            return trees.combine(trainable, frozen)
+
+        def finished(trainable: Any) -> tuple[Any, lora.Spec | None]:
+            return trainable, None
+
         task = cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
         return dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
 
@@ -84,7 +91,10 @@ class Task:
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
         """A LoRA adapter drawn from `config.seed` beside `params`, which may be quantised (`ops.quantized`), or beside what PiSSA and
         OLoRA leave of them: a second copy of the kernels that are adapted."""
-        attach = lambda adapters, base, key: lora.attach(base, adapters, spec, key)  # noqa: E731
+
+        def attach(adapters: Any, base: Any, key: Any) -> Any:
+            return lora.attach(base, adapters, spec, key)
+
         # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
         program = jax.jit(lambda base: _cast_all(lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)))
         draw, base, finished = lambda: program(params), params, lambda adapters: (adapters, spec)
@@ -92,7 +102,10 @@ class Task:
         if spec.changes_base and not _is_abstract(params):
             initial = draw()
             draw, base = lambda: jax.tree.map(jnp.copy, initial), lora.residual(params, initial, spec)
-            finished = lambda adapters: lora.plain(params, adapters, shard(initial, _places(adapters)), spec)  # noqa: E731
+
+            def finished(adapters: Any) -> tuple[Any, lora.Spec | None]:
+                return lora.plain(params, adapters, shard(initial, _places(adapters)), spec)
+
         return cls._build(model, config, mesh, n_steps, attach, base, draw, finished, shapes, lora.axes(shapes, model.axes()))
 
     @classmethod
@@ -113,7 +126,10 @@ class Task:
             momentum_dtype=dtype,
             lora_plus=config.lora_plus,
         )
-        make = lambda: _cast_all(make_trainable(), dtype)  # noqa: E731
+
+        def make() -> Any:
+            return _cast_all(make_trainable(), dtype)
+
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
         abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
@@ -172,9 +188,7 @@ class Task:
         return n_micro * (counted - a_chunk * a_place), a_place
 
 
-def layout(
-    model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None, stored: trees.Tree | None = None
-) -> trees.Tree:
+def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None, stored: trees.Tree | None = None) -> trees.Tree:
     """Dtype and place of each parameter as `train` keeps it: parameters that are loaded so (`hub.load_params`) are there only once.
 
     Args:
@@ -185,7 +199,10 @@ def layout(
     params = model.abstract_params() if stored is None else stored
     if spec is None:
         trained = jnp.dtype(config.param_dtype)
-        kept = lambda path, x: _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)  # noqa: E731
+
+        def kept(path: str, x: Any) -> Any:
+            return _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)
+
         params = trees.map_with_path(kept, params)
     elif not spec.changes_base:  # else singular vectors are looked for, in float32
         return lay_out(model, params, mesh)

@@ -143,7 +143,9 @@ def random_adapter(spec: Spec, params, seed: int = 0) -> tuple[lora.Adapters, Sp
 
 
 def merged(params, adapters: lora.Adapters, spec: Spec):
-    merge = lambda params, adapters: lora.merge(params, adapters, spec)  # noqa: E731
+    def merge(params, adapters):
+        return lora.merge(params, adapters, spec)
+
     return (quick_jit(merge) if spec.dora else merge)(params, adapters)  # op by op, lengths of columns compile for seconds
 
 

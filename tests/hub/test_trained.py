@@ -15,7 +15,10 @@ from kafjax.hub import load_trained, save_trained
 @pytest.fixture(scope="module")
 def params() -> trees.Tree:
     rng = np.random.default_rng(0)
-    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def array(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     return {"embed": {"embedding": array(6, 4)}, "layers": {"norm": {"scale": array(3, 4)}, "up": {"kernel": array(3, 4, 8)}}}
 
 

@@ -81,7 +81,10 @@ def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, br
 
 def test_checkpoint_of_another_training_is_refused_by_all(launcher, broken_off, tmp_path):
     folder = shutil.copytree(broken_off / "full", tmp_path / "run")
-    finished = lambda: sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit())  # noqa: E731
+
+    def finished():
+        return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
     there = finished()
     outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,lora,99"], 2, tmp_path / "log").ended()
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes

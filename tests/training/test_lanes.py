@@ -254,7 +254,9 @@ def test_sigterm_saves_every_lane_at_its_step_and_the_next_call_goes_on(model, p
         if row["step"] == 7 and row["label"] == "r4":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = lambda **kwargs: train_lanes(model, params, [examples], config, LANES[:2], run_dir=tmp_path, **kwargs)  # noqa: E731
+    def run(**kwargs):
+        return train_lanes(model, params, [examples], config, LANES[:2], run_dir=tmp_path, **kwargs)
+
     with pytest.raises(Preempted, match=r"lanes: saved r1 at step 7, r4 at step 7; run the same command again"):
         run(log=log)
     steps.clear()
