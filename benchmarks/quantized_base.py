@@ -1,4 +1,4 @@
-"""What a quantised base saves and costs: bytes, time of a LoRA step, perplexity, and what an adapter learns beside it.
+"""Savings and costs of a quantised base: bytes, time of a LoRA step, perplexity, and what an adapter learns beside it.
 
     python -m benchmarks.quantized_base --measure=steps              bytes and step times of each base, in turns
     python -m benchmarks.quantized_base --measure=perplexity         of held-out prose, before any training
@@ -49,7 +49,7 @@ SPLITS = ("seen", "paraphrase")
 
 
 def define_flags() -> None:
-    """Not at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
     flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder.")
     flags.DEFINE_enum("measure", "steps", ["steps", "perplexity", "learning"], "What to measure.")
     flags.DEFINE_list("bases", list(BASES), "Bases to measure.")
@@ -95,7 +95,7 @@ def stored(params: trees.Tree, base: str) -> trees.Tree:
 
 
 def n_bytes(params: trees.Tree, base: str) -> dict[str, int]:
-    """Of the kernels and of everything, as they are stored."""
+    """Bytes of the kernels and of all parameters, as they are stored."""
     kernels = trees.n_bytes({path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("/kernel")})
     rest = trees.n_bytes(params) - kernels
     kernels = kernels // 2 if base == "bfloat16" else kernels

@@ -45,7 +45,7 @@ def _chat() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Config):
-    """Which language model, and in which numbers it computes."""
+    """The language model and its numeric type."""
 
     model: str = option(
         "gemma3-270m",
@@ -74,7 +74,7 @@ class ModelConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
-    """Where results go."""
+    """The run's folder, name and logging."""
 
     name: str | None = option(None, "Name of the run's folder (default: a hash of the configuration).", record=False)
     runs: str = option("runs", "Folder that runs are written to.", record=False, path=True)

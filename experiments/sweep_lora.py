@@ -267,7 +267,7 @@ def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainedLane:
-    """What the table takes from `trained.json`."""
+    """The part of `trained.json` that the table shows."""
 
     ending: Literal["finished", "stopped", "diverged"]
     final_loss: float | None

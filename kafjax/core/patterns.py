@@ -1,4 +1,4 @@
-"""Regular expressions that come from flags and files. Backtracking that does not end becomes a `UserError`."""
+"""Regular expressions from flags and files. Endless backtracking becomes a `UserError`."""
 
 from __future__ import annotations
 

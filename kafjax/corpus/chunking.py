@@ -1,4 +1,4 @@
-"""From documents to passages: sentences, packed words, or whole documents. No duplicates within a corpus."""
+"""Chunking of documents into passages: sentences, packed words, or whole documents. No duplicates within a corpus."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def chunk(documents: Iterable[Document], size: str | int = "sentence", overlap: 
 
 
 def cut(documents: Iterable[Document], size: str | int = "sentence", overlap: int = 0) -> list[Passage]:
-    """As `chunk`, duplicates included."""
+    """Cuts documents as `chunk` does, but keeps duplicates."""
     size = parse_size(size)
     if not isinstance(size, int) and overlap:
         raise UserError(f"an overlap of {overlap} words needs a chunk size in words, not '{size}'")

@@ -1,4 +1,4 @@
-"""One way in to every corpus: a name, or a directory."""
+"""Loading of any corpus by its name or directory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_corpus(config: CorpusConfig, seed: int = 0) -> Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusStream:
-    """What a corpus has to train on, and the questions that ask for it afterwards.
+    """A corpus for training: its documents, read once, and the questions asked afterwards.
 
     `documents` can be read once. `n_documents` is None where they have to be read to be counted.
     """
@@ -82,6 +82,7 @@ def load(
     words, "sentence" or "document"; by default sentences, or what suits the documents of a directory.
 
     Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
+    It attaches `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
     capitals and prose of other countries for replay. A directory's own retention questions, prose or replay come first; with all of them,
     or with `n_retention=0` and `n_held_out=0`, the World Factbook is not needed.
 
