@@ -1,4 +1,4 @@
-"""What an installation gets beside the modules: the version and the mark that the package is typed."""
+"""Metadata of an installation: the version, and the mark that the package is typed."""
 
 from __future__ import annotations
 

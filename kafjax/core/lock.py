@@ -113,7 +113,7 @@ class _File:
 
 
 def _take(path: Path) -> _File | str:
-    """Returns the lock, or a text that names its holder."""
+    """Returns the lock's file, or a text that names its holder."""
     if (mine := _files.get(path)) is not None and mine.pid == os.getpid():
         if mine.thread != threading.get_ident():
             return "another thread of this process"

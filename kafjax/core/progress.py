@@ -92,7 +92,7 @@ class Progress:
 
 @contextlib.contextmanager
 def waiting(label: str, what: str) -> Iterator[None]:
-    """Prints `text` at once, and again every ten seconds until the block ends."""
+    """Prints that `what` is being waited for, at once and every ten seconds until the block ends."""
     say(label, f"{what} ...")
     began = time.monotonic()
     with _repeating(lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: LINE_SECONDS):

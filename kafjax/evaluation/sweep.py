@@ -97,7 +97,7 @@ def splits_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The cell with the highest quality on the headline split; of equals, the one that forgot the least."""
+    """Picks the cell with the highest quality on the headline split. Among equals, the one that forgot the least."""
     split = headline(splits_of(cells))
     ranked = [cell for cell in cells if split in cell["quality"] and "rank" in cell["settings"]]
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of our parameters, under the names and in the layout of the family: the way back of `load`."""
+"""Writing of a Hugging Face folder, under the names and in the layout of the family: the inverse of `load`."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def save(
     Args:
       folder: must not exist, or be empty.
       params: those of `model`, without adapters (`lora.merge` them first).
-      tokenizer: written beside the weights. Of a folder its files are copied as they are, chat template and all. Without one the
-        folder has none.
+      tokenizer: written beside the weights. If it is a folder, its files are copied unchanged, the chat template included. None writes
+        no tokenizer.
       shard_bytes: weights above this are cut into several files with an index.
       card: text of README.md, the model card; none is written if empty.
 

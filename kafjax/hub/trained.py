@@ -1,4 +1,4 @@
-"""What full fine-tuning leaves: the parameters that it changed, under their own paths, written from a mesh and read back onto one."""
+"""Results of full fine-tuning: the parameters that it changed, under their own paths, written from a mesh and read back onto one."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def save_trained(folder: Path, trained: trees.Tree, *, shard_bytes: int = SHARD_
 
 
 def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
-    """`params` with what `save_trained` left in `folder`: each array in the dtype and the place of the one that it replaces, of which the
-    values are not looked at. A device reads its own part.
+    """Returns `params` with the arrays that `save_trained` wrote to `folder`.
+
+    Each array takes the dtype and sharding of the one it replaces, whose values are not read. A device reads its own part.
 
     Raises `UserError` naming a tensor that `params` has no place for, and for damaged files.
     """

@@ -1,4 +1,4 @@
-"""What to adapt, by how much, and how: the hyperparameters of an adapter, and the one place that resolves them against a model."""
+"""Hyperparameters of an adapter, and their resolution against a model."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ INITS = ("lora", "pissa", "olora")
 class Spec(Config):
     """A LoRA adapter's hyperparameters (Hu et al. 2021, arXiv:2106.09685).
 
-    A pattern is a regular expression. It means a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one
-    layer of it if it is found in that layer's, `layers/3/attn/q_proj/kernel`.
+    A pattern is a regular expression. It matches a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one layer of the
+    kernel if it is found in that layer's path, `layers/3/attn/q_proj/kernel`.
 
     Attributes:
       rank: columns of `a` and rows of `b`.
       alpha: the update is `alpha / rank * a @ b`.
       targets: pattern of the kernels and tables of embeddings that get an adapter, or one of `PRESETS`.
-      layers: numbers of the layers that get one; None for all, and for what stands outside of layers.
-      rank_pattern, alpha_pattern: ranks and alphas that differ, by pattern; the first that is found counts.
+      layers: numbers of the layers that get one; None for all layers and the parameters outside of layers.
+      rank_pattern, alpha_pattern: ranks and alphas that differ, by pattern; the first match counts.
       rslora: scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
       dora: train the norm of each output column apart (DoRA, Liu et al. 2024, arXiv:2402.09353).
       init: how `a` and `b` start: lora (`b` zero), pissa (the largest singular values of the kernel, Meng et al. 2024,
@@ -100,12 +100,12 @@ class Spec(Config):
 
     @property
     def changes_base(self) -> bool:
-        """Whether what the adapter starts as must be taken out of the base."""
+        """True if the initial adapter must be subtracted from the base."""
         return self.init != "lora"
 
 
 def variant(names: list[str], **fields: Any) -> Spec:
-    """A `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one."""
+    """Returns a `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one."""
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"unknown LoRA variant '{name}'. {nearest(name, VARIANTS)}")
@@ -113,7 +113,7 @@ def variant(names: list[str], **fields: Any) -> Spec:
 
 
 def layer_names(path: str, leaf: Any) -> list[str]:
-    """The path of each layer of a stacked leaf `[L, in, out]`, in order; of an unstacked one its own alone."""
+    """Lists the path of each layer of a stacked leaf `[L, in, out]`, in order. An unstacked leaf has one path, its own."""
     return _names(path, leaf.shape[:-2])
 
 
@@ -129,8 +129,8 @@ def targeted(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
 def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The rank of each adapted kernel, layer by layer: `{path: int [..]}`, `..` being the kernel's layer axis where there is one.
 
-    0 is a layer without an adapter; a kernel without one in any layer is not there. The arrays of an adapter are as wide as the
-    widest layer's rank; what is beyond a layer's own is zero in `a` and in `b`, hence has no gradient and stays zero.
+    Rank 0 is a layer without an adapter; a kernel without one in any layer is left out. The arrays of an adapter are as wide as the
+    widest layer's rank. Beyond a layer's own rank, `a` and `b` are both zero, so they have no gradient and stay zero.
     Raises `UserError` as `targeted` does.
     """
     leaves = trees.flatten(params)
@@ -176,7 +176,7 @@ def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What `a @ b` is multiplied by, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
+    """Scales of `a @ b`, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
     rank = ranks(spec, params)
 
     def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -186,10 +186,10 @@ def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], rank: int, alpha: float, **fields: Any) -> Spec:
-    """The spec that gives just these `ranks` and `alphas` (as the functions of that name tell them), by patterns that name each kernel.
+    """Returns the spec that has exactly these `ranks` and `alphas`, as the functions of that name return them, by patterns per kernel.
 
     Args:
-      rank, alpha: what most kernels have; the others get a pattern.
+      rank, alpha: those of most kernels; the others get a pattern.
       fields: the spec's other fields.
     """
 
@@ -247,7 +247,7 @@ def token_table(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count(spec: Spec, params: Mapping[str, Any]) -> int:
-    """How many parameters `spec` trains in the model `params` (abstract will do): the true ones, without what pads ranks."""
+    """Counts the parameters that `spec` trains in the model `params` (abstract will do), padding of ranks excluded."""
     leaves, n = trees.flatten(params), 0
     for path, rank in ranks(spec, params).items():
         n_in, n_out = leaves[path].shape[-2:]

@@ -21,11 +21,11 @@ before, and so is each `base`:
     │   │   └── k_proj/kernel  [L, D, K]
     ...
 
-`spec` may ask for more beside `a` and `b`: "magnitude" [L, H] with DoRA, and parameters that are trained in full, each under its path
-as {"<its name>": array of its shape}, such as "final_norm/scale": {"scale": [D]}. They take the place of the base's in `attach`.
-Rows of the embedding are there as "embed/embedding": {"rows": [n, D]}; `attach` writes the table that holds them as
-`LoRAWeight(base=[V, D], a=[V, n] of zeros and ones, b=rows - base[ids])`. A tied embedding that is adapted is adapted in both places,
-at the input and at the logits, as it is when merged.
+`spec` may ask for more beside `a` and `b`. DoRA adds "magnitude" [L, H]. A parameter that is trained in full stands under its path as
+{"<its name>": array of its shape}, such as "final_norm/scale": {"scale": [D]}, and replaces the base's in `attach`. Trained rows of the
+embedding are "embed/embedding": {"rows": [n, D]}; `attach` represents the table with these rows as
+`LoRAWeight(base=[V, D], a=[V, n] of zeros and ones, b=rows - base[ids])`. An adapter of a tied embedding acts in both places, at the
+input and at the logits, as it does when merged.
 
 `merge(params, adapters, spec)` gives a tree of the old shapes, with `kernel + alpha / rank * a @ b` in place of the kernel.
 
@@ -33,11 +33,11 @@ Train with the adapters as their own argument, so that the base is never differe
 
     grads = jax.grad(lambda adapters: loss(attach(params, adapters, spec), batch))(adapters)
 
-With `Spec(init="pissa")` or "olora" the adapter starts as a part of the kernel, which is taken out of the base:
+With `Spec(init="pissa")` or "olora" the adapter starts as a part of the kernel, which is subtracted from the base:
 
     base = residual(params, adapters, spec)     # attach, merge and drift then take `base`; the same as `params` for other inits
     trained = train(base, adapters)
-    adapters, spec = plain(params, trained, adapters, spec)    # in the end: an ordinary adapter for `params`, of twice the rank
+    adapters, spec = plain(params, trained, adapters, spec)    # at the end: an ordinary adapter for `params`, of twice the rank
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ its path as `{its name: array}`."""
 def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes and dtypes of `init(spec, params, key)`; `params` may be abstract too. Raises `UserError` as `init` does.
 
-    A finished adapter may be of a higher rank than one that is trained here: its shapes are those of `shapes`.
+    For a finished adapter, whose rank may be higher than one that can be trained here, use `shapes`.
     """
     leaves = trees.flatten(params)
     for path, rank in ranks(spec, params).items():
@@ -79,7 +79,7 @@ def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.S
 
 
 def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
-    """A fresh adapter, which changes nothing yet, if it is attached to `residual(params, adapters, spec)`.
+    """Draws a fresh adapter. Attached to `residual(params, adapters, spec)` it changes nothing yet.
 
     Each kernel draws from its own stream, so that adding a target changes no other.
 
@@ -104,9 +104,9 @@ def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
 
 
 def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.Tree:
-    """The base that an adapter which began as `initial` stands beside: `params` itself, or `kernel - scale * a @ b` with PiSSA and OLoRA.
+    """Returns the base to train the adapter `initial` beside: `params`, or `kernel - scale * a @ b` with PiSSA and OLoRA.
 
-    Subtracted in float32, cast once. Raises `UserError` as `attach` does.
+    The difference is computed in float32 and cast once. Raises `UserError` as `attach` does.
     """
     check(params, initial, spec)
     flat, scale = trees.flatten(params), scales(spec, params)
@@ -116,9 +116,9 @@ def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.
 
 
 def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec: Spec) -> tuple[Adapters, Spec]:
-    """An adapter that began as `initial` beside the `residual` base as one that changes `params` alike, and what it is an adapter by.
+    """Converts an adapter trained beside the `residual` base into an equivalent one for `params`. Returns (adapters, spec).
 
-    `W - a0 b0 + a b = W + [a, a0] [b; -b0]`, so with PiSSA and OLoRA one of twice the rank; any other is given back as it is. Only
+    `W - a0 b0 + a b = W + [a, a0] [b; -b0]`, so with PiSSA and OLoRA the rank doubles. Any other adapter is returned unchanged. Only
     shapes of `params` are read. Raises `UserError` as `attach` does.
     """
     if not spec.changes_base:
@@ -147,7 +147,7 @@ def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec:
 
 
 def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
-    """Raises `UserError` naming the first path where `adapters` are not what `spec` makes for the base `params`."""
+    """Raises `UserError` naming the first path where `adapters` do not fit `spec` and the base `params`."""
     expected = shapes(spec, params)
     for path in [*expected, *adapters]:
         if path not in adapters:
@@ -165,7 +165,7 @@ def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) ->
 
 
 def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.Array | None = None) -> trees.Tree:
-    """`params` with a `LoRAWeight` for each adapted kernel, for use inside the loss or a forward pass.
+    """Returns `params` with a `LoRAWeight` for each adapted kernel, for use inside the loss or a forward pass.
 
     The scale is folded into `b` in float32. Copies no array of the base.
 
@@ -191,11 +191,10 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
 
 
 def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tree:
-    """`params` with `kernel + scale * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
+    """Returns `params` with `kernel + scale * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
 
-    With DoRA the columns of that are brought to the length `magnitude`. A quantised kernel becomes a float32 one, so that what the
-    adapter has learned is not rounded away. `drift` says what the cast costs. Takes the base that `attach` takes, and raises
-    `UserError` as it does.
+    With DoRA its columns are scaled to the length `magnitude`. A quantised kernel becomes a float32 one, so that rounding does not lose
+    the update. `drift` measures the error of the cast. Takes the base that `attach` takes, and raises `UserError` as it does.
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
@@ -203,7 +202,7 @@ def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tr
 
 
 def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str, float]:
-    """What `merge` loses to rounding: `{path: max |exact - cast(exact)|}`, zero for a float32 base.
+    """Computes the rounding error of `merge`: `{path: max |exact - cast(exact)|}`, zero for a float32 base.
 
     Compare it with the size of the update: in bfloat16 a small one can vanish. Raises `UserError` as `attach` does.
     """

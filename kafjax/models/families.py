@@ -193,7 +193,7 @@ _ARCHITECTURES = {
 
 
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
-    """What llama, mistral and the qwens have in common; `max_length` where the file has none."""
+    """Fields shared by llama, mistral and the qwens; `max_length` is the default of a file that has none."""
     refuse(config, {"hidden_act": "silu"})
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden_size % n_heads:
@@ -239,7 +239,7 @@ def _shape(config: Config, head_dim: int) -> dict[str, Any]:
 
 
 def _layers(config: Config, window: int | None, sliding: list[bool]) -> dict[str, Any]:
-    """Which layers slide: as `layer_types` says, else `sliding`."""
+    """Marks the sliding layers: by `layer_types`, else `sliding`."""
     kinds = config.get("layer_types")
     if kinds is not None:
         if len(kinds) != len(sliding):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Stretch:
-    """Which frequencies Llama 3.1 divides by its factor (Llama Team 2024, arXiv:2407.21783, and its `config.json`).
+    """Llama 3.1's selection of the frequencies that its factor divides (Llama Team 2024, arXiv:2407.21783, and its `config.json`).
 
     A wave that turns `high` times or more within `original_length` tokens keeps its frequency, one that turns `low` times or
     less is divided by the factor, and between them the share that is kept rises linearly with the turns.
@@ -31,7 +31,7 @@ def rope_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, each float32 `[B, T, 1, head_dim / 2]`.
 
-    `factor` divides all frequencies, which is to divide the positions (linear scaling), or those that `stretch` says.
+    `factor` divides all frequencies (linear scaling of positions), or those that `stretch` selects.
     """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent)

@@ -40,8 +40,8 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
 
     Args:
       axes: for each parameter one logical axis name (or None: not split) per dimension, as `model.axes()` gives them.
-      abstract: the parameters, or their shapes. One of several arrays (a quantised kernel: integers and scales) has a sharding for each:
-        that of the parameter, but for dimensions in which the array is smaller and its mesh axis does not divide it, which stay whole.
+      abstract: the parameters, or their shapes. A parameter of several arrays (a quantised kernel: integers and scales) has a sharding for
+        each: that of the parameter, except that dimensions stay whole where the array is smaller and its mesh axis does not divide it.
 
     Raises:
       UserError: naming the parameter and dimension, for an axis that the table lacks, one mesh axis used twice in a parameter, or a
@@ -87,7 +87,7 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
 
 
 def constrainer(mesh: Mesh) -> Constrain:
-    """A function that states where an activation lies, so that the compiler need not guess: `constrain(x, ("batch", "length", None))`.
+    """Returns a function that constrains the sharding of an activation: `constrain(x, ("batch", "length", None))`.
 
     A dimension that its mesh axes do not divide is left whole. On one device it does nothing. Raises `KeyError` for an axis without a rule.
     """
@@ -111,14 +111,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def n_data_shares(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """Number of parts that the rows of a batch are split into."""
     return _product(mesh, BATCH_AXES)
 
 
 def shard(tree: Any, shardings: Any) -> Any:
-    """Places arrays where `shardings` (a matching tree, or one for all) wants them; arrays that lie there already are not copied.
+    """Places arrays by `shardings` (a matching tree, or one for all). Arrays that are placed so already are not copied.
 
-    Abstract arrays stay abstract, and only say where they would lie: what is compiled ahead of time has no memory behind it.
+    Abstract arrays stay abstract and get their sharding, for compilation ahead of time.
     """
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)

@@ -1,4 +1,4 @@
-"""From batches of numpy arrays to arrays on the devices of all processes: each process makes the rows of its own devices only."""
+"""Transfer of numpy batches to the devices of all processes: each process makes the rows of its own devices only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kafjax.training.batches import Batch, Cuts
 
 
 class Source(Protocol):
-    """What training reads: `len(source)` batches of one fixed shape, each a pure function of its number.
+    """A source of training data: `len(source)` batches of one fixed shape, each a pure function of its number.
 
     `share(step, groups)` makes only some of the `groups` of a batch, as a smaller batch, in the order given. `source[step]` is all.
     """
@@ -42,10 +42,10 @@ def own_groups(source: Source, sharding: NamedSharding) -> list[int]:
 
 
 def feed(source: Source, step: int, sharding: NamedSharding) -> Batch:
-    """Batch number `step`, laid over all devices. A mesh lays out the same batch whatever process its devices belong to.
+    """Shards batch number `step` over all devices. A mesh gets the same batch whatever processes its devices belong to.
 
-    Not `jax.make_array_from_process_local_data`: that wants the rows of a process in one stretch, which a mesh need not give it.
-    Each part is copied by name, which the loop's guard against hidden transfers lets pass.
+    `jax.make_array_from_process_local_data` is not used: it needs the rows of a process to be contiguous, which not every mesh gives.
+    Parts are copied explicitly, which the loop's guard against hidden transfers permits.
     """
     own = own_groups(source, sharding)
     axis = 0 if source.accumulate == 1 else 1

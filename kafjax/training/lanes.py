@@ -3,12 +3,12 @@
     slots      0        1        2        3             waiting
     tick 1     r4 s0    r4 s1    r16 s0   r16 s1        r64 s0, r64 s1
     ...
-    tick 41    r64 s0   r64 s1   r16 s0   r16 s1        the shorter ones were done: their slots went to the next, without a compile
+    tick 41    r64 s0   r64 s1   r16 s0   r16 s1        the shorter ones are done: their slots went to the next, without a compile
     ...
-    tick 61    r64 s0   r64 s1                          none is waiting: the rest was repacked into a smaller program
+    tick 61    r64 s0   r64 s1                          none is waiting: the rest is repacked into a smaller program
 
-Each lane counts its own steps and reads its own data, so who trains beside it, and in which slot, changes nothing. Its checkpoints
-are those of the same adapter trained alone by `train`.
+Each lane counts its own steps and reads its own data, so its result depends neither on its slot nor on the lanes beside it. Its
+checkpoints are those of the same adapter trained alone by `train`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from kafjax.training.step import TrainState, new_state
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """One adapter of a sweep: what it may differ in from the others. `name` is a folder's name, and unique."""
+    """One adapter of a sweep, by the settings in which lanes may differ. `name` is a unique folder name."""
 
     name: str
     spec: lora.Spec
@@ -54,13 +54,13 @@ class Lane:
     seed: int = 0
 
     def config(self, shared: TrainConfig) -> TrainConfig:
-        """Of the same adapter trained alone."""
+        """Configuration of the same adapter trained alone."""
         return dataclasses.replace(shared, learning_rate=self.learning_rate, seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStop:
-    """A lane leaves when its loss on `examples`, looked at every `every` steps, was not below its best for `patience` looks."""
+    """Early stopping: a lane leaves when its loss on `examples`, computed every `every` steps, has not improved for `patience` times."""
 
     examples: Sequence[Example]
     every: int = 20
@@ -69,7 +69,7 @@ class EarlyStop:
 
 @dataclasses.dataclass(frozen=True)
 class LaneResult:
-    """What became of a lane.
+    """Result of a lane.
 
     Attributes:
       adapters: at its own rank, as `train` would have given them.
@@ -126,8 +126,8 @@ def train_lanes(
     """Trains every lane as `train(model, params, variants, lane.config(config), spec=lane.spec)` would, `slots` at a time.
 
     Args:
-      config: its learning rate and seed are those of no lane.
-      slots: as many as there are lanes by default.
+      config: settings of all lanes; each has its own learning rate and seed.
+      slots: number of lanes that train at a time; by default all.
       layout: shapes that the adapters are padded to; by default those that hold all of `lanes`.
       mesh: slots are split over its `lane` axis, rows over `data` and `fsdp`.
       run_dir: checkpoints go to `run_dir/NAME OF THE LANE/checkpoints`, and are resumed from there.
@@ -136,7 +136,7 @@ def train_lanes(
 
     Raises:
       UserError: no lanes, two of one name, one that does not fit the base, slots that do not divide over the mesh, and whatever
-        `train` raises but for a loss that is no longer finite, which ends only its lane.
+        `train` raises, except for a loss that is no longer finite, which ends only its lane.
       Preempted: SIGTERM came, and each lane that trains is saved at its step, if checkpoints are. In all processes alike.
     """
     mesh = make_mesh() if mesh is None else mesh
@@ -153,7 +153,7 @@ def train_lanes(
 
 
 def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
-    """Raises what `train_lanes` would raise for lanes that cannot be."""
+    """Raises what `train_lanes` would raise for invalid lanes."""
     if not lanes:
         raise UserError("there are no lanes to train: the list is empty")
     if (config.optimizer, config.param_dtype) != ("adamw", "float32"):
@@ -214,7 +214,7 @@ class _Run:
                 self.state = self.task.put(self.state, np.int32(slot), _padded(lane_state, self.task.layout))
 
     def _open(self, lane: Lane) -> tuple[_Seat, TrainState]:
-        """The lane at its start, or where its last checkpoint left it."""
+        """Opens a lane at its start, or at its last checkpoint."""
         task, config = self.task, lane.config(self.task.config)
         opened = self.opened.enter_context(contextlib.ExitStack())
         folder = None if self.run_dir is None else self.run_dir / lane.name
@@ -237,7 +237,7 @@ class _Run:
         return seat, state
 
     def _leave_and_fill(self) -> bool:
-        """Lanes that are done make room for those that wait. True if there were any."""
+        """Closes finished lanes and seats waiting ones. True if any lane had finished."""
         leaving = [slot for slot, seat in enumerate(self.seats) if seat and seat.ending]
         for slot in leaving:
             self._close(self.seats[slot], self._own_state(slot))
@@ -258,11 +258,11 @@ class _Run:
         self.on_done(seat.lane, result)
 
     def _own_state(self, slot: int) -> TrainState:
-        """The state in a slot, as the lane would have it alone."""
+        """Returns the state in a slot, as the lane would have it alone."""
         return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(self.seats[slot].lane.spec, self.params))
 
     def _repack_if_it_pays(self) -> None:
-        """Into half the slots or fewer, if what that saves is more than compiling takes."""
+        """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
         seated = [slot for slot, seat in enumerate(self.seats) if seat]
         size = smaller(len(seated), self.task.n_lanes, self.task.lane_shards)
         if not seated or self.waiting or size == self.task.n_lanes:
@@ -287,7 +287,7 @@ class _Run:
         return self.programs[n]
 
     def _inputs(self) -> LaneInputs | None:
-        """Those of the lanes that sit; an empty slot gets another's, and is not active."""
+        """Inputs of the occupied slots. Empty slots get a copy, marked inactive."""
         rows = [self._inputs_of(seat) if seat else None for seat in self.seats]
         if not any(rows):
             return None
@@ -300,7 +300,7 @@ class _Run:
         return LaneInputs(scales, np.float32(seat.lane.learning_rate), np.int32(warmup), np.int32(seat.n_steps), np.bool_(True))
 
     def _batch(self, ahead: int = 0) -> Batch | None:
-        """The next rows of each lane; `ahead` so many steps. An idle slot, or one that will be, gets any rows."""
+        """Returns the rows of each lane `ahead` steps from now. A slot that is or will be idle gets any rows."""
 
         def rows(seat: _Seat) -> Batch:
             return seat.batches[min(seat.done + ahead, seat.n_steps - 1)]
@@ -360,7 +360,7 @@ class _Run:
         raise Preempted(f"{self.label}: saved {steps}; run the same command again to go on")
 
     def _look(self) -> None:
-        """Held-out losses of the lanes that are due; one that has not improved for long enough leaves."""
+        """Computes held-out losses of the lanes that are due, and ends those that have not improved for long enough."""
         stop = self.early_stop
         due = [slot for slot, seat in enumerate(self.seats) if seat and seat.done % stop.every == 0 and not seat.ending]
         if not due:
@@ -378,14 +378,14 @@ class _Run:
 
 
 def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:
-    """How many slots to go on with when `n_left` lanes of `n_lanes` slots are left: a power of two of them a device, at most half."""
+    """Number of slots to continue with when `n_left` lanes of `n_lanes` slots are left: a power of two per device, at most half."""
     a_device = max(1, -(-n_left // lane_shards))
     size = lane_shards * (1 << (a_device - 1).bit_length())
     return size if 2 * size <= n_lanes else n_lanes
 
 
 def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState:
-    """The lanes in slots `kept`, in that order, as a state of `task`, which may have fewer slots; values are unchanged.
+    """Moves the lanes in slots `kept`, in that order, into a state of `task`, which may have fewer slots. Values are unchanged.
 
     Slots of `task` beyond them repeat the last one.
     """

@@ -1,4 +1,4 @@
-"""What training minimises: next-token cross entropy at the places a batch names."""
+"""Training objective: next-token cross entropy at the places that a batch names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kafjax.training.batches import Batch
 
 
 def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 256, n_sequence: int = 1) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of token losses in nats and the sum of the weights, both float32 scalars.
+    """Computes the weighted sum of token losses in nats and the sum of the weights, both float32 scalars.
 
-    Sums, not means: over microbatches they (and their gradients) add up to those of the whole batch.
+    They are sums, not means, so that those of microbatches (and their gradients) add up to those of the whole batch.
 
     Args:
       chunk: most logits rows alive at once, per data-parallel share.

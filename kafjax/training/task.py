@@ -1,4 +1,4 @@
-"""What a training changes, what it leaves, where both lie on the mesh, and the step compiled for them."""
+"""The trainable and frozen parts of a training, their placement on the mesh, and the step compiled for them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class CompiledStep:
     """The step ready to run, with XLA's figures: bytes on one device, FLOPs over all devices.
 
     Attributes:
-      flops: of one step without the products of the loss with the vocabulary.
-      flops_a_place: of those products, a place whose logits are computed.
+      flops: FLOPs of one step without the products of the loss with the vocabulary.
+      flops_a_place: FLOPs of those products for one place whose logits are computed.
     """
 
     step: Step
@@ -43,15 +43,15 @@ class CompiledStep:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model split into what trains and what stays.
+    """A model split into its trainable and its frozen part.
 
     Attributes:
-      frozen: on the mesh, matrices in the model's dtype. Made from abstract `params` it is abstract: such a task can be compiled
-        for a mesh of devices that are not there, and not run.
-      make_trainable: gives the arrays to start from, which the step may overwrite.
-      finished: `finished(trainable)` is what training gives: adapters for the `params` that the task was made of, and their spec.
+      frozen: frozen parameters on the mesh, matrices in the model's dtype. From abstract `params` they are abstract: such a task can be
+        compiled for devices that do not exist, but not run.
+      make_trainable: returns the initial arrays, which the step may overwrite.
+      finished: `finished(trainable)` returns the result of training: parameters, or adapters for the `params` of the task, and their spec.
       abstract: shapes, dtypes and shardings of the `TrainState`.
-      donated: arrays that were given up to it, and are of no use once there is a state.
+      donated: arrays whose memory the task takes over, of no use once there is a state.
     """
 
     model: Decoder
@@ -68,9 +68,10 @@ class Task:
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, donate: bool = False) -> Task:
-        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
+        """Makes the task of full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
 
-        The step overwrites its state: with `donate` what trains of `params`, else a copy of it. Raises `UserError` if they are quantised.
+        The step overwrites its state: with `donate` the trainable part of `params`, else a copy of it. Raises `UserError` if they are
+        quantised.
         """
         refuse_quantized(params, "full fine-tuning")
         initial, frozen = trees.partition(params, lambda path: _trains(config, path))
@@ -89,8 +90,10 @@ class Task:
 
     @classmethod
     def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
-        """A LoRA adapter drawn from `config.seed` beside `params`, which may be quantised (`ops.quantized`), or beside what PiSSA and
-        OLoRA leave of them: a second copy of the kernels that are adapted."""
+        """Makes the task of training a LoRA adapter, drawn from `config.seed`, beside `params`, which may be quantised (`ops.quantized`).
+
+        PiSSA and OLoRA train beside the residual base: a second copy of the adapted kernels.
+        """
 
         def attach(adapters: Any, base: Any, key: Any) -> Any:
             return lora.attach(base, adapters, spec, key)
@@ -150,7 +153,7 @@ class Task:
         return CompiledStep(compiled, seconds, *self.flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """The step for batches of the shape of `batch`, which may be abstract, ready to compile for the devices of the mesh."""
+        """Lowers the step for batches of the shape of `batch`, which may be abstract, for the devices of the mesh."""
         return self._step(self.model, self.config.accumulate, self.config.loss_chunk).lower(self.abstract, self.frozen, batch)
 
     def _step(self, model: Decoder, accumulate: int, chunk: int) -> Step:
@@ -168,7 +171,7 @@ class Task:
         )
 
     def flops(self, batch: Batch) -> tuple[float, float]:
-        """FLOPs of one step without the loss's products with the vocabulary, and those of one place of the loss.
+        """Computes the FLOPs of one step without the loss's products with the vocabulary, and those of one place of the loss.
 
         The first is XLA's count, over all devices; the second is a formula.
         """
@@ -189,10 +192,10 @@ class Task:
 
 
 def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None, stored: trees.Tree | None = None) -> trees.Tree:
-    """Dtype and place of each parameter as `train` keeps it: parameters that are loaded so (`hub.load_params`) are there only once.
+    """Returns the dtype and sharding of each parameter in `train`. Parameters loaded so (`hub.load_params`) exist only once.
 
     Args:
-      stored: the abstract parameters, where kernels are not floats (`quantized.abstract`).
+      stored: abstract parameters with quantised kernels (`quantized.abstract`), if any.
 
     Raises `UserError` for a parameter that does not divide over the mesh.
     """
@@ -210,12 +213,12 @@ def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | No
 
 
 def _trains(config: TrainConfig, path: str) -> bool:
-    """Whether full fine-tuning changes the parameter at `path`."""
+    """True if full fine-tuning changes the parameter at `path`."""
     return not (config.freeze_embedding and path.startswith(("embed/", "head/")))
 
 
 def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
-    """Parameters that do not train on the mesh, cast once to what every step would cast them to. Norms compute in float32 and stay."""
+    """Places frozen parameters on the mesh, cast once to the compute dtype. Norms compute in float32 and stay."""
     frozen = trees.map_with_path(lambda path, x: _cast_frozen(path, x, model.dtype), frozen)
     return shard(frozen, shardings(model.axes(), frozen, mesh))
 

@@ -1,4 +1,4 @@
-"""An offline wandb mirror of a run's metrics. `metrics.jsonl` stays the truth; this is for looking at curves side by side."""
+"""An offline wandb mirror of a run's metrics, for comparing curves. `metrics.jsonl` remains the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What full fine-tuning leaves: written in one file or in shards, and read back into the dtypes and places of a model."""
+"""Results of full fine-tuning: written in one file or in shards, and read back into the dtypes and shardings of a model."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_told(params):
 
 
 def test_gradients_of_the_padding_are_exactly_zero(params):
-    """So no optimizer moves it, whatever it makes of the rest."""
+    """Padding therefore stays zero under any optimizer."""
     layout = lora.lanes.layout(SPECS, params)
     tokens = random_tokens(0, (2, 6), CONFIG.vocab_size)
     for spec in SPECS:
@@ -122,7 +122,7 @@ def test_swapping_an_adapter_compiles_nothing_and_copies_no_base(params):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
-    """Under vmap, forward and backward: `[lanes, tokens, in]` meets the kernel in one product, not in one a lane."""
+    """`[lanes, tokens, in]` meets the kernel in one product under vmap, forward and backward, not in one a lane."""
     n_lanes, n_tokens, n_in, n_out, rank = 3, 5, 8, 6, 2
 
     def shape(*sizes):

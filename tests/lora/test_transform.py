@@ -123,7 +123,7 @@ def test_attached_logits_equal_merged_logits(params, apply, targets):
 
 
 def test_attach_and_merge_leave_the_base_alone(params):
-    """What is not adapted, and each base, is the very same array: no copy."""
+    """Parameters without an adapter, and each base, are the very same arrays: no copy."""
     spec = dataclasses.replace(SPEC, targets="q_proj")
     adapters = trained(spec, params)
     path = "layers/attn/q_proj/kernel"

@@ -37,7 +37,7 @@ ALL = lora.Spec(
 
 
 def noisy(adapters, spec, params, seed=1):
-    """As after some training: what pads a rank is still zero."""
+    """Returns adapters as after some training: padding of ranks is still zero."""
     rng = np.random.default_rng(seed)
     moved = jax.tree.map(lambda x: x + jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), adapters)
     for path, rank in lora.ranks(spec, params).items():
@@ -105,7 +105,7 @@ def test_pissa_and_olora_take_the_right_part_out_of_the_kernel():
 
 
 def test_pissa_of_a_large_kernel_is_nearly_the_best_of_its_rank():
-    """Where singular values fall slowly, which is the worst for subspace iteration."""
+    """Singular values fall slowly, the worst case of subspace iteration."""
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.standard_normal((n, 96)))[0] for n in (96, 160))
     s = np.arange(1, 97) ** -0.5

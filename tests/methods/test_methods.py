@@ -1,4 +1,4 @@
-"""What each method does beside answering: which passages, whose weights, what is on the bill; and that a new one is one class."""
+"""Methods beside their answers: which passages, whose weights, what is on the bill; and that a new method is one class."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_processes_find_each_other_by_what_the_scheduler_says(launcher, tmp_path
 
 @pytest.fixture(scope="module")
 def broken_off(launcher, tmp_path_factory):
-    """By kind, a training of two processes that stopped with checkpoints of steps 2 and 3 on the disk."""
+    """Trainings of two processes, by kind, that stopped with checkpoints of steps 2 and 3 on the disk."""
     folder = tmp_path_factory.mktemp("broken_off")
     for kind in ("full", "lora"):
         outcomes = launcher.start(WORKER, [f"--do=resume,{folder / kind},fsdp:2,{kind},4"], 2, folder / kind / "log").ended()

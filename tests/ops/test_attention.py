@@ -46,7 +46,7 @@ def test_output_and_gradients_equal_torch(heads, kv_heads):
 
 @pytest.mark.parametrize("at", [0, 3, 6])
 def test_blocks_of_keys_equal_one_block(at):
-    """Also when one block has, for some queries, nothing to look at."""
+    """One block may hold no visible key for some queries."""
     q, k, v, mask = inputs(4, 2)
     mask = mask.at[0, :, at:].set(False).at[0, :, 0].set(True)
     whole = attend(q, [k], [v], [mask], 0.3)

@@ -79,7 +79,7 @@ def test_bytes_are_those_of_the_arrays(format, share):
 @formats
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_linear_is_that_of_the_dequantised_kernel(format, dtype):
-    """Under `scan` over layers, as in a model, with its gradient; beside an adapter too. The kernel itself has none."""
+    """The product runs under `scan` over layers, as in a model, with its gradient, also beside an adapter. The kernel has no gradient."""
     q, x = quantize(W, format), X.astype(dtype)
     a, b = jax.random.normal(jax.random.key(2), (3, 128, 2)), jax.random.normal(jax.random.key(3), (3, 2, 20))
 

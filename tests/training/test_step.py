@@ -17,7 +17,7 @@ from kafjax.training.task import Task
 
 
 def one_sgd_step(model, params, batch, accumulate):
-    """With learning rate 1 and no momentum the change of the parameters is the gradient."""
+    """Returns the gradient, as the change of the parameters with learning rate 1 and no momentum."""
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
     state = new_state(jax.tree.map(jnp.copy, params), optimizer)
     places = state_shardings(shardings(model.axes(), params, mesh), state, mesh)

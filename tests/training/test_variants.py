@@ -55,7 +55,7 @@ def apply(model):
     ("name", "param_dtype"), [*((name, "float32") for name in SINGLE | TOGETHER), *((name, "bfloat16") for name in TOGETHER)]
 )
 def test_what_is_given_back_belongs_to_the_params_that_were_given(model, params, apply, name, param_dtype, tmp_path):
-    """What training starts from is the base; what it ends in is, beside its own base, what is given back, saved, read and merged."""
+    """Training starts at the base. Its result beside its own base equals the adapter that is returned, saved, read and merged."""
     spec = (SINGLE | TOGETHER)[name]
     task = Task.lora(model, params, dataclasses.replace(CONFIG, steps=1, param_dtype=param_dtype), make_mesh(), 1, spec)
     start = jax.tree.map(lambda x: x.astype(jnp.float32), task.make_trainable())
