@@ -89,6 +89,6 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "launch": ["ray>=2.50", "submitit>=1.5"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.12"],
+        "dev": [*TEST, "ruff>=0.12", "ty>=0.0.100"],
     },
 )

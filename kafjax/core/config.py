@@ -94,6 +94,7 @@ def nested(default: Config, without: Collection[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={_NESTED: tuple(without)})
 
 
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Base of all configurations: checks every value when it is made.
 
@@ -155,7 +156,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of an experiment, and `--config`, which reads a record."""
-    module = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
+    module: dict[str, Any] = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
     for leaf in leaves(experiment()):
         text = _help(leaf)
         kind = _kind(leaf.hint)
@@ -306,7 +307,7 @@ def _is_collection(hint: Any) -> bool:
     return typing.get_origin(_kind(hint)) is not None
 
 
-def _element(hint: Any) -> type | None:
+def _element(hint: Any) -> Any:
     """Returns the type of a tuple's elements, or of a mapping's values; None for a single value."""
     arguments = typing.get_args(_kind(hint))
     return (arguments[1] if _is_mapping(hint) else arguments[0]) if arguments else None

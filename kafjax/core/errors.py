@@ -88,11 +88,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
                 os._exit(code)
             sys.exit(code)
 
-    if hasattr(sys.stdin, "reconfigure"):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(io.UnsupportedOperation):  # something has read from it already
             sys.stdin.reconfigure(errors="surrogateescape")  # `check_text` names what is no UTF-8
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that only knows ASCII is told of the rest in escapes
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import TracebackType
 
 from tqdm import tqdm
@@ -91,7 +91,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def waiting(label: str, what: str) -> Iterator[None]:
+def waiting(label: str, what: str) -> Generator[None]:
     """Prints that `what` is being waited for, at once and every ten seconds until the block ends."""
     say(label, f"{what} ...")
     began = time.monotonic()
@@ -105,7 +105,7 @@ def _shows_bars() -> bool:
 
 
 @contextlib.contextmanager
-def _repeating(action: Callable[[], None], pause: Callable[[], float]) -> Iterator[None]:
+def _repeating(action: Callable[[], None], pause: Callable[[], float]) -> Generator[None]:
     """Calls `action` from a thread, each time after `pause()` seconds, until the block is left."""
     left = threading.Event()
 

@@ -70,7 +70,8 @@ def _ends_sentence(before: str, stop: str, after: str) -> bool:
         return not after[0].isdigit()
     dotted = "." in word and word.replace(".", "").isalpha()
     if word in _ABBREVIATIONS or dotted or (len(word) == 1 and word.isalpha()):
-        return re.match(r"\w+", after)[0].lower() in _OPENERS
+        following = re.match(r"\w+", after)
+        return following is not None and following[0].lower() in _OPENERS
     return True
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Question
@@ -89,7 +90,7 @@ def load(
     Raises `UserError` if there is no such corpus (with the nearest name), or it is broken, or the World Factbook is not installed.
     """
     name = os.fspath(source)
-    generated = {
+    generated: dict[str, Any] = {
         "n_attributes": n_attributes,
         "n_documents": n_documents,
         "questions_per_fact": questions_per_fact,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -74,7 +75,7 @@ def base_cell(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 def _cell(group: Sequence[Trial]) -> dict[str, Any]:
     whole = [trial for trial in group if trial.ending != "diverged"]
-    losses = [trial.final_loss for trial in whole]
+    losses = [trial.final_loss for trial in whole if trial.final_loss is not None]
     loss = Interval(float(np.mean(losses)), min(losses), max(losses), len(losses)) if losses else _NOTHING
     quality = {}
     for split in dict.fromkeys(p.split for trial in whole for p in trial.predictions):
@@ -142,7 +143,7 @@ def draw(cells: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         for name, split in splits.items():
             if any(split in cell["quality"] for cell in cells):
 
-                def value(cell: Mapping[str, Any], split: str = split) -> Any:
+                def value(cell: Mapping[str, Any], split: str | None = split) -> Any:
                     return cell["quality"].get(split)
 
                 paths.append(_panels(cells, value, f"correct on {split}", folder / f"{name}.png", True))

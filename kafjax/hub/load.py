@@ -2,6 +2,17 @@
 
 Named models come from Python packages that carry their weights, so no model hub is asked. Their converted weights lie in
 `$KAFJAX_CACHE`, else `~/.cache/kafjax`. `ORG/NAME` is fetched from the Hugging Face hub (`hub.remote`).
+
+    model, params = load("gemma3-270m", mesh=mesh)                # a name, a folder, or ORG/NAME of the hub; an encoder, too
+    model, params = load_decoder("my/Llama-3.2-1B")               # a language model in float32 on one device
+    tokens = tokenizer("gemma3-270m").encode("The capital of").ids
+    template = chat_template("Qwen/Qwen3-0.6B")                   # None for a base model
+
+    model = describe("gemma3-27b-folder")                         # without its weights; describe_decoder(..) refuses an encoder
+    params = load_params("gemma3-27b-folder", shard(model.abstract_params(), shardings))     # each array straight to its place
+
+    folder_of("gemma3-270m")                                      # the converted folder, in cache_dir()
+    adapter_folder("ORG/ADAPTER")                                 # fetched from the hub; a path is returned as it is
 """
 
 from __future__ import annotations
@@ -12,7 +23,7 @@ import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +162,7 @@ def _folder(name: str, *, weights: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _cache_to_blame(folder: Path) -> Iterator[None]:
+def _cache_to_blame(folder: Path) -> Generator[None]:
     """Adds to errors about the cache that deleting it makes it anew."""
     try:
         yield

@@ -1,5 +1,8 @@
 """Adapters in the format of PEFT (Mangrulkar et al. 2022): a folder of `adapter_config.json` and `adapter_model.safetensors`.
 
+    hub.save_peft("my-adapter", adapters, spec, model, params, base_name="google/gemma-3-270m")
+    adapters, spec = hub.load_peft("my-adapter", model, params)
+
     ours                                               PEFT's
     "layers/attn/q_proj/kernel": {"a": [L, in, R],     base_model.model.model.layers.{i}.self_attn.q_proj.lora_A.weight [r, in]
                                   "b": [L, R, out],                                           ... .lora_B.weight [out, r]
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,7 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
 
 
 @contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
+def _named(file: Path) -> Generator[None]:
     """Prefixes errors with the file's name."""
     try:
         yield

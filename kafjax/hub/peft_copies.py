@@ -85,7 +85,7 @@ def _differing(array: np.ndarray, base: Base, path: str, token_rows: tuple[int, 
         rtol=float(coarser.eps),
         atol=float(coarser.smallest_subnormal),
     )
-    rows = ~close.all(axis=1)
+    rows: np.ndarray = np.logical_not(np.all(close, axis=1))
     if path == EMBEDDING:
         rows[[i for i in token_rows if i < len(rows)]] = False  # they are given
     return rows

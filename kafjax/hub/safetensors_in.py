@@ -6,7 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,7 +74,7 @@ def equal(folder: Path, one: str, other: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, name: str) -> Iterator[StoredTensor]:
+def _opened(folder: Path, name: str) -> Generator[StoredTensor]:
     for found, tensor in read_tensors(folder):
         if found == name:
             yield tensor  # whose file is open as long as this loop stands here

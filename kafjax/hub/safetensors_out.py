@@ -1,4 +1,9 @@
-"""Writing of a Hugging Face folder, under the names and in the layout of the family: the inverse of `load`."""
+"""Writing of a Hugging Face folder, under the names and in the layout of the family: the inverse of `load`.
+
+model, params = hub.load("gemma3-270m")
+hub.save("tuned", model, params, tokenizer=hub.tokenizer("gemma3-270m"))
+model, params = hub.load("tuned")            # and AutoModelForCausalLM.from_pretrained("tuned") in transformers
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -73,7 +79,7 @@ def hf_tensors(params: trees.Tree, table: Table) -> Iterator[tuple[str, np.ndarr
         yield name, np.ascontiguousarray(value.T if entry.transpose else value)
 
 
-def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, object]:
+def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, Any]:
     expected = {path: leaf.shape for path, leaf in trees.flatten(model.abstract_params()).items()}
     given = trees.flatten(params)
     for path in [*expected, *given]:
@@ -114,7 +120,7 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, st
         write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, object]) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, Any]) -> None:
     if not isinstance(tokenizer, Tokenizer):
         if not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
             raise UserError(f"{tokenizer}: no tokenizer.json in it")

@@ -15,7 +15,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -83,7 +84,7 @@ def continued(tokenizer: Tokenizer, before: Prompt, text: Prompt) -> list[int]:
     `before` are returned. Where a token spans the seam, `text` is encoded behind another text that it does not join.
     """
     for anchor in (before, *_ANCHORS):
-        start = Marked((anchor,)) if isinstance(text, Marked) and isinstance(anchor, str) else anchor
+        start: Any = Marked((anchor,)) if isinstance(text, Marked) and isinstance(anchor, str) else anchor  # of the type of `text`
         first, whole = _ids(tokenizer, start), _ids(tokenizer, start + text)
         if whole[: len(first)] == first:
             return whole[len(first) :]
@@ -155,7 +156,7 @@ def _added_tokens(tokenizer: Tokenizer, n_tokens: int) -> dict[int, AddedToken]:
 
 
 @contextlib.contextmanager
-def _letters(tokenizer: Tokenizer) -> Iterator[None]:
+def _letters(tokenizer: Tokenizer) -> Generator[None]:
     """Encodes control tokens as letters within the block."""
     before = tokenizer.encode_special_tokens
     if not before:

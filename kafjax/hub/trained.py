@@ -1,4 +1,13 @@
-"""Results of full fine-tuning: the parameters that it changed, under their own paths, written from a mesh and read back onto one."""
+"""Results of full fine-tuning: the parameters that it changed, under their own paths, written from a mesh and read back onto one.
+
+>>> import tempfile
+>>> params = {"embed": {"embedding": jax.numpy.zeros((3, 2))}, "q_proj": {"kernel": jax.numpy.zeros((2, 2))}}
+>>> with tempfile.TemporaryDirectory() as folder:
+...     n_bytes = save_trained(Path(folder), {"q_proj": {"kernel": jax.numpy.ones((2, 2))}})
+...     params = load_trained(Path(folder), params)
+>>> params["q_proj"]["kernel"].tolist(), params["embed"]["embedding"].shape
+([[1.0, 1.0], [1.0, 1.0]], (3, 2))
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,17 @@
 Padding is zero: columns of `a`, rows of `b`, whole kernels that an adapter does not target (rank 0). The gradients of padding are made
 of the products `x a` and `b y`, which vanish there, so padding stays zero through any number of steps and the rank stays exact. An
 adapter is drawn at its own rank and padded afterwards, so it starts as it would alone.
+
+    >>> base = {"q_proj": {"kernel": np.zeros((4, 3), np.float32)}}
+    >>> specs = [Spec(rank=1), Spec(rank=2, alpha=4)]
+    >>> shapes_of_all = layout(specs, base)
+    >>> shapes_of_all["q_proj/kernel"]["a"].shape
+    (4, 8)
+    >>> adapters = {"q_proj/kernel": {"a": np.ones((4, 2), np.float32), "b": np.ones((2, 3), np.float32)}}
+    >>> slots = empty_slots(base, shapes_of_all, n_slots=2)
+    >>> slots = put(slots, 1, pad(adapters, shapes_of_all), scales(specs[1], base, shapes_of_all))
+    >>> n_slots(slots), slots["q_proj"]["kernel"].b[1, :3, 0].tolist()  # scaled by alpha / rank, then padding
+    (2, [2.0, 2.0, 0.0])
 """
 
 from __future__ import annotations

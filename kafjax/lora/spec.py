@@ -55,6 +55,9 @@ class Spec(Config):
 
     Raises:
       UserError: a rank below 1, an alpha not positive and finite, a pattern that is no regular expression, ...
+
+    >>> Spec(rank=16, alpha=32, targets="attention", rank_pattern={"q_proj": 8}).dora
+    False
     """
 
     rank: int = option(16, "LoRA: rank of the adapter. More rank holds more facts, and costs memory.", least=1)
@@ -105,7 +108,11 @@ class Spec(Config):
 
 
 def variant(names: list[str], **fields: Any) -> Spec:
-    """Returns a `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one."""
+    """Returns a `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one.
+
+    >>> variant(["rslora", "dora"], rank=8) == Spec(rank=8, rslora=True, dora=True)
+    True
+    """
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"unknown LoRA variant '{name}'. {nearest(name, VARIANTS)}")
@@ -132,6 +139,10 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Rank 0 is a layer without an adapter; a kernel without one in any layer is left out. The arrays of an adapter are as wide as the
     widest layer's rank. Beyond a layer's own rank, `a` and `b` are both zero, so they have no gradient and stay zero.
     Raises `UserError` as `targeted` does.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> ranks(Spec(rank=2, layers=(1,)), base)
+    {'layers/attn/q_proj/kernel': array([0, 2])}
     """
     leaves = trees.flatten(params)
     kernels = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] in ("kernel", "embedding")}
@@ -165,7 +176,12 @@ def _check_quantised(spec: Spec, path: str) -> None:
 
 
 def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`; 0 where there is no adapter."""
+    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`; 0 where there is no adapter.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> alphas(Spec(rank=2, alpha=8, layers=(1,)), base)
+    {'layers/attn/q_proj/kernel': array([0., 8.])}
+    """
     leaves = trees.flatten(params)
 
     def of_kernel(path: str, rank: np.ndarray) -> np.ndarray:
@@ -176,7 +192,12 @@ def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Scales of `a @ b`, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
+    """Scales of `a @ b`, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> scales(Spec(rank=2, alpha=8, layers=(1,)), base)
+    {'layers/attn/q_proj/kernel': array([0., 4.], dtype=float32)}
+    """
     rank = ranks(spec, params)
 
     def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -191,6 +212,11 @@ def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], 
     Args:
       rank, alpha: those of most kernels; the others get a pattern.
       fields: the spec's other fields.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> spec = Spec(rank=2, alpha=8, rank_pattern={"layers/1/": 1})
+    >>> explicit(ranks(spec, base), alphas(spec, base), rank=2, alpha=8).rank_pattern
+    {'^layers/1/attn/q_proj/kernel$': 1}
     """
 
     def own_names(path: str, rank: np.ndarray) -> list[str]:
@@ -217,7 +243,12 @@ def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], 
 
 
 def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that `spec` trains in full, `{path: leaf}`. Raises `UserError` if there are none, or an adapter's kernel is one."""
+    """The parameters that `spec` trains in full, `{path: leaf}`. Raises `UserError` if there are none, or an adapter's kernel is one.
+
+    >>> base = {"q_proj": {"kernel": np.ones((4, 3))}, "final_norm": {"scale": np.ones(4)}}
+    >>> list(trained(Spec(trained="norm/scale"), base))
+    ['final_norm/scale']
+    """
     if not spec.trained:
         return {}
     leaves = trees.flatten(params)
@@ -247,7 +278,12 @@ def token_table(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count(spec: Spec, params: Mapping[str, Any]) -> int:
-    """Counts the parameters that `spec` trains in the model `params` (abstract will do), padding of ranks excluded."""
+    """Counts the parameters that `spec` trains in the model `params` (abstract will do), padding of ranks excluded.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> count(Spec(rank=2), base)  # 2 layers of rank 2 * (4 + 3)
+    28
+    """
     leaves, n = trees.flatten(params), 0
     for path, rank in ranks(spec, params).items():
         n_in, n_out = leaves[path].shape[-2:]

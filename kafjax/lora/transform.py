@@ -70,6 +70,10 @@ def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.S
     """Shapes and dtypes of `init(spec, params, key)`; `params` may be abstract too. Raises `UserError` as `init` does.
 
     For a finished adapter, whose rank may be higher than one that can be trained here, use `shapes`.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> abstract(Spec(rank=2), base)["layers/attn/q_proj/kernel"]["b"].shape
+    (2, 2, 3)
     """
     leaves = trees.flatten(params)
     for path, rank in ranks(spec, params).items():
@@ -89,6 +93,11 @@ def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
 
     Raises:
       UserError: no kernel matches, the rank is above min(in, out) of one, or another fault of `spec` on this base.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> adapters = init(Spec(rank=2), base, jax.random.key(0))
+    >>> {name: array.shape for name, array in adapters["layers/attn/q_proj/kernel"].items()}
+    {'a': (2, 4, 2), 'b': (2, 2, 3)}
     """
     abstract(spec, params)
     leaves, scale = trees.flatten(params), scales(spec, params)
@@ -107,6 +116,11 @@ def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.
     """Returns the base to train the adapter `initial` beside: `params`, or `kernel - scale * a @ b` with PiSSA and OLoRA.
 
     The difference is computed in float32 and cast once. Raises `UserError` as `attach` does.
+
+    >>> base, spec = {"q_proj": {"kernel": jnp.diag(jnp.array([4.0, 1.0]))}}, Spec(rank=1, alpha=1, init="pissa")
+    >>> initial = {"q_proj/kernel": {"a": jnp.array([[2.0], [0.0]]), "b": jnp.array([[2.0, 0.0]])}}  # as `init` draws it
+    >>> residual(base, initial, spec)["q_proj"]["kernel"].tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
     """
     check(params, initial, spec)
     flat, scale = trees.flatten(params), scales(spec, params)
@@ -120,6 +134,13 @@ def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec:
 
     `W - a0 b0 + a b = W + [a, a0] [b; -b0]`, so with PiSSA and OLoRA the rank doubles. Any other adapter is returned unchanged. Only
     shapes of `params` are read. Raises `UserError` as `attach` does.
+
+    >>> base, spec = {"q_proj": {"kernel": jnp.diag(jnp.array([4.0, 1.0]))}}, Spec(rank=1, alpha=1, init="pissa")
+    >>> initial = {"q_proj/kernel": {"a": jnp.array([[2.0], [0.0]]), "b": jnp.array([[2.0, 0.0]])}}
+    >>> trained = {"q_proj/kernel": {"a": jnp.array([[2.0], [0.0]]), "b": jnp.array([[3.0, 5.0]])}}
+    >>> adapters, ordinary = plain(base, trained, initial, spec)
+    >>> ordinary.init, ordinary.rank, merge(base, adapters, ordinary)["q_proj"]["kernel"].tolist()
+    ('lora', 2, [[6.0, 10.0], [0.0, 1.0]])
     """
     if not spec.changes_base:
         return trained, spec
@@ -175,6 +196,13 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
 
     Raises:
       UserError: base, adapters and spec do not fit together.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> spec = Spec(rank=2)
+    >>> attached = attach(base, init(spec, base, jax.random.key(0)), spec)
+    >>> weight = attached["layers"]["attn"]["q_proj"]["kernel"]
+    >>> weight.base is base["layers"]["attn"]["q_proj"]["kernel"], weight.a.shape
+    (True, (2, 4, 2))
     """
     check(params, adapters, spec)
     flat, rank, scale = trees.flatten(params), ranks(spec, params), scales(spec, params)
@@ -195,6 +223,11 @@ def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tr
 
     With DoRA its columns are scaled to the length `magnitude`. A quantised kernel becomes a float32 one, so that rounding does not lose
     the update. `drift` measures the error of the cast. Takes the base that `attach` takes, and raises `UserError` as it does.
+
+    >>> base = {"q_proj": {"kernel": jnp.zeros((2, 2))}}
+    >>> adapters = {"q_proj/kernel": {"a": jnp.ones((2, 1)), "b": jnp.array([[1.0, 2.0]])}}
+    >>> merge(base, adapters, Spec(rank=1, alpha=3))["q_proj"]["kernel"].tolist()
+    [[3.0, 6.0], [3.0, 6.0]]
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
@@ -205,6 +238,11 @@ def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str
     """Computes the rounding error of `merge`: `{path: max |exact - cast(exact)|}`, zero for a float32 base.
 
     Compare it with the size of the update: in bfloat16 a small one can vanish. Raises `UserError` as `attach` does.
+
+    >>> base = {"q_proj": {"kernel": jnp.ones((2, 2), jnp.bfloat16)}}
+    >>> adapters = {"q_proj/kernel": {"a": jnp.ones((2, 1)), "b": jnp.full((1, 2), 2.0**-9)}}
+    >>> drift(base, adapters, Spec(rank=1, alpha=1)) == {"q_proj/kernel": 2.0**-9}  # all of the update is lost
+    True
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
@@ -220,7 +258,11 @@ def _stored(exact: jax.Array, base: Any) -> jax.Array:
 
 
 def axes(adapters: Mapping[str, Any], model_axes: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
-    """Logical axes of an adapter, inherited from its kernels (`model.axes()`): `a` has the input axis, `b` the output axis."""
+    """Logical axes of an adapter, inherited from its kernels (`model.axes()`): `a` has the input axis, `b` the output axis.
+
+    >>> axes({"q_proj/kernel": {"a": ..., "b": ...}}, {"q_proj": {"kernel": ("embed", "heads")}})
+    {'q_proj/kernel': {'a': ('embed', None), 'b': (None, 'heads')}}
+    """
     flat = trees.flatten(model_axes)
 
     def part(path: str, name: str) -> tuple[str | None, ...]:
@@ -238,6 +280,10 @@ def shapes(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.Sha
     """Shapes and dtypes of any adapter of `spec`, whatever its rank; `params` may be abstract too.
 
     Raises `UserError` for a fault of `spec` on this base.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> shapes(Spec(rank=6), base)["layers/attn/q_proj/kernel"]["a"].shape  # above min(4, 3), as a sum of adapters may be
+    (2, 4, 6)
     """
     leaves = trees.flatten(params)
 

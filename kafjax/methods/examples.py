@@ -17,7 +17,8 @@ from kafjax.retrieval import prompt
 from kafjax.retrieval.prompt import Prompts
 from kafjax.training import Example, answer_example, text_examples
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _WINDOW = 1024  # texts tokenized at a time: enough for all cores, few enough to wait for
 
 

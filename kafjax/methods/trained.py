@@ -36,12 +36,15 @@ class _Learned:
 class Trained(ClosedBook):
     """Answers closed-book, with weights trained on the corpus."""
 
-    spec: lora.Spec | None = None
-
     def __init__(self, lab: Lab, name: str):
         super().__init__(lab, name)
         self.folder = lab.folder / name  # where a hybrid finds what the plain method has trained
         self._params: trees.Tree | None = None
+
+    @property
+    def spec(self) -> lora.Spec | None:
+        """The adapter's spec; None where all weights are trained."""
+        return None
 
     @property
     def params(self) -> trees.Tree:

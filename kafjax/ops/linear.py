@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ class LoRAWeight:
       dropout: share of the adapter's inputs that are dropped under `key`.
     """
 
-    base: jax.Array | QuantizedKernel
+    base: jax.Array | QuantizedKernel  # tables are never quantised
     a: jax.Array
     b: jax.Array
     gain: jax.Array | None = None
@@ -67,7 +68,7 @@ def lookup(table: jax.Array | LoRAWeight, ids: jax.Array) -> jax.Array:
     """Looks up rows `ids` of a table `[V, D]`. With an adapter: `base[ids] + a[ids] @ b`, without an array of the table's size."""
     if not isinstance(table, LoRAWeight):
         return table[ids]
-    rows = table.base[ids] + jnp.matmul(table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST)
+    rows = cast(jax.Array, table.base)[ids] + jnp.matmul(table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST)
     return rows if table.gain is None else rows * table.gain
 
 
@@ -79,7 +80,7 @@ def factors(x: jax.Array, table: jax.Array | LoRAWeight) -> tuple[tuple[jax.Arra
     if not isinstance(table, LoRAWeight):
         return ((x, table.astype(x.dtype)),)
     x = x if table.gain is None else x * table.gain.astype(x.dtype)
-    return (x, table.base.astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
+    return (x, cast(jax.Array, table.base).astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
 
 
 def base_dot(x: jax.Array, kernel: jax.Array | QuantizedKernel) -> jax.Array:

@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -88,12 +88,12 @@ def find_place(
         return _tpu_place(environ)
     if (num_processes is None and process_id is None) or num_processes == 1:
         return None
-    missing = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    for name, value in missing.items():
-        if value is None:
-            given = ", ".join(f"{key}={value}" for key, value in missing.items() if value is not None)
-            variable = "JAX_COORDINATOR_ADDRESS" if name == "coordinator" else f"JAX_{name.upper()}"
-            raise UserError(f"{given} without {name}: give --{name} or set {variable}")
+    if coordinator is None or num_processes is None or process_id is None:
+        values = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+        given = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+        name = next(name for name, value in values.items() if value is None)
+        variable = "JAX_COORDINATOR_ADDRESS" if name == "coordinator" else f"JAX_{name.upper()}"
+        raise UserError(f"{given} without {name}: give --{name} or set {variable}")
     return Place(coordinator, num_processes, process_id, local, source)
 
 
@@ -155,7 +155,7 @@ def processes(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout_seconds: int = TIMEOUT_SECONDS,
-) -> Iterator[None]:
+) -> Generator[None]:
     """`with processes(): ...` joins the others, if there are any; before JAX is used for anything else.
 
     An error in one process ends it at once, without waiting for the others at the exit (JAX's own exit takes minutes). The others stop at
@@ -201,7 +201,7 @@ def processes(
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float, message: str) -> Iterator[None]:
+def _deadline(seconds: float, message: str) -> Generator[None]:
     """Ends the process with one line if the block takes longer: JAX would abort it."""
 
     def end() -> None:
@@ -250,7 +250,7 @@ def together(action: Callable[[], T]) -> T:
     for of_process in np.asarray(multihost_utils.process_allgather(told)):
         if of_process.any():
             raise SharedError(of_process.tobytes().rstrip(b"\0").decode(errors="ignore"))
-    return result
+    return cast(T, result)  # it is there, or a message was
 
 
 def wait_for_all(what: str) -> None:
@@ -285,7 +285,7 @@ def to_host(tree: Any) -> Any:
     def gather(x: jax.Array) -> np.ndarray | None:
         if x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x) if is_main() else None
-        whole = NamedSharding(x.sharding.mesh, PartitionSpec())
+        whole = NamedSharding(cast(NamedSharding, x.sharding).mesh, PartitionSpec())
         take = jax.jit(lambda y, i: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), out_shardings=whole)
         if x.ndim < 3:
             return gather(jax.jit(lambda y: y, out_shardings=whole)(x))

@@ -106,7 +106,7 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Est
         "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
     }
 
-    def rest(size: int) -> float:  # the share of the bytes that a ring sends on
+    def rest(size: float) -> float:  # the share of the bytes that a ring sends on
         return (size - 1) / size
 
     sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
@@ -191,7 +191,7 @@ def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tup
     if not best.fits:
         return best.sizes, f"none of {len(choices)} meshes fits by formula; this one comes nearest with {held}"
     n_fit = sum(choice.fits for choice in choices)
-    bound = max(best.estimate.seconds, key=best.estimate.seconds.get)
+    bound = max(best.estimate.seconds.items(), key=lambda item: item[1])[0]
     return best.sizes, (
         f"weights, gradients and optimizer state are {whole:.1f} GB; of {len(choices)} meshes that divide, {n_fit} fit, and "
         f"this one is the fastest by formula: {held}, bound by {bound}"

@@ -128,7 +128,8 @@ def _trips(rest: str, computations: dict[str, list[re.Match[str]]]) -> int:
     """Counts the turns of a loop: noted by the compiler, or read from a scan's condition, which compares a counter with a constant."""
     if noted := _TRIPS.search(rest):
         return int(noted[1])
-    instructions = {i[1]: i for i in computations.get(_CONDITION.search(rest)[1], ())}
+    condition = _CONDITION.search(rest)
+    instructions = {i[1]: i for i in computations.get(condition[1], ())} if condition else {}
     for instruction in instructions.values():
         if instruction[3] == "compare" and "direction=LT" in instruction[4]:
             limit = instructions.get(re.findall(r"%([\w.\-]+)", instruction[4])[1])

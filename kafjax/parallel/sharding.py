@@ -68,7 +68,7 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
     if len(names) != len(shape):
         raise UserError(f"parameter '{path}' has {len(shape)} dimensions and {len(names)} axis names {names}")
     used: dict[str, int] = {}
-    spec: list[str | None] = []
+    spec: list[Any] = []
     for dimension, (name, size) in enumerate(zip(names, shape, strict=True)):
         if name is not None and name not in RULES:
             raise UserError(f"parameter '{path}', dimension {dimension}: axis '{name}' has no sharding rule. {nearest(name, RULES)}")

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -140,7 +140,7 @@ class Cuts(NamedTuple):
         made = pieces(example, seq_len)
         return cls(int(len(made) > 1), int(bool(made) and _cut_of_prompt(example, seq_len) > 0))
 
-    def __add__(self, other: Cuts) -> Cuts:  # type: ignore[override]
+    def __add__(self, other: Cuts) -> Cuts:  # ty: ignore[incompatible-method-override]
         return Cuts(self.texts + other.texts, self.prompts + other.prompts)
 
     def told(self, seq_len: int) -> str:
@@ -191,12 +191,12 @@ class Batch:
     Unused places have weight 0. Every array may carry a leading axis A of microbatches.
     """
 
-    tokens_BxT: np.ndarray | jax.Array
-    positions_BxT: np.ndarray | jax.Array
-    segments_BxT: np.ndarray | jax.Array
-    places_SxN: np.ndarray | jax.Array
-    targets_SxN: np.ndarray | jax.Array
-    weights_SxN: np.ndarray | jax.Array
+    tokens_BxT: Any  # numpy on the host, JAX on devices
+    positions_BxT: Any
+    segments_BxT: Any
+    places_SxN: Any
+    targets_SxN: Any
+    weights_SxN: Any
 
 
 def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: int = 1, capacity: int | None = None) -> Batch:

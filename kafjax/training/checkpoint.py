@@ -132,7 +132,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever a damaged file makes the readers raise
                 problem = _first_line(error)
-            if distributed.all_agree(found is not None):
+            if distributed.all_agree(found is not None) and found is not None:
                 leaves, notes, history = found
                 sums = checksums(leaves)
                 wrong = [name for name, checksum in notes["checksums"].items() if sums[name] != checksum]
@@ -159,7 +159,8 @@ class Checkpoints:
             raise ValueError(f"it is that of step {notes['step']}")
         history = self._journal.read(notes["history"])
         handler = ocp.StandardCheckpointHandler()
-        return handler.restore(folder / _STATE, args=ocp.args.StandardRestore(_leaves(abstract))), notes, history
+        path: Any = folder / _STATE  # typed as etils' Path; any os.PathLike will do
+        return handler.restore(path, args=ocp.args.StandardRestore(_leaves(abstract))), notes, history
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ class Source(Protocol):
     epochs: int
     groups: int
     accumulate: int
+    capacity: int
     cuts: Cuts
 
     def __len__(self) -> int: ...
@@ -37,7 +38,7 @@ def own_groups(source: Source, sharding: NamedSharding) -> list[int]:
     """The groups of rows that this process's devices hold under the sharding of a batch, ascending."""
     axis = 0 if source.accumulate == 1 else 1
     shape = (source.accumulate, source.groups)[1 - axis :]
-    slices = [index[axis] for index in sharding.addressable_devices_indices_map(shape).values()]
+    slices = [index[axis] for index in _parts(sharding, shape).values()]
     return sorted({group for s in slices for group in range(*s.indices(source.groups))})
 
 
@@ -61,7 +62,13 @@ def feed(source: Source, step: int, sharding: NamedSharding) -> Batch:
             here = slice(first, first + stop - start)
             return local[(*index[:axis], here, *index[axis + 1 :])]
 
-        parts = [jax.device_put(part(at), device) for device, at in sharding.addressable_devices_indices_map(tuple(shape)).items()]
+        parts = [jax.device_put(part(at), device) for device, at in _parts(sharding, tuple(shape)).items()]
         return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)
 
     return jax.tree.map(place, source.share(step, own))
+
+
+def _parts(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[jax.Device, tuple[slice, ...]]:
+    """Maps each device of this process to its part of an array."""
+    parts: Any = sharding.addressable_devices_indices_map(shape)  # typed as if a part could be missing
+    return parts

@@ -80,7 +80,7 @@ def lane_losses(
     D = hidden_NxBxTxD.shape[-1]
     looked_at_NxSxPxD = jax.vmap(jax.vmap(lambda h, places: h[places]))(hidden_NxBxTxD.reshape(N, S, -1, D), batch.places_SxN)
 
-    def grouped(x: jax.Array) -> jax.Array:
+    def grouped(x: Any) -> jax.Array:
         """Reshapes `[N, S, P, ..]` to `[groups, P x lanes of a device, ..]`: the part of a device stays there and is chunked together.
 
         Each lane's first places come first, so that places that are empty in all lanes are at the end.
@@ -194,7 +194,7 @@ class LaneTask:
         began = time.perf_counter()
         compiled = self.lower(inputs, batch).compile()
         seconds = time.perf_counter() - began
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         return CompiledLanes(compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
     def lower(self, inputs: LaneInputs, batch: Batch) -> jax.stages.Lowered:

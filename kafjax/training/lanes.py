@@ -191,7 +191,7 @@ class _Run:
             self.opened, self.bar = opened, bar
             self._fill()
             inputs, batch = self._inputs(), self._batch()
-            while any(self.seats):
+            while inputs is not None and batch is not None:  # a slot is taken
                 program = self._program(inputs, batch)
                 began = time.perf_counter()
                 self.state, metrics = program.step(self.state, self.task.frozen, inputs, batch)
@@ -238,43 +238,47 @@ class _Run:
 
     def _leave_and_fill(self) -> bool:
         """Closes finished lanes and seats waiting ones. True if any lane had finished."""
-        leaving = [slot for slot, seat in enumerate(self.seats) if seat and seat.ending]
-        for slot in leaving:
-            self._close(self.seats[slot], self._own_state(slot))
+        leaving = [(slot, seat, seat.ending) for slot, seat in self._seated() if seat.ending]
+        for slot, seat, ending in leaving:
+            self._close(seat, ending, self._own_state(slot, seat))
             self.seats[slot] = None
         if leaving:
             self._fill()
             self._repack_if_it_pays()
         return bool(leaving)
 
-    def _close(self, seat: _Seat, state: TrainState) -> None:
+    def _close(self, seat: _Seat, ending: str, state: TrainState) -> None:
         curve = seat.history["curve"]
         tokens = sum(row["tokens"] for row in curve)
         adapters = jax.tree.map(jnp.asarray, state.trainable)
-        result = LaneResult(adapters, curve, seat.history.get("checks", []), seat.ending, int(tokens))
+        result = LaneResult(adapters, curve, seat.history.get("checks", []), ending, int(tokens))
         self.results[seat.lane.name] = result
         self.bar.advance(seat.n_steps - seat.done)
         seat.opened.close()
         self.on_done(seat.lane, result)
 
-    def _own_state(self, slot: int) -> TrainState:
+    def _seated(self) -> list[tuple[int, _Seat]]:
+        """Lists the occupied slots with their lanes."""
+        return [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+
+    def _own_state(self, slot: int, seat: _Seat) -> TrainState:
         """Returns the state in a slot, as the lane would have it alone."""
-        return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(self.seats[slot].lane.spec, self.params))
+        return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params))
 
     def _repack_if_it_pays(self) -> None:
         """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
-        seated = [slot for slot, seat in enumerate(self.seats) if seat]
+        seated = self._seated()
         size = smaller(len(seated), self.task.n_lanes, self.task.lane_shards)
         if not seated or self.waiting or size == self.task.n_lanes:
             return
-        ticks = max(self.seats[slot].n_steps - self.seats[slot].done for slot in seated)
+        ticks = max(seat.n_steps - seat.done for _, seat in seated)
         saved = ticks * self.seconds / self.n_ticks * (1 - size / self.task.n_lanes)
         if size not in self.programs and saved < self.programs[self.task.n_lanes].seconds:
             return
         say(self.label, f"{len(seated)} of {self.task.n_lanes} lanes are left: repacked into {size}")
         self.task = self.task.resized(size)
-        self.state = repack(self.state, seated, self.task)
-        self.seats = [self.seats[slot] for slot in seated] + [None] * (size - len(seated))
+        self.state = repack(self.state, [slot for slot, _ in seated], self.task)
+        self.seats = [*(seat for _, seat in seated), *[None] * (size - len(seated))]
 
     # One tick.
 
@@ -319,7 +323,7 @@ class _Run:
     def _record(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
         self.n_ticks += 1
         self.seconds += seconds
-        seated = [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+        seated = self._seated()
         for slot, seat in seated:
             step = seat.done
             row = {"step": step + 1, **{name: float(value[slot]) for name, value in metrics.items()}}
@@ -336,45 +340,43 @@ class _Run:
         text = f"{len(seated)} lanes, loss {min(losses):.3f} to {max(losses):.3f}, {self.tokens / self.seconds:.0f} tokens/s"
         self.bar.advance(len(seated), text)
         if self.early_stop:
-            self._look()
+            self._look(self.early_stop)
         for slot, seat in seated:
             if seat.checkpoints is not None and seat.done % self.task.config.checkpoint_every == 0 and not seat.ending:
-                self._save(slot)
+                self._save(slot, seat, seat.checkpoints)
 
-    def _save(self, slot: int) -> None:
-        seat = self.seats[slot]
-        seat.checkpoints.save(seat.done, shard(self._own_state(slot), replicated(self.task.mesh)), seat.history)
+    def _save(self, slot: int, seat: _Seat, checkpoints: Checkpoints) -> None:
+        checkpoints.save(seat.done, shard(self._own_state(slot, seat), replicated(self.task.mesh)), seat.history)
         seat.saved = seat.done
 
     def _save_and_leave(self) -> None:
         """Saves each lane that has trained since its last checkpoint, waits for the disk and raises `Preempted`."""
-        seated = [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
-        if any(seat.checkpoints is None for _, seat in seated):
+        seated = self._seated()
+        kept = [(slot, seat, seat.checkpoints) for slot, seat in seated if seat.checkpoints is not None]
+        if len(kept) < len(seated):
             raise Preempted(f"{self.label}: the steps of {len(seated)} lanes are lost, as checkpoints are off")
-        for slot, seat in seated:
+        for slot, seat, checkpoints in kept:
             if seat.done > seat.saved:
-                self._save(slot)
-        for _, seat in seated:
-            seat.checkpoints.wait()
+                self._save(slot, seat, checkpoints)
+        for _, _, checkpoints in kept:
+            checkpoints.wait()
         steps = ", ".join(f"{seat.lane.name} at step {seat.done}" for _, seat in seated)
         raise Preempted(f"{self.label}: saved {steps}; run the same command again to go on")
 
-    def _look(self) -> None:
+    def _look(self, stop: EarlyStop) -> None:
         """Computes held-out losses of the lanes that are due, and ends those that have not improved for long enough."""
-        stop = self.early_stop
-        due = [slot for slot, seat in enumerate(self.seats) if seat and seat.done % stop.every == 0 and not seat.ending]
-        if not due:
+        due = [(slot, seat) for slot, seat in self._seated() if seat.done % stop.every == 0 and not seat.ending]
+        inputs = self._inputs() if due else None
+        if inputs is None:
             return
-        inputs = self._inputs()
         sums = [self.task.losses(self.state, inputs, _for_lanes(batch, self.task)) for batch in self.looked_at]
-        losses_N = sum(np.asarray(total) for total, _ in sums) / sum(np.asarray(weight) for _, weight in sums)
-        for slot in due:
-            history = self.seats[slot].history
-            checks = history.setdefault("checks", [])
-            checks.append({"step": self.seats[slot].done, "loss": float(losses_N[slot])})
+        losses_N: Any = sum(np.asarray(total) for total, _ in sums) / sum(np.asarray(weight) for _, weight in sums)
+        for slot, seat in due:
+            checks = seat.history.setdefault("checks", [])
+            checks.append({"step": seat.done, "loss": float(losses_N[slot])})
             best = min(range(len(checks)), key=lambda i: checks[i]["loss"])
             if len(checks) - 1 - best >= stop.patience:
-                history["ending"] = "stopped"
+                seat.history["ending"] = "stopped"
 
 
 def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:

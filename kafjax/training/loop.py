@@ -120,7 +120,8 @@ def train(
         else:
             task = Task.lora(model, params, config, mesh, n_steps, spec)
         restored = None if checkpoints is None else checkpoints.restore(task.abstract)
-        state, history = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
+        begin: tuple[TrainState, dict[str, Any]] = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
+        state, history = begin
         for x in task.donated:  # a state that was restored, cast or moved has not taken their memory
             x.delete()
         if done := len(history["curve"]):
@@ -299,7 +300,8 @@ def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: T
     data = variants.about.checksum if isinstance(variants, PackedRows) else 0
     for examples in () if isinstance(variants, PackedRows) else variants:
         for example in examples:
-            data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))
+            data = zlib.crc32(np.ascontiguousarray(example.weights).data, data)
+            data = zlib.crc32(np.ascontiguousarray(example.tokens).data, data)
     return rundir.config_hash(
         {
             # Without what is at its default, so that a switch for another family leaves the checkpoints of this one readable.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kafjax.core import trees
 from kafjax.models import Decoder
 from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.loss import chunked_cross_entropy, even_chunk, used
 from kafjax.training.batches import Batch
 
 
-def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 256, n_sequence: int = 1) -> tuple[jax.Array, jax.Array]:
+def loss(model: Decoder, params: trees.Tree, batch: Batch, chunk: int = 256, n_sequence: int = 1) -> tuple[jax.Array, jax.Array]:
     """Computes the weighted sum of token losses in nats and the sum of the weights, both float32 scalars.
 
     They are sums, not means, so that those of microbatches (and their gradients) add up to those of the whole batch.

@@ -25,7 +25,7 @@ def warmup_steps(steps: int, fraction: float) -> int:
     return min(round(fraction * steps), steps - 1)
 
 
-def rate(step: jax.Array, peak: Any, warmup: Any, steps: Any, floor_fraction: float) -> jax.Array:
+def rate(step: Any, peak: Any, warmup: Any, steps: Any, floor_fraction: float) -> jax.Array:
     """The learning rate of `warmup_cosine` after `step` steps; every argument but the floor may be traced, so that one program
     serves trainings of any rate and length."""
     rising = (step + 1) / (warmup + 1)
@@ -165,7 +165,7 @@ def _scale_by_factored_rms(decay: float = 0.8, eps: float = 1e-30) -> optax.Grad
             v=zeros(nothing, lambda shape: shape),
         )
 
-    def update(gradients: Any, state: FactoredState, params: Any = None) -> tuple[Any, FactoredState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, FactoredState]:
         new = (state.count + 1.0) ** -decay  # weight of this step's squares
 
         def scaled(path: tuple[Any, ...], g: Any, row: Any, col: Any, v: Any) -> tuple[Any, Any, Any, Any]:
@@ -178,9 +178,9 @@ def _scale_by_factored_rms(decay: float = 0.8, eps: float = 1e-30) -> optax.Grad
             row_share = row / jnp.mean(row, -1, keepdims=True)
             return g * jax.lax.rsqrt(row_share)[..., None] * jax.lax.rsqrt(col)[..., None, :], row, col, v
 
-        results = jax.tree_util.tree_map_with_path(scaled, gradients, state.v_row, state.v_col, state.v)
-        updates, *moments = jax.tree.transpose(jax.tree.structure(gradients), jax.tree.structure((0,) * 4), results)
-        return updates, FactoredState(state.count + 1, *moments)
+        results = jax.tree_util.tree_map_with_path(scaled, updates, state.v_row, state.v_col, state.v)
+        scaled_updates, *moments = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0,) * 4), results)
+        return scaled_updates, FactoredState(state.count + 1, *moments)
 
     return optax.GradientTransformation(init, update)
 

@@ -21,8 +21,8 @@ Combine = Callable[[Any, trees.Tree, jax.Array], trees.Tree]
 """`combine(trainable, frozen, key) -> params`: what makes full fine-tuning, a frozen embedding and LoRA one step. `key` draws the dropout
 of this step, or of one of its microbatches."""
 
-Step = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
-"""`step(state, frozen, batch) -> (state, metrics)`, jitted or compiled."""
+Step = jax.stages.Wrapped
+"""`step(state, frozen, batch) -> (state, metrics)`, jitted."""
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +64,8 @@ def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, 
                 return NamedSharding(mesh, PartitionSpec(*(spec[i] for i in kept)))
         return counters
 
-    return TrainState(counters, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
+    everywhere: Any = counters  # a state of shardings in place of arrays
+    return TrainState(everywhere, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
 
 
 def batch_sharding(mesh: Mesh, accumulate: int = 1) -> NamedSharding:
@@ -156,7 +157,7 @@ def _updated(trainable: Any, updates: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(trainable)
     keys = jax.random.split(key, len(leaves)) if any(x.dtype == jnp.bfloat16 for x in leaves) else [None] * len(leaves)
 
-    def add(x: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
+    def add(x: jax.Array, update: jax.Array, key: Any) -> jax.Array:
         return round_stochastically(x.astype(jnp.float32) + update, key) if x.dtype == jnp.bfloat16 else x + update
 
     added = [add(x, update, k) for x, update, k in zip(leaves, jax.tree.leaves(updates), keys, strict=True)]

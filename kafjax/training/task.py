@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import trees
+from kafjax.lora import Spec
 from kafjax.models import Decoder
 from kafjax.ops.loss import even_chunk
 from kafjax.ops.quantized import QuantizedKernel, refuse_quantized
@@ -33,7 +34,7 @@ class CompiledStep:
       flops_a_place: FLOPs of those products for one place whose logits are computed.
     """
 
-    step: Step
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     seconds: float
     flops: float
     flops_a_place: float
@@ -60,7 +61,7 @@ class Task:
     combine: Combine
     frozen: trees.Tree
     make_trainable: Callable[[], Any]
-    finished: Callable[[Any], tuple[Any, lora.Spec | None]]
+    finished: Callable[[Any], tuple[Any, Spec | None]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     abstract: TrainState
@@ -82,14 +83,14 @@ class Task:
         def combine(trainable: Any, frozen: Any, key: Any) -> Any:
             return trees.combine(trainable, frozen)
 
-        def finished(trainable: Any) -> tuple[Any, lora.Spec | None]:
+        def finished(trainable: Any) -> tuple[Any, Spec | None]:
             return trainable, None
 
         task = cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
         return dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
 
     @classmethod
-    def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
+    def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: Spec) -> Task:
         """Makes the task of training a LoRA adapter, drawn from `config.seed`, beside `params`, which may be quantised (`ops.quantized`).
 
         PiSSA and OLoRA train beside the residual base: a second copy of the adapted kernels.
@@ -106,7 +107,7 @@ class Task:
             initial = draw()
             draw, base = lambda: jax.tree.map(jnp.copy, initial), lora.residual(params, initial, spec)
 
-            def finished(adapters: Any) -> tuple[Any, lora.Spec | None]:
+            def finished(adapters: Any) -> tuple[Any, Spec | None]:
                 return lora.plain(params, adapters, shard(initial, _places(adapters)), spec)
 
         return cls._build(model, config, mesh, n_steps, attach, base, draw, finished, shapes, lora.axes(shapes, model.axes()))
@@ -149,7 +150,7 @@ class Task:
         began = time.perf_counter()
         compiled = self.lower(batch).compile()
         seconds = time.perf_counter() - began
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         return CompiledStep(compiled, seconds, *self.flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
@@ -181,7 +182,8 @@ class Task:
         if n_micro > 1:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         step = self._step(dataclasses.replace(self.model, unroll=True), 1, self.config.loss_chunk)
-        counted = float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+        costs: Any = step.lower(self.abstract, self.frozen, batch).cost_analysis()
+        counted = float(costs["flops"])
         table = (self.model.config.vocab_size, self.model.config.hidden_size)
         trains = any(x.shape == table for x in jax.tree.leaves(self.abstract.trainable))
         a_place = 2.0 * (3 if trains else 2) * table[0] * table[1]  # logits, gradient of the hidden states, of the table
@@ -191,7 +193,7 @@ class Task:
         return n_micro * (counted - a_chunk * a_place), a_place
 
 
-def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None, stored: trees.Tree | None = None) -> trees.Tree:
+def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: Spec | None = None, stored: trees.Tree | None = None) -> trees.Tree:
     """Returns the dtype and sharding of each parameter in `train`. Parameters loaded so (`hub.load_params`) exist only once.
 
     Args:
