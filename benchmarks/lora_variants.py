@@ -1,4 +1,4 @@
-"""What each variant of LoRA costs beside the plain one: time of a step, parameters, memory, seconds before the first step.
+"""Cost of each variant of LoRA relative to the plain one: time of a step, parameters, memory, seconds before the first step.
 
     python -m benchmarks.lora_variants                                  Gemma 3 270M, two rows of 64 tokens
     python -m benchmarks.lora_variants --variants=dora,pissa            those alone, and the plain one, which is always measured
@@ -54,7 +54,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def define_flags() -> None:
-    """Not at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
     flags.DEFINE_string("model", "gemma3-270m", "gemma3-270m, or a folder of a decoder.")
     flags.DEFINE_list("variants", list(VARIANTS), "Which to measure.")
     flags.DEFINE_integer("rows", 2, "Rows per step.", lower_bound=1)

@@ -1,4 +1,4 @@
-"""What a quantised base saves and costs: bytes, time of a LoRA step, perplexity, and what an adapter learns beside it.
+"""Savings and costs of a quantised base: bytes, time of a LoRA step, perplexity, and what an adapter learns beside it.
 
     python -m benchmarks.quantized_base --measure=steps              bytes and step times of each base, in turns
     python -m benchmarks.quantized_base --measure=perplexity         of held-out prose, before any training
@@ -49,7 +49,7 @@ SPLITS = ("seen", "paraphrase")
 
 
 def define_flags() -> None:
-    """Not at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
     flags.DEFINE_string("model", "gemma3-270m", "Language model: gemma3-270m, or a folder.")
     flags.DEFINE_enum("measure", "steps", ["steps", "perplexity", "learning"], "What to measure.")
     flags.DEFINE_list("bases", list(BASES), "Bases to measure.")
@@ -87,12 +87,15 @@ def main(_: list[str]) -> None:
 def stored(params: trees.Tree, base: str) -> trees.Tree:
     if base in FORMATS:
         return quantize_params(params, base)
-    is_rounded = lambda path: base == "bfloat16" and path.endswith("/kernel")  # noqa: E731
+
+    def is_rounded(path: str) -> bool:
+        return base == "bfloat16" and path.endswith("/kernel")
+
     return trees.map_with_path(lambda path, x: x.astype(jnp.bfloat16).astype(x.dtype) if is_rounded(path) else x, params)
 
 
 def n_bytes(params: trees.Tree, base: str) -> dict[str, int]:
-    """Of the kernels and of everything, as they are stored."""
+    """Bytes of the kernels and of all parameters, as they are stored."""
     kernels = trees.n_bytes({path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("/kernel")})
     rest = trees.n_bytes(params) - kernels
     kernels = kernels // 2 if base == "bfloat16" else kernels
@@ -179,8 +182,7 @@ def measure_learning(model: Decoder, params: trees.Tree) -> dict[str, Any]:
 def _lab(model: Decoder, params: trees.Tree, settings: Settings, folder: Path, seed: int) -> Lab:
     values = flags.FLAGS
     known = corpus.load("biographies", n_subjects=values.subjects, seed=seed, n_retention=8, n_held_out=values.texts)
-    progress = lambda label, total: Progress(label, total)  # noqa: E731
-    return Lab(model, params, make_mesh(), hub.tokenizer(values.model), known, settings, folder, lambda **row: None, progress)
+    return Lab(model, params, make_mesh(), hub.tokenizer(values.model), known, settings, folder, lambda **row: None, Progress)
 
 
 def _ordered(cases: Mapping[str, Any]) -> list[str]:
@@ -192,7 +194,10 @@ def steps_table(cases: Mapping[str, Any]) -> table.Table:
 
     def row(base: str) -> tuple[str, ...]:
         case = cases[base]
-        size = lambda part: f"{case['bytes'][part] / 1e6:,.0f}" + (f" ({case['bytes'][part] / whole[part]:.3f}x)" if whole else "")  # noqa: E731
+
+        def size(part: str) -> str:
+            return f"{case['bytes'][part] / 1e6:,.0f}" + (f" ({case['bytes'][part] / whole[part]:.3f}x)" if whole else "")
+
         if "seconds" not in case:
             return base, size("kernels"), size("all"), "-", "-", "-"
         memory = f"{case['argument_bytes'] / 1e6:,.0f} + {case['temporary_bytes'] / 1e6:,.0f}"
@@ -208,7 +213,10 @@ def perplexity_table(cases: Mapping[str, Any]) -> table.Table:
         case, floats = cases[base], cases.get("float32")
         own = dataclasses.asdict(perplexity(case["nll"], case["tokens"]))
         over = dataclasses.asdict(perplexity_ratio(case["nll"], floats["nll"], case["tokens"])) if floats else None
-        show = lambda i, digits: f"{i['value']:.{digits}f} [{i['low']:.{digits}f}, {i['high']:.{digits}f}]" if i else "-"  # noqa: E731
+
+        def show(i: Mapping[str, float] | None, digits: int) -> str:
+            return f"{i['value']:.{digits}f} [{i['low']:.{digits}f}, {i['high']:.{digits}f}]" if i else "-"
+
         return base, show(own, 2), show(over, 4), f"{len(case['tokens'])}", f"{sum(case['tokens']):,}"
 
     headers = ("base", "perplexity", "over float32's", "texts", "tokens")

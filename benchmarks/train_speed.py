@@ -87,7 +87,7 @@ class Measured:
 
 
 def define_flags() -> None:
-    """Not at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
     flags.DEFINE_string("model", "gemma3-270m", "gemma3-270m, a folder, or random:NAME: random weights in a published shape (llama3.2-1b).")
     flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
     flags.DEFINE_list("sides", list(SIDES), "ours, theirs, or both in turns. One alone has all the memory, and no ratio.")

@@ -81,7 +81,7 @@ def _with_queries(cost: Cost, predictions: Sequence[Prediction], latencies: Sequ
 
 
 def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: Lab) -> list[Prediction]:
-    """What a hybrid's own weights make of the gold passage alone, for the questions it missed with that passage in the prompt.
+    """Answers of a hybrid's own weights from the gold passage alone, for the questions it missed with that passage in the prompt.
 
     Arms that read with the base model's weights have the oracle arm for this.
     """
@@ -100,7 +100,7 @@ def clear_finished(run: Run) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _StoredArm:
-    """What `arm.json` holds. Releases before this one noted no environment; a loss that was not finite is null."""
+    """Contents of `arm.json`. Older releases noted no environment. A loss that was not finite is null."""
 
     cost: Cost
     held_out_nll: list[float | None]

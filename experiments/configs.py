@@ -47,7 +47,7 @@ def _chat() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Config):
-    """Which language model, and in which numbers it computes."""
+    """The language model and its numeric type."""
 
     model: str = option(
         "gemma3-270m",
@@ -76,7 +76,7 @@ class ModelConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
-    """Where results go."""
+    """The run's folder, name and logging."""
 
     name: str | None = option(None, "Name of the run's folder (default: a hash of the configuration).", record=False)
     runs: str = option("runs", "Folder that runs are written to.", record=False, path=True)
@@ -271,7 +271,7 @@ class PlanPod(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Export(Config):
-    """What a run has learned, in the form that others read."""
+    """An export of what a run has learned, in the form that others read."""
 
     run: str | None = option(
         None, "Folder of a run of experiments.finetune, of a lane, or of a method of a comparison.", record=False, path=True

@@ -115,7 +115,7 @@ def _finetune(config: Finetune) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Lesson:
-    """What is trained on, the questions that ask for it afterwards, what a run of it has in its identity, and a line about it."""
+    """Training data, the questions that test it afterwards, its part of the run's identity, and a line that describes it."""
 
     examples: list[list[Example]] | PackedRows
     questions: Sequence[Question]
@@ -174,7 +174,7 @@ def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Me
 
 @dataclasses.dataclass(frozen=True)
 class _Took:
-    """What is told of `result.json`. Releases before this one did not count useful FLOPs."""
+    """The printed part of `result.json`. Older releases did not count useful FLOPs."""
 
     trainable_parameters: Count
     steps: Count

@@ -58,7 +58,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Of one program on one mesh; `compiled` is None where only formulas tell."""
+    """Estimate of one program on one mesh. `compiled` is None where only formulas apply."""
 
     program: Program
     formula: Estimate
@@ -75,7 +75,7 @@ class Verdict:
 
 
 def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes: int) -> list[Program]:
-    """What a method runs on the devices; the last one is what a mesh is chosen for."""
+    """Lists the programs that a method runs on the devices. The mesh is chosen for the last one."""
     rows, length = config.batch_rows, config.seq_len
     spec = lora.Spec(rank)
     if method == "full":

@@ -31,7 +31,7 @@ from kafjax.training.task import Task, lay_out
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says. Bytes are of one device; `used` and `limit` are set where it refused, with its words in `refusal`."""
+    """Report of the compiler. Bytes are those of one device. `used` and `limit` are set where it refused; `refusal` has its words."""
 
     seconds: float
     arguments: int = 0
@@ -51,7 +51,7 @@ class Compiled:
 
     @property
     def n_bytes(self) -> float:
-        """Held at once: outputs that lie in the place of arguments count once."""
+        """Bytes held at once. Outputs that share memory with arguments count once."""
         return self.used or self.arguments + self.temporaries + self.outputs - self.aliased
 
 

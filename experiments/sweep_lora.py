@@ -219,7 +219,10 @@ def answer_missing(
 ) -> None:
     """Lets the adapters answer that have not, many in one batch, and the base, from a slot that is empty."""
     questions, folder = [*corpus.questions, *corpus.retention], run.file("lanes")
-    missing = lambda name: not (folder / name / "predictions.jsonl").exists()  # noqa: E731
+
+    def missing(name: str) -> bool:
+        return not (folder / name / "predictions.jsonl").exists()
+
     served = [lane for lane in lanes if (folder / lane.name / "adapter.safetensors").exists()]
     pending: list[Lane | None] = [lane for lane in served if missing(lane.name)] + ([None] if missing(BASE) else [])
     if not pending:
@@ -265,7 +268,7 @@ def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainedLane:
-    """What the table takes from `trained.json`."""
+    """The part of `trained.json` that the table shows."""
 
     ending: Literal["finished", "stopped", "diverged"]
     final_loss: float | None

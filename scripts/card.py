@@ -1,4 +1,4 @@
-"""The model card of an export: what it was made of and how, with the scores of its run. README.md, as the Hugging Face hub shows it."""
+"""The model card of an export: its sources, its training and the scores of its run. README.md, as the Hugging Face hub shows it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _command(stored: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Result:
-    """What is shown of `result.json`."""
+    """The part of `result.json` that is shown."""
 
     final_loss: float
     steps: Count
@@ -75,7 +75,7 @@ class _Result:
 
 
 def _scores(run: Path, trained: Path) -> str:
-    """What was measured: answers of a lane or a method, the loss of a training alone; nothing where nothing was."""
+    """Lists the measured scores: answers of a lane or a method, or the loss of a training. Empty if nothing was measured."""
     files = (trained / "predictions.jsonl", run / "arms" / trained.name / "predictions.jsonl")
     if file := next((file for file in files if file.is_file() and file.parent != run), None):
         predictions = read_rows(Prediction, file)

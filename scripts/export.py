@@ -98,7 +98,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _base_name(name: str) -> str:
-    """How a card calls the base: a name as it is, a folder without the place where it lies."""
+    """Returns the name of the base for a card: a name as it is, a folder without its parents."""
     return Path(name).name if Path(name).exists() else name
 
 
@@ -132,7 +132,7 @@ def _merge(model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lo
 
 
 def _drift(params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: Iterable[str]) -> list[tuple[str, float, float]]:
-    """Returns for each changed parameter `max |cast - exact|` as a share of `max |exact|` and of the largest change."""
+    """Computes `max |cast - exact|` of each changed parameter, as a share of `max |exact|` and of the largest change."""
     flat = [trees.flatten(tree) for tree in (params, exact, merged)]
 
     def of(path: str) -> tuple[str, float, float]:

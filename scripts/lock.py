@@ -63,9 +63,9 @@ def resolve(python: str, keep: str) -> dict[str, str]:
         kept = [line for line in keep.splitlines() if line.partition("==")[0] not in held]
         (room / "keep.txt").write_text("\n".join([*kept, *HELD]) + "\n")
         project = room / "project"  # a copy, since reading a project's metadata writes into its folder
-        project.mkdir()
-        for name in ("setup.py", "pyproject.toml", "LICENSE"):
-            shutil.copy(ROOT / name, project)
+        (project / "kafjax").mkdir(parents=True)
+        for name in ("setup.py", "pyproject.toml", "LICENSE", "kafjax/__init__.py"):
+            shutil.copy(ROOT / name, project / name)
         venv_python = room / "venv" / "bin" / "python"
         run(python, "-m", "venv", str(room / "venv"))
         run(str(venv_python), "-m", "pip", "install", "--quiet", "--upgrade", "pip", "--constraint", str(room / "keep.txt"))

@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no trace outside the session, and a reason for each test this machine cannot run."""
+"""Set-up of every test: no network, no trace outside the session, and a reason for each test this machine cannot run."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _forbidden(package: str, module: str, imported: str) -> str | None:
-    """Why a module of `package` may not import `imported`, or None if it may."""
+    """Reason why a module of `package` may not import `imported`, or None if it may."""
     top = imported.split(".")[0]
     if top == "flax" and package != "models":
         return "only kafjax/models may import flax"

@@ -1,4 +1,4 @@
-"""What a user brings, a thousand times smaller: folders of random models with trained tokenizers, and a folder of documents."""
+"""A user's folders, a thousand times smaller: random models with trained tokenizers, and a folder of documents."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _bpe() -> Tokenizer:
 
 
 def _byte_level(*, bos: bool) -> Tokenizer:
-    """As Llama's and Qwen's: of bytes, split by a pattern that keeps line ends together."""
+    """A tokenizer like Llama's and Qwen's: of bytes, split by a pattern that keeps line ends together."""
     tokenizer = Tokenizer(models.BPE())
     pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     split = pre_tokenizers.Split(pattern, "isolated")

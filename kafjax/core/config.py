@@ -47,7 +47,7 @@ C = TypeVar("C", bound="Config")
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What a field says of itself beside its type and default; see `option`."""
+    """Properties of a field beside its type and default; see `option`."""
 
     help: str
     flag: str | None = None
@@ -87,13 +87,14 @@ def option(default: Any, help: str, **about: Any) -> Any:
 
 
 def nested(default: Config, without: Collection[str] = ()) -> Any:
-    """Declares a field that is itself a configuration. Its fields `without` are no flags here; the experiment sets them.
+    """Declares a field that is itself a configuration. The experiment sets the fields in `without`: they become no flags.
 
-    `default` may differ from the class's defaults where the experiment is another size.
+    `default` may differ from the class's own defaults.
     """
     return dataclasses.field(default=default, metadata={_NESTED: tuple(without)})
 
 
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Base of all configurations: checks every value when it is made.
 
@@ -124,7 +125,7 @@ class Leaf:
 
 
 def leaves(default: Config) -> list[Leaf]:
-    """Lists the flags of an experiment, whose defaults are those of the instance `default`, in order of declaration.
+    """Lists the flags of an experiment in order of declaration. Their defaults are the values of the instance `default`.
 
     Raises:
       TypeError: two fields ask for one flag.
@@ -155,7 +156,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of an experiment, and `--config`, which reads a record."""
-    module = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
+    module: dict[str, Any] = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
     for leaf in leaves(experiment()):
         text = _help(leaf)
         kind = _kind(leaf.hint)
@@ -178,7 +179,7 @@ def from_flags(experiment: type[C], base: Mapping[str, Any] | None = None, value
     """Builds the configuration that the command line asks for.
 
     Args:
-      base: values by flag that stand where no flag was given: a profile, or the record of a run.
+      base: values by flag, used where no flag was given: a profile, or the record of a run.
 
     Raises:
       UserError: a value that cannot be read or is refused by its field.
@@ -194,7 +195,7 @@ def from_flags(experiment: type[C], base: Mapping[str, Any] | None = None, value
 
 
 def given(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-    """Returns the values of the flags that stand on the command line, by flag."""
+    """Returns the values of the flags that the command line sets, by flag."""
     return {leaf.flag: _read_flag(leaf, values[leaf.flag].value) for leaf in leaves(experiment()) if values[leaf.flag].present}
 
 
@@ -223,7 +224,7 @@ def changed(config: C, **values: Any) -> C:
 
 
 def record(config: Config) -> dict[str, Any]:
-    """Returns what config.json holds: JSON values by flag."""
+    """Returns the contents of config.json: JSON values by flag."""
     return {leaf.flag: _as_json(leaf.of(config)) for leaf in leaves(type(config)()) if leaf.about.record}
 
 
@@ -249,7 +250,7 @@ def read_record(experiment: type[Config], stored: Mapping[str, Any], source: obj
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Returns what tells two runs apart: the record without what says where and how fast."""
+    """Returns the fields that tell two runs apart: the record without folders, meshes and other fields of `identity=False`."""
     kept = (leaf for leaf in leaves(type(config)()) if leaf.about.record and leaf.about.identity)
     return {leaf.flag: _as_json(leaf.of(config)) for leaf in kept if not (leaf.about.added and leaf.of(config) == leaf.default)}
 
@@ -306,7 +307,7 @@ def _is_collection(hint: Any) -> bool:
     return typing.get_origin(_kind(hint)) is not None
 
 
-def _element(hint: Any) -> type | None:
+def _element(hint: Any) -> Any:
     """Returns the type of a tuple's elements, or of a mapping's values; None for a single value."""
     arguments = typing.get_args(_kind(hint))
     return (arguments[1] if _is_mapping(hint) else arguments[0]) if arguments else None

@@ -20,23 +20,23 @@ LONGEST = 1000
 
 
 class UserError(Exception):
-    """Something the user can fix. The message is one line that names the thing and the fix."""
+    """An error that the user can fix. The message is one line that names the thing and the fix."""
 
 
 class SaveFailed(UserError):
-    """A checkpoint could not be saved. Threads of the library that saves may wait for ever: the process leaves without them."""
+    """A checkpoint could not be saved. The saving library's threads may wait for ever, so the process exits without joining them."""
 
 
 class SharedError(UserError):
-    """An error that all of many processes raise at the same place: none has to be stopped by another."""
+    """An error that all processes raise at the same point, so that none has to be stopped by another."""
 
 
 class Preempted(Exception):
-    """The machine is being taken away (SIGTERM), and what there was to save is saved. The message says where one can go on from."""
+    """SIGTERM came and the state is saved. The message says where to resume."""
 
 
 def report(error: BaseException) -> int:
-    """Tells of an error on stderr, in one line if a user can do something about it, and returns the exit code that belongs to it."""
+    """Prints an error to stderr, in one line if the user can fix it, and returns its exit code."""
     if isinstance(error, UserError):
         print(f"error: {_one_line(str(error))}", file=sys.stderr, flush=True)
         return 2
@@ -56,7 +56,7 @@ def _one_line(message: str) -> str:
 
 
 def check_text(text: str, what: str) -> str:
-    """Returns a text that can be encoded. Raises `UserError` naming `what` for one that held bytes that are no UTF-8."""
+    """Returns `text` if it can be encoded. Raises `UserError` naming `what` if it held bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -65,7 +65,7 @@ def check_text(text: str, what: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: `"Did you mean 'x'?"` for the closest known one, else the list of what there is."""
+    """Returns the end of a message about an unknown name: `"Did you mean 'x'?"` for the closest known one, else the list of all."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
@@ -88,11 +88,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
                 os._exit(code)
             sys.exit(code)
 
-    if hasattr(sys.stdin, "reconfigure"):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         with contextlib.suppress(io.UnsupportedOperation):  # something has read from it already
             sys.stdin.reconfigure(errors="surrogateescape")  # `check_text` names what is no UTF-8
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that only knows ASCII is told of the rest in escapes
     app.run(guarded, flags_parser=_parse_flags)
 

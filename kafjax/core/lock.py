@@ -42,7 +42,7 @@ _files: dict[Path, _File] = {}
 
 
 class Lock:
-    """A lock that this process holds, until `release`, the end of its block, of the object or of the process."""
+    """A lock held by this process until `release`, or until its block, the object or the process ends."""
 
     def __init__(self, file: _File):
         self.release = weakref.finalize(self, _drop, file)
@@ -55,9 +55,9 @@ class Lock:
 
 
 def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
-    """Takes the lock of a file or folder, which need not exist: `with hold(path): ...`. Makes its parent folders.
+    """Takes the lock of a file or folder: `with hold(path): ...`. The path need not exist; its parent folders are made.
 
-    A thread that holds it already gets it again.
+    The lock is re-entrant within a thread.
 
     Args:
       wait_seconds: how long to wait for another writer before giving up.
@@ -82,7 +82,7 @@ def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
 
 
 def refuse_address(path: Path | str) -> None:
-    """Raises `UserError` for an address such as `gs://bucket/runs`, of which `Path` would make a local folder `gs:`."""
+    """Raises `UserError` for an address such as `gs://bucket/runs`, which `Path` would turn into a local folder `gs:`."""
     first = Path(path).parts[:1]
     if "://" in str(path) or (first and len(first[0]) > 2 and first[0].endswith(":")):
         raise UserError(f"'{path}' is an address; only folders of this machine are read and written, so mount the bucket and give its path")
@@ -113,7 +113,7 @@ class _File:
 
 
 def _take(path: Path) -> _File | str:
-    """Returns the lock, or says who has it."""
+    """Returns the lock's file, or a text that names its holder."""
     if (mine := _files.get(path)) is not None and mine.pid == os.getpid():
         if mine.thread != threading.get_ident():
             return "another thread of this process"

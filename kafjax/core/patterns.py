@@ -1,4 +1,4 @@
-"""Regular expressions that come from flags and files. Backtracking that does not end becomes a `UserError`."""
+"""Regular expressions from flags and files. Endless backtracking becomes a `UserError`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def check(pattern: str) -> None:
     _compiled(pattern)
 
 
-def search(pattern: str, text: str) -> regex.Match[str] | None:
+def search(pattern: str, text: str) -> re.Match[str] | None:
     """`re.search`, bounded in time. Raises `UserError` if `pattern` is invalid or takes longer than `SECONDS`."""
     return _run("search", pattern, text)
 
 
-def match(pattern: str, text: str) -> regex.Match[str] | None:
+def match(pattern: str, text: str) -> re.Match[str] | None:
     """`re.match`, bounded likewise."""
     return _run("match", pattern, text)
 
 
-def fullmatch(pattern: str, text: str) -> regex.Match[str] | None:
+def fullmatch(pattern: str, text: str) -> re.Match[str] | None:
     """`re.fullmatch`, bounded likewise."""
     return _run("fullmatch", pattern, text)
 
 
-def _compiled(pattern: str) -> regex.Pattern[str]:
+def _compiled(pattern: str) -> re.Pattern[str]:
     if not isinstance(pattern, str):
         raise UserError(f"{pattern!r:.80}: not a regular expression (no string)")
     return _compile(pattern)
 
 
 @functools.lru_cache(maxsize=4096)  # an adapter can have a pattern for each kernel of a large model, tried on all of them
-def _compile(pattern: str) -> regex.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     if len(pattern) > LONGEST:
         raise UserError(f"{pattern[:80]!r}...: a regular expression of over {LONGEST} characters")
     try:
@@ -52,7 +52,7 @@ def _compile(pattern: str) -> regex.Pattern[str]:
         raise UserError(f"{pattern[:80]!r}: not a regular expression ({error})") from error
 
 
-def _run(how: str, pattern: str, text: str) -> regex.Match[str] | None:
+def _run(how: str, pattern: str, text: str) -> re.Match[str] | None:
     try:
         return getattr(_compiled(pattern), how)(text, timeout=SECONDS)
     except TimeoutError as error:

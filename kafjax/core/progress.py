@@ -1,4 +1,4 @@
-"""Signs of life: a bar on a terminal; elsewhere (log files, CI) a line at least every ten seconds, also while nothing advances."""
+"""Progress output: a bar on a terminal; elsewhere (log files, CI) a line at least every ten seconds, also while nothing advances."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import TracebackType
 
 from tqdm import tqdm
@@ -25,13 +25,13 @@ class _Bar(tqdm):
 
 
 def silence() -> None:
-    """From here on this process shows no sign of life: it is one of many that do the same, and another one does."""
+    """Disables progress output in this process, since another of the processes shows it."""
     global _silent
     _silent = True
 
 
 def say(label: str, text: str) -> None:
-    """A line on stderr that leaves a bar on the screen whole."""
+    """Prints a line to stderr without breaking a bar on the screen."""
     if _silent:
         return
     _Bar.write(visible(f"{label}: {text}"), file=sys.stderr)
@@ -42,7 +42,7 @@ class Progress:
     """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as bar: bar.advance(1, "loss 1.2")`.
 
     `total` is None where it is not known. A thread keeps it alive while a step compiles or takes long; it ends with the block,
-    however that ends.
+    `total` is None where it is unknown. A thread keeps printing while a step takes long, until the block ends.
     """
 
     def __init__(self, label: str, total: int | None, done: int = 0, unit: str = "step"):
@@ -66,7 +66,7 @@ class Progress:
         self._open.__exit__(kind, error, traceback)
 
     def advance(self, n: int, text: str = "") -> None:
-        """`n` more are done; `text` is shown beside the count."""
+        """Adds `n` to the count and shows `text` beside it."""
         self._done += n
         self._text = text
         if self._bar is not None:
@@ -91,8 +91,8 @@ class Progress:
 
 
 @contextlib.contextmanager
-def waiting(label: str, what: str) -> Iterator[None]:
-    """Says what is being waited for, and again every ten seconds until it is done."""
+def waiting(label: str, what: str) -> Generator[None]:
+    """Prints that `what` is being waited for, at once and every ten seconds until the block ends."""
     say(label, f"{what} ...")
     began = time.monotonic()
     with _repeating(lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: LINE_SECONDS):
@@ -105,7 +105,7 @@ def _shows_bars() -> bool:
 
 
 @contextlib.contextmanager
-def _repeating(action: Callable[[], None], pause: Callable[[], float]) -> Iterator[None]:
+def _repeating(action: Callable[[], None], pause: Callable[[], float]) -> Generator[None]:
     """Calls `action` from a thread, each time after `pause()` seconds, until the block is left."""
     left = threading.Event()
 

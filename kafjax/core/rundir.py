@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `folder` when the block ends well: a kill or an error leaves none that looks finished.
+def new_folder(folder: Path) -> Generator[Path]:
+    """Yields an empty folder that is renamed to `folder` when the block succeeds. A kill or an error leaves no finished-looking one.
 
     Raises `UserError` if `folder` is a file or holds something, cannot be written, or is being written by another process.
     """
@@ -75,15 +75,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Names a file or folder to be made beside `path` and renamed: hidden, and unique over processes, containers and hosts."""
+    """Returns the name of a temporary file or folder beside `path`: hidden, and unique across processes, containers and hosts."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def clear_temporaries(path: Path, *, older_than: float = 0.0) -> None:
-    """Deletes what killed writers of `path` have left beside it.
+    """Deletes the temporaries that killed writers of `path` left beside it.
 
     Args:
-      older_than: seconds since their last change. 0 is for the holder of the lock of `path`: nobody else is writing then.
+      older_than: seconds since their last change. Only the holder of the lock of `path` may pass 0.
     """
     path = path.absolute()
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -117,7 +117,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file, whoever wrote it.
+    """Reads a JSON file from any writer.
 
     Raises:
       UserError: naming file and line, for a file that cannot be read, is no JSON, nests deeper or holds longer numbers than Python
@@ -147,14 +147,14 @@ def _refuse_constant(name: str) -> None:
 
 
 def _why(error: Exception) -> str:
-    """Says why `json` gave up, in few words."""
+    """Describes in a few words why `json` failed."""
     if isinstance(error, RecursionError):
         return "not valid JSON (nested too deeply)"
     return f"not valid JSON ({'a number of thousands of digits' if 'digits' in str(error) else str(error)[:100]})"
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Appends a row. A last line that a kill or a full disk cut short is dropped, so that the new one starts a line.
+    """Appends a row. A last line cut short by a kill or a full disk is dropped first, so that the new row starts a line.
 
     Raises `UserError` if it cannot be written.
     """
@@ -223,14 +223,14 @@ def _finite(value: Any) -> Any:
 class Run:
     """One run's directory, `root/name`.
 
-    `lock` makes this process its only writer, until `close` or the end of this object; None for who only reads.
+    `lock` makes this process its only writer until `close` or the end of this object; None for readers.
     """
 
     path: Path
     lock: Lock | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def close(self) -> None:
-        """Lets others write."""
+        """Releases the lock, so that others can write."""
         if self.lock is not None:
             self.lock.release()
 
@@ -272,7 +272,7 @@ def find_run(root: Path, name: str | None, config: Config, *, prefix: str, also:
 
 
 def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
-    """Reads the identity of the run that left `file`; one of an older release lacks fields that were added since."""
+    """Reads a run's identity from `file`. A file of an older release lacks the fields that were added since."""
     stored = read_object(file)
     known = {leaf.flag for leaf in leaves(config)}
     beside = {key: value for key, value in stored.items() if key not in known}
@@ -285,7 +285,7 @@ def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
 
 
 def open_run(root: Path, name: str | None, config: Config, *, prefix: str, also: Mapping[str, Any] | None = None) -> Run:
-    """`find_run`, and a new run gets its folder with `config.json`. Raises `UserError` also if that cannot be written."""
+    """Calls `find_run`, and writes the folder and `config.json` of a new run. Raises `UserError` also if they cannot be written."""
     lock = hold(find_run(root, name, config, prefix=prefix, also=also).path)
     run = Run(find_run(root, name, config, prefix=prefix, also=also).path, lock)  # once more: another may have made it meanwhile
     try:
@@ -301,9 +301,9 @@ def open_run(root: Path, name: str | None, config: Config, *, prefix: str, also:
 
 
 def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
-    """Raises `UserError` for a folder that takes no file, or a disk with less than `n_bytes` free: before hours are spent.
+    """Raises `UserError` early for a folder that cannot be written, or a disk with less than `n_bytes` free.
 
-    Quotas and file size limits are noticed at `PROBE_BYTES` only, by writing them.
+    Quotas and limits on file sizes are only noticed up to `PROBE_BYTES`, by writing that much.
     """
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
@@ -319,7 +319,7 @@ def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on beside the config: versions, platform, git commit (None outside a checkout)."""
+    """Returns the environment of a result: versions, platform, git commit (None outside a checkout)."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The check of what a JSON file holds: each reader names the type that it expects, whoever wrote the file.
+"""Checks of JSON files: each reader names the type that it expects.
 
     class Rows(TypedDict):
         seq_len: Count
@@ -40,7 +40,7 @@ def read_rows(kind: type[T], path: Path, *, fix: str = "") -> list[T]:
 
 
 def checked(kind: type[T], value: Any, where: Path | str, *, fix: str = "") -> T:
-    """Returns the `kind` that a value read from JSON stands for.
+    """Converts a value read from JSON into `kind`, after checking it.
 
     Args:
       where: what holds the value, for the message.
@@ -68,7 +68,7 @@ def _lower(message: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Shows a value in few characters, without spelling out a number of thousands of digits."""
+    """Shows a value in a few characters. Numbers of thousands of digits are not spelled out."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a number of many digits"
     if isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""Text that came from outside, made safe to show."""
+"""Text from outside, made safe to print."""
 
 from __future__ import annotations
 

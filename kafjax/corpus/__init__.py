@@ -1,4 +1,4 @@
-"""What there is to learn: documents, passages, and questions about them."""
+"""Corpora: documents, passages, and questions about them."""
 
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk, sentences

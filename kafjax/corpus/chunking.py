@@ -1,4 +1,4 @@
-"""From documents to passages: sentences, packed words, or whole documents. No duplicates within a corpus."""
+"""Chunking of documents into passages: sentences, packed words, or whole documents. No duplicates within a corpus."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def _ends_sentence(before: str, stop: str, after: str) -> bool:
         return not after[0].isdigit()
     dotted = "." in word and word.replace(".", "").isalpha()
     if word in _ABBREVIATIONS or dotted or (len(word) == 1 and word.isalpha()):
-        return re.match(r"\w+", after)[0].lower() in _OPENERS
+        following = re.match(r"\w+", after)
+        return following is not None and following[0].lower() in _OPENERS
     return True
 
 
@@ -86,7 +87,7 @@ def chunk(documents: Iterable[Document], size: str | int = "sentence", overlap: 
 
 
 def cut(documents: Iterable[Document], size: str | int = "sentence", overlap: int = 0) -> list[Passage]:
-    """As `chunk`, duplicates included."""
+    """Cuts documents as `chunk` does, but keeps duplicates."""
     size = parse_size(size)
     if not isinstance(size, int) and overlap:
         raise UserError(f"an overlap of {overlap} words needs a chunk size in words, not '{size}'")

@@ -1,4 +1,4 @@
-"""Which corpus, and how large a generated one is: the only place where these defaults stand."""
+"""Settings of the corpus: which one, and the size of a generated one. Their only defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("biographies", "biographies-control", "factbook")
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(Config):
-    """What there is to learn, and what is asked beside it. `corpus.load` opens it."""
+    """The corpus, and the questions asked beside it to measure forgetting. `corpus.load` opens it."""
 
     corpus: str = option(
         "biographies",
@@ -33,7 +33,7 @@ class CorpusConfig(Config):
 
     @property
     def is_generated(self) -> bool:
-        """Whether the name and the numbers say everything about the contents."""
+        """True if the name and the numbers determine the contents."""
         return self.corpus in NAMES
 
     @property

@@ -66,7 +66,7 @@ def countries() -> tuple[Country, ...]:
 
 
 def _echoes(name: str, answers: tuple[str, ...]) -> bool:
-    """Whether an answer holds the country's name ("Mount Kenya"): it could be guessed from the question."""
+    """True if an answer contains the country's name ("Mount Kenya"), since it could be guessed from the question."""
     return any(name.removeprefix("the ").lower() in answer.lower() for answer in answers)
 
 
@@ -139,7 +139,7 @@ def factbook(
     overlap: int = 0,
     exclude: Collection[str] = (),
 ) -> Corpus:
-    """Real facts that a small model does not know: `n_documents` documents a country, every fact asked.
+    """Builds a corpus of real facts that a small model does not know: `n_documents` documents a country, every fact asked.
 
     Splits and gold passages are as in `biographies`. The countries are those with all of the first `n_attributes` attributes, without the
     codes in `exclude`, in an order drawn from `seed`: more of them change nothing about those before. Raises `UserError` for counts out

@@ -19,7 +19,7 @@ from kafjax.corpus.chunking import chunk
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """Something that can be said of a subject, with the wordings that say and ask it.
+    """A kind of fact about a subject, with the wordings that state it and ask for it.
 
     Wordings hold `{name}` and, where the value is told, `{value}` (or `{an}`, its indefinite article). The last of `statements` never
     appears in a corpus' documents: it is the unseen wording of `held_out_documents`. `questions` may be trained on; `paraphrases` are
@@ -36,7 +36,7 @@ class Attribute:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Who or what the facts are about. `facts` maps an attribute's name to its accepted answers, the stated one first.
+    """The person or thing that facts are about. `facts` maps an attribute's name to its accepted answers, the stated one first.
 
     It may lack some. `trained` subjects have training questions.
     """

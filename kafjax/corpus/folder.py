@@ -92,7 +92,7 @@ def corpus_name(path: str | Path) -> str:
 
 
 def load_passages(path: str | Path, size: str | int | None = None, overlap: int = 0) -> tuple[Passage, ...]:
-    """The passages alone of a corpus directory, which then needs no questions, or of one file of `corpus.jsonl`'s format.
+    """Reads only the passages of a corpus directory, which then needs no questions, or of one file in the format of `corpus.jsonl`.
 
     `size`, `overlap` and what is raised are as for `load_folder`.
     """
@@ -213,7 +213,7 @@ def default_passages(documents: Sequence[Document], size: str | int | None, over
 
 
 def _gold_ids(documents: Iterable[Document], passages: Iterable[Passage], kept: Mapping[str, str]) -> Gold:
-    """What each id stands for in a question's `passages`: a document for all its passages, a passage for the one kept in its place."""
+    """Maps each id in a question's `passages` to passages: a document to all of its own, a passage to the one kept in its place."""
     by_id = {passage.id: passage for passage in passages}
     of_document: dict[str, dict[str, Passage]] = {document.id: {} for document in documents}
     for passage, representative in kept.items():
@@ -276,7 +276,7 @@ def _from_metadata(metadata: Any) -> dict[str, str]:
 
 
 def deal(question: Question) -> list[Question]:
-    """A question without a split: half of them, by a hash of the id, are trained on and asked again."""
+    """Deals a question without a split: by a hash of its id, half are trained on and asked again."""
 
     def as_split(split: str, suffix: str = "") -> Question:
         return Question(f"{question.id}{suffix}", question.text, question.answers, split, question.passages, question.subject)

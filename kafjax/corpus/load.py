@@ -1,4 +1,4 @@
-"""One way in to every corpus: a name, or a directory."""
+"""Loading of any corpus by its name or directory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Question
@@ -36,7 +37,7 @@ def open_corpus(config: CorpusConfig, seed: int = 0, *, needs_questions: bool = 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusStream:
-    """What a corpus has to train on, and the questions that ask for it afterwards.
+    """A corpus for training: its documents, read once, and the questions asked afterwards.
 
     `documents` can be read once. `n_documents` is None where they have to be read to be counted.
     """
@@ -85,13 +86,14 @@ def load(
     directory of documents alone will do.
 
     Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
+    It attaches `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
     capitals and prose of other countries for replay. A directory's own retention questions, prose or replay come first; with all of them,
     or with `n_retention=0` and `n_held_out=0`, the World Factbook is not needed.
 
     Raises `UserError` if there is no such corpus (with the nearest name), or it is broken, or the World Factbook is not installed.
     """
     name = os.fspath(source)
-    generated = {
+    generated: dict[str, Any] = {
         "n_attributes": n_attributes,
         "n_documents": n_documents,
         "questions_per_fact": questions_per_fact,

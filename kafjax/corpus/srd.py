@@ -26,7 +26,7 @@ _EDITION = "dnd5e-2014-en"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a file holds: `attribution` as its licence wants it, and the records of each kind in the file's order."""
+    """Contents of a file: the `attribution` that its licence requires, and the records of each kind in the file's order."""
 
     attribution: str
     records: dict[str, list[dict[str, Any]]]

@@ -35,7 +35,7 @@ GENERATED = {"biographies": "Biographies", "factbook": "Factbook", "srd": "Srd"}
 
 
 def tfds() -> Any:
-    """The library, or a `UserError` that says how to install it."""
+    """Imports TFDS. Raises `UserError` with the install command if it is missing."""
     try:
         return importlib.import_module("tensorflow_datasets")
     except ImportError as error:
@@ -192,7 +192,7 @@ def _document_id(text: str) -> str:
 
 
 def _question(identity: str, text: Any, answers: Iterable[Any], *documents: str) -> Question:
-    """With the ids of its documents where its passages will be."""
+    """Makes a question, with the ids of its documents in place of its passages."""
     return Question(id=identity, text=_text(text).strip(), answers=_answers(answers), split="", passages=documents)
 
 

@@ -44,7 +44,8 @@ def corpus_of(name: str, splits: Mapping[str, Iterable[Row]]) -> Corpus:
             return row["text"]
         kind = _RECORDS[split]
         fields = {field.name for field in dataclasses.fields(kind)}
-        return kind(**{key: tuple(value) if key in LISTS else value for key, value in row.items() if key in fields})
+        values: dict[str, Any] = {key: tuple(value) if key in LISTS else value for key, value in row.items() if key in fields}
+        return kind(**values)
 
     found = {split: tuple(record(split, row) for row in splits.get(split, ())) for split in SPLITS}
     return Corpus(name=name, **found)

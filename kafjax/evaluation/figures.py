@@ -39,7 +39,8 @@ METHOD_STYLE = {
 CAUSE_COLOURS = dict(zip(CAUSES, ("#009e73", "#0072b2", "#e69f00", "#d55e00", "#cc79a7", "#f0e442", "#b3b3b3"), strict=True))
 STAGE_COLOURS = dict(zip((*STAGES, OTHER), ("#56b4e9", "#e69f00", "#009e73", "#0072b2", "#b3b3b3"), strict=True))
 INK, GRID = "#333333", "#e3e3e3"
-STYLE = {
+# Any, because matplotlib types the keys as a list of all its settings.
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -300,7 +301,7 @@ def _colours(results: Results) -> dict[str, str]:
     return {name: _style(name, index)[0] for index, name in enumerate(results["methods"])}
 
 
-def _with(results: Results, *keys: str) -> dict[str, Mapping[str, Any]]:
+def _with(results: Results, *keys: str | None) -> dict[str, Mapping[str, Any]]:
     """Methods that have a value for each of the quality keys."""
     return {
         name: method for name, method in results["methods"].items() if all((method["quality"].get(key) or {"n": 0})["n"] for key in keys)

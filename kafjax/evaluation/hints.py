@@ -1,4 +1,4 @@
-"""What to look at next, read off the numbers: each hint names the figure it comes from."""
+"""Hints on what to look at next, derived from the results. Each names the figure it comes from."""
 
 from __future__ import annotations
 

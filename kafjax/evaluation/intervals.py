@@ -128,7 +128,8 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) -
     False means "not shown to be equal", never "shown to differ".
     """
     difference = paired_difference(a, b, confidence=1 - 2 * alpha)
-    return difference.n > 0 and -margin < difference.low and difference.high < margin
+    low, high = difference.low, difference.high
+    return low is not None and high is not None and -margin < low and high < margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def compare(a: ArrayLike, b: ArrayLike, *, margin: float = 0.05, alpha: float = 
     else:
         p_value = _sign_flip(a_N - b_N)
     if p_value < alpha:
-        verdict = "greater" if difference.value > 0 else "less"
+        verdict = "greater" if (difference.value or 0.0) > 0 else "less"
     else:
         verdict = "equivalent" if equivalent(a_N, b_N, margin, alpha) else "undecided"
     return Comparison(difference, p_value, verdict)

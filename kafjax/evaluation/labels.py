@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours:
     taken = [_around(centre, _MARKER * pixels, _MARKER * pixels) for centre in at.values()] + _error_bars(axes, pixels)
     for name, point in points.items():
         # Offsets are set in points, so that saving at another resolution keeps the picture.
-        style = {"xy": point, "textcoords": "offset points"}
+        style: dict[str, Any] = {"xy": point, "textcoords": "offset points"}
         text = axes.annotate(name, xytext=(0, 0), color=colours[name], ha="center", va="center", fontsize=8.5, weight="bold", **style)
         extent = text.get_window_extent()
         half = np.array([extent.width / 2 + pixels, extent.height / 2])
@@ -35,7 +36,7 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours:
         taken.append(_around(at[name] + offset, *half))
         if (np.abs(offset) - half).max() > clearance + pixels:
             nearest_edge = offset - np.sign(offset) * np.minimum(np.abs(offset), half)
-            line = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.6, "shrinkA": 0}
+            line: dict[str, Any] = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.6, "shrinkA": 0}
             axes.annotate("", xytext=nearest_edge / pixels, arrowprops=line, **style)
 
 

@@ -36,7 +36,7 @@ ALPHA = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What one finished method leaves behind.
+    """Results of one finished method.
 
     `predictions` are scored. `held_out_nll` are summed negative log-likelihoods in nats and `held_out_tokens` token counts of the
     held-out texts, in the same order for every arm. `oracle` are predictions of this arm's weights with only a gold passage in

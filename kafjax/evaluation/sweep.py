@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -74,7 +75,7 @@ def base_cell(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 def _cell(group: Sequence[Trial]) -> dict[str, Any]:
     whole = [trial for trial in group if trial.ending != "diverged"]
-    losses = [trial.final_loss for trial in whole]
+    losses = [trial.final_loss for trial in whole if trial.final_loss is not None]
     loss = Interval(float(np.mean(losses)), min(losses), max(losses), len(losses)) if losses else _NOTHING
     quality = {}
     for split in dict.fromkeys(p.split for trial in whole for p in trial.predictions):
@@ -97,7 +98,7 @@ def splits_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The cell with the highest quality on the headline split; of equals, the one that forgot the least."""
+    """Picks the cell with the highest quality on the headline split. Among equals, the one that forgot the least."""
     split = headline(splits_of(cells))
     ranked = [cell for cell in cells if split in cell["quality"] and "rank" in cell["settings"]]
 
@@ -141,7 +142,10 @@ def draw(cells: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, split in splits.items():
             if any(split in cell["quality"] for cell in cells):
-                value = lambda cell, split=split: cell["quality"].get(split)  # noqa: E731
+
+                def value(cell: Mapping[str, Any], split: str | None = split) -> Any:
+                    return cell["quality"].get(split)
+
                 paths.append(_panels(cells, value, f"correct on {split}", folder / f"{name}.png", True))
         if any(cell["final_loss"]["value"] is not None for cell in cells):
             paths.append(_panels(cells, lambda cell: cell["final_loss"], "final loss, nats per token", folder / "loss.png", False))

@@ -69,7 +69,7 @@ def ratio(interval: Mapping[str, Any] | None) -> str:
 
 
 def quality_table(results: Mapping[str, Any]) -> Table:
-    """What each method learnt and what it forgot."""
+    """Tabulates what each method learnt and what it forgot."""
     splits = splits_of(results)
     columns: list[Column] = [(f"{split} %{_n(results, split)}", _percent_of(split)) for split in splits if split != RETENTION]
     if RETENTION in splits:
@@ -114,7 +114,7 @@ def retrieval_table(results: Mapping[str, Any]) -> Table:
 
 
 def learning_cost_table(results: Mapping[str, Any]) -> Table:
-    """What each method costs before the first query."""
+    """Tabulates the cost of each method before the first query."""
     columns: list[Column] = [
         ("trained parameters", lambda m: number(m["cost"]["trainable_parameters"])),
         ("tokens", lambda m: number(m["cost"]["train_tokens"])),
@@ -134,7 +134,7 @@ def learning_cost_table(results: Mapping[str, Any]) -> Table:
 
 
 def query_cost_table(results: Mapping[str, Any]) -> Table:
-    """What each method costs per query, with the latency of its stages."""
+    """Tabulates the cost of each method per query, with the latency of its stages."""
     present = {stage for method in results["methods"].values() for stage in method["cost"]["latency_seconds"]}
     stages = [stage for stage in (TOTAL, *STAGES, OTHER) if stage in present] + sorted(present - {TOTAL, *STAGES, OTHER})
     columns: list[Column] = [
@@ -181,7 +181,7 @@ def break_even_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def error_budget_table(results: Mapping[str, Any]) -> Table:
-    """Where each method's answers to the knowledge questions come from and where they are lost, in percent."""
+    """Tabulates the sources of right answers and the causes of wrong ones for each method, in percent of the knowledge questions."""
     budgets = results["error_budget"]
     causes = [cause for cause in CAUSES if any(cause in budget for budget in budgets.values())]
     rows = [
@@ -243,7 +243,7 @@ def render(tables: Sequence[Table], footer: Sequence[str] = ()) -> str:
 
 
 def setting(results: Mapping[str, Any]) -> list[str]:
-    """What the numbers depend on: the machine with its versions, and the run's corpus, model, numeric type and seed."""
+    """Lists the setting of a run: the machine with its versions, and the corpus, model, numeric type and seed."""
     environment, config = results["environment"], results["config"]
     cores = f"{environment['cores']} cores" if environment.get("cores") else None
     packages = environment.get("packages") or {}
@@ -257,7 +257,7 @@ _CODE = {"git_sha": "commit", "git_dirty": "uncommitted changes:", "weights": "w
 
 
 def method_notes(results: Mapping[str, Any]) -> list[str]:
-    """What each method says of itself."""
+    """Lists the notes of the methods."""
     notes = [f"{name}: {method['note']}" for name, method in results["methods"].items() if method["note"]]
     if cut := {name: n for name, method in results["methods"].items() if (n := method.get("replies_cut"))}:
         of_methods = ", ".join(f"{name} {n}" for name, n in cut.items())
@@ -267,7 +267,7 @@ def method_notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def _computed_otherwise(results: Mapping[str, Any]) -> dict[str, str]:
-    """Says of arms of an earlier start by what other code, machine or weights they were computed than this start has."""
+    """Notes arms of an earlier start that were computed by other code, on another machine or from other weights."""
     now, told = results["environment"], {}
     for name, method in results["methods"].items():
         if (then := method.get("environment")) is None:

@@ -1,4 +1,4 @@
-"""How answers are written: the only place where these defaults stand."""
+"""Settings of generation, with their only defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kafjax.core.config import Config, option
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig(Config):
-    """How long answers may be, and how many questions are answered at a time."""
+    """Limits on the length of answers and on the questions answered at a time."""
 
     max_new_tokens: int = option(12, "Generation: longest answer in tokens.", least=1, most=2**20)
     hyde_tokens: int = option(24, "HyDE: longest made-up passage in tokens.", least=1, most=2**20)

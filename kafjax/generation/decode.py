@@ -27,7 +27,7 @@ def bucket(length: int) -> int:
 
 
 class State(NamedTuple):
-    """Where the decode loop is: `step` tokens of each reply are in `out`, and EOS behind them. The last one has not been run yet."""
+    """State of the decode loop. `out` holds `step` tokens of each reply and EOS behind them; the last token has not been run yet."""
 
     out_BxN: jax.Array
     step: jax.Array
@@ -85,10 +85,10 @@ def first_token(
     n_new: int,
     sampling: Sampling,
 ) -> State:
-    """The state after the prompts: the first token of each reply, and room for `n_new` of them.
+    """Returns the state after the prompts: the first token of each reply, and room for `n_new` tokens.
 
-    `number_B` tells the rows apart: a row's random numbers come from `key` and its number, whatever batch it is in. A negative
-    number marks a row that only fills the batch.
+    A row's random numbers come from `key` and its number in `number_B`, whatever batch it is in. A negative number marks a row that
+    only fills the batch.
     """
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, number_B)
     token_B = _draw(model, params, last_BxD, key_B, jnp.int32(0), sampling)
@@ -108,7 +108,7 @@ def decode(
 ) -> tuple[State, Cache]:
     """Decodes until every row is done or `limit` tokens are written: one compiled loop, no host round trip per token.
 
-    `stops_V` is True for tokens that end a reply. A row that is done goes on being computed and keeps writing EOS.
+    `stops_V` is True for tokens that end a reply. A finished row is still computed, and writes EOS.
     """
     rows = jnp.arange(state.done_B.shape[0])
 
@@ -136,12 +136,12 @@ def _within(model: Decoder, positions: jax.Array) -> jax.Array:
 
 
 def _constrained(model: Decoder, cache: Cache) -> Cache:
-    """Rows and heads of the cache lie where those of the activations do."""
+    """Constrains the cache to the placement of the activations' rows and heads."""
     return {name: model.constrain(block, (None, "batch", None, "kv_heads", None)) for name, block in cache.items()}
 
 
 def _everywhere(model: Decoder, state: State) -> State:
-    """A few numbers a row, which the host of every process reads."""
+    """Replicates a few numbers a row, which the host of every process reads."""
     return State(*(model.constrain(x, (None,) * x.ndim) for x in state))
 
 

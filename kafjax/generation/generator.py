@@ -28,8 +28,8 @@ from kafjax.parallel import constrainer, replicated, shard
 class Prefix:
     """The beginning of a prompt that many share, computed once. `n_tokens` slots of `cache` are filled.
 
-    The cache has one row, or one for each adapter that it was computed with. `weights` are the arrays that it was computed with: with
-    others it would be another's memory.
+    The cache has one row, or one for each adapter that it was computed with. `weights` are the arrays that it was computed with; it is
+    invalid for any others.
     """
 
     text: Prompt
@@ -196,7 +196,7 @@ class Generator:
         ]
 
     def _place(self, arrays: Any) -> Any:
-        """A tree of arrays, onto every device."""
+        """Replicates a tree of arrays on every device."""
         return jax.device_put(arrays) if self.mesh is None else shard(arrays, replicated(self.mesh))
 
     def _stops_at(self, strings: tuple[str, ...]) -> Stops:

@@ -12,7 +12,7 @@ from kafjax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the distribution whole.
+    """Sampling parameters. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the distribution whole.
 
     `stop` strings end a reply and are cut off. Raises `UserError` for values out of range.
     """
@@ -33,7 +33,7 @@ class Sampling:
             raise UserError("an empty stop string would end every reply at once")
 
     def distribution(self) -> Sampling:
-        """What shapes the distribution of a token and nothing else: all that compiled programs depend on."""
+        """The parameters that shape the distribution of a token. Compiled programs depend on these alone."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 

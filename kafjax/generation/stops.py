@@ -1,4 +1,4 @@
-"""What ends a reply: the EOS token, or a stop string, which may be spread over several tokens."""
+"""Ends of replies: the EOS token, or a stop string, which may be spread over several tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stops:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, strings: tuple[str, ...], vocab_size: int, *eos_ids: int) -> Stops:
-        """Looks through the whole vocabulary: about a second for a large one."""
+        """Finds the stop tokens of a tokenizer. It looks through the whole vocabulary: about a second for a large one."""
         # Decoded, because a token's name may not be its text: spaces, line ends and single bytes are often spelled in another way.
         texts = tokenizer.decode_batch([[i] for i in range(vocab_size)], skip_special_tokens=False) if strings else []
         tokens = {*eos_ids, *(i for i, text in enumerate(texts) if any(s in text for s in strings))}
@@ -40,11 +40,11 @@ class Stops:
 
     @property
     def in_one_token(self) -> bool:
-        """Whether `tokens` alone catch every stop string: one byte cannot be spread over several tokens."""
+        """True if `tokens` alone catch every stop string, as a single byte cannot be spread over several tokens."""
         return all(len(s.encode()) == 1 for s in self.strings)
 
     def cut(self, tokens: Sequence[int]) -> tuple[str, tuple[int, ...], bool]:
-        """What a run of new tokens says.
+        """Cuts a run of new tokens at its end.
 
         Returns:
           The text before the first stop string, the tokens up to and with the one that ended the reply, and whether it has ended.
@@ -62,5 +62,5 @@ class Stops:
         return self.tokenizer.decode([token for token in tokens if token not in self.eos_ids])
 
     def _first(self, text: str) -> int | None:
-        """Where the first stop string begins."""
+        """Returns the position of the first stop string."""
         return min((at for s in self.strings if (at := text.find(s)) >= 0), default=None)

@@ -1,4 +1,4 @@
-"""Tokenizers as transformers opens them: the only place that knows it, asked where a folder has no `tokenizer.json`, or a chat template."""
+"""Tokenizers opened by transformers, for folders without `tokenizer.json` and for chat templates. Only this module imports it."""
 
 from __future__ import annotations
 

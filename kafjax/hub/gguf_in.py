@@ -66,7 +66,7 @@ def read_config(reader: gguf.GGUFReader) -> DecoderConfig:
     )
 
 
-def read_tensors(reader: gguf.GGUFReader) -> Iterator[tuple[str, np.ndarray]]:
+def read_tensors(reader: gguf.GGUFReader) -> Iterator[tuple[str, Any]]:
     """Yields `(name, float32 array)` one at a time."""
     for tensor in reader.tensors:
         shape = tuple(int(n) for n in reversed(tensor.shape))  # GGUF counts the fastest axis first

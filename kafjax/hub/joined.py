@@ -27,7 +27,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def split(described: Resolved, tensors: Tensors, joined: Joined, prefix: str, source: str) -> tuple[Resolved, Tensors]:
-    """What PEFT says and stores of joined modules, as of their parts. `prefix` stands before each name.
+    """Splits what PEFT says and stores of joined modules among their parts. `prefix` stands before each name.
 
     Raises `UserError` for a tensor whose rows are not those of the parts together.
     """

@@ -2,6 +2,17 @@
 
 Named models come from Python packages that carry their weights, so no model hub is asked. Their converted weights lie in
 `$KAFJAX_CACHE`, else `~/.cache/kafjax`. `ORG/NAME` is fetched from the Hugging Face hub (`hub.remote`).
+
+    model, params = load("gemma3-270m", mesh=mesh)                # a name, a folder, or ORG/NAME of the hub; an encoder, too
+    model, params = load_decoder("my/Llama-3.2-1B")               # a language model in float32 on one device
+    tokens = tokenizer("gemma3-270m").encode("The capital of").ids
+    template = chat_template("Qwen/Qwen3-0.6B")                   # None for a base model
+
+    model = describe("gemma3-27b-folder")                         # without its weights; describe_decoder(..) refuses an encoder
+    params = load_params("gemma3-27b-folder", shard(model.abstract_params(), shardings))     # each array straight to its place
+
+    folder_of("gemma3-270m")                                      # the converted folder, in cache_dir()
+    adapter_folder("ORG/ADAPTER")                                 # fetched from the hub; a path is returned as it is
 """
 
 from __future__ import annotations
@@ -12,7 +23,7 @@ import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +72,7 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
         with or without `@REVISION`, of the Hugging Face hub.
       dtype: of a decoder's activations.
       param_dtype: of the parameters. bfloat16 keeps a bfloat16 checkpoint as it is.
-      mesh: where the parameters are to lie, by the rules of `kafjax.parallel`; the default device if None.
+      mesh: devices to place the parameters on, by the rules of `kafjax.parallel`; the default device if None.
 
     Returns:
       The model (a `Decoder` or an `Encoder`) and its parameters, a nested dict of arrays.
@@ -75,8 +86,9 @@ def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32,
 
 
 def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
-    """The parameters of `load(name)`, each in the dtype and the place (`sharding`) that `abstract` has for it, such as
-    `training.layout`. Raises `UserError` as `load` does."""
+    """Loads the parameters of `load(name)`, each in the dtype and sharding that `abstract` (such as `training.layout`) gives it.
+
+    Raises `UserError` as `load` does."""
     folder = _folder(name, weights=True)
     with _cache_to_blame(folder):
         model = _model(folder)
@@ -91,7 +103,7 @@ def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
 
 
 def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
-    """The model of `load(name)` without its parameters, to decide where they are to lie. Raises `UserError` as `load` does."""
+    """Opens the model of `load(name)` without its parameters, to decide on their placement. Raises `UserError` as `load` does."""
     folder = _folder(name)
     with _cache_to_blame(folder):
         model = _model(folder)
@@ -99,7 +111,7 @@ def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
 
 
 def describe_decoder(name: str, *, dtype: Any = jnp.float32) -> Decoder:
-    """`describe` of a language model. Raises `UserError` for an encoder, too."""
+    """Calls `describe` for a language model. Raises `UserError` for an encoder, too."""
     model = describe(name, dtype=dtype)
     if not isinstance(model, Decoder):
         raise UserError(f"'{name}' is an encoder; a language model is needed (gemma3-270m, or a folder)")
@@ -107,18 +119,18 @@ def describe_decoder(name: str, *, dtype: Any = jnp.float32) -> Decoder:
 
 
 def load_decoder(name: str, *, dtype: Any = jnp.float32) -> tuple[Decoder, trees.Tree]:
-    """`load` of a language model, in float32 on one device. Raises `UserError` for an encoder, too."""
+    """Calls `load` for a language model, in float32 on one device. Raises `UserError` for an encoder, too."""
     model = describe_decoder(name, dtype=dtype)
     return model, load_params(name, model.abstract_params())
 
 
 def tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that belongs to `load(name)`, without padding and truncation. Raises `UserError` as `read_tokenizer` does."""
+    """Opens the tokenizer of `load(name)`, without padding and truncation. Raises `UserError` as `read_tokenizer` does."""
     return read_tokenizer(_folder(name))
 
 
 def chat_template(name: str) -> ChatTemplate | None:
-    """The chat template that belongs to `load(name)`; None where its folder has none, as those of base models.
+    """Opens the chat template of `load(name)`. None where the folder has none, as for base models.
 
     Raises `UserError` as `load` does, and for a template that cannot be rendered."""
     return open_template(_folder(name))
@@ -135,7 +147,7 @@ def adapter_folder(name: str) -> Path:
 
 
 def _folder(name: str, *, weights: bool = False) -> Path:
-    """The folder of a model; of one on the hub, the weights are only there where they are asked for."""
+    """Returns the folder of a model. The weights of one on the hub are only fetched on request."""
     if name in NAMED:
         return NAMED[name]()
     if remote.is_remote(name):
@@ -150,8 +162,8 @@ def _folder(name: str, *, weights: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _cache_to_blame(folder: Path) -> Iterator[None]:
-    """What is wrong with a folder that was made here is mended by making it again."""
+def _cache_to_blame(folder: Path) -> Generator[None]:
+    """Adds to errors about the cache that deleting it makes it anew."""
     try:
         yield
     except (UserError, OSError) as error:

@@ -130,7 +130,7 @@ _QKVO, _GATED = _same("q_proj", "k_proj", "v_proj", "o_proj"), _same("gate_proj"
 
 
 def _decoder(attn: dict[str, str] = _QKVO, mlp: dict[str, str] = _GATED) -> tuple[Entry, ...]:
-    """What the families have in common; `attn` and `mlp` are projections by our name and theirs."""
+    """Lists the tensors that the families have in common; `attn` and `mlp` are projections by our name and theirs."""
     return (
         Entry("embed/embedding", "model.embed_tokens.weight"),
         Entry("head/embedding", "lm_head.weight"),

@@ -1,5 +1,8 @@
 """Adapters in the format of PEFT (Mangrulkar et al. 2022): a folder of `adapter_config.json` and `adapter_model.safetensors`.
 
+    hub.save_peft("my-adapter", adapters, spec, model, params, base_name="google/gemma-3-270m")
+    adapters, spec = hub.load_peft("my-adapter", model, params)
+
     ours                                               PEFT's
     "layers/attn/q_proj/kernel": {"a": [L, in, R],     base_model.model.model.layers.{i}.self_attn.q_proj.lora_A.weight [r, in]
                                   "b": [L, R, out],                                           ... .lora_B.weight [out, r]
@@ -10,16 +13,16 @@
     "final_norm/scale": {"scale": [D]}                 base_model.model.model.norm.weight [D], one of modules_to_save
 
 Names are those of the family's checkpoints (`hub.names`), or of the multimodal model that the base is the text part of. PEFT and a
-`Spec` say in different ways what is adapted and by how much, so either is resolved to the rank and alpha of every module
-(`hub.peft_config`), and from there the other is written. The head of a tied
-model is a module of its own there: what a tied embedding has is written for both, and must be the same of both to be read.
+`Spec` describe targets and ranks differently, so each is resolved to the rank and alpha of every module (`hub.peft_config`) before the
+other is written. In PEFT, the head of a tied model is a module of its own. An adapter of a tied embedding is therefore written for both
+modules, and must be the same for both to be read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,7 @@ def save_peft(
 
 
 def _excluded(model: Decoder | Encoder, described: Resolved) -> str:
-    """An expression for the modules of the torch model that are none of ours, and that short names would mean, too."""
+    """Returns a regular expression for modules of the torch model that short names would match although they are not adapted."""
     if isinstance(model, Decoder):
         return _AROUND if model.config.multimodal else ""
     return _POOLER if any(".dense" in name for name in (*described.ranks, *described.trained)) else ""
@@ -98,8 +101,8 @@ def _excluded(model: Decoder | Encoder, described: Resolved) -> str:
 def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) -> tuple[lora.Adapters, lora.Spec]:
     """Reads what PEFT or `save_peft` wrote: `adapters, spec = load_peft(folder, model, params)`.
 
-    An adapter that began as PiSSA or OLoRA, and so stands beside another base, becomes an ordinary one of twice the rank: what it began
-    as is computed again from the base.
+    An adapter that was initialised by PiSSA or OLoRA belongs to a residual base. It is converted to an ordinary one of twice the rank:
+    its initial value is computed again from the base.
 
     Args:
       folder: of `adapter_config.json` and `adapter_model.safetensors`, or shards of it with an index.
@@ -140,8 +143,8 @@ def load_peft(folder: Path | str, model: Decoder | Encoder, params: trees.Tree) 
 
 
 @contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Puts the file before what is wrong with it."""
+def _named(file: Path) -> Generator[None]:
+    """Prefixes errors with the file's name."""
     try:
         yield
     except UserError as error:
@@ -149,13 +152,13 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def _places(base: Base, described: Resolved, stored: Mapping[str, np.ndarray], spec: lora.Spec) -> dict[str, Place]:
-    """Where each tensor belongs. What the head has as well as the embedding it is tied to need not be stored twice."""
+    """Returns the place of each tensor. A tensor that a tied head shares with the embedding need not be stored twice."""
     places = base.places(described, dora=spec.dora)
     return {name: place for name, place in places if name in stored or not base.head or split(name)[0] != base.head}
 
 
 def _beginning(adapters: lora.Adapters, spec: lora.Spec, params: trees.Tree) -> lora.Adapters:
-    """What PEFT began with from the same base: exact singular vectors (PiSSA), or the QR decomposition (OLoRA)."""
+    """Computes PEFT's initial adapter for a base: exact singular vectors (PiSSA), or the QR decomposition (OLoRA)."""
     leaves, ranks, scales = trees.flatten(params), lora.ranks(spec, params), lora.scales(spec, params)
     began = {path: {name: np.array(part) for name, part in parts.items()} for path, parts in adapters.items()}
 
@@ -197,7 +200,7 @@ def _taken(adapters: lora.Adapters, place: Place) -> np.ndarray:
 def _filled(
     stored: Mapping[str, np.ndarray], places: Mapping[str, Place], shapes: Mapping[str, Any], base: Base, folder: Path
 ) -> lora.Adapters:
-    """An adapter of these shapes, each tensor in its place. Raises `UserError` naming one that is missing, misshapen or has no place."""
+    """Fills an adapter of these shapes. Raises `UserError` naming a tensor that is missing, misshapen or has no place."""
     if extra := [name for name in stored if name not in places]:
         raise UserError(f"{folder}: tensor {extra[0]!r} has no place in the adapter that {CONFIG} describes for this base")
     for name, place in places.items():  # all of them before any array is made

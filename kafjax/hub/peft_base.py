@@ -1,4 +1,4 @@
-"""The base that an adapter of PEFT is for: where each tensor of the adapter lies, by the names of the torch model."""
+"""The base model of a PEFT adapter: the place of each tensor of the adapter, by the names of the torch model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TENSOR = re.compile(r"(.+?)\.((?:lora_[^.]+|base_layer|original_module|modules_
 
 
 class Place(NamedTuple):
-    """Where a tensor of PEFT's lies in an adapter of ours: all of it, cut to `shape`, transposed or not."""
+    """Place of a PEFT tensor in an adapter of ours: all of it, cut to `shape`, transposed or not."""
 
     path: str
     layer: int | None
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 def split(name: str) -> tuple[str, str]:
-    """The module and the part of it that a tensor in an adapter's file is named by: `("lm_head", "lora_A.weight")`."""
+    """Splits the name of a tensor in an adapter's file into module and part: `("lm_head", "lora_A.weight")`."""
     found = _TENSOR.fullmatch(name.removeprefix(PREFIX))
     return (found[1], found[2]) if found else (name, "")
 
@@ -61,7 +61,7 @@ class Base:
 
     @classmethod
     def of(cls, model: Decoder | Encoder, params: trees.Tree) -> Base:
-        """The base by the names of a model that is no part of a larger one."""
+        """Describes the base by the names of a model that is not part of a larger one."""
         table = TABLES[model.config.family]
         entries = table.tensors(params)
         where = {name: (entry.path, layer) for name, (entry, layer) in entries.items()}
@@ -70,11 +70,11 @@ class Base:
         return cls(params, "lm_head" if is_tied else "", where, transposed, table, table.joined(params))
 
     def in_multimodal(self) -> Base:
-        """The same under the names that it has as the text part of a multimodal model."""
+        """Returns the base under the names that it has as the text part of a multimodal model."""
         return dataclasses.replace(self, where={in_multimodal(name): place for name, place in self.where.items()})
 
     def named_as_in(self, stored: Iterable[str]) -> Base:
-        """The same under the names of an adapter's file, whose writer may have seen the base as a part of a larger one."""
+        """Returns the base under the names of an adapter's file, whose writer may have seen it as a part of a larger model."""
         swaps, beside = {}, []
         for name in stored:
             for pattern, replacement in self.table.renamed:
@@ -92,7 +92,7 @@ class Base:
         return dataclasses.replace(self, head=head, where=where, beside=tuple(beside))
 
     def is_beside(self, name: str) -> bool:
-        """Whether a tensor in an adapter's file is of a module around the base, such as a vision tower."""
+        """True if a tensor in an adapter's file belongs to a module around the base, such as a vision tower."""
         tensors = (self.table.canonical(tensor) for tensor in (name.removeprefix(PREFIX), f"{split(name)[0]}.weight"))
         return any(self.table.unused.fullmatch(tensor) and tensor != "lm_head.weight" for tensor in tensors)
 
@@ -102,7 +102,7 @@ class Base:
 
     @property
     def modules(self) -> list[str]:
-        """Those that can have an adapter."""
+        """Lists the modules that can have an adapter."""
         return [name.removesuffix(".weight") for name, (path, _) in self.where.items() if path.endswith(("/kernel", "/embedding"))]
 
     @property
@@ -126,11 +126,11 @@ class Base:
         return path if path.endswith("/embedding") else ""
 
     def ties(self, spec: lora.Spec) -> bool:
-        """Whether the adapter changes an embedding that is the head as well."""
+        """True if the adapter changes an embedding that is also the head."""
         return bool(self.head) and (EMBEDDING in lora.ranks(spec, self.params) or EMBEDDING in lora.trained(spec, self.params))
 
     def leaves_head_behind(self, described: Resolved, stored: Iterable[str]) -> bool:
-        """Whether an adapter changes an embedding and leaves the head behind that is tied to it."""
+        """True if an adapter changes an embedding but not the head that is tied to it."""
         changed = {self.where[name][0] for name in (*described.trained, *(f"{module}.weight" for module in described.ranks))}
         return bool(self.head) and EMBEDDING in changed and not any(split(name)[0] == self.head for name in stored)
 
@@ -143,7 +143,7 @@ class Base:
             raise UserError(f"DoRA beside '{found[0]}' is not supported: a head has a length per token in PEFT and per dimension here")
 
     def described(self, spec: lora.Spec) -> Resolved:
-        """Ranks, alphas and what is trained in full, by the names of the torch model."""
+        """Resolves ranks, alphas and the tensors that are trained in full, by the names of the torch model."""
         ranks, alphas, trained = lora.ranks(spec, self.params), lora.alphas(spec, self.params), lora.trained(spec, self.params)
         if unnamed := sorted({*ranks, *trained} - {path for path, _ in self.where.values()}):
             raise UserError(f"'{unnamed[0]}' is trained, for which PEFT has no form")
@@ -158,7 +158,7 @@ class Base:
         )
 
     def spec(self, described: Resolved, given: lora.Spec) -> lora.Spec:
-        """`given` with the targets, patterns and what is trained in full that give what is `described`.
+        """Returns `given` with the targets, patterns and fully trained parameters that resolve to `described`.
 
         A parameter that is trained in some layers is trained in all here: the others keep the values of the base. Raises `UserError`
         if those are not at hand.
@@ -213,6 +213,6 @@ def at(array: Any, layer: int | None) -> Any:
 
 
 def _of_head(module: str, a: Place, b: Place) -> Iterator[tuple[str, Place]]:
-    """A head is a linear layer there, with the tokens as its outputs."""
+    """Place of a part of the head, which is a linear layer in torch, with the tokens as its outputs."""
     yield f"{PREFIX}{module}.lora_A.weight", b._replace(shape=b.shape[::-1], transpose=False)
     yield f"{PREFIX}{module}.lora_B.weight", a._replace(shape=a.shape[::-1], transpose=False)

@@ -1,8 +1,8 @@
-"""What an `adapter_config.json` of PEFT says of each module of a base, and how to say it so.
+"""Translation between `adapter_config.json` of PEFT and the rank and alpha of each module of a base.
 
-PEFT names modules by their place in the torch model, `model.layers.3.self_attn.q_proj`. A list of targets is of ends of such names,
-a string is an expression for a whole one; patterns of ranks are expressions for an end; what is trained in full is named by the end
-of the name of it, or of what it lies in.
+PEFT names modules by their place in the torch model, `model.layers.3.self_attn.q_proj`. A list of targets matches name suffixes; a
+string is a regular expression for the whole name. Rank patterns are regular expressions for a suffix. Parameters trained in full are
+named by the suffix of their own name or of a module around them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNTIED = "they are tied in this base: give it a head of its own (tie_word_embedd
 
 
 class Names(NamedTuple):
-    """What a base is made of, by the names of the torch model.
+    """The modules and tensors of a base, by the names of the torch model.
 
     Attributes:
       modules: linear layers and tables, which can have an adapter.
@@ -41,7 +41,7 @@ class Names(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """Ranks and alphas by module, the tensors that are trained in full, and the rows of the embedding that are; names are torch's."""
+    """Ranks and alphas by module, and the tensors and rows of the embedding that are trained in full. Names are torch's."""
 
     ranks: dict[str, int]
     alphas: dict[str, float]
@@ -50,15 +50,16 @@ class Resolved:
 
 
 def resolved(config: Mapping[str, Any], base: Names) -> Resolved:
-    """What a `completed` config says of a base.
+    """Resolves a `completed` config against a base.
 
     Raises `UserError` for targets or modules to save that are none of it, for a pattern that is no regular expression, and for a head
     that is adapted apart from the embedding that it is tied to, or otherwise.
     """
-    of_module = lambda name: (  # noqa: E731
-        _first(config["rank_pattern"], name, config["r"]),
-        _first(config["alpha_pattern"], name, config["lora_alpha"]),
-    )
+
+    def of_module(name: str) -> tuple[int, float]:
+        rank = _first(config["rank_pattern"], name, config["r"])
+        return rank, _first(config["alpha_pattern"], name, config["lora_alpha"])
+
     own = {name: of_module(name) for name in base.modules if _is_target(config, name)}
     trained = {name for name in base.tensors if _is_saved(config["modules_to_save"], name)}
     if head := base.tied_head:
@@ -83,7 +84,7 @@ def resolved(config: Mapping[str, Any], base: Names) -> Resolved:
 
 
 def written(want: Resolved, base: Names, *, r: int, lora_alpha: float, excluded: str = "", **fields: Any) -> dict[str, Any]:
-    """A config that `resolved` reads as `want`, by the shortest names that do.
+    """Writes a config that `resolved` reads as `want`, by the shortest names that do.
 
     Args:
       excluded: expression for modules that are none of this base, and bear the same short names in the torch model.

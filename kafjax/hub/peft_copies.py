@@ -6,8 +6,8 @@
     model.embed_tokens.original_module.weight            what a table trained in full has replaced: no matter
     model.embed_tokens.modules_to_save.weight            that table again
 
-PEFT puts a copy in the place of the base's table. One of the same numbers is no matter. One that differs in some rows, as where a base
-was resized twice, is applied: it becomes a parameter that is trained in full. Any other one is of another base, and refused.
+PEFT uses a copy instead of the base's table. A copy with the same numbers is ignored. One that differs in some rows, as where a base was
+resized twice, is applied: it becomes a parameter that is trained in full. Any other one belongs to another base and is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TWICE = ("original_module.weight", "modules_to_save.weight")
 def without_copies(
     stored: Mapping[str, np.ndarray], described: Resolved, base: Base, folder: Path
 ) -> tuple[dict[str, np.ndarray], Resolved]:
-    """The tensors of an adapter without those that change nothing, and what is `described` with the tables that they change.
+    """Drops the tensors that change nothing, and adds to `described` the tables that the others change.
 
     Raises `UserError` naming a copy that can be neither passed over nor applied. Of an abstract base only shapes are compared.
     """
@@ -69,7 +69,7 @@ def without_copies(
 
 
 def _differing(array: np.ndarray, base: Base, path: str, token_rows: tuple[int, ...], what: str) -> np.ndarray:
-    """Which rows of a copy are not as those of the base, to the precision of the coarser of the two: `bool [V]`."""
+    """Marks the rows of a copy that differ from the base, to the precision of the coarser of the two: `bool [V]`."""
     leaf: Any = base.leaves[path]
     if array.shape != leaf.shape:
         raise UserError(
@@ -85,7 +85,7 @@ def _differing(array: np.ndarray, base: Base, path: str, token_rows: tuple[int, 
         rtol=float(coarser.eps),
         atol=float(coarser.smallest_subnormal),
     )
-    rows = ~close.all(axis=1)
+    rows: np.ndarray = np.logical_not(np.all(close, axis=1))
     if path == EMBEDDING:
         rows[[i for i in token_rows if i < len(rows)]] = False  # they are given
     return rows

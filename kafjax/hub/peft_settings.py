@@ -3,9 +3,9 @@
 A field falls under one of four heads:
 
     computed       its type and range are checked, and null is PEFT's default (`DEFAULTS`)
-    of one value   another one is refused by name (`_ONLY`)
-    no matter      it says how the adapter was trained or started, which is over, or who wrote the file (`_NO_MATTER`)
-    any other      refused by name unless it is off: null, false or empty; fields of tomorrow too
+    one value      any other value is refused by name (`_ONLY`)
+    ignored        it only says how the adapter was trained or started, or who wrote the file (`_NO_MATTER`)
+    any other      refused by name unless it is off: null, false or empty; the same for fields of later releases
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _MOST_RANK, _MOST_ALPHA, _MOST_ENTRIES = 2**20, 1e9, 100_000
 
 
 def completed(config: Any) -> dict[str, Any]:
-    """The fields that are computed, with PEFT's defaults.
+    """Returns the fields that are computed, completed by PEFT's defaults.
 
     Raises:
       UserError: naming field and value, for a field that is not computed and not off, another type, or a value out of range.
@@ -94,7 +94,7 @@ def completed(config: Any) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value out of a file, as short as a message can have it."""
+    """Shortens a value out of a file for a message."""
     text = "a number of many digits" if isinstance(value, int) and abs(value) >= 10**30 else ascii(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 

@@ -1,9 +1,9 @@
 """Models and adapters by name from the Hugging Face hub: `ORG/NAME`, or `ORG/NAME@REVISION`.
 
-huggingface_hub fetches them into its own cache, which other programs share. What steers it are its own settings: HF_TOKEN (for models
-that are not open to everybody), HF_HUB_OFFLINE=1 (only what is in the cache), HF_HOME or HF_HUB_CACHE (where that is), HF_ENDPOINT.
-Finished files are not fetched again, and a connection that breaks goes on where it broke. No pickle and no code is fetched, and weights
-only when they are read: a model that is refused for its configuration has cost a few kilobytes.
+huggingface_hub fetches them into its own cache, which other programs share. Its own settings apply: HF_TOKEN (for gated models),
+HF_HUB_OFFLINE=1 (only the cache is used), HF_HOME or HF_HUB_CACHE (the cache's folder), HF_ENDPOINT. Finished files are not fetched
+again, and a broken download resumes. No pickle and no code is fetched. Weights are fetched only when they are read, so a model that is
+refused for its configuration costs a few kilobytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ADAPTER = ("adapter_config.json", "adapter_model*.safetensors", "adapter_model.s
 
 
 def is_remote(name: str) -> bool:
-    """True for what may be a name on the hub and is no folder or file of this machine, which wins."""
+    """True if `name` may be a name on the hub. A folder or file of that name on this machine takes precedence."""
     return _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,7 @@ def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, Store
 
 
 def equal(folder: Path, one: str, other: str) -> bool:
-    """Whether two matrices of a folder are of one shape and hold the same numbers; a thousand rows are read at a time.
+    """True if two matrices of a folder have the same shape and numbers. A thousand rows are read at a time.
 
     Raises `UserError` as `read_tensors` does.
     """
@@ -74,7 +74,7 @@ def equal(folder: Path, one: str, other: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, name: str) -> Iterator[StoredTensor]:
+def _opened(folder: Path, name: str) -> Generator[StoredTensor]:
     for found, tensor in read_tensors(folder):
         if found == name:
             yield tensor  # whose file is open as long as this loop stands here
@@ -83,13 +83,13 @@ def _opened(folder: Path, name: str) -> Iterator[StoredTensor]:
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-    """What is read of `model.safetensors.index.json`: the shard of each tensor."""
+    """The part of `model.safetensors.index.json` that is read: the shard of each tensor."""
 
     weight_map: Annotated[dict[str, Annotated[str, pydantic.Field(max_length=200)]], pydantic.Field(min_length=1)]
 
 
 def _files(single: Path, index: Path) -> dict[str, set[str]]:
-    """The files with tensors, and of each the tensors that the index promises."""
+    """Maps each file of tensors to the names that the index promises in it."""
     folder = single.parent
     if single.exists():
         return {single.name: set()}
@@ -109,7 +109,7 @@ def _files(single: Path, index: Path) -> dict[str, set[str]]:
 
 
 def _refuse_repeated(path: Path) -> None:
-    """JSON takes the last of equal keys without a word."""
+    """Raises `UserError` for a repeated key, of which `json` would silently take the last."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := [key for key, n in collections.Counter(key for key, _ in items).items() if n > 1]:

@@ -1,4 +1,9 @@
-"""A Hugging Face folder of our parameters, under the names and in the layout of the family: the way back of `load`."""
+"""Writing of a Hugging Face folder, under the names and in the layout of the family: the inverse of `load`.
+
+model, params = hub.load("gemma3-270m")
+hub.save("tuned", model, params, tokenizer=hub.tokenizer("gemma3-270m"))
+model, params = hub.load("tuned")            # and AutoModelForCausalLM.from_pretrained("tuned") in transformers
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,8 +50,8 @@ def save(
     Args:
       folder: must not exist, or be empty.
       params: those of `model`, without adapters (`lora.merge` them first).
-      tokenizer: written beside the weights. Of a folder its files are copied as they are, chat template and all. Without one the
-        folder has none.
+      tokenizer: written beside the weights. If it is a folder, its files are copied unchanged, the chat template included. None writes
+        no tokenizer.
       shard_bytes: weights above this are cut into several files with an index.
       card: text of README.md, the model card; none is written if empty.
 
@@ -78,7 +84,7 @@ def _part(piece: Piece, leaf: jax.Array) -> np.ndarray:
     return value.T if piece.entry.transpose else value
 
 
-def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, object]:
+def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, Any]:
     expected = {path: leaf.shape for path, leaf in trees.flatten(model.abstract_params()).items()}
     given = trees.flatten(params)
     for path in [*expected, *given]:
@@ -119,7 +125,7 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, st
         write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, object]) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, Any]) -> None:
     if not isinstance(tokenizer, Tokenizer):
         if not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
             raise UserError(f"{tokenizer}: no tokenizer.json in it")

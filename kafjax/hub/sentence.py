@@ -1,4 +1,4 @@
-"""What stands beside a sentence encoder's `config.json`: how token states become a vector, prompts, the longest text.
+"""Files beside a sentence encoder's `config.json`: how token states become a vector, prompts, the longest text.
 
     modules.json                        Transformer -> Pooling -> Dense, ... -> Normalize, each with a folder
     1_Pooling/config.json               which tokens: mean, cls, max, ... in the keys of today or of years ago
@@ -6,8 +6,8 @@
     sentence_bert_config.json           the longest text in tokens (else tokenizer_config.json); whether texts are lower-cased
     config_sentence_transformers.json   prompts before queries and documents; the similarity
 
-A folder without `modules.json` is pooled by the mean, as sentence-transformers does. Whatever is declared and not computed here is
-refused by name: a setting that is passed over in silence is another vector.
+A folder without `modules.json` is pooled by the mean, as sentence-transformers does. A setting that is not computed here is refused by
+name, since ignoring it would change the vectors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")
 
 
 def read_sentence_config(folder: Path, config: EncoderConfig) -> EncoderConfig:
-    """Completes an encoder's configuration by what stands beside it.
+    """Completes an encoder's configuration from the files beside it.
 
     Raises:
       UserError: naming file and setting, for a module, mode, activation or similarity that is not computed here.

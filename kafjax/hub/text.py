@@ -1,12 +1,12 @@
-"""Text to tokens: the one place that says what stands around a text, what a control token is, and where a text goes on.
+"""Text to tokens: the only module that decides what surrounds a text, what is a control token, and how a text continues.
 
-    front(tokenizer)                  [BOS], or nothing: what the tokenizer's own template puts before a text
+    front(tokenizer)                  [BOS], or nothing: the tokens that the tokenizer's template puts before a text
     content(tokenizer, "a <eos> b")   the letters of "<eos>", never the control token
     continued(tokenizer, "Answer:", " 1912")   the tokens that follow those of "Answer:" in "Answer: 1912"
     prompt_ids(tokenizer, prompt)     a prompt from its first token on: front and content, or what a chat template makes of turns
 
-A template that also ends texts (`add_eos_token`) would put an EOS between prompt and answer and twice behind a training text, so what
-it puts behind is never used: whoever trains adds one EOS, whoever asks adds none.
+A template that also ends texts (`add_eos_token`) would put an EOS between prompt and answer, and two behind a training text. Its ending
+is therefore never used: training adds one EOS, and generation adds none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -26,10 +27,10 @@ _ANCHORS = ("\n", ".", "a")
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """A text of which one part is markup and the next is content, in turn; it begins and ends with markup, which may be empty.
+    """A text of alternating markup and content. It begins and ends with markup, which may be empty.
 
-    Names of control tokens are control tokens in the markup, which a chat template writes, and letters in the content, which
-    somebody says. Nothing is put in front: a chat template writes its own BOS.
+    The name of a control token is the token itself in markup, which a chat template writes, and plain letters in content, which a user
+    writes. Nothing is put in front: a chat template writes its own BOS.
     """
 
     parts: tuple[str, ...]
@@ -42,7 +43,7 @@ class Marked:
 
     @property
     def contents(self) -> list[tuple[int, int]]:
-        """Where each content begins and ends in the whole text."""
+        """Spans (begin, end) of each content in the whole text."""
         ends = [0, *itertools.accumulate(map(len, self.parts))]
         return [(ends[i], ends[i + 1]) for i in range(1, len(self.parts), 2)]
 
@@ -60,7 +61,7 @@ def front(tokenizer: Tokenizer) -> list[int]:
 
 
 def content(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encodes a text as text. The name of a control token that it holds, such as `<eos>`, is letters."""
+    """Encodes a text as plain text: the name of a control token in it, such as `<eos>`, is encoded letter by letter."""
     with _letters(tokenizer):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -77,14 +78,13 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def continued(tokenizer: Tokenizer, before: Prompt, text: Prompt) -> list[int]:
-    """Encodes `text` as it goes on behind `before`, so that the ids of both one after the other spell both. They are of one type.
+    """Encodes `text` as the continuation of `before`, so that the ids of both in a row spell both. Both have one type.
 
-    Tokenizers that put a space before each text they are given would put one between the two. The whole is encoded, and what
-    follows the tokens of `before` is the answer. Where the whole is divided otherwise, since a token reaches over the seam, `text`
-    is encoded behind something else that it does not join.
+    Some tokenizers put a space before each text, and would put one between the two. So the whole is encoded, and the ids after those of
+    `before` are returned. Where a token spans the seam, `text` is encoded behind another text that it does not join.
     """
     for anchor in (before, *_ANCHORS):
-        start = Marked((anchor,)) if isinstance(text, Marked) and isinstance(anchor, str) else anchor
+        start: Any = Marked((anchor,)) if isinstance(text, Marked) and isinstance(anchor, str) else anchor  # of the type of `text`
         first, whole = _ids(tokenizer, start), _ids(tokenizer, start + text)
         if whole[: len(first)] == first:
             return whole[len(first) :]
@@ -96,7 +96,7 @@ def _ids(tokenizer: Tokenizer, text: Prompt) -> list[int]:
 
 
 def _marked_ids(tokenizer: Tokenizer, text: Marked) -> list[int]:
-    """Encodes the whole, then spells out what in a content was taken for a control token."""
+    """Encodes the whole, then spells out control tokens that were found inside content."""
     whole, spans = str(text), text.contents
     added = _added_tokens(tokenizer, tokenizer.get_vocab_size())
     markup = "\n".join(text.parts[::2])
@@ -115,7 +115,7 @@ def _marked_ids(tokenizer: Tokenizer, text: Marked) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """The tokens that a tokenizer has and its model has not: `ids` by what spells them. Looked up once, for many texts."""
+    """Tokens of a tokenizer beyond its model's vocabulary: `ids` by their spelling. Looked up once, for many texts."""
 
     ids: Mapping[str, int]
     vocab_size: int
@@ -140,7 +140,7 @@ class Foreign:
 
 
 def check_ids(ids: list[int], vocab_size: int, source: str) -> None:
-    """Refuses tokens beyond a vocabulary: a lookup would read the last row of the embedding instead, without a word.
+    """Refuses tokens beyond a vocabulary, for which a lookup would silently read the last row of the embedding.
 
     Raises:
       UserError: naming `source` and the token.
@@ -156,8 +156,8 @@ def _added_tokens(tokenizer: Tokenizer, n_tokens: int) -> dict[int, AddedToken]:
 
 
 @contextlib.contextmanager
-def _letters(tokenizer: Tokenizer) -> Iterator[None]:
-    """Has control tokens read as letters within the block."""
+def _letters(tokenizer: Tokenizer) -> Generator[None]:
+    """Encodes control tokens as letters within the block."""
     before = tokenizer.encode_special_tokens
     if not before:
         tokenizer.encode_special_tokens = True

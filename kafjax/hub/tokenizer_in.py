@@ -64,7 +64,7 @@ def _add_declared(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _check_bos(tokenizer: Tokenizer, folder: Path) -> None:
-    """Compares what is put before a text with the BOS of the configurations. One that names a BOS which is never put is right (Qwen)."""
+    """Compares the token before a text with the BOS of the configurations. A BOS that is named but never put is accepted (Qwen)."""
     config = _object(folder / "config.json")
     text = config.get("text_config")
     parts = (config, text if isinstance(text, dict) else {}, _object(folder / "generation_config.json"))

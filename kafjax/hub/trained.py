@@ -1,4 +1,13 @@
-"""What full fine-tuning leaves: the parameters that it changed, under their own paths, written from a mesh and read back onto one."""
+"""Results of full fine-tuning: the parameters that it changed, under their own paths, written from a mesh and read back onto one.
+
+>>> import tempfile
+>>> params = {"embed": {"embedding": jax.numpy.zeros((3, 2))}, "q_proj": {"kernel": jax.numpy.zeros((2, 2))}}
+>>> with tempfile.TemporaryDirectory() as folder:
+...     n_bytes = save_trained(Path(folder), {"q_proj": {"kernel": jax.numpy.ones((2, 2))}})
+...     params = load_trained(Path(folder), params)
+>>> params["q_proj"]["kernel"].tolist(), params["embed"]["embedding"].shape
+([[1.0, 1.0], [1.0, 1.0]], (3, 2))
+"""
 
 from __future__ import annotations
 
@@ -41,8 +50,9 @@ def save_trained(folder: Path, trained: trees.Tree, *, shard_bytes: int = SHARD_
 
 
 def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
-    """`params` with what `save_trained` left in `folder`: each array in the dtype and the place of the one that it replaces, of which the
-    values are not looked at. A device reads its own part.
+    """Returns `params` with the arrays that `save_trained` wrote to `folder`.
+
+    Each array takes the dtype and sharding of the one it replaces, whose values are not read. A device reads its own part.
 
     Raises `UserError` naming a tensor that `params` has no place for, and for damaged files.
     """
@@ -58,5 +68,7 @@ def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
 
 
 def _placed(tensor: StoredTensor, leaf: Any) -> jax.Array:
-    part = lambda index: np.asarray(tensor[index]).astype(leaf.dtype)  # noqa: E731
+    def part(index: Any) -> np.ndarray:
+        return np.asarray(tensor[index]).astype(leaf.dtype)
+
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)

@@ -1,6 +1,6 @@
-"""Which head a folder's weights give a model whose `config.json` ties it to the embedding.
+"""The head of a model whose `config.json` ties it to the embedding.
 
-As in transformers, what the file holds decides:
+As in transformers, the tensors of the file decide:
 
     the embedding                       the model is tied
     both, and they are equal            likewise
@@ -21,7 +21,7 @@ _EMBEDDING, _HEAD = "embed/embedding", "head/embedding"
 
 
 def has_own_head(folder: Path, table: Table) -> bool:
-    """Whether a folder holds a head with other numbers than its embedding. Both are read, if both are there.
+    """True if a folder holds a head with other numbers than its embedding. Both are read if both are there.
 
     Raises `UserError` as `safetensors_in.read_tensors` does.
     """
@@ -38,7 +38,7 @@ def read_tied(folder: Path, table: Table) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def _names(folder: Path, table: Table) -> dict[str, str]:
-    """What the file calls the embedding and the head, by path; one that is not there is left out."""
+    """Names of the embedding and the head in the file, by path. A missing one is left out."""
     wanted = {_tensor(table, path): path for path in (_EMBEDDING, _HEAD)}
     return {wanted[found]: name for name, _ in safetensors_in.read_tensors(folder) if (found := table.canonical(name)) in wanted}
 

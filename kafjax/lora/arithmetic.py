@@ -35,6 +35,13 @@ def weighted_sum(params: Mapping[str, Any], terms: Sequence[tuple[Adapters, Spec
 
     Raises:
       UserError: no terms, a weight that is not finite, adapters of another base, or one whose effect is no sum with the kernel.
+
+    >>> base = {"q_proj": {"kernel": np.zeros((2, 2), np.float32)}}
+    >>> spec = Spec(rank=1, alpha=1)
+    >>> adapters = {"q_proj/kernel": {"a": np.ones((2, 1), np.float32), "b": np.ones((1, 2), np.float32)}}
+    >>> summed, sum_spec = weighted_sum(base, [(adapters, spec, 0.5), (adapters, spec, 2.0)])
+    >>> (summed["q_proj/kernel"]["a"] @ summed["q_proj/kernel"]["b"]).tolist(), sum_spec.rank
+    ([[2.5, 2.5], [2.5, 2.5]], 2)
     """
     if not terms:
         raise UserError("there is nothing to add: no adapters are given")
@@ -56,6 +63,14 @@ def compress(params: Mapping[str, Any], adapters: Adapters, spec: Spec, rank: in
 
     Raises:
       UserError: a rank below 1, adapters of another base, or one whose effect is no sum with the kernel.
+
+    >>> base = {"q_proj": {"kernel": np.zeros((2, 2), np.float32)}}
+    >>> spec = Spec(rank=1, alpha=1)
+    >>> adapters = {"q_proj/kernel": {"a": np.ones((2, 1), np.float32), "b": np.ones((1, 2), np.float32)}}
+    >>> twice, twice_spec = weighted_sum(base, [(adapters, spec, 1.0), (adapters, spec, 1.0)])
+    >>> small, small_spec = compress(base, twice, twice_spec, rank=1)
+    >>> small_spec.rank, np.allclose(small["q_proj/kernel"]["a"] @ small["q_proj/kernel"]["b"], 2)
+    (1, True)
     """
     if rank < 1:
         raise UserError(f"an adapter cannot be brought to rank {rank}: must be 1 or more")
@@ -104,7 +119,10 @@ def _adapter(params: Mapping[str, Any], factors: Factors) -> tuple[Adapters, Spe
     def stacked(path: str, part: int) -> jnp.ndarray:
         """Factors of all layers in one array, those of a smaller rank filled up with zeros."""
         width, axis = rank[path].max(), 1 - part
-        room = lambda x: [(0, width - n) if i == axis else (0, 0) for i, n in enumerate(x.shape)]  # noqa: E731
+
+        def room(x: np.ndarray) -> list[tuple[int, int]]:
+            return [(0, width - n) if i == axis else (0, 0) for i, n in enumerate(x.shape)]
+
         layers = np.stack([np.pad(pair[part], room(pair[part])) for pair in factors[path]]).astype(np.float32)
         return jnp.asarray(layers.reshape(*rank[path].shape, *layers.shape[1:]))
 

@@ -1,4 +1,14 @@
-"""An adapter on disk: one safetensors file with the spec in its metadata."""
+"""An adapter on disk: one safetensors file with the spec in its metadata.
+
+>>> import tempfile
+>>> base, spec = {"q_proj": {"kernel": np.zeros((2, 2))}}, Spec(rank=1)
+>>> adapters = {"q_proj/kernel": {"a": np.ones((2, 1), np.float32), "b": np.ones((1, 2), np.float32)}}
+>>> with tempfile.TemporaryDirectory() as folder:
+...     save(Path(folder) / "adapter.safetensors", adapters, spec)
+...     loaded, loaded_spec = load(Path(folder) / "adapter.safetensors", base)
+>>> loaded_spec == spec, loaded["q_proj/kernel"]["b"].tolist()
+(True, [[1.0, 1.0]])
+"""
 
 from __future__ import annotations
 
@@ -77,7 +87,8 @@ def _spec(stored: Any) -> Spec:
         raise UserError("it is not a JSON object")
     if unknown := sorted(set(stored) - {field.name for field in dataclasses.fields(Spec)}):
         raise UserError(f"it has a field {unknown[0]!r:.80}, which this version does not know")
-    return Spec(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})  # JSON has no tuples
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return Spec(**values)  # with the tuples that JSON lacks
 
 
 def _check_finite(tensors: dict[str, np.ndarray], source: str) -> None:

@@ -1,4 +1,4 @@
-"""How `a`, `b` and DoRA's magnitude start: kernel by kernel, `W [.., in, out]`, ranks and scales layer by layer."""
+"""Initial values of `a`, `b` and DoRA's magnitude: kernel by kernel, `W [.., in, out]`, ranks and scales layer by layer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def uniform(kernel: Any, rank: np.ndarray, scale: np.ndarray, key: jax.Array) ->
 
 
 def table(embedding: Any, rank: np.ndarray, scale: np.ndarray, key: jax.Array) -> Pair:
-    """Of a table `[V, D]` `a` is zero and `b ~ N(0, 1)`, as PEFT draws them beside an embedding. Reads only shapes."""
+    """Initialises the adapter of an embedding table `[V, D]` as PEFT does: `a` zero and `b ~ N(0, 1)`. Reads only shapes."""
     V, D = embedding.shape
     return {"a": jnp.zeros((V, int(rank)), jnp.float32), "b": jax.random.normal(key, (int(rank), D), jnp.float32)}
 
 
 def head(embedding: Any, rank: np.ndarray, scale: np.ndarray, key: jax.Array) -> Pair:
-    """Of a head `[V, D]`, which is a transposed kernel, `b` is drawn as the `a` of a kernel, and `a` is zero. Reads only shapes."""
+    """Initialises the adapter of a head `[V, D]`, a transposed kernel: `b` drawn as a kernel's `a`, `a` zero. Reads only shapes."""
     V, D = embedding.shape
     drawn = uniform(jax.ShapeDtypeStruct((D, V), jnp.float32), rank, scale, key)
     return {"a": drawn["b"].T, "b": drawn["a"].T}
@@ -61,8 +61,8 @@ def _exact(x: jax.Array, y: jax.Array) -> jax.Array:
 def _leading_svd(w: jax.Array, width: int, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The `width` largest singular values of `w [in, out]` with their vectors, by subspace iteration in twice as many dimensions.
 
-    Halko et al. 2011 (arXiv:0909.4061), algorithm 4.4, as the paper of PiSSA does: a few thin products, where all singular values of a
-    [640, 2048] kernel take ten times as long. Exact where `2 * width` is no less than the smaller side. What it misses stays in the base.
+    Halko et al. 2011 (arXiv:0909.4061), algorithm 4.4, as in the paper of PiSSA. Its few thin products take a tenth of the time of all
+    singular values of a [640, 2048] kernel. Exact where `2 * width` is at least the smaller side. The rest stays in the base.
     """
     y = _exact(w, jax.random.normal(key, (w.shape[1], min(2 * width, *w.shape)), w.dtype))
     for _ in range(4):
@@ -73,7 +73,7 @@ def _leading_svd(w: jax.Array, width: int, key: jax.Array) -> tuple[jax.Array, j
 
 
 def of(name: str, path: str) -> Callable[..., Pair]:
-    """How the adapter of the parameter `path` starts with `Spec(init=name)`."""
+    """Returns the initialiser of the parameter `path` for `Spec(init=name)`."""
     plain = {"embedding": head if path.startswith("head/") else table}.get(path.split("/")[-1], uniform)
     return {"lora": plain, "pissa": pissa, "olora": olora}[name]
 

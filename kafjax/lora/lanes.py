@@ -5,9 +5,20 @@
 
     layout, padded to rank 8    {"q_proj/kernel": {"a": [D, 8], "b": [8, H]}, "k_proj/kernel": {"a": [D, 8], "b": [8, K]}}
 
-What an adapter lacks is zero: columns of `a`, rows of `b`, whole kernels that it does not target (rank 0). The products
-`x a` and `b y` that a gradient is made of vanish there, so what is zero stays zero through any number of steps, and the rank stays
-exact. An adapter is drawn at its own rank and padded afterwards: it starts as it would alone.
+Padding is zero: columns of `a`, rows of `b`, whole kernels that an adapter does not target (rank 0). The gradients of padding are made
+of the products `x a` and `b y`, which vanish there, so padding stays zero through any number of steps and the rank stays exact. An
+adapter is drawn at its own rank and padded afterwards, so it starts as it would alone.
+
+    >>> base = {"q_proj": {"kernel": np.zeros((4, 3), np.float32)}}
+    >>> specs = [Spec(rank=1), Spec(rank=2, alpha=4)]
+    >>> shapes_of_all = layout(specs, base)
+    >>> shapes_of_all["q_proj/kernel"]["a"].shape
+    (4, 8)
+    >>> adapters = {"q_proj/kernel": {"a": np.ones((4, 2), np.float32), "b": np.ones((2, 3), np.float32)}}
+    >>> slots = empty_slots(base, shapes_of_all, n_slots=2)
+    >>> slots = put(slots, 1, pad(adapters, shapes_of_all), scales(specs[1], base, shapes_of_all))
+    >>> n_slots(slots), slots["q_proj"]["kernel"].b[1, :3, 0].tolist()  # scaled by alpha / rank, then padding
+    (2, [2.0, 2.0, 0.0])
 """
 
 from __future__ import annotations
@@ -34,12 +45,12 @@ _SMALLEST_BUCKET = 8
 
 
 def bucket(rank: int) -> int:
-    """The rank that adapters of `rank` are padded to: the next power of two, from 8 on."""
+    """Returns the rank that adapters of `rank` are padded to: the next power of two, at least 8."""
     return max(_SMALLEST_BUCKET, 1 << (rank - 1).bit_length())
 
 
 def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = None) -> Layout:
-    """What holds each adapter of `specs`: the union of their targets, at the bucket of the highest rank (or at `rank`).
+    """Returns shapes that hold each adapter of `specs`: the union of their targets, at the bucket of the highest rank (or at `rank`).
 
     Args:
       params: the base; only shapes are read.
@@ -72,7 +83,7 @@ def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = 
 
 
 def check(spec: Spec) -> None:
-    """Raises `UserError` naming what an adapter cannot have in a lane or a slot: whatever more than a pair of matrices beside the base.
+    """Raises `UserError` naming a feature that lanes and slots lack: they hold a pair of matrices beside the base and nothing else.
 
     Ranks, alphas, targets, their patterns, layers and rsLoRA may be any.
     """
@@ -89,9 +100,9 @@ def check(spec: Spec) -> None:
 
 
 def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.ndarray]]:
-    """An adapter in the shapes of `layout`, zero where it has nothing. Raises `UserError` if it does not fit in.
+    """Pads an adapter with zeros to the shapes of `layout`. Raises `UserError` if it does not fit.
 
-    On the host, so that a rank that was not there before compiles nothing.
+    Computed on the host, so that a new rank compiles nothing.
     """
 
     def fit(path: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -112,12 +123,15 @@ def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.n
 
 def unpad(padded: Mapping[str, Any], shapes: Layout) -> dict[str, dict[str, np.ndarray]]:
     """Inverse of `pad`: the parts that `shapes = lora.abstract(spec, params)` names, on the host."""
-    corner = lambda array, shape: np.asarray(array)[tuple(slice(n) for n in shape)]  # noqa: E731
+
+    def corner(array: Any, shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(array)[tuple(slice(n) for n in shape)]
+
     return {path: {name: corner(padded[path][name], leaf.shape) for name, leaf in pair.items()} for path, pair in shapes.items()}
 
 
 def scales(spec: Spec, params: Mapping[str, Any], layout: Layout) -> dict[str, np.ndarray]:
-    """What `b` is multiplied with, `{kernel path: float32 [..]}`: a number a layer where there are layers, 1 where nothing is adapted."""
+    """Scales of `b`, `{kernel path: float32 [..]}`: a number a layer where there are layers, 1 where nothing is adapted."""
     own = scales_of(spec, params)
     return {path: own.get(path, np.ones(pair["b"].shape[:-2], np.float32)) for path, pair in layout.items()}
 
@@ -135,9 +149,9 @@ def _scaled(b: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def empty_slots(params: Mapping[str, Any], layout: Layout, n_slots: int) -> trees.Tree:
-    """`params` with room for `n_slots` adapters beside each kernel of `layout`: what rows of one batch choose from.
+    """Returns `params` with `n_slots` empty adapters beside each kernel of `layout`, among which the rows of a batch choose.
 
-    Empty slots change nothing: a row that uses one is answered by the base.
+    A row that uses an empty slot is answered by the base.
     """
     flat = trees.flatten(params)
     for path, pair in layout.items():
@@ -147,9 +161,9 @@ def empty_slots(params: Mapping[str, Any], layout: Layout, n_slots: int) -> tree
 
 
 def put(params: trees.Tree, slot: int, padded: Mapping[str, Any], scales: Mapping[str, Any]) -> trees.Tree:
-    """`params` (as `empty_slots` made them) with an adapter in a slot, in place of what was there.
+    """Returns `params` (as `empty_slots` made them) with an adapter in a slot, in place of the previous one.
 
-    Same shapes, so programs compiled for `params` go on serving. The old arrays of the slots are overwritten where the backend can.
+    The shapes are unchanged, so compiled programs still apply. The old arrays of the slots are overwritten where the backend can.
     """
     flat = trees.flatten(params)
     rooms = {path: (leaf.a, leaf.b) for path, leaf in flat.items() if isinstance(leaf, AdapterSlots)}
@@ -160,17 +174,19 @@ def put(params: trees.Tree, slot: int, padded: Mapping[str, Any], scales: Mappin
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(rooms, slot, padded, scales):
-    set_ = lambda room, value: room.at[..., slot, :, :].set(value)  # noqa: E731
+    def set_(room: jax.Array, value: jax.Array) -> jax.Array:
+        return room.at[..., slot, :, :].set(value)
+
     return {path: (set_(a, padded[path]["a"]), set_(b, _scaled(padded[path]["b"], scales[path]))) for path, (a, b) in rooms.items()}
 
 
 def n_slots(params: Mapping[str, Any]) -> int:
-    """How many slots for adapters `params` have; 0 for those of a plain model."""
+    """Counts the slots for adapters in `params`; 0 for a plain model."""
     return next((leaf.a.shape[-3] for leaf in trees.flatten(params).values() if isinstance(leaf, AdapterSlots)), 0)
 
 
 def of_rows(params: trees.Tree, slot_B: Sequence[int] | np.ndarray) -> trees.Tree:
-    """`params` (as `empty_slots` made them) for a batch of B rows, of which row i uses the adapter in slot `slot_B[i]`.
+    """Returns `params` (as `empty_slots` made them) for a batch of B rows. Row i uses the adapter in slot `slot_B[i]`.
 
     Raises `UserError` for a slot that is not there.
     """

@@ -1,4 +1,4 @@
-"""What to adapt, by how much, and how: the hyperparameters of an adapter, and the one place that resolves them against a model."""
+"""Hyperparameters of an adapter, and their resolution against a model."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ INITS = ("lora", "pissa", "olora")
 class Spec(Config):
     """A LoRA adapter's hyperparameters (Hu et al. 2021, arXiv:2106.09685).
 
-    A pattern is a regular expression. It means a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one
-    layer of it if it is found in that layer's, `layers/3/attn/q_proj/kernel`.
+    A pattern is a regular expression. It matches a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one layer of the
+    kernel if it is found in that layer's path, `layers/3/attn/q_proj/kernel`.
 
     Attributes:
       rank: columns of `a` and rows of `b`.
       alpha: the update is `alpha / rank * a @ b`.
       targets: pattern of the kernels and tables of embeddings that get an adapter, or one of `PRESETS`.
-      layers: numbers of the layers that get one; None for all, and for what stands outside of layers.
-      rank_pattern, alpha_pattern: ranks and alphas that differ, by pattern; the first that is found counts.
+      layers: numbers of the layers that get one; None for all layers and the parameters outside of layers.
+      rank_pattern, alpha_pattern: ranks and alphas that differ, by pattern; the first match counts.
       rslora: scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
       dora: train the norm of each output column apart (DoRA, Liu et al. 2024, arXiv:2402.09353).
       init: how `a` and `b` start: lora (`b` zero), pissa (the largest singular values of the kernel, Meng et al. 2024,
@@ -55,6 +55,9 @@ class Spec(Config):
 
     Raises:
       UserError: a rank below 1, an alpha not positive and finite, a pattern that is no regular expression, ...
+
+    >>> Spec(rank=16, alpha=32, targets="attention", rank_pattern={"q_proj": 8}).dora
+    False
     """
 
     rank: int = option(16, "LoRA: rank of the adapter. More rank holds more facts, and costs memory.", least=1)
@@ -100,12 +103,16 @@ class Spec(Config):
 
     @property
     def changes_base(self) -> bool:
-        """Whether what the adapter starts as must be taken out of the base."""
+        """True if the initial adapter must be subtracted from the base."""
         return self.init != "lora"
 
 
 def variant(names: list[str], **fields: Any) -> Spec:
-    """A `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one."""
+    """Returns a `Spec` of variants by name, `variant(["rslora", "dora"], rank=8)`. Raises `UserError` for an unknown one.
+
+    >>> variant(["rslora", "dora"], rank=8) == Spec(rank=8, rslora=True, dora=True)
+    True
+    """
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"unknown LoRA variant '{name}'. {nearest(name, VARIANTS)}")
@@ -113,7 +120,7 @@ def variant(names: list[str], **fields: Any) -> Spec:
 
 
 def layer_names(path: str, leaf: Any) -> list[str]:
-    """The path of each layer of a stacked leaf `[L, in, out]`, in order; of an unstacked one its own alone."""
+    """Lists the path of each layer of a stacked leaf `[L, in, out]`, in order. An unstacked leaf has one path, its own."""
     return _names(path, leaf.shape[:-2])
 
 
@@ -129,9 +136,13 @@ def targeted(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
 def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The rank of each adapted kernel, layer by layer: `{path: int [..]}`, `..` being the kernel's layer axis where there is one.
 
-    0 is a layer without an adapter; a kernel without one in any layer is not there. The arrays of an adapter are as wide as the
-    widest layer's rank; what is beyond a layer's own is zero in `a` and in `b`, hence has no gradient and stays zero.
+    Rank 0 is a layer without an adapter; a kernel without one in any layer is left out. The arrays of an adapter are as wide as the
+    widest layer's rank. Beyond a layer's own rank, `a` and `b` are both zero, so they have no gradient and stay zero.
     Raises `UserError` as `targeted` does.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> ranks(Spec(rank=2, layers=(1,)), base)
+    {'layers/attn/q_proj/kernel': array([0, 2])}
     """
     leaves = trees.flatten(params)
     kernels = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] in ("kernel", "embedding")}
@@ -165,7 +176,12 @@ def _check_quantised(spec: Spec, path: str) -> None:
 
 
 def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`; 0 where there is no adapter."""
+    """The alpha of each adapted kernel, layer by layer: `{path: float64 [..]}` as in `ranks`; 0 where there is no adapter.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> alphas(Spec(rank=2, alpha=8, layers=(1,)), base)
+    {'layers/attn/q_proj/kernel': array([0., 8.])}
+    """
     leaves = trees.flatten(params)
 
     def of_kernel(path: str, rank: np.ndarray) -> np.ndarray:
@@ -176,7 +192,12 @@ def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What `a @ b` is multiplied by, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter."""
+    """Scales of `a @ b`, layer by layer: `{path: float32 [..]}` as in `ranks`; 0 where there is no adapter.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> scales(Spec(rank=2, alpha=8, layers=(1,)), base)
+    {'layers/attn/q_proj/kernel': array([0., 4.], dtype=float32)}
+    """
     rank = ranks(spec, params)
 
     def of_kernel(alpha: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -186,11 +207,16 @@ def scales(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], rank: int, alpha: float, **fields: Any) -> Spec:
-    """The spec that gives just these `ranks` and `alphas` (as the functions of that name tell them), by patterns that name each kernel.
+    """Returns the spec that has exactly these `ranks` and `alphas`, as the functions of that name return them, by patterns per kernel.
 
     Args:
-      rank, alpha: what most kernels have; the others get a pattern.
+      rank, alpha: those of most kernels; the others get a pattern.
       fields: the spec's other fields.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> spec = Spec(rank=2, alpha=8, rank_pattern={"layers/1/": 1})
+    >>> explicit(ranks(spec, base), alphas(spec, base), rank=2, alpha=8).rank_pattern
+    {'^layers/1/attn/q_proj/kernel$': 1}
     """
 
     def own_names(path: str, rank: np.ndarray) -> list[str]:
@@ -217,7 +243,12 @@ def explicit(ranks: Mapping[str, np.ndarray], alphas: Mapping[str, np.ndarray], 
 
 
 def trained(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that `spec` trains in full, `{path: leaf}`. Raises `UserError` if there are none, or an adapter's kernel is one."""
+    """The parameters that `spec` trains in full, `{path: leaf}`. Raises `UserError` if there are none, or an adapter's kernel is one.
+
+    >>> base = {"q_proj": {"kernel": np.ones((4, 3))}, "final_norm": {"scale": np.ones(4)}}
+    >>> list(trained(Spec(trained="norm/scale"), base))
+    ['final_norm/scale']
+    """
     if not spec.trained:
         return {}
     leaves = trees.flatten(params)
@@ -247,7 +278,12 @@ def token_table(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count(spec: Spec, params: Mapping[str, Any]) -> int:
-    """How many parameters `spec` trains in the model `params` (abstract will do): the true ones, without what pads ranks."""
+    """Counts the parameters that `spec` trains in the model `params` (abstract will do), padding of ranks excluded.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> count(Spec(rank=2), base)  # 2 layers of rank 2 * (4 + 3)
+    28
+    """
     leaves, n = trees.flatten(params), 0
     for path, rank in ranks(spec, params).items():
         n_in, n_out = leaves[path].shape[-2:]

@@ -21,11 +21,11 @@ before, and so is each `base`:
     │   │   └── k_proj/kernel  [L, D, K]
     ...
 
-`spec` may ask for more beside `a` and `b`: "magnitude" [L, H] with DoRA, and parameters that are trained in full, each under its path
-as {"<its name>": array of its shape}, such as "final_norm/scale": {"scale": [D]}. They take the place of the base's in `attach`.
-Rows of the embedding are there as "embed/embedding": {"rows": [n, D]}; `attach` writes the table that holds them as
-`LoRAWeight(base=[V, D], a=[V, n] of zeros and ones, b=rows - base[ids])`. A tied embedding that is adapted is adapted in both places,
-at the input and at the logits, as it is when merged.
+`spec` may ask for more beside `a` and `b`. DoRA adds "magnitude" [L, H]. A parameter that is trained in full stands under its path as
+{"<its name>": array of its shape}, such as "final_norm/scale": {"scale": [D]}, and replaces the base's in `attach`. Trained rows of the
+embedding are "embed/embedding": {"rows": [n, D]}; `attach` represents the table with these rows as
+`LoRAWeight(base=[V, D], a=[V, n] of zeros and ones, b=rows - base[ids])`. An adapter of a tied embedding acts in both places, at the
+input and at the logits, as it does when merged.
 
 `merge(params, adapters, spec)` gives a tree of the old shapes, with `kernel + alpha / rank * a @ b` in place of the kernel.
 
@@ -33,11 +33,11 @@ Train with the adapters as their own argument, so that the base is never differe
 
     grads = jax.grad(lambda adapters: loss(attach(params, adapters, spec), batch))(adapters)
 
-With `Spec(init="pissa")` or "olora" the adapter starts as a part of the kernel, which is taken out of the base:
+With `Spec(init="pissa")` or "olora" the adapter starts as a part of the kernel, which is subtracted from the base:
 
     base = residual(params, adapters, spec)     # attach, merge and drift then take `base`; the same as `params` for other inits
     trained = train(base, adapters)
-    adapters, spec = plain(params, trained, adapters, spec)    # in the end: an ordinary adapter for `params`, of twice the rank
+    adapters, spec = plain(params, trained, adapters, spec)    # at the end: an ordinary adapter for `params`, of twice the rank
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ its path as `{its name: array}`."""
 def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes and dtypes of `init(spec, params, key)`; `params` may be abstract too. Raises `UserError` as `init` does.
 
-    A finished adapter may be of a higher rank than one that is trained here: its shapes are those of `shapes`.
+    For a finished adapter, whose rank may be higher than one that can be trained here, use `shapes`.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> abstract(Spec(rank=2), base)["layers/attn/q_proj/kernel"]["b"].shape
+    (2, 2, 3)
     """
     leaves = trees.flatten(params)
     for path, rank in ranks(spec, params).items():
@@ -79,7 +83,7 @@ def abstract(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.S
 
 
 def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
-    """A fresh adapter, which changes nothing yet, if it is attached to `residual(params, adapters, spec)`.
+    """Draws a fresh adapter. Attached to `residual(params, adapters, spec)` it changes nothing yet.
 
     Each kernel draws from its own stream, so that adding a target changes no other.
 
@@ -89,6 +93,11 @@ def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
 
     Raises:
       UserError: no kernel matches, the rank is above min(in, out) of one, or another fault of `spec` on this base.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> adapters = init(Spec(rank=2), base, jax.random.key(0))
+    >>> {name: array.shape for name, array in adapters["layers/attn/q_proj/kernel"].items()}
+    {'a': (2, 4, 2), 'b': (2, 2, 3)}
     """
     abstract(spec, params)
     leaves, scale = trees.flatten(params), scales(spec, params)
@@ -104,9 +113,14 @@ def init(spec: Spec, params: Mapping[str, Any], key: jax.Array) -> Adapters:
 
 
 def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.Tree:
-    """The base that an adapter which began as `initial` stands beside: `params` itself, or `kernel - scale * a @ b` with PiSSA and OLoRA.
+    """Returns the base to train the adapter `initial` beside: `params`, or `kernel - scale * a @ b` with PiSSA and OLoRA.
 
-    Subtracted in float32, cast once. Raises `UserError` as `attach` does.
+    The difference is computed in float32 and cast once. Raises `UserError` as `attach` does.
+
+    >>> base, spec = {"q_proj": {"kernel": jnp.diag(jnp.array([4.0, 1.0]))}}, Spec(rank=1, alpha=1, init="pissa")
+    >>> initial = {"q_proj/kernel": {"a": jnp.array([[2.0], [0.0]]), "b": jnp.array([[2.0, 0.0]])}}  # as `init` draws it
+    >>> residual(base, initial, spec)["q_proj"]["kernel"].tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
     """
     check(params, initial, spec)
     flat, scale = trees.flatten(params), scales(spec, params)
@@ -116,10 +130,17 @@ def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.
 
 
 def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec: Spec) -> tuple[Adapters, Spec]:
-    """An adapter that began as `initial` beside the `residual` base as one that changes `params` alike, and what it is an adapter by.
+    """Converts an adapter trained beside the `residual` base into an equivalent one for `params`. Returns (adapters, spec).
 
-    `W - a0 b0 + a b = W + [a, a0] [b; -b0]`, so with PiSSA and OLoRA one of twice the rank; any other is given back as it is. Only
+    `W - a0 b0 + a b = W + [a, a0] [b; -b0]`, so with PiSSA and OLoRA the rank doubles. Any other adapter is returned unchanged. Only
     shapes of `params` are read. Raises `UserError` as `attach` does.
+
+    >>> base, spec = {"q_proj": {"kernel": jnp.diag(jnp.array([4.0, 1.0]))}}, Spec(rank=1, alpha=1, init="pissa")
+    >>> initial = {"q_proj/kernel": {"a": jnp.array([[2.0], [0.0]]), "b": jnp.array([[2.0, 0.0]])}}
+    >>> trained = {"q_proj/kernel": {"a": jnp.array([[2.0], [0.0]]), "b": jnp.array([[3.0, 5.0]])}}
+    >>> adapters, ordinary = plain(base, trained, initial, spec)
+    >>> ordinary.init, ordinary.rank, merge(base, adapters, ordinary)["q_proj"]["kernel"].tolist()
+    ('lora', 2, [[6.0, 10.0], [0.0, 1.0]])
     """
     if not spec.changes_base:
         return trained, spec
@@ -147,7 +168,7 @@ def plain(params: Mapping[str, Any], trained: Adapters, initial: Adapters, spec:
 
 
 def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
-    """Raises `UserError` naming the first path where `adapters` are not what `spec` makes for the base `params`."""
+    """Raises `UserError` naming the first path where `adapters` do not fit `spec` and the base `params`."""
     expected = shapes(spec, params)
     for path in [*expected, *adapters]:
         if path not in adapters:
@@ -165,7 +186,7 @@ def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) ->
 
 
 def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.Array | None = None) -> trees.Tree:
-    """`params` with a `LoRAWeight` for each adapted kernel, for use inside the loss or a forward pass.
+    """Returns `params` with a `LoRAWeight` for each adapted kernel, for use inside the loss or a forward pass.
 
     The scale is folded into `b` in float32. Copies no array of the base.
 
@@ -175,6 +196,13 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
 
     Raises:
       UserError: base, adapters and spec do not fit together.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> spec = Spec(rank=2)
+    >>> attached = attach(base, init(spec, base, jax.random.key(0)), spec)
+    >>> weight = attached["layers"]["attn"]["q_proj"]["kernel"]
+    >>> weight.base is base["layers"]["attn"]["q_proj"]["kernel"], weight.a.shape
+    (True, (2, 4, 2))
     """
     check(params, adapters, spec)
     flat, rank, scale = trees.flatten(params), ranks(spec, params), scales(spec, params)
@@ -191,11 +219,15 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
 
 
 def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tree:
-    """`params` with `kernel + scale * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
+    """Returns `params` with `kernel + scale * a @ b` in place of each adapted kernel: added in float32, cast once to its dtype.
 
-    With DoRA the columns of that are brought to the length `magnitude`. A quantised kernel becomes a float32 one, so that what the
-    adapter has learned is not rounded away. `drift` says what the cast costs. Takes the base that `attach` takes, and raises
-    `UserError` as it does.
+    With DoRA its columns are scaled to the length `magnitude`. A quantised kernel becomes a float32 one, so that rounding does not lose
+    the update. `drift` measures the error of the cast. Takes the base that `attach` takes, and raises `UserError` as it does.
+
+    >>> base = {"q_proj": {"kernel": jnp.zeros((2, 2))}}
+    >>> adapters = {"q_proj/kernel": {"a": jnp.ones((2, 1)), "b": jnp.array([[1.0, 2.0]])}}
+    >>> merge(base, adapters, Spec(rank=1, alpha=3))["q_proj"]["kernel"].tolist()
+    [[3.0, 6.0], [3.0, 6.0]]
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
@@ -203,9 +235,14 @@ def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tr
 
 
 def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str, float]:
-    """What `merge` loses to rounding: `{path: max |exact - cast(exact)|}`, zero for a float32 base.
+    """Computes the rounding error of `merge`: `{path: max |exact - cast(exact)|}`, zero for a float32 base.
 
     Compare it with the size of the update: in bfloat16 a small one can vanish. Raises `UserError` as `attach` does.
+
+    >>> base = {"q_proj": {"kernel": jnp.ones((2, 2), jnp.bfloat16)}}
+    >>> adapters = {"q_proj/kernel": {"a": jnp.ones((2, 1)), "b": jnp.full((1, 2), 2.0**-9)}}
+    >>> drift(base, adapters, Spec(rank=1, alpha=1)) == {"q_proj/kernel": 2.0**-9}  # all of the update is lost
+    True
     """
     check(params, adapters, spec)
     flat = trees.flatten(params)
@@ -221,7 +258,11 @@ def _stored(exact: jax.Array, base: Any) -> jax.Array:
 
 
 def axes(adapters: Mapping[str, Any], model_axes: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
-    """Logical axes of an adapter, inherited from its kernels (`model.axes()`): `a` has the input axis, `b` the output axis."""
+    """Logical axes of an adapter, inherited from its kernels (`model.axes()`): `a` has the input axis, `b` the output axis.
+
+    >>> axes({"q_proj/kernel": {"a": ..., "b": ...}}, {"q_proj": {"kernel": ("embed", "heads")}})
+    {'q_proj/kernel': {'a': ('embed', None), 'b': (None, 'heads')}}
+    """
     flat = trees.flatten(model_axes)
 
     def part(path: str, name: str) -> tuple[str | None, ...]:
@@ -239,6 +280,10 @@ def shapes(spec: Spec, params: Mapping[str, Any]) -> dict[str, dict[str, jax.Sha
     """Shapes and dtypes of any adapter of `spec`, whatever its rank; `params` may be abstract too.
 
     Raises `UserError` for a fault of `spec` on this base.
+
+    >>> base = {"layers": {"attn": {"q_proj": {"kernel": np.ones((2, 4, 3), np.float32)}}}}  # two layers, 4 -> 3
+    >>> shapes(Spec(rank=6), base)["layers/attn/q_proj/kernel"]["a"].shape  # above min(4, 3), as a sum of adapters may be
+    (2, 4, 6)
     """
     leaves = trees.flatten(params)
 
@@ -294,7 +339,10 @@ def _gain(base: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array, ran
     The square of the norm is `|W|^2 + 2 <W, a b> + |a b|^2`, column by column: no array is larger than `[rank, out]`. The
     norm counts as a constant in the gradient (Liu et al. 2024, section 4.3).
     """
-    product = lambda subscripts, *xs: jnp.einsum(subscripts, *xs, preferred_element_type=jnp.float32)  # noqa: E731
+
+    def product(subscripts: str, *xs: jax.Array) -> jax.Array:
+        return jnp.einsum(subscripts, *xs, preferred_element_type=jnp.float32)
+
     # In the dtype of the base: one cast up would be a copy of it.
     a, b = jax.lax.stop_gradient(a).astype(base.dtype), jax.lax.stop_gradient(b)
     crossed = 2 * product("...ir,...io->...ro", a, base) + product("...rk,...ko->...ro", product("...ir,...ik->...rk", a, a), b)

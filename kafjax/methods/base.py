@@ -1,4 +1,4 @@
-"""`base`: the model as it came. What it answers, it knew or guessed."""
+"""`base`: the untouched model. Its answers are knowledge or guesses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kafjax.methods.method import ClosedBook
 
 
 class Base(ClosedBook):
-    """Answers with the weights as they came."""
+    """Answers with the untouched weights."""
 
     activity = "answering"
     note = "the model as it came, no passages"

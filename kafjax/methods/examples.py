@@ -17,7 +17,8 @@ from kafjax.retrieval import prompt
 from kafjax.retrieval.prompt import Prompts
 from kafjax.training import Example, answer_example, text_examples
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _WINDOW = 1024  # texts tokenized at a time: enough for all cores, few enough to wait for
 
 
@@ -44,8 +45,9 @@ def training_examples(
 ) -> list[list[Example]]:
     """Lists of examples, one an epoch, in turn (see `training.train`).
 
-    Each list holds every `document_parts`-th document, all training questions and, for `replay` of it, texts and questions about
-    other matters. The loss looks at whole documents and at answers. `prompts` says how questions are put; documents are plain text.
+    Each list holds every `document_parts`-th document, all training questions and, for a share of `replay`, texts and questions about
+    other matters. The loss covers whole documents, and only the answers of questions. `prompts` formats questions; documents are plain
+    text.
     """
     questions = [_question(tokenizer, question, prompts) for question in corpus.training_questions]
     texts = text_examples(tokenizer, [document.text for document in corpus.documents], eos_id)
@@ -68,8 +70,8 @@ def stream_examples(
 ) -> Iterator[Example]:
     """Yields all documents, then all training questions: for packing them into rows on disk.
 
-    Tokenizes on all cores, some thousand texts ahead of who packs them. `prompts` says how questions are put. Raises `UserError` as
-    `check_texts` does.
+    Tokenizes on all cores, some thousand texts ahead of the packing. `prompts` formats questions. Raises `UserError` as `check_texts`
+    does.
     """
     foreign = Foreign.of(tokenizer, vocab_size)
 
@@ -88,7 +90,7 @@ def stream_examples(
 
 
 def _ahead(function: Callable[[list[T]], list[R]], items: Iterable[T]) -> Iterator[R]:
-    """Yields what `function` makes of each window of items, and has a thread make that of the next one meanwhile."""
+    """Yields `function` of each window of items, while a thread computes that of the next one."""
     items = iter(items)
     with ThreadPoolExecutor(1) as thread:
         running: Future[list[R]] | None = None

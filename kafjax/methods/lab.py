@@ -38,7 +38,7 @@ from kafjax.training.objective import loss
 
 @dataclasses.dataclass(frozen=True)
 class IndexRecord:
-    """What building an index took: `built.json`."""
+    """Cost of building an index: `built.json`."""
 
     seconds: Amount
     engine: str
@@ -48,11 +48,11 @@ class IndexRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """What methods learn and answer with. Nothing here changes but the cached properties, which are made on first use.
+    """The state that methods learn and answer with. Only the cached properties change: they are made on first use.
 
     Attributes:
       mesh: on which `params` lie, and on which methods train and answer.
-      folder: where trained weights, adapters and the index are kept, and found again when a run is resumed.
+      folder: keeps trained weights, adapters and the index, for a run that is resumed.
       log: takes rows for `metrics.jsonl`.
       progress: `progress(label, total)` gives a context manager with `advance(n)`, a progress bar.
       prompts: how the model is asked, in training and in answering: as plain text, or as turns of a chat.
@@ -124,7 +124,7 @@ class Lab:
 
     @property
     def index_record(self) -> IndexRecord:
-        """What building the index took. Raises `UserError` for a damaged record."""
+        """Reads the cost of building the index. Raises `UserError` for a damaged record."""
         path = self.folder / "index" / "built.json"
         return read(IndexRecord, path, fix=f"delete {path.parent} to build it again")
 
@@ -137,11 +137,11 @@ class Lab:
 
     @functools.cached_property
     def shape(self) -> DecoderShape:
-        """The decoder in the numbers that the cost formulas ask for."""
+        """Sizes of the decoder that the cost formulas need."""
         return decoder_shape(self.model)
 
     def held_out_nll(self, params: trees.Tree, on_text: Callable[[], None] = lambda: None) -> tuple[list[float], list[int]]:
-        """Summed negative log-likelihood (nats) and number of predicted tokens of each held-out text."""
+        """Computes the summed negative log-likelihood (nats) and the number of predicted tokens of each held-out text."""
         examples = [text_example(self.tokenizer, text, self.model.config.text_end) for text in self.corpus.held_out_texts]
         length = max((len(e.tokens) for e in examples), default=0)
         nll, tokens = [], []

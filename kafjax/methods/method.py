@@ -32,7 +32,7 @@ class Method(abc.ABC):
         self._prefixes: dict[Prompt, Prefix] = {}
 
     def check(self) -> None:  # noqa: B027 (nothing to check is a good default)
-        """Raises `UserError` for settings and models that `learn` would refuse, before other methods have run for minutes."""
+        """Raises `UserError` early for settings and models that `learn` would refuse."""
 
     def questions(self) -> list[Question]:
         """Returns the questions of the corpus that the method can answer, retention last."""
@@ -40,11 +40,11 @@ class Method(abc.ABC):
 
     @property
     def is_trained(self) -> bool:
-        """Whether what needs training has been trained already, so that `learn` is quick."""
+        """True if training has been done already, so that `learn` is quick."""
         return True
 
     def learn(self) -> None:  # noqa: B027 (nothing to learn is a good default)
-        """Takes in the corpus; what was learned is kept in `lab.folder` and found there the next time."""
+        """Learns the corpus. The result is kept in `lab.folder` and found there the next time."""
 
     @property
     def params(self) -> trees.Tree:
@@ -53,16 +53,16 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def answer(self, questions: Sequence[Question], on_progress: Callable[[int], None] = lambda n: None) -> list[Prediction]:
-        """Scored answers in the order of the questions. Call `learn` before."""
+        """Answers questions, in their order, with scores. Call `learn` before."""
 
     def cost(self) -> Cost:
-        """What learning cost and what must be kept. What asking costs is measured from predictions."""
+        """Returns the cost of learning and of keeping its result. The cost of asking is measured from predictions."""
         return Cost()
 
     def generate(
         self, prefix: Prompt, prompts: Sequence[Prompt], max_new_tokens: int, on_progress: Callable[[int], None] = lambda n: None
     ) -> list[Generation]:
-        """One greedy line for each prompt, all of which begin with `prefix`, whose cache is kept."""
+        """Generates one greedy line for each prompt. All begin with `prefix`, whose cache is kept."""
         generator = self.lab.generator
         if prefix not in self._prefixes:
             self._prefixes[prefix] = generator.prefix(self.params, prefix)
@@ -72,7 +72,7 @@ class Method(abc.ABC):
     def prediction(
         self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float
     ) -> Prediction:
-        """The record of an answer, scored if the right one is known. The last of `replies` is the answer; all are on the bill."""
+        """Makes the record of an answer, scored if the right one is known. The last of `replies` is the answer; all are on the bill."""
         prefill, decode = sum(r.prefill_seconds for r in replies), sum(r.decode_seconds for r in replies)
         prediction = Prediction(
             id=question.id,

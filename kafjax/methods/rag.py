@@ -94,11 +94,11 @@ class RAG(Reader):
         super().learn()
 
     def calls(self, questions: Sequence[Question]) -> list[list[Generation]]:
-        """What the language model writes for each question before anything is searched."""
+        """Returns the model's output for each question before the search."""
         return [[] for _ in questions]
 
     def vectors(self, questions: Sequence[Question], calls: Sequence[Sequence[Generation]]) -> np.ndarray:
-        """What is searched for: unit vectors, float32 `[Q, D]`."""
+        """Returns the query vectors: unit vectors, float32 `[Q, D]`."""
         return self.lab.embedder.embed_queries([question.text for question in questions])
 
     def answer(self, questions, on_progress=lambda n: None):

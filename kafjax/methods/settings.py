@@ -1,4 +1,4 @@
-"""What the methods of a comparison share: training, adapter, retrieval and generation in one configuration."""
+"""Settings shared by the methods of a comparison: training, adapter, retrieval and generation."""
 
 from __future__ import annotations
 

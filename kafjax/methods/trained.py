@@ -20,7 +20,7 @@ from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
 
 @dataclasses.dataclass(frozen=True)
 class _Learned:
-    """What the bill takes from `learned.json`."""
+    """The part of `learned.json` that is on the bill."""
 
     trainable_parameters: Count
     optimizer_bytes: Count
@@ -34,14 +34,17 @@ class _Learned:
 
 
 class Trained(ClosedBook):
-    """Closed book, with weights trained on the corpus."""
-
-    spec: lora.Spec | None = None
+    """Answers closed-book, with weights trained on the corpus."""
 
     def __init__(self, lab: Lab, name: str):
         super().__init__(lab, name)
         self.folder = lab.folder / name  # where a hybrid finds what the plain method has trained
         self._params: trees.Tree | None = None
+
+    @property
+    def spec(self) -> lora.Spec | None:
+        """The adapter's spec; None where all weights are trained."""
+        return None
 
     @property
     def params(self) -> trees.Tree:
@@ -55,11 +58,11 @@ class Trained(ClosedBook):
 
     @abc.abstractmethod
     def save(self, trainable: Any) -> int:
-        """Writes what must be kept for this corpus; returns its bytes."""
+        """Writes the trained weights or the adapter and returns its bytes."""
 
     @abc.abstractmethod
     def load(self) -> trees.Tree:
-        """The weights to answer with, from what was saved."""
+        """Loads the weights to answer with."""
 
     @abc.abstractmethod
     def flops(self, result: TrainResult, length: int) -> float:
@@ -81,7 +84,7 @@ class Trained(ClosedBook):
             self._params = self.load()
 
     def adopt(self, folder: Path) -> None:
-        """Answers with the weights or the adapter that another training has left in `folder`."""
+        """Takes over the weights or the adapter that another training left in `folder`."""
         self.folder = folder
         self._params = self.load()
 

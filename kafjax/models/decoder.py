@@ -122,7 +122,7 @@ class Experts(nnx.Module):
 
 @functools.partial(jax.checkpoint, static_argnums=2)
 def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
-    """Kept for the backward pass are the two inputs alone: the pieces of the GELU are cheaper to compute again than to store."""
+    """Keeps only the two inputs for the backward pass: the pieces of the GELU are cheaper to compute again than to store."""
     return _ACTIVATIONS[activation](gate) * up
 
 
@@ -142,7 +142,7 @@ class Layer(nnx.Module):
 
 
 class Ends(nnx.Module):
-    """What stands before and after the layers."""
+    """The parameters before and after the layers."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)

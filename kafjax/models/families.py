@@ -106,7 +106,7 @@ def _gemma2(config: Config) -> dict[str, Any]:
 
 
 def _gemma(config: Config, *, pattern: int, max_length: int) -> dict[str, Any]:
-    """What the Gemmas have in common; one in `pattern` layers sees everything, unless the file names them."""
+    """Reads the settings that the Gemmas have in common; one in `pattern` layers sees everything, unless the file names them."""
     refuse(config, {"hidden_activation": "gelu_pytorch_tanh", **_DENSE})
     bias = bool(config.get("attention_bias"))
     sliding = [(i + 1) % pattern != 0 for i in range(count(config, "num_hidden_layers"))]
@@ -253,7 +253,7 @@ def _mixtral(config: Config) -> dict[str, Any]:
 
 
 def _experts(config: Config, *, n_experts: int, k: int, normalised: bool) -> dict[str, Any]:
-    """How many there are and how many a token goes through, by default `n_experts` and `k`."""
+    """Reads how many experts there are and how many a token goes through, by default `n_experts` and `k`."""
     named = next((key for key in _DENSE if config.get(key) is not None), "num_experts")
     total = count({named: n_experts, **_given(config)}, named)
     chosen = count({"num_experts_per_tok": k, **config}, "num_experts_per_tok")
@@ -309,7 +309,7 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
 
 
 def _plain(config: Config, *, max_length: int) -> dict[str, Any]:
-    """What all but the Gemmas have in common; `max_length` where the file has none."""
+    """Fields shared by all but the Gemmas; `max_length` is the default of a file that has none."""
     refuse(config, {"hidden_act": "silu", **_UNCAPPED, **_DENSE})
     config = {"max_position_embeddings": max_length, **config}
     hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
@@ -361,7 +361,7 @@ def _shape(config: Config, head_dim: int) -> dict[str, Any]:
 
 
 def _layers(config: Config, window: int | None, sliding: list[bool]) -> dict[str, Any]:
-    """Which layers slide: as `layer_types` says, else `sliding`."""
+    """Marks the sliding layers: by `layer_types`, else `sliding`."""
     kinds = config.get("layer_types")
     if kinds is not None:
         if len(kinds) != len(sliding):

@@ -1,4 +1,4 @@
-"""From token states to one vector a text: pooling, dense layers and normalisation, as sentence encoders declare them.
+"""Token states to one vector a text: pooling, dense layers and normalisation, as sentence encoders declare them.
 
     pooled = pool(hidden_BxTxD, mask_BxT, ("cls", "mean"))      [B, 2D], in the order of the modes
     unit   = normalised(dense(pooled, kernel, bias, "tanh"))

@@ -1,4 +1,4 @@
-"""What the forward pass keeps of a layer for the backward pass, which computes the rest again (Chen et al. 2016, arXiv:1604.06174)."""
+"""Rematerialisation: policies of what is kept of a layer for the backward pass, which computes the rest again (arXiv:1604.06174)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an NNX module to `(graphdef, params)`: the only place where NNX objects turn into plain trees."""
+"""Splitting of an NNX module into `(graphdef, params)`: the only place where NNX objects turn into plain trees."""
 
 from __future__ import annotations
 

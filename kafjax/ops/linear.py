@@ -1,8 +1,9 @@
-"""The one `linear`: a matrix product that knows plain kernels and kernels with a LoRA adapter beside them; and the same of tables."""
+"""`linear`: the matrix product with a plain kernel or one with a LoRA adapter beside it. `lookup` does the same for tables."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,16 @@ from kafjax.ops.quantized import QuantizedKernel, dequantize
 class LoRAWeight:
     """A frozen kernel `base [.., in, out]` with its adapter `a [.., in, rank]`, `b [.., rank, out]`.
 
-    The scale is already folded into `b`. It stands where a kernel or a table of embeddings stands in the parameter tree, and only
-    `linear`, `lookup` and `factors` know it. It defines no array conversion, so that making `base + a @ b` by accident raises.
+    The scale is already folded into `b`. It takes the place of a kernel or an embedding table in the parameter tree, and only `linear`,
+    `lookup` and `factors` accept it. It defines no array conversion, so that computing `base + a @ b` by accident raises.
 
     Attributes:
-      gain: `[.., out]`, what DoRA multiplies each output by: magnitude over column norm. None without it.
+      gain: `[.., out]`, DoRA's factor of each output: magnitude over column norm. None without DoRA.
       key: `[..]`, draws the dropout of the adapter's input, one key a layer. None where nothing is dropped.
       dropout: share of the adapter's inputs that are dropped under `key`.
     """
 
-    base: jax.Array | QuantizedKernel
+    base: jax.Array | QuantizedKernel  # tables are never quantised
     a: jax.Array
     b: jax.Array
     gain: jax.Array | None = None
@@ -49,7 +50,7 @@ class AdapterSlots:
 def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoRAWeight | AdapterSlots) -> jax.Array:
     """`x [.., in] @ kernel [in, out]`, in the dtype of `x`, accumulated in float32.
 
-    With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3): nothing of the size of the base is made.
+    With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3), without an array of the base's size.
     DoRA's gain multiplies that; dropout is applied to the `x` of the second term.
     With `AdapterSlots`, `x [B, T, in]`, each row has its own `a` and `b`; the product with the base is one for all of them.
     """
@@ -64,10 +65,10 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoRAWeight | Adap
 
 
 def lookup(table: jax.Array | LoRAWeight, ids: jax.Array) -> jax.Array:
-    """Rows `ids` of a table `[V, D]`; of one with an adapter `base[ids] + a[ids] @ b`, and nothing of the size of the table is made."""
+    """Looks up rows `ids` of a table `[V, D]`. With an adapter: `base[ids] + a[ids] @ b`, without an array of the table's size."""
     if not isinstance(table, LoRAWeight):
         return table[ids]
-    rows = table.base[ids] + jnp.matmul(table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST)
+    rows = cast(jax.Array, table.base)[ids] + jnp.matmul(table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST)
     return rows if table.gain is None else rows * table.gain
 
 
@@ -79,7 +80,7 @@ def factors(x: jax.Array, table: jax.Array | LoRAWeight) -> tuple[tuple[jax.Arra
     if not isinstance(table, LoRAWeight):
         return ((x, table.astype(x.dtype)),)
     x = x if table.gain is None else x * table.gain.astype(x.dtype)
-    return (x, table.base.astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
+    return (x, cast(jax.Array, table.base).astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
 
 
 def base_dot(x: jax.Array, kernel: jax.Array | QuantizedKernel) -> jax.Array:
@@ -112,14 +113,17 @@ def _low_rank_forward(x, a, b):
 def _low_rank_backward(saved, cotangent):
     x, z, a, b = saved
     d_z = _product(cotangent, b, 1)
-    rows = lambda v: v.reshape(-1, v.shape[-1])  # noqa: E731
+
+    def rows(v: jax.Array) -> jax.Array:
+        return v.reshape(-1, v.shape[-1])
+
     # The barrier keeps XLA from folding this transpose into a product that would transpose `x` instead.
     d_a = jax.lax.optimization_barrier(_product(rows(d_z).T, rows(x), 0)).T
     return _product(d_z, a, 1), d_a, _product(rows(z).T, rows(cotangent), 0)
 
 
 def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
-    """`x [.., n]` times `y` over that axis of it, as it lies."""
+    """Contracts the last axis of `x [.., n]` with an axis of `y`, without transposing `y`."""
     contract = (((x.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32).astype(x.dtype)
 
@@ -163,8 +167,8 @@ low_precision_dot.defvjp(_forward, _backward, symbolic_zeros=True)
 def quantized_dot(x: jax.Array, kernel: QuantizedKernel) -> jax.Array:
     """`x [.., in] @ kernel [in, out]` in the dtype of `x`, accumulated in float32. The kernel has no gradient.
 
-    It is multiplied out where it is used and again in the backward pass: what is kept are the integers, which are there anyway.
-    Plain autodiff would keep the float kernel of every layer.
+    The kernel is dequantised where it is used, and again in the backward pass: only the integers are kept, which exist anyway. Plain
+    autodiff would keep the float kernel of every layer.
     """
     return _product(x, dequantize(kernel, x.dtype), 0)
 

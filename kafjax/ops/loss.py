@@ -1,6 +1,6 @@
 """Next-token cross entropy against the vocabulary, in chunks: the `[N, V]` logits never exist at once.
 
-Chunks behind the last place with a weight are skipped: a loop whose number of turns is data, over arrays of one shape.
+Chunks behind the last place with a weight are skipped, by a loop with a dynamic number of turns over arrays of one shape.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def chunked_cross_entropy(
     second product with the vocabulary and at most `chunk * V` logits are alive.
 
     Args:
-      hidden_NxD: final hidden states at the places where the loss looks.
+      hidden_NxD: final hidden states at the predicted places.
       embedding_VxD: output embedding, with or without an adapter; cast to the dtype of `hidden`.
       targets_N: int32 token ids.
       weights_N: float32; 0 masks a place out (padding).
       chunk: places per chunk; N is padded up to a multiple.
-      n_used: int32 scalar, places that are computed, rounded up to whole chunks; by default `used(weights_N)`. Under `vmap` it has
-        to be one number for all, or every chunk waits for the slowest by computing both ways.
+      n_used: int32 scalar, places that are computed, rounded up to whole chunks; by default `used(weights_N)`. Under `vmap` it must not be
+        mapped, or every branch is computed for every chunk.
       cap: bounds the logits (`soft_cap`) before the softmax.
     """
     return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk, n_used, cap)[0]
@@ -99,7 +99,10 @@ def _over_chunks(one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: j
 
 def _logits(hiddens: Tables, tables: Tables, cap: float | None) -> jax.Array:
     """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`, capped: one pair, or two where an adapter stands beside the embedding."""
-    product = lambda h, table: jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)  # noqa: E731
+
+    def product(h: jax.Array, table: jax.Array) -> jax.Array:
+        return jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+
     return soft_cap(functools.reduce(jnp.add, map(product, hiddens, tables)), cap)
 
 

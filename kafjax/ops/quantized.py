@@ -40,9 +40,9 @@ NF4 = np.array(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedKernel:
-    """What stands for a frozen kernel `[.., in, out]` in the parameter tree; only `ops.linear` multiplies with it.
+    """A frozen kernel `[.., in, out]` stored as integers, in its place in the parameter tree. Only `ops.linear` multiplies with it.
 
-    It defines no array conversion, so that making the float kernel by accident raises.
+    It defines no array conversion, so that dequantising it by accident raises.
 
     Attributes:
       values: int8 `[.., in, out]`, or uint8 `[.., in / 2, out]` of two indices into `NF4` each: of a tile of t inputs, byte i holds
@@ -57,17 +57,17 @@ class QuantizedKernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel that is meant."""
+        """Shape of the dequantised kernel."""
         *stacked, n_rows, n_out = self.values.shape
         return (*stacked, 2 * n_rows if self.format == "nf4" else n_rows, n_out)
 
 
 @functools.partial(jax.jit, static_argnames="format")
 def quantize(kernel: jax.Array, format: str) -> QuantizedKernel:
-    """A kernel `[.., in, out]` rounded to the nearest values of `format`, worked out in float32.
+    """Rounds a kernel `[.., in, out]` to the nearest values of `format`, computed in float32.
 
-    nf4 has tiles of 64 inputs; where 64 does not divide them, of the largest even number below that does. Raises `UserError` for an
-    unknown format, and for nf4 of an odd number of inputs.
+    nf4 has tiles of 64 inputs, or of the largest smaller even number that divides them. Raises `UserError` for an unknown format, and for
+    nf4 of an odd number of inputs.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format '{format}' of a quantised kernel. {nearest(format, FORMATS)}")
@@ -89,7 +89,7 @@ def quantize(kernel: jax.Array, format: str) -> QuantizedKernel:
 
 
 def dequantize(kernel: QuantizedKernel, dtype: Any = jnp.float32) -> jax.Array:
-    """The kernel `[.., in, out]` that is meant, multiplied out in float32."""
+    """Multiplies out the kernel `[.., in, out]` in float32."""
     *stacked, n_tiles, n_out = kernel.scale.shape
     tiles = kernel.values.reshape(*stacked, n_tiles, -1, n_out)
     if kernel.format == "nf4":
@@ -98,12 +98,12 @@ def dequantize(kernel: QuantizedKernel, dtype: Any = jnp.float32) -> jax.Array:
 
 
 def dense(kernel: jax.Array | QuantizedKernel) -> jax.Array:
-    """Any kernel as a float32 array."""
+    """Returns any kernel as a float32 array."""
     return dequantize(kernel) if isinstance(kernel, QuantizedKernel) else kernel.astype(jnp.float32)
 
 
 def quantize_params(params: Mapping[str, Any], format: str) -> trees.Tree:
-    """`params` with every kernel in `format`; all else is the same array.
+    """Returns `params` with every kernel in `format`, other arrays unchanged.
 
     Raises `UserError` as `quantize` does, if it was done, and for experts, which would stay the floats that most of the model is.
     """
@@ -120,7 +120,7 @@ def abstract(params: Mapping[str, Any], format: str) -> trees.Tree:
 
 
 def dequantize_params(params: Mapping[str, Any]) -> trees.Tree:
-    """`params` with plain float32 kernels in place of quantised ones."""
+    """Returns `params` with plain float32 kernels in place of quantised ones."""
     return trees.map_with_path(lambda _, leaf: dequantize(leaf) if isinstance(leaf, QuantizedKernel) else leaf, params)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Stretch:
-    """Which frequencies Llama 3.1 divides by its factor (Llama Team 2024, arXiv:2407.21783, and its `config.json`).
+    """Llama 3.1's selection of the frequencies that its factor divides (Llama Team 2024, arXiv:2407.21783, and its `config.json`).
 
     A wave that turns `high` times or more within `original_length` tokens keeps its frequency, one that turns `low` times or
     less is divided by the factor, and between them the share that is kept rises linearly with the turns.
@@ -29,7 +29,7 @@ class Llama3Stretch:
 
 @dataclasses.dataclass(frozen=True)
 class YarnStretch:
-    """Which frequencies YaRN divides by its factor (Peng et al. 2023, arXiv:2309.00071).
+    """Selects the frequencies that YaRN divides by its factor (Peng et al. 2023, arXiv:2309.00071).
 
     As in Llama 3.1, but between `slow` and `fast` turns the share that is kept falls linearly with the number of the frequency,
     and queries and keys are multiplied by `attention_factor`. `truncate` rounds the first and the last number between outwards.
@@ -53,7 +53,7 @@ class YarnStretch:
 
 @dataclasses.dataclass(frozen=True)
 class QueryGrowth:
-    """What queries are multiplied by at a position, `1 + beta * log(1 + floor(position / length))`, as in Llama 4."""
+    """Returns the factor of queries at a position, `1 + beta * log(1 + floor(position / length))`, as in Llama 4."""
 
     beta: float
     length: int
@@ -94,7 +94,7 @@ def rope_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, each float32 `[B, T, 1, rotary_dim / 2]`.
 
-    `factor` divides all frequencies, which is to divide the positions (linear scaling), or those that `stretch` says.
+    `factor` divides all frequencies (linear scaling of positions), or those that `stretch` selects.
     """
     exponent_F = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
     frequency_F = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent_F)

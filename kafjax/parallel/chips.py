@@ -1,4 +1,4 @@
-"""What is public about accelerators, and slices of them by the names that people and clouds use: v5e-16, v5p-32, h100-8."""
+"""Published figures of accelerators, and slices of them by their usual names: v5e-16, v5p-32, h100-8."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from kafjax.core.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip. `flops` bfloat16 a second (dense), `memory` bytes, `memory_bandwidth` and `link_bandwidth` bytes a second; the latter is
-    what a chip can send to its neighbours over all links at once, one way. `devices`: as how many devices JAX sees it. `dims` of the
-    torus (0: a switch). `counted` says what the number in a slice's name counts, chips or cores (two to a chip).
-    `network_bandwidth`: bytes a second that a chip can send to other slices."""
+    """One chip.
+
+    Attributes:
+      flops: dense bfloat16 FLOPs a second.
+      memory: bytes.
+      memory_bandwidth: bytes a second.
+      link_bandwidth: bytes a second to the neighbours over all links at once, one way.
+      devices: number of JAX devices per chip.
+      dims: dimensions of the torus (0: a switch).
+      counted: unit of the number in a slice's name: chips or cores (two to a chip).
+      network_bandwidth: bytes a second to other slices."""
 
     flops: float
     memory: float
@@ -84,8 +91,8 @@ class Slice:
 
 
 def parse_slice(name: str) -> Slice:
-    """Reads `v5e-16` (16 chips), `v5p-32` (32 cores: 16 chips), `v5e:4x4` and `v5p:2x2x4` (chips by their torus), `h100-8`; and
-    `2*v5e-16`, two slices of TPUs that the data centre's network joins.
+    """Parses a slice's name: `v5e-16` (16 chips), `v5p-32` (32 cores: 16 chips), `v5e:4x4` and `v5p:2x2x4` (chips by their torus),
+    `h100-8`; and `2*v5e-16`, two slices of TPUs joined by the data centre's network.
 
     v4 and v5p are counted in cores, two to a chip, as Cloud TPU does. Raises `UserError` with the nearest name for another one.
     """
@@ -120,7 +127,7 @@ def parse_slice(name: str) -> Slice:
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The chip behind a JAX device, as much of it as that device is; None if it is not in the table (a CPU, say)."""
+    """Returns the share of a chip that a JAX device has; None if the chip is not in the table (a CPU, say)."""
     text = device.device_kind
     kind = _KINDS.get(text) or next((kind for kind in CHIPS if kind in text.lower().split()[1:]), None)
     kind = kind or next((kind for kind in ("h100", "h200", "a100", "b200") if kind in text.lower()), None)
@@ -136,7 +143,7 @@ def _numbers(kind: str, chip: Chip) -> list[int]:
 
 
 def _torus(n_chips: int, dims: int) -> tuple[int, ...]:
-    """The usual shape of a power of two: as near to a square or a cube as can be, the short sides first, but four chips a plane."""
+    """Returns the usual torus of a power of two: as near to a square or a cube as possible, short sides first, but four chips a plane."""
     exponent = n_chips.bit_length() - 1
     if dims == 0:
         return ()

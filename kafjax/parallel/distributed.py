@@ -1,7 +1,7 @@
-"""Starting as one of many processes: who they are is read from SLURM, Kubernetes or a TPU pod, or said explicitly.
+"""Start-up as one of many processes. Their number and ranks come from SLURM, Kubernetes, a TPU pod, or are given explicitly.
 
-Every process runs the same program on its own devices. All of them make the same calls on arrays that are spread over the devices of
-all; only process 0 writes what there is once (metrics, progress, results). With one process everything here does nothing.
+Every process runs the same program on its own devices. All make the same calls on arrays that are sharded over the devices of all; only
+process 0 writes shared files (metrics, progress, results). With one process everything here does nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ class Place:
     Attributes:
       coordinator: `host:port` of process 0, which all others register with.
       local_devices: indices of the host's accelerators that this process takes; None for all.
-      source: what it was read from.
+      source: the scheduler or setting that it was read from.
     """
 
     coordinator: str
@@ -58,9 +58,9 @@ class Place:
 def find_place(
     environ: Mapping[str, str], coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> Place | None:
-    """This process's place, or None if it is alone (or on a TPU host of which only the metadata server knows).
+    """Finds this process's place. None if it is alone, or on a TPU host that only the metadata server knows.
 
-    What is said explicitly, by argument or as `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, goes first. Then:
+    Explicit values, given as arguments or as `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, come first. Then:
       SLURM: a step of several tasks (`srun`). Process 0's host listens on a port that follows from the job's and step's number. Where
         a host runs several tasks, each takes one accelerator of those that it sees.
       Kubernetes: an Indexed Job or a JobSet, whose pods know their `JOB_COMPLETION_INDEX`; how many they are and where process 0 is
@@ -88,17 +88,17 @@ def find_place(
         return _tpu_place(environ)
     if (num_processes is None and process_id is None) or num_processes == 1:
         return None
-    missing = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    for name, value in missing.items():
-        if value is None:
-            given = ", ".join(f"{key}={value}" for key, value in missing.items() if value is not None)
-            variable = "JAX_COORDINATOR_ADDRESS" if name == "coordinator" else f"JAX_{name.upper()}"
-            raise UserError(f"{given} without {name}: give --{name} or set {variable}")
+    if coordinator is None or num_processes is None or process_id is None:
+        values = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+        given = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+        name = next(name for name, value in values.items() if value is None)
+        variable = "JAX_COORDINATOR_ADDRESS" if name == "coordinator" else f"JAX_{name.upper()}"
+        raise UserError(f"{given} without {name}: give --{name} or set {variable}")
     return Place(coordinator, num_processes, process_id, local, source)
 
 
 def first_host(nodes: str) -> str:
-    """The first of SLURM's list of hosts: `"tpu[007-009,12]-ib,gpu1"` -> `"tpu007-ib"`."""
+    """Returns the first of SLURM's list of hosts: `"tpu[007-009,12]-ib,gpu1"` -> `"tpu007-ib"`."""
     found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodes)
     if found is None:
         raise UserError(f"SLURM_STEP_NODELIST='{nodes}' names no host")
@@ -142,7 +142,7 @@ def _number(environ: Mapping[str, str], *names: str) -> int | None:
 
 
 def _ask_tpu_host(environ: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
-    """Whether this is a TPU host of whose slice only Google's metadata server knows, which JAX can ask."""
+    """True on a TPU host whose slice is known to Google's metadata server alone, which JAX can ask."""
     if not _wants_tpu(environ):
         return False
     has_tpu = any((devices / name).exists() for name in ("accel0", "vfio/0"))
@@ -155,11 +155,11 @@ def processes(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout_seconds: int = TIMEOUT_SECONDS,
-) -> Iterator[None]:
+) -> Generator[None]:
     """`with processes(): ...` joins the others, if there are any; before JAX is used for anything else.
 
-    An error in one process ends it at once, without waiting for the others at the exit (JAX's own way out takes minutes): they stop
-    at their next exchange with it, and SLURM or Kubernetes ends them sooner.
+    An error in one process ends it at once, without waiting for the others at the exit (JAX's own exit takes minutes). The others stop at
+    their next exchange with it, unless SLURM or Kubernetes ends them sooner.
 
     Raises:
       UserError: see `find_place`; and if not all processes have come together within `timeout_seconds`.
@@ -201,7 +201,7 @@ def processes(
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float, message: str) -> Iterator[None]:
+def _deadline(seconds: float, message: str) -> Generator[None]:
     """Ends the process with one line if the block takes longer: JAX would abort it."""
 
     def end() -> None:
@@ -218,22 +218,22 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Whether this process writes what there is once."""
+    """True in process 0, which writes shared files."""
     return jax.process_index() == 0
 
 
 def all_agree(value: bool) -> bool:
-    """Whether `value` is true in every process; all have to ask."""
+    """True if `value` is true in every process. A collective: all processes must call it."""
     return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
 
 
 def of_main(value: bool) -> bool:
-    """`value` of process 0, in every process; all have to ask."""
+    """Returns process 0's `value` in every process. A collective: all processes must call it."""
     return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
 
 
 def together(action: Callable[[], T]) -> T:
-    """Returns `action()`, which all processes have to call, once it has succeeded in all of them.
+    """Runs `action` in every process and returns its result once it has succeeded in all. A collective.
 
     Raises `SharedError` in all with the message of the first process that raised a `UserError`.
     """
@@ -250,7 +250,7 @@ def together(action: Callable[[], T]) -> T:
     for of_process in np.asarray(multihost_utils.process_allgather(told)):
         if of_process.any():
             raise SharedError(of_process.tobytes().rstrip(b"\0").decode(errors="ignore"))
-    return result
+    return cast(T, result)  # it is there, or a message was
 
 
 def wait_for_all(what: str) -> None:
@@ -260,9 +260,9 @@ def wait_for_all(what: str) -> None:
 
 
 def spread(tree: Any, shardings: Any) -> Any:
-    """As `jax.device_put`, onto devices of many processes: each has the whole arrays, and gives its devices their parts.
+    """Does what `jax.device_put` does, for devices of many processes: each process has the whole arrays and places its devices' parts.
 
-    Arrays that are spread already are only moved.
+    Arrays that are sharded over processes already are only moved.
     """
 
     def place(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -277,15 +277,15 @@ def spread(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """The whole arrays as numpy in process 0, gathered one after another; None in their places elsewhere. All have to call it.
+    """Gathers whole arrays as numpy in process 0, one after another; other processes get None instead. A collective.
 
-    What is gathered at a time, and lies whole on every device, is one layer of a stacked parameter.
+    One layer of a stacked parameter is gathered at a time, and is whole on every device meanwhile.
     """
 
     def gather(x: jax.Array) -> np.ndarray | None:
         if x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x) if is_main() else None
-        whole = NamedSharding(x.sharding.mesh, PartitionSpec())
+        whole = NamedSharding(cast(NamedSharding, x.sharding).mesh, PartitionSpec())
         take = jax.jit(lambda y, i: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), out_shardings=whole)
         if x.ndim < 3:
             return gather(jax.jit(lambda y: y, out_shardings=whole)(x))

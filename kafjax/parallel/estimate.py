@@ -1,4 +1,4 @@
-"""What a step would need of each device on a given mesh, by formula; and the mesh to choose, by those formulas.
+"""Memory and time that a step needs of each device on a given mesh, by formula; and the choice of a mesh by those formulas.
 
 A roofline (Williams et al. 2009): each device is busy computing, reading its memory and sending to its neighbours, and the longest of
 the three bounds the step from below. Nothing is lost to waiting here, so a real step takes longer.
@@ -20,24 +20,29 @@ Sizes = Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """What one step asks of all devices together. Bytes, and FLOPs (two a multiply-add).
+    """Demand of one step on all devices together, in bytes and FLOPs (two a multiply-add).
 
     Attributes:
-      model_flops: that the mathematics needs. `flops`: that are computed, recomputation and masked attention included.
-      state: parameters that train and their optimizer state. `gradients`: of them. `frozen`: parameters that do not train.
-      kernels: the kernels of all layers as they are computed with; `copied` of those are copies of master weights.
-      reduced: gradients that data-parallel devices must add up.
-      ends: the embedding (and the head), as computed with.
-      n_layers, rows, seq_len: of the step; `micro` microbatches make it up.
-      residual: one token's activation between layers. `kept`: of one token and layer, until the backward pass or the reply ends; split
-        over `tensor` if `kept_is_split`. `transient`: of one token, while its layer is computed, attention scores included. `kv`: keys
-        and values of one token and layer.
-      loss: logits of a chunk and what belongs to them, on each device.
-      weight_reads: times that a microbatch reads the kernels. `gathers`: times that it gathers them. `reduces`: all-reduces a layer that
-        splitting its inside costs, all passes.
-      traffic: memory read and written for one token and layer in all passes.
+      model_flops: FLOPs that the mathematics needs.
+      flops: FLOPs that are computed, recomputation and masked attention included.
+      state: bytes of trainable parameters and their optimizer state.
+      gradients: bytes of their gradients.
+      frozen: bytes of parameters that do not train.
+      kernels: bytes of all layers' kernels in the compute dtype; `copied` of those are copies of master weights.
+      reduced: bytes of gradients that data-parallel devices must add up.
+      ends: bytes of the embedding (and the head) in the compute dtype.
+      n_layers, rows, seq_len: sizes of the step, which consists of `micro` microbatches.
+      residual: bytes of one token's activation between layers.
+      kept: bytes of one token and layer kept until the backward pass or the end of the reply; split over `tensor` if `kept_is_split`.
+      transient: bytes of one token while its layer is computed, attention scores included.
+      kv: bytes of one token's keys and values in a layer.
+      loss: bytes of a chunk's logits and their temporaries on each device.
+      weight_reads: times that a microbatch reads the kernels.
+      gathers: times that a microbatch gathers the kernels.
+      reduces: all-reduces per layer due to the `tensor` axis, all passes.
+      traffic: bytes of memory read and written for one token and layer in all passes.
       limits: for a mesh axis, sizes that it must divide, by name.
-      lanes: adapters that train together; `rows`, `state` and `gradients` are of all of them.
+      lanes: adapters that train together; `rows`, `state` and `gradients` count all of them.
     """
 
     model_flops: float
@@ -69,7 +74,7 @@ class Demand:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one device: bytes of memory by what they hold, and seconds of a step by what bounds them."""
+    """Estimate for one device: bytes of memory by content, and seconds of a step by bound."""
 
     memory: Mapping[str, float]
     seconds: Mapping[str, float]
@@ -86,7 +91,7 @@ class Estimate:
 def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Estimate:
     """Computes bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has size 1).
 
-    Of several slices, gradients are first added up within each; each device then sends its share of the sums over the network.
+    With several slices, gradients are first added up within each. Then each device sends its share of the sums over the network.
     """
     d = demand
     lane, data, fsdp, sequence, tensor = (sizes.get(axis, 1) for axis in AXES)
@@ -100,7 +105,10 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Est
         "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept_is_split else 1),
         "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
     }
-    rest = lambda size: (size - 1) / size  # noqa: E731  the share of the bytes that a ring sends on
+
+    def rest(size: float) -> float:  # the share of the bytes that a ring sends on
+        return (size - 1) / size
+
     sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
     within = data * sequence / n_slices  # devices of a slice that hold the same part of the gradients
     sent += d.micro * reduced / tensor * rest(fsdp) + 2 * reduced / shards * rest(within)
@@ -115,8 +123,9 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Est
 
 
 def meshes(demand: Demand, n_devices: int, n_slices: int = 1) -> Iterator[dict[str, int]]:
-    """Yields every way to deal `n_devices` to the axes that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by
-    tensor. Only `data` crosses slices."""
+    """Yields every mesh of `n_devices` that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by tensor.
+
+    Only `data` crosses slices."""
     divisors = [n for n in range(1, n_devices + 1) if n_devices % n == 0]
     lanes = [n for n in divisors if demand.lanes % n == 0]
     for sizes in itertools.product(lanes, *[divisors] * (len(AXES) - 1)):
@@ -126,7 +135,7 @@ def meshes(demand: Demand, n_devices: int, n_slices: int = 1) -> Iterator[dict[s
 
 
 def obstacle(demand: Demand, sizes: Sizes) -> str | None:
-    """What does not divide on this mesh, in words; None if all does."""
+    """Describes a size that does not divide on this mesh; None if all do."""
     shares = sizes.get("data", 1) * sizes.get("fsdp", 1)
     rows = demand.rows // demand.lanes
     if demand.lanes % sizes.get("lane", 1):
@@ -153,7 +162,7 @@ class Choice:
 def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9, n_slices: int = 1) -> list[Choice]:
     """Ranks all meshes, best first: those that fit in `usable` of a device's memory by the time of their step, then the rest by bytes.
 
-    Among equals the one that sends least goes first, then the one with fewer axes. Raises `UserError` if nothing divides.
+    Ties go to the mesh that sends least, then to the one with fewer axes. Raises `UserError` if nothing divides.
     """
     choices = []
     for sizes in meshes(demand, n_devices, n_slices):
@@ -182,7 +191,7 @@ def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tup
     if not best.fits:
         return best.sizes, f"none of {len(choices)} meshes fits by formula; this one comes nearest with {held}"
     n_fit = sum(choice.fits for choice in choices)
-    bound = max(best.estimate.seconds, key=best.estimate.seconds.get)
+    bound = max(best.estimate.seconds.items(), key=lambda item: item[1])[0]
     return best.sizes, (
         f"weights, gradients and optimizer state are {whole:.1f} GB; of {len(choices)} meshes that divide, {n_fit} fit, and "
         f"this one is the fastest by formula: {held}, bound by {bound}"
@@ -190,7 +199,7 @@ def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tup
 
 
 def show(sizes: Sizes, n_slices: int = 1) -> str:
-    """Writes `{"data": 1, "fsdp": 8}` as `"fsdp:8"`; of several slices `data` as slices x devices of each."""
+    """Writes `{"data": 1, "fsdp": 8}` as `"fsdp:8"`. With several slices `data` becomes slices x devices of each."""
     parts = {axis: str(sizes[axis]) for axis in AXES if sizes.get(axis, 1) > 1}
     if n_slices > 1:
         parts["data"] = f"{n_slices}x{sizes['data'] // n_slices}"

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its HLO text: what devices really send each other, all turns of a loop counted."""
+"""Collectives of a compiled program, read from its HLO text: the actual traffic between devices, with every turn of a loop counted."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """`shape` and `largest` (bytes) of the largest array that comes out of it on one device; `n_bytes` of all that comes out. It runs
-    `times` times among `group` devices."""
+    """One collective instruction.
+
+    Attributes:
+      shape, largest: shape and bytes of its largest output on one device.
+      n_bytes: bytes of all its outputs on one device.
+      times: number of runs.
+      group: number of devices that take part."""
 
     kind: str
     shape: str
@@ -34,14 +39,14 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends, all times, if the group is a ring."""
+        """Bytes that each device sends in all runs, if the group is a ring."""
         share = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * share, "reduce-scatter": self.group - 1, "collective-permute": 1}.get(self.kind, share)
         return self.times * self.n_bytes * factor
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of `compiled.as_text()`, in the order of the text. A loop whose length the compiler does not know counts once."""
+    """Lists the collectives of `compiled.as_text()`, in its order. A loop whose length the compiler does not know counts once."""
     computations = _computations(text)
     times, started = _times(computations), _started(computations)
     return [
@@ -55,7 +60,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
-    """`{kind: {count, bytes, sent}}`: how often it runs, the bytes that come out of it and those sent by each device."""
+    """Sums collectives as `{kind: {count, bytes, sent}}`: runs, bytes of outputs, and bytes sent by each device."""
     table: dict[str, dict[str, float]] = {}
     for c in found:
         row = table.setdefault(c.kind, {"count": 0, "bytes": 0, "sent": 0.0})
@@ -80,7 +85,7 @@ def _computations(text: str) -> dict[str, list[re.Match[str]]]:
 
 
 def _times(computations: dict[str, list[re.Match[str]]]) -> Counter[str]:
-    """How often each computation runs in a run of the entry."""
+    """Counts the runs of each computation in one run of the entry."""
     callers: dict[str, list[tuple[str, int]]] = {}
     for name, instructions in computations.items():
         for instruction in instructions:
@@ -105,8 +110,11 @@ def _times(computations: dict[str, list[re.Match[str]]]) -> Counter[str]:
 
 
 def _started(computations: dict[str, list[re.Match[str]]]) -> dict[str | None, str]:
-    """The computation in which each collective begins that XLA for TPUs spreads over several: it writes it out in the fusion that
-    starts it, again in every one that runs meanwhile, and in the one that waits for it."""
+    """Maps each asynchronous collective to the computation that starts it.
+
+    XLA for TPUs writes such a collective out several times: in the fusion that starts it, in each one that runs meanwhile, and in the one
+    that waits for it.
+    """
     begins = (name for name, lines in computations.items() if any('"AsyncCollectiveStart"' in line[4] for line in lines))
     return {channel: name for name in begins for line in computations[name] if (channel := _channel(line)) is not None}
 
@@ -117,10 +125,11 @@ def _channel(instruction: re.Match[str]) -> str | None:
 
 
 def _trips(rest: str, computations: dict[str, list[re.Match[str]]]) -> int:
-    """Turns of a loop: as many as the compiler noted, or those of a scan, whose condition compares a counter with a constant."""
+    """Counts the turns of a loop: noted by the compiler, or read from a scan's condition, which compares a counter with a constant."""
     if noted := _TRIPS.search(rest):
         return int(noted[1])
-    instructions = {i[1]: i for i in computations.get(_CONDITION.search(rest)[1], ())}
+    condition = _CONDITION.search(rest)
+    instructions = {i[1]: i for i in computations.get(condition[1], ())} if condition else {}
     for instruction in instructions.values():
         if instruction[3] == "compare" and "direction=LT" in instruction[4]:
             limit = instructions.get(re.findall(r"%([\w.\-]+)", instruction[4])[1])

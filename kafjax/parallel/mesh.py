@@ -22,12 +22,11 @@ neighbours. Between slices there is only a slow network, and only `data`, which 
 def make_mesh(spec: str | Mapping[str, int] = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a mesh with the axes of `AXES`, all of type Auto (the compiler places collectives).
 
-    On TPUs the axes are laid along the links of the torus. One that is longer or shorter than a dimension of it takes a part of a
-    dimension, or several.
+    On TPUs the axes are laid along the links of the torus. An axis may take a part of a dimension of the torus, or several dimensions.
 
     Args:
-      spec: sizes such as `"data:2,fsdp:4"` or `{"data": 2, "fsdp": 4}`, 1 where not named; `"auto"` puts all devices of a slice on
-        fsdp (`estimate.choose` knows better, for a given model). Of several slices `data:2x4` says 2 slices of 4 each.
+      spec: sizes such as `"data:2,fsdp:4"` or `{"data": 2, "fsdp": 4}`, 1 where not named. `"auto"` puts all devices of a slice on fsdp
+        (`estimate.choose` picks better for a given model). With several slices, `data:2x4` means 2 slices of 4 each.
       devices: all devices by default.
 
     Raises:
@@ -59,7 +58,7 @@ def slices_of(devices: Sequence[jax.Device]) -> int:
 
 
 def checked(sizes: Mapping[str, int], n_devices: int, n_slices: int = 1) -> dict[str, int]:
-    """Returns `sizes`, if that many devices can be dealt like this; else raises a `UserError` that offers what can."""
+    """Returns `sizes` if they fit the number of devices. Raises a `UserError` that offers sizes that do."""
     for axis, size in sizes.items():
         if axis not in AXES:
             raise UserError(f"mesh axis '{axis}' does not exist. {nearest(axis, AXES)}")

@@ -41,8 +41,8 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
 
     Args:
       axes: for each parameter one logical axis name (or None: not split) per dimension, as `model.axes()` gives them.
-      abstract: the parameters, or their shapes. One of several arrays (a quantised kernel: integers and scales) has a sharding for each:
-        that of the parameter, but for dimensions in which the array is smaller and its mesh axis does not divide it, which stay whole.
+      abstract: the parameters, or their shapes. A parameter of several arrays (a quantised kernel: integers and scales) has a sharding for
+        each: that of the parameter, except that dimensions stay whole where the array is smaller and its mesh axis does not divide it.
 
     Raises:
       UserError: naming the parameter and dimension, for an axis that the table lacks, one mesh axis used twice in a parameter, or a
@@ -53,7 +53,10 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
     def sharding(keys: tuple[Any, ...], leaf: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         spec = _spec(path, flat_axes, leaf.shape, mesh)
-        fits = lambda shape: [rule if n % _product(mesh, rule) == 0 else None for n, rule in zip(shape, spec, strict=True)]  # noqa: E731
+
+        def fits(shape: tuple[int, ...]) -> list[Any]:
+            return [rule if n % _product(mesh, rule) == 0 else None for n, rule in zip(shape, spec, strict=True)]
+
         return jax.tree.map(lambda array: NamedSharding(mesh, PartitionSpec(*fits(array.shape))), leaf)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda node: hasattr(node, "shape"))
@@ -66,7 +69,7 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
     if len(names) != len(shape):
         raise UserError(f"parameter '{path}' has {len(shape)} dimensions and {len(names)} axis names {names}")
     used: dict[str, int] = {}
-    spec: list[str | None] = []
+    spec: list[Any] = []
     for dimension, (name, size) in enumerate(zip(names, shape, strict=True)):
         if name is not None and name not in RULES:
             raise UserError(f"parameter '{path}', dimension {dimension}: axis '{name}' has no sharding rule. {nearest(name, RULES)}")
@@ -85,7 +88,7 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
 
 
 def constrainer(mesh: Mesh) -> Constrain:
-    """A function that states where an activation lies, so that the compiler need not guess: `constrain(x, ("batch", "length", None))`.
+    """Returns a function that constrains the sharding of an activation: `constrain(x, ("batch", "length", None))`.
 
     A dimension that its mesh axes do not divide is left whole. On one device it does nothing. Raises `KeyError` for an axis without a rule.
     """
@@ -109,14 +112,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def n_data_shares(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """Number of parts that the rows of a batch are split into."""
     return _product(mesh, BATCH_AXES)
 
 
 def shard(tree: Any, shardings: Any) -> Any:
-    """Places arrays where `shardings` (a matching tree, or one for all) wants them; arrays that lie there already are not copied.
+    """Places arrays by `shardings` (a matching tree, or one for all). Arrays that are placed so already are not copied.
 
-    Abstract arrays stay abstract, and only say where they would lie: what is compiled ahead of time has no memory behind it.
+    Abstract arrays stay abstract and get their sharding, for compilation ahead of time.
     """
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)

@@ -1,4 +1,4 @@
-"""Which process is holding up the others: each writes down the step that it has reached, and all of them read."""
+"""Detection of a process that holds up the others: each writes down the step that it has reached, and all read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STALL_SECONDS = 60.0
 
 
 class Watchdog:
-    """`with Watchdog(folder) as dog: ... dog.reached(step)` tells on stderr, once a stall, of a process that stays behind.
+    """Reports on stderr, once per stall, the process that stays behind: `with Watchdog(folder) as dog: ... dog.reached(step)`.
 
-    Steps of many processes go together, so one that stops (a disk, a data source, a swapping host) stops all, and nothing else says
-    which it was. The folder has to be shared by the processes; notes lie in files, and not in JAX's coordination service, because
-    that one is part of process 0 and stalls with it. The first process that is alive reads the notes of all and tells; another only
-    looks whether there is one before it, so that many processes do not read many files each. With one process it does nothing.
+    All processes step together, so one that stops (a disk, a data source, a swapping host) stops all, and nothing else tells which it was.
+    The folder has to be shared by the processes. Notes are files, since JAX's coordination service is part of process 0 and stalls with
+    it. The first live process reads the notes of all and reports. Any other only checks for a live one before it, so that few files are
+    read. With one process it does nothing.
 
     Args:
       folder: of the run.
@@ -54,7 +54,7 @@ class Watchdog:
                 self._folder.rmdir()
 
     def reached(self, step: int) -> None:
-        """This process begins `step` (counted from 1). Costs nothing: a thread writes it down."""
+        """Notes that this process begins `step` (counted from 1). A thread writes it down, so the call costs nothing."""
         self._step = step
 
     def _file(self, process: int) -> Path:
@@ -96,7 +96,7 @@ class Watchdog:
 
 
 class _Seen:
-    """What one process has written down, and for how long it has not changed."""
+    """The note of one process, and how long it has not changed."""
 
     def __init__(self, file: Path, now: float):
         self._file = file
@@ -104,7 +104,7 @@ class _Seen:
         self.step, self.step_since, self.beat_since = 0, now, now
 
     def look(self, now: float) -> float:
-        """Reads it, and returns for how many seconds it has been the same."""
+        """Reads the note and returns the seconds since it changed."""
         text = self._read()
         if text and text != self._text:
             self._text, self.beat_since = text, now

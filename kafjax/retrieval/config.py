@@ -1,4 +1,4 @@
-"""How passages are found: the only place where these defaults stand."""
+"""Settings of retrieval, with their only defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kafjax.retrieval.index import ENGINES
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig(Config):
-    """Which encoder, which index, and how many passages."""
+    """The encoder, the index, and the number of passages."""
 
     embedder: str = option("minilm", "Retrieval: embedding model: minilm, a folder of a BERT model, or ORG/NAME of the hub.", path=True)
     engine: str = option("auto", "Retrieval: index engine; auto is ScaNN where it is installed, else exact.", choices=ENGINES)

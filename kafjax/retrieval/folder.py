@@ -129,7 +129,7 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says of a saved index or store. `files` and `folders` are all that the folder holds."""
+    """Contents of `manifest.json` of a saved index or store. `files` and `folders` are all that the folder holds."""
 
     kind: str
     format: Count
@@ -203,7 +203,7 @@ def _previous(directory: Path) -> Path:
 
 
 def is_replaceable(directory: Path) -> bool:
-    """Whether it is an empty folder, or one that holds what a manifest of ours lists and nothing else."""
+    """True for an empty folder, or one that holds exactly the files of its manifest."""
     if not directory.is_dir():
         return False
     names = {path.name for path in directory.iterdir()}

@@ -1,4 +1,4 @@
-"""What the language model is asked. A prompt is a prefix of worked examples, the same for all questions, and the question.
+"""Prompts for the language model: a prefix of worked examples, the same for all questions, and the question.
 
 The prefix is computed once and its cache shared (`generation.Prefix`). A small base model answers in the right form only when it is
 shown how, and reads one short passage well where it fails on a page; so passages are sentences, the best stands last,
@@ -18,7 +18,7 @@ from kafjax.hub.text import Prompt
 
 
 class Prompts(Protocol):
-    """How a model is asked. What stands in `closed_book`, `reading` and `hyde` goes on behind the prefix of that name."""
+    """A format of prompts. `closed_book`, `reading` and `hyde` continue the prefix of the same name."""
 
     def closed_book_prefix(self) -> Prompt: ...
 

@@ -1,4 +1,4 @@
-"""From texts to arrays: examples, first-fit packing into rows, and batches of one fixed shape.
+"""Texts to arrays: examples, first-fit packing into rows, and batches of one fixed shape.
 
     example    tokens  BOS the cat sat EOS        weights  0 1 1 1 1
     inputs             BOS the cat sat
@@ -8,7 +8,7 @@
                segments     1   1   1   1    2 2    2  0       0 is padding; attention stays within a segment
                positions    0   1   2   3    0 1    2  0
 
-Which rows a step trains on is a pure function of (seed, step), so the step number is all that a resumed run needs.
+The rows of a step are a pure function of (seed, step), so a resumed run needs the step number alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import dataclasses
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -61,8 +61,8 @@ def text_examples(tokenizer: Tokenizer, texts: list[str], eos_id: int) -> list[E
 def answer_example(tokenizer: Tokenizer, prompt: Prompt, answer: Prompt | Sequence[int], eos_id: int | None = None) -> Example:
     """Makes an example of a prompt and its answer; the loss looks at the answer (and the EOS, if given) only.
 
-    The prompt is tokenized as it is when the model has to answer: it is then all there is. The answer is what goes on behind it.
-    What the model should learn to write at the end, a newline or the end of its turn, is part of `answer`.
+    The prompt is tokenized by itself, as in generation, and the answer as its continuation. The end that the model should learn to write,
+    a newline or the end of its turn, is part of `answer`.
     """
     before = text_tokens.prompt_ids(tokenizer, prompt)
     after = text_tokens.continued(tokenizer, prompt, answer) if isinstance(answer, Prompt) else list(answer)
@@ -78,7 +78,7 @@ def _weighted(n_front: int, n_given: int, tokens: list[int]) -> Example:
 
 
 def _n_front(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> int:
-    """Counts the tokens before anything is said: BOS, or what a chat template writes before the first turn's content."""
+    """Counts the tokens before any content: BOS, or the markup of a chat template before the first turn's content."""
     if isinstance(prompt, str):
         return len(text_tokens.front(tokenizer))
     markup = text_tokens.prompt_ids(tokenizer, text_tokens.Marked(prompt.parts[:1]))  # its last token may reach into the content
@@ -130,7 +130,7 @@ def _cut_of_prompt(example: Example, seq_len: int) -> int:
 
 
 class Cuts(NamedTuple):
-    """Numbers of examples that do not fit into a row: texts that go on in further ones, prompts that lose their beginning."""
+    """Numbers of examples that do not fit into a row: texts continued in further rows, prompts that lose their beginning."""
 
     texts: int = 0
     prompts: int = 0
@@ -140,11 +140,11 @@ class Cuts(NamedTuple):
         made = pieces(example, seq_len)
         return cls(int(len(made) > 1), int(bool(made) and _cut_of_prompt(example, seq_len) > 0))
 
-    def __add__(self, other: Cuts) -> Cuts:  # type: ignore[override]
+    def __add__(self, other: Cuts) -> Cuts:  # ty: ignore[incompatible-method-override]
         return Cuts(self.texts + other.texts, self.prompts + other.prompts)
 
     def told(self, seq_len: int) -> str:
-        """Says what was cut, or nothing."""
+        """Describes the cuts; "" if there are none."""
         texts = f"{self.texts} texts go on in further rows, each of which begins as a text does" if self.texts else ""
         prompts = f"{self.prompts} prompts lost their beginning, their answers are whole" if self.prompts else ""
         both = "; ".join(filter(None, [texts, prompts]))
@@ -152,10 +152,10 @@ class Cuts(NamedTuple):
 
 
 def stream_rows(examples: Iterable[Example], seq_len: int, open_rows: int = OPEN_ROWS) -> Iterator[Row]:
-    """First-fit packing in one pass: each piece goes into the first open row with room for it, in the order given.
+    """Packs first-fit in one pass: each piece goes into the first open row with room for it, in the order given.
 
-    At most `open_rows` rows are open: another one closes the oldest. So memory and the time a piece takes are bounded, rows come in
-    the order in which they were begun, and up to `open_rows` rows it is plain first-fit.
+    At most `open_rows` rows are open; a new one closes the oldest. So memory and the time of a piece are bounded, and rows come in the
+    order in which they were begun. Up to `open_rows` rows it is plain first-fit.
     """
     rows: deque[Row] = deque()
     room = np.zeros(open_rows, np.int64)  # of rows[i], the oldest first
@@ -184,23 +184,23 @@ def pack(examples: Iterable[Example], seq_len: int) -> list[Row]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B rows of T tokens and the places where the loss looks, in S groups of B / S rows each.
+    """B rows of T tokens and the places of the loss, in S groups of B / S rows each.
 
-    A group is what one data-parallel share of the devices holds (S = 1 on one device). `places_SxN` counts positions
-    within its group: place p is row p // T, column p % T of the group, and its hidden state predicts `targets_SxN`.
+    A group is the part of one data-parallel share of the devices (S = 1 on one device). `places_SxN` are positions within the group:
+    place p is row p // T, column p % T of the group, and its hidden state predicts `targets_SxN`.
     Unused places have weight 0. Every array may carry a leading axis A of microbatches.
     """
 
-    tokens_BxT: np.ndarray | jax.Array
-    positions_BxT: np.ndarray | jax.Array
-    segments_BxT: np.ndarray | jax.Array
-    places_SxN: np.ndarray | jax.Array
-    targets_SxN: np.ndarray | jax.Array
-    weights_SxN: np.ndarray | jax.Array
+    tokens_BxT: Any  # numpy on the host, JAX on devices
+    positions_BxT: Any
+    segments_BxT: Any
+    places_SxN: Any
+    targets_SxN: Any
+    weights_SxN: Any
 
 
 def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: int = 1, capacity: int | None = None) -> Batch:
-    """Lays rows out as arrays; missing rows are left empty. `capacity` (N) is by default what the fullest group needs."""
+    """Lays rows out as arrays; missing rows are left empty. `capacity` (N) defaults to the need of the fullest group."""
     n_targets = [_n_targets(share) for share in _shares(rows, batch_rows, groups)]
     capacity = max(*n_targets, 1) if capacity is None else capacity
     tokens, positions, segments = (np.zeros((batch_rows, seq_len), np.int32) for _ in range(3))
@@ -297,7 +297,7 @@ class Batches:
         return sum(len(piece.inputs) for row in rows for piece in row)
 
     def n_targets(self, steps: int) -> int:
-        """Tokens whose prediction the loss looks at in the first `steps` batches."""
+        """Counts the targets of the loss in the first `steps` batches."""
         return _n_targets(self.rows[: steps * self.batch_rows])
 
 
@@ -310,7 +310,7 @@ def check_divides(batch_rows: int, accumulate: int, groups: int) -> None:
 
 
 def rounded_capacity(most_targets: int) -> int:
-    """N for groups of at most so many targets."""
+    """Rounds up the number of targets of the fullest group to N."""
     return -(-most_targets // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
 
 

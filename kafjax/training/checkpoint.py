@@ -31,14 +31,13 @@ _STATE, _NOTES, _JOURNAL = "state", "notes", "history.jsonl"
 class Checkpoints:
     """Checkpoints of one training in `folder`, numbered by step. All processes make the same calls.
 
-    Beside the state each holds `history`, a JSON dict of what a resumed training must know that is not an array, and checksums
-    of its arrays. Lists in `history` may only grow: all checkpoints share one file of them (`journal`), so that a save costs
-    what has been added since the last.
+    Beside the state each holds checksums of its arrays and `history`, a JSON dict of whatever else a resumed training must know. Lists in
+    `history` may only grow: all checkpoints share one file of them (`journal`), so that a save costs only the new items.
 
     Args:
       folder: made if it does not exist.
-      fingerprint: of all that the training depends on. A checkpoint with another one is refused.
-      keep: how many.
+      fingerprint: hash of all that the training depends on. A checkpoint with another one is refused.
+      keep: number of checkpoints that are kept.
     """
 
     def __init__(self, folder: Path, fingerprint: str, keep: int = 2):
@@ -75,7 +74,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps(read=True))
 
     def save(self, step: int, state: TrainState, history: dict[str, Any]) -> None:
-        """Copies the state to the host and returns: it may be overwritten. It is written meanwhile, and renamed when whole.
+        """Copies the state to the host and returns; the state may then be overwritten. A thread writes the copy and renames it when whole.
 
         Raises:
           UserError: the disk does not take this one, or did not take the one before.
@@ -114,13 +113,12 @@ class Checkpoints:
             raise SaveFailed(f"cannot save the checkpoint of step {step} to {self.folder} ({_first_line(error)}); {which}") from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, as `(state, history)`, or None if there is none.
+        """Reads the newest intact checkpoint as `(state, history)`; None if there is none.
 
-        One that any process finds damaged is told in a line, moved aside and passed over by all.
+        One that any process finds damaged is reported in a line, moved aside and skipped by all.
 
         Args:
-          abstract: the state as `jax.ShapeDtypeStruct` leaves with shardings: where the arrays are to lie now, which need not be
-            where they lay when saved.
+          abstract: the state as `jax.ShapeDtypeStruct` leaves with the shardings wanted now, which may differ from those saved.
 
         Raises:
           UserError: the checkpoint has another fingerprint.
@@ -134,7 +132,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever a damaged file makes the readers raise
                 problem = _first_line(error)
-            if distributed.all_agree(found is not None):
+            if distributed.all_agree(found is not None) and found is not None:
                 leaves, notes, history = found
                 sums = checksums(leaves)
                 wrong = [name for name, checksum in notes["checksums"].items() if sums[name] != checksum]
@@ -161,7 +159,8 @@ class Checkpoints:
             raise ValueError(f"it is that of step {notes['step']}")
         history = self._journal.read(notes["history"])
         handler = ocp.StandardCheckpointHandler()
-        return handler.restore(folder / _STATE, args=ocp.args.StandardRestore(_leaves(abstract))), notes, history
+        path: Any = folder / _STATE  # typed as etils' Path; any os.PathLike will do
+        return handler.restore(path, args=ocp.args.StandardRestore(_leaves(abstract))), notes, history
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
@@ -176,7 +175,7 @@ class Checkpoints:
 
 @functools.cache
 def _silence_late_writes() -> None:
-    """Where one array of a save fails, each one still being written would print a traceback about the event loop that is gone."""
+    """Silences writes that fail late: after one array of a save fails, each other one would print a traceback about a closed event loop."""
     before = sys.unraisablehook  # the writing threads of C++ have nobody to raise to
 
     def hook(unraisable: Any) -> None:

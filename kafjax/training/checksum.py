@@ -1,4 +1,4 @@
-"""Checksums of arrays that do not depend on where their parts lie. A storage format notices a cut file, but not a flipped bit."""
+"""Checksums of arrays that do not depend on their sharding. A storage format notices a cut file, but not a flipped bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kafjax.core.rundir import config_hash
 
 
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
-    """A number below 2^32 for each array: the sum of its words, each times an odd number that follows from its place, modulo 2^32.
+    """Sums the words of each array modulo 2^32, each times an odd number derived from its position.
 
     Integers add up to the same in any order, so devices and processes can each sum their part, on any mesh. An odd factor has an
     inverse, so a change of any one word changes the sum; changes of several cancel by chance only, in one case of 2^32.
@@ -27,7 +27,7 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def weights_hash(params: Mapping[str, Any]) -> str:
-    """12 hex digits that identify the values of a tree of weights, wherever they lie. All processes have to call it."""
+    """Hashes the values of a tree of weights, whatever their sharding: 12 hex digits. A collective: all processes must call it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return config_hash(checksums({jax.tree_util.keystr(path): leaf for path, leaf in leaves}))
 

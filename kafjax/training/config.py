@@ -1,4 +1,4 @@
-"""How to train: the numbers that a training is made of, each with its only default."""
+"""Settings of a training, with their only defaults."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Config):
-    """How to train.
+    """Settings of a training.
 
     Attributes:
-      learning_rate: its peak.
-      warmup_fraction: share of the steps over which it rises; then it falls along a cosine.
-      floor_fraction: share of the peak that it falls to.
+      learning_rate: peak of the learning rate.
+      warmup_fraction: share of the steps over which the rate rises; then it falls along a cosine.
+      floor_fraction: share of the peak that the rate falls to.
       param_dtype: dtype of what trains. bfloat16 takes half the memory, also for the first moment; updates are rounded
         stochastically.
       remat: what of each layer is kept for the backward pass (see `models.REMAT`).
@@ -29,7 +29,7 @@ class TrainConfig(Config):
       loss_chunk: most rows of logits alive at once on a device.
       seed: of the data order, of the adapter's start and of dropout.
 
-    The other fields are what their help says.
+    The help of the other fields describes them.
     """
 
     epochs: int = option(1, "Training: passes over the corpus.", least=1)

@@ -1,4 +1,4 @@
-"""What a training step, or answering, asks of the devices: the plain numbers that `parallel.estimate` lays over a mesh."""
+"""Demands of a training step or of serving on the devices, for `parallel.estimate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ columns are next to nothing."""
 
 
 def auto_mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None) -> tuple[Mesh, str]:
-    """Makes the mesh of all devices that the formulas like best for a training, and says why in a line."""
+    """Makes the mesh of all devices that the formulas rank first for a training, and gives the reason in a line."""
     devices = jax.devices()
     chip, n_slices = chip_of(devices[0]), slices_of(devices)
     sizes, reason = choose(training_demand(model, config, spec), len(devices), chip or UNKNOWN, n_slices)
@@ -34,7 +34,7 @@ def auto_mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None
 
 
 def decoder_shape(model: Decoder) -> cost.DecoderShape:
-    """The decoder in the numbers that the cost formulas ask for; of experts those count that a token goes through."""
+    """Sizes of the decoder that the cost formulas need; of experts those count that a token goes through."""
     config = model.config
     return cost.DecoderShape(
         block_params=sum(_size(model, path, leaf) for path, leaf in _kernels(model).items()),
@@ -49,8 +49,9 @@ def decoder_shape(model: Decoder) -> cost.DecoderShape:
 
 
 def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None, lanes: int = 1) -> Demand:
-    """Of a step of full fine-tuning, or with `spec` of a LoRA adapter (or `lanes` of them, each on a batch of its own), on rows full of
-    tokens that the loss all looks at."""
+    """Computes the demand of a training step on full rows, where every token is a target.
+
+    It is a step of full fine-tuning, or with `spec` of a LoRA adapter (or of `lanes` adapters, each on a batch of its own)."""
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     trained_size = jnp.dtype(config.param_dtype).itemsize
     everything = trees.count(model.abstract_params())
@@ -106,8 +107,9 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
 
 
 def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
-    """Of running `new` tokens on each of `rows` rows that have `past` tokens in the cache, and drawing the next: of prefill with
-    `past=0`, of a turn of decoding with `new=1`. Weights are kept in the dtype that is computed in."""
+    """Computes the demand of running `new` tokens on each of `rows` rows with `past` tokens in the cache, and drawing the next.
+
+    `past=0` is prefill, `new=1` a step of decoding. Weights are kept in the compute dtype."""
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     flops = rows * cost.query_flops(shape, past + new, 1, past)
     scores = 4.0 * shape.heads * (past + new)
@@ -143,7 +145,7 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
 
 @dataclasses.dataclass(frozen=True)
 class _Widths:
-    """Numbers of a token in a layer: between layers, of keys (or values), of all products with kernels, of all that is computed."""
+    """Sizes of a token's arrays in a layer: between layers, of keys (or values), of all products with kernels, of all intermediates."""
 
     hidden: int
     kv: int

@@ -1,4 +1,4 @@
-"""The lists of a training's history, in one file that only grows: a checkpoint then notes how far it reaches, not what it holds."""
+"""The lists of a training's history, in one file that only grows: a checkpoint notes the length of its prefix, not the contents."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Journal:
         self._end: dict[str, Any] = _NOTHING
 
     def append(self, history: dict[str, Any]) -> dict[str, Any]:
-        """Writes the items that are new since the last call (or `read`) and returns what a checkpoint has to note.
+        """Writes the items that are new since the last call (or `read`) and returns the note for a checkpoint.
 
-        Costs as much as what is new, however long the lists are. Raises `OSError` if the disk does not take it.
+        The cost is that of the new items, however long the lists are. Raises `OSError` if the disk refuses.
         """
         lists = {name: value for name, value in history.items() if isinstance(value, list)}
         rest = {name: value for name, value in history.items() if name not in lists}
@@ -47,7 +47,7 @@ class Journal:
         return {"rest": rest, "journal": self._end}
 
     def read(self, noted: dict[str, Any]) -> dict[str, Any]:
-        """The history at the time of the checkpoint that noted `noted`; `append` then goes on behind it.
+        """Reads the history of the checkpoint that noted `noted`. `append` then continues behind it.
 
         Raises:
           ValueError, OSError: the file is missing or damaged before the end of the prefix.

@@ -38,10 +38,10 @@ from kafjax.training.task import lay_out
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LaneInputs:
-    """What tells lanes apart, beside their state: arrays, so that another mix needs no other program.
+    """Inputs that differ between lanes, beside their state. They are arrays, so that another mix needs no other program.
 
     `scales` `{kernel path: float32 [N, ..]}`; `peak_N` float32 learning rates; `warmup_N`, `steps_N` int32 of each schedule;
-    `active_N` bool: a lane that is not keeps its state.
+    `active_N` bool: an inactive lane keeps its state.
     """
 
     scales: Any
@@ -64,7 +64,7 @@ class CompiledLanes:
 def lane_losses(
     model: Decoder, frozen: trees.Tree, adapters: Any, scales: Mapping[str, jax.Array], batch: Batch, chunk: int, lane_shards: int = 1
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The sum of all lanes' losses, to be differentiated, and `(losses_N, weights_N)`: each lane's sum of token losses and of weights.
+    """Returns the sum of all lanes' losses, to differentiate, and `(losses_N, weights_N)`, each lane's sums of token losses and weights.
 
     Args:
       batch: arrays with a leading axis of N lanes.
@@ -80,10 +80,10 @@ def lane_losses(
     D = hidden_NxBxTxD.shape[-1]
     looked_at_NxSxPxD = jax.vmap(jax.vmap(lambda h, places: h[places]))(hidden_NxBxTxD.reshape(N, S, -1, D), batch.places_SxN)
 
-    def grouped(x: jax.Array) -> jax.Array:
-        """`[N, S, P, ..]` -> `[groups, P x lanes of a device, ..]`: what lies on one device stays there, and is chunked together.
+    def grouped(x: Any) -> jax.Array:
+        """Reshapes `[N, S, P, ..]` to `[groups, P x lanes of a device, ..]`: the part of a device stays there and is chunked together.
 
-        Each lane's first places come first, so that what is empty in all lanes is at the end.
+        Each lane's first places come first, so that places that are empty in all lanes are at the end.
         """
         x = jnp.moveaxis(x.reshape(lane_shards, N // lane_shards, *x.shape[1:]), 1, 3)
         return x.reshape(lane_shards * S, -1, *x.shape[4:])
@@ -143,18 +143,24 @@ class LaneTask:
         return cls(model, config, mesh, layout, n_lanes, frozen, abstract)
 
     def empty(self) -> TrainState:
-        """The state of lanes that nobody trains in yet."""
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract)  # noqa: E731
+        """Returns the state of empty lanes."""
+
+        def zeros() -> Any:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract)
+
         return jax.jit(zeros, out_shardings=places_of(self.abstract))()
 
     def resized(self, n_lanes: int) -> LaneTask:
-        """The same for another number of lanes, beside the same arrays of the base."""
+        """Returns the task for another number of lanes, with the same arrays of the base."""
         return LaneTask.build(self.model, self.frozen, self.config, self.mesh, self.layout, n_lanes)
 
     @functools.cached_property
     def put(self) -> Callable[[TrainState, Any, TrainState], TrainState]:
         """`put(state, slot, lane_state)`: the state with one lane's (padded, without the leading axis) in a slot. `state` is donated."""
-        set_ = lambda state, slot, lane_state: jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)  # noqa: E731
+
+        def set_(state: Any, slot: Any, lane_state: Any) -> Any:
+            return jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)
+
         return jax.jit(set_, out_shardings=places_of(self.abstract), donate_argnums=0)
 
     @property
@@ -166,10 +172,15 @@ class LaneTask:
         return NamedSharding(self.mesh, PartitionSpec(*lead, "lane", BATCH_AXES))
 
     def abstract_inputs(self, batch: Batch) -> tuple[LaneInputs, Batch]:
-        """Shapes to `compile` for, from the batch of one lane."""
+        """Returns the shapes to `compile` for, given the batch of one lane."""
         axis = 0 if self.config.accumulate == 1 else 1
-        stacked = lambda x: jax.ShapeDtypeStruct((*x.shape[:axis], self.n_lanes, *x.shape[axis:]), x.dtype)  # noqa: E731
-        lane = lambda dtype, *shape: jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)  # noqa: E731
+
+        def stacked(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*x.shape[:axis], self.n_lanes, *x.shape[axis:]), x.dtype)
+
+        def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)
+
         scales = {path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.layout.items()}
         inputs = LaneInputs(scales, lane(jnp.float32), lane(jnp.int32), lane(jnp.int32), lane(jnp.bool_))
         return inputs, jax.tree.map(stacked, batch)
@@ -178,7 +189,7 @@ class LaneTask:
         return shard(inputs, NamedSharding(self.mesh, PartitionSpec("lane")))
 
     def losses(self, state: TrainState, inputs: LaneInputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Each lane's summed loss and weight on a batch, `[N]` both; nothing is learned. Jitted."""
+        """Computes each lane's summed loss and weight on a batch, `[N]` both, without learning. Jitted."""
         return _losses(self.model, self.frozen, state.trainable, inputs.scales, batch, self.config.loss_chunk, self.lane_shards)
 
     def compile(self, inputs: LaneInputs, batch: Batch) -> CompiledLanes:
@@ -186,12 +197,15 @@ class LaneTask:
         began = time.perf_counter()
         compiled = self.lower(inputs, batch).compile()
         seconds = time.perf_counter() - began
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         return CompiledLanes(compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
     def lower(self, inputs: LaneInputs, batch: Batch) -> jax.stages.Lowered:
-        """The step for inputs and batches of these shapes, ready to compile for the devices of the mesh."""
-        shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
+        """Lowers the step for inputs and batches of these shapes, for the devices of the mesh."""
+
+        def shapes(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
         places, by_lane = places_of(self.abstract), NamedSharding(self.mesh, PartitionSpec("lane"))
         jitted = jax.jit(
             self._step,
@@ -220,7 +234,10 @@ class LaneTask:
 
         def update(state, gradients, weight, peak, warmup, steps, active):
             gradients = jax.tree.map(lambda g: g / weight, gradients)
-            rate = lambda count: optimizers.rate(count, peak, warmup, steps, self.config.floor_fraction)  # noqa: E731
+
+            def rate(count: Any) -> Any:
+                return optimizers.rate(count, peak, warmup, steps, self.config.floor_fraction)
+
             updates, opt_state = optimizer_of(self.config, rate).update(gradients, state.opt_state, state.trainable)
             after = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
             after = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state)
@@ -254,13 +271,14 @@ def check_lanes(n_lanes: int, mesh: Mesh) -> None:
 
 
 def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
-    """As many lanes as memory holds, at most `most` and evenly dealt over the rounds that `most` lanes need; and the reason, in words.
+    """Returns the number of lanes that memory holds, and the reason in words.
 
-    Asks the compiler what one lane (a device of the `lane` axis) takes and what two do, and fills four fifths of what is free.
+    It is at most `most`, and deals them evenly over the rounds that `most` lanes need. The compiler tells the bytes of one lane (a device
+    of the `lane` axis) and of two; four fifths of the free memory are filled.
 
     Args:
-      task: of as few lanes as the mesh allows.
-      batch: of one lane.
+      task: a task of as few lanes as the mesh allows.
+      batch: a batch of one lane.
     """
     unit, base = task.n_lanes, trees.n_bytes(task.frozen)
     programs = [(sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)]
@@ -277,7 +295,7 @@ def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
 
 
 def _free_bytes() -> int:
-    """On the fullest accelerator of this process, or in the machine's memory where the runtime does not count."""
+    """Free bytes on the fullest accelerator of this process, or in the machine's memory where the runtime does not count."""
     counted = [stats for device in jax.local_devices() if (stats := device.memory_stats()) and "bytes_limit" in stats]
     return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted), default=psutil.virtual_memory().available)
 

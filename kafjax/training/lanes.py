@@ -3,12 +3,12 @@
     slots      0        1        2        3             waiting
     tick 1     r4 s0    r4 s1    r16 s0   r16 s1        r64 s0, r64 s1
     ...
-    tick 41    r64 s0   r64 s1   r16 s0   r16 s1        the shorter ones were done: their slots went to the next, without a compile
+    tick 41    r64 s0   r64 s1   r16 s0   r16 s1        the shorter ones are done: their slots went to the next, without a compile
     ...
-    tick 61    r64 s0   r64 s1                          none is waiting: the rest was repacked into a smaller program
+    tick 61    r64 s0   r64 s1                          none is waiting: the rest is repacked into a smaller program
 
-Each lane counts its own steps and reads its own data, so who trains beside it, and in which slot, changes nothing. Its checkpoints
-are those of the same adapter trained alone by `train`.
+Each lane counts its own steps and reads its own data, so its result depends neither on its slot nor on the lanes beside it. Its
+checkpoints are those of the same adapter trained alone by `train`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from kafjax.training.step import TrainState, new_state
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """One adapter of a sweep: what it may differ in from the others. `name` is a folder's name, and unique."""
+    """One adapter of a sweep, by the settings in which lanes may differ. `name` is a unique folder name."""
 
     name: str
     spec: lora.Spec
@@ -54,13 +54,13 @@ class Lane:
     seed: int = 0
 
     def config(self, shared: TrainConfig) -> TrainConfig:
-        """Of the same adapter trained alone."""
+        """Configuration of the same adapter trained alone."""
         return dataclasses.replace(shared, learning_rate=self.learning_rate, seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStop:
-    """A lane leaves when its loss on `examples`, looked at every `every` steps, was not below its best for `patience` looks."""
+    """Early stopping: a lane leaves when its loss on `examples`, computed every `every` steps, has not improved for `patience` times."""
 
     examples: Sequence[Example]
     every: int = 20
@@ -69,7 +69,7 @@ class EarlyStop:
 
 @dataclasses.dataclass(frozen=True)
 class LaneResult:
-    """What became of a lane.
+    """Result of a lane.
 
     Attributes:
       adapters: at its own rank, as `train` would have given them.
@@ -126,8 +126,8 @@ def train_lanes(
     """Trains every lane as `train(model, params, variants, lane.config(config), spec=lane.spec)` would, `slots` at a time.
 
     Args:
-      config: its learning rate and seed are those of no lane.
-      slots: as many as there are lanes by default.
+      config: settings of all lanes; each has its own learning rate and seed.
+      slots: number of lanes that train at a time; by default all.
       layout: shapes that the adapters are padded to; by default those that hold all of `lanes`.
       mesh: slots are split over its `lane` axis, rows over `data` and `fsdp`.
       run_dir: checkpoints go to `run_dir/NAME OF THE LANE/checkpoints`, and are resumed from there.
@@ -136,7 +136,7 @@ def train_lanes(
 
     Raises:
       UserError: no lanes, two of one name, one that does not fit the base, slots that do not divide over the mesh, and whatever
-        `train` raises but for a loss that is no longer finite, which ends only its lane.
+        `train` raises, except for a loss that is no longer finite, which ends only its lane.
       Preempted: SIGTERM came, and each lane that trains is saved at its step, if checkpoints are. In all processes alike.
     """
     mesh = make_mesh() if mesh is None else mesh
@@ -153,7 +153,7 @@ def train_lanes(
 
 
 def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
-    """Raises what `train_lanes` would raise for lanes that cannot be."""
+    """Raises what `train_lanes` would raise for invalid lanes."""
     if not lanes:
         raise UserError("there are no lanes to train: the list is empty")
     if (config.optimizer, config.param_dtype) != ("adamw", "float32"):
@@ -191,7 +191,7 @@ class _Run:
             self.opened, self.bar = opened, bar
             self._fill()
             inputs, batch = self._inputs(), self._batch()
-            while any(self.seats):
+            while inputs is not None and batch is not None:  # a slot is taken
                 program = self._program(inputs, batch)
                 began = time.perf_counter()
                 self.state, metrics = program.step(self.state, self.task.frozen, inputs, batch)
@@ -214,7 +214,7 @@ class _Run:
                 self.state = self.task.put(self.state, np.int32(slot), _padded(lane_state, self.task.layout))
 
     def _open(self, lane: Lane) -> tuple[_Seat, TrainState]:
-        """The lane at its start, or where its last checkpoint left it."""
+        """Opens a lane at its start, or at its last checkpoint."""
         task, config = self.task, lane.config(self.task.config)
         opened = self.opened.enter_context(contextlib.ExitStack())
         folder = None if self.run_dir is None else self.run_dir / lane.name
@@ -237,44 +237,48 @@ class _Run:
         return seat, state
 
     def _leave_and_fill(self) -> bool:
-        """Lanes that are done make room for those that wait. True if there were any."""
-        leaving = [slot for slot, seat in enumerate(self.seats) if seat and seat.ending]
-        for slot in leaving:
-            self._close(self.seats[slot], self._own_state(slot))
+        """Closes finished lanes and seats waiting ones. True if any lane had finished."""
+        leaving = [(slot, seat, seat.ending) for slot, seat in self._seated() if seat.ending]
+        for slot, seat, ending in leaving:
+            self._close(seat, ending, self._own_state(slot, seat))
             self.seats[slot] = None
         if leaving:
             self._fill()
             self._repack_if_it_pays()
         return bool(leaving)
 
-    def _close(self, seat: _Seat, state: TrainState) -> None:
+    def _close(self, seat: _Seat, ending: str, state: TrainState) -> None:
         curve = seat.history["curve"]
         tokens = sum(row["tokens"] for row in curve)
         adapters = jax.tree.map(jnp.asarray, state.trainable)
-        result = LaneResult(adapters, curve, seat.history.get("checks", []), seat.ending, int(tokens))
+        result = LaneResult(adapters, curve, seat.history.get("checks", []), ending, int(tokens))
         self.results[seat.lane.name] = result
         self.bar.advance(seat.n_steps - seat.done)
         seat.opened.close()
         self.on_done(seat.lane, result)
 
-    def _own_state(self, slot: int) -> TrainState:
-        """The state in a slot, as the lane would have it alone."""
-        return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(self.seats[slot].lane.spec, self.params))
+    def _seated(self) -> list[tuple[int, _Seat]]:
+        """Lists the occupied slots with their lanes."""
+        return [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+
+    def _own_state(self, slot: int, seat: _Seat) -> TrainState:
+        """Returns the state in a slot, as the lane would have it alone."""
+        return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params))
 
     def _repack_if_it_pays(self) -> None:
-        """Into half the slots or fewer, if what that saves is more than compiling takes."""
-        seated = [slot for slot, seat in enumerate(self.seats) if seat]
+        """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
+        seated = self._seated()
         size = smaller(len(seated), self.task.n_lanes, self.task.lane_shards)
         if not seated or self.waiting or size == self.task.n_lanes:
             return
-        ticks = max(self.seats[slot].n_steps - self.seats[slot].done for slot in seated)
+        ticks = max(seat.n_steps - seat.done for _, seat in seated)
         saved = ticks * self.seconds / self.n_ticks * (1 - size / self.task.n_lanes)
         if size not in self.programs and saved < self.programs[self.task.n_lanes].seconds:
             return
         say(self.label, f"{len(seated)} of {self.task.n_lanes} lanes are left: repacked into {size}")
         self.task = self.task.resized(size)
-        self.state = repack(self.state, seated, self.task)
-        self.seats = [self.seats[slot] for slot in seated] + [None] * (size - len(seated))
+        self.state = repack(self.state, [slot for slot, _ in seated], self.task)
+        self.seats = [*(seat for _, seat in seated), *[None] * (size - len(seated))]
 
     # One tick.
 
@@ -287,7 +291,7 @@ class _Run:
         return self.programs[n]
 
     def _inputs(self) -> LaneInputs | None:
-        """Those of the lanes that sit; an empty slot gets another's, and is not active."""
+        """Inputs of the occupied slots. Empty slots get a copy, marked inactive."""
         rows = [self._inputs_of(seat) if seat else None for seat in self.seats]
         if not any(rows):
             return None
@@ -300,7 +304,7 @@ class _Run:
         return LaneInputs(scales, np.float32(seat.lane.learning_rate), np.int32(warmup), np.int32(seat.n_steps), np.bool_(True))
 
     def _batch(self, ahead: int = 0) -> Batch | None:
-        """The next rows of each lane; `ahead` so many steps. An idle slot, or one that will be, gets any rows."""
+        """Returns the rows of each lane `ahead` steps from now. A slot that is or will be idle gets any rows."""
 
         def rows(seat: _Seat) -> Batch:
             return seat.batches[min(seat.done + ahead, seat.n_steps - 1)]
@@ -310,13 +314,16 @@ class _Run:
             return None
         filler = rows(seated[0])
         axis = 0 if self.task.config.accumulate == 1 else 1
-        stack = lambda *leaves: np.stack(leaves, axis)  # noqa: E731
+
+        def stack(*leaves: np.ndarray) -> np.ndarray:
+            return np.stack(leaves, axis)
+
         return shard(jax.tree.map(stack, *(rows(seat) if seat else filler for seat in self.seats)), self.task.batch_sharding())
 
     def _record(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
         self.n_ticks += 1
         self.seconds += seconds
-        seated = [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+        seated = self._seated()
         for slot, seat in seated:
             step = seat.done
             row = {"step": step + 1, **{name: float(value[slot]) for name, value in metrics.items()}}
@@ -333,61 +340,62 @@ class _Run:
         text = f"{len(seated)} lanes, loss {min(losses):.3f} to {max(losses):.3f}, {self.tokens / self.seconds:.0f} tokens/s"
         self.bar.advance(len(seated), text)
         if self.early_stop:
-            self._look()
+            self._look(self.early_stop)
         for slot, seat in seated:
             if seat.checkpoints is not None and seat.done % self.task.config.checkpoint_every == 0 and not seat.ending:
-                self._save(slot)
+                self._save(slot, seat, seat.checkpoints)
 
-    def _save(self, slot: int) -> None:
-        seat = self.seats[slot]
-        seat.checkpoints.save(seat.done, shard(self._own_state(slot), replicated(self.task.mesh)), seat.history)
+    def _save(self, slot: int, seat: _Seat, checkpoints: Checkpoints) -> None:
+        checkpoints.save(seat.done, shard(self._own_state(slot, seat), replicated(self.task.mesh)), seat.history)
         seat.saved = seat.done
 
     def _save_and_leave(self) -> None:
         """Saves each lane that has trained since its last checkpoint, waits for the disk and raises `Preempted`."""
-        seated = [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
-        if any(seat.checkpoints is None for _, seat in seated):
+        seated = self._seated()
+        kept = [(slot, seat, seat.checkpoints) for slot, seat in seated if seat.checkpoints is not None]
+        if len(kept) < len(seated):
             raise Preempted(f"{self.label}: the steps of {len(seated)} lanes are lost, as checkpoints are off")
-        for slot, seat in seated:
+        for slot, seat, checkpoints in kept:
             if seat.done > seat.saved:
-                self._save(slot)
-        for _, seat in seated:
-            seat.checkpoints.wait()
+                self._save(slot, seat, checkpoints)
+        for _, _, checkpoints in kept:
+            checkpoints.wait()
         steps = ", ".join(f"{seat.lane.name} at step {seat.done}" for _, seat in seated)
         raise Preempted(f"{self.label}: saved {steps}; run the same command again to go on")
 
-    def _look(self) -> None:
-        """Held-out losses of the lanes that are due; one that has not improved for long enough leaves."""
-        stop = self.early_stop
-        due = [slot for slot, seat in enumerate(self.seats) if seat and seat.done % stop.every == 0 and not seat.ending]
-        if not due:
+    def _look(self, stop: EarlyStop) -> None:
+        """Computes held-out losses of the lanes that are due, and ends those that have not improved for long enough."""
+        due = [(slot, seat) for slot, seat in self._seated() if seat.done % stop.every == 0 and not seat.ending]
+        inputs = self._inputs() if due else None
+        if inputs is None:
             return
-        inputs = self._inputs()
         sums = [self.task.losses(self.state, inputs, _for_lanes(batch, self.task)) for batch in self.looked_at]
-        losses_N = sum(np.asarray(total) for total, _ in sums) / sum(np.asarray(weight) for _, weight in sums)
-        for slot in due:
-            history = self.seats[slot].history
-            checks = history.setdefault("checks", [])
-            checks.append({"step": self.seats[slot].done, "loss": float(losses_N[slot])})
+        losses_N: Any = sum(np.asarray(total) for total, _ in sums) / sum(np.asarray(weight) for _, weight in sums)
+        for slot, seat in due:
+            checks = seat.history.setdefault("checks", [])
+            checks.append({"step": seat.done, "loss": float(losses_N[slot])})
             best = min(range(len(checks)), key=lambda i: checks[i]["loss"])
             if len(checks) - 1 - best >= stop.patience:
-                history["ending"] = "stopped"
+                seat.history["ending"] = "stopped"
 
 
 def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:
-    """How many slots to go on with when `n_left` lanes of `n_lanes` slots are left: a power of two of them a device, at most half."""
+    """Number of slots to continue with when `n_left` lanes of `n_lanes` slots are left: a power of two per device, at most half."""
     a_device = max(1, -(-n_left // lane_shards))
     size = lane_shards * (1 << (a_device - 1).bit_length())
     return size if 2 * size <= n_lanes else n_lanes
 
 
 def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState:
-    """The lanes in slots `kept`, in that order, as a state of `task`, which may have fewer slots; values are unchanged.
+    """Moves the lanes in slots `kept`, in that order, into a state of `task`, which may have fewer slots. Values are unchanged.
 
     Slots of `task` beyond them repeat the last one.
     """
     slots_M = np.array([*kept, *[kept[-1]] * (task.n_lanes - len(kept))], np.int32)
-    gather = lambda state, slots_M: jax.tree.map(lambda x: x[slots_M], state)  # noqa: E731
+
+    def gather(state: Any, slots_M: Any) -> Any:
+        return jax.tree.map(lambda x: x[slots_M], state)
+
     return jax.jit(gather, out_shardings=places_of(task.abstract))(state, slots_M)
 
 

@@ -42,18 +42,18 @@ _CHECKPOINTS = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What training gave and what it took.
+    """Result and cost of a training.
 
     Attributes:
       trainable: the trained parameters (without the frozen ones), or adapters for the model that was given.
-      spec: what they are adapters by: as asked for, but with PiSSA and OLoRA an ordinary one of twice the rank (`lora.plain`); None
-        without adapters.
+      spec: the adapters' spec: the one asked for, or with PiSSA and OLoRA an ordinary one of twice the rank (`lora.plain`); None without
+        adapters.
       curve: a dict a step: step, loss, grad_norm, learning_rate, tokens, targets, loss_places.
       seconds: wall time of the steps; compiling, checkpoints and set-up not counted.
       tokens: trained on, over all steps, padding not counted.
       targets: those of them whose prediction the loss looked at.
       flops_measured: executed, over all steps: XLA's count without the loss, and the loss at the places that were computed.
-      flops_useful: the same with the loss at targets alone; the difference went into places that only fill up a chunk.
+      flops_useful: the same with the loss at targets alone; the difference is places that only fill up a chunk.
       argument_bytes, temporary_bytes: of the compiled step, on one device.
       peak_memory_bytes: see `PeakMemory`.
     """
@@ -100,8 +100,7 @@ def train(
       log: called after each step as `log(label=..., step=..., loss=..., ...)`. After a resume it sees the steps since the last
         checkpoint again, with the same values.
       label: names this training in messages and logs.
-      donate: what trains of `params` is given up to the training, which needs memory for it only once; its arrays cannot be read
-        afterwards.
+      donate: hands the memory of the trainable part of `params` to the training. Its arrays cannot be read afterwards.
 
     Raises:
       UserError: nothing to train on, tokens beyond the vocabulary, sizes that do not fit the mesh, a loss that is no longer finite,
@@ -121,7 +120,8 @@ def train(
         else:
             task = Task.lora(model, params, config, mesh, n_steps, spec)
         restored = None if checkpoints is None else checkpoints.restore(task.abstract)
-        state, history = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
+        begin: tuple[TrainState, dict[str, Any]] = restored or (task.new_state(), {"seconds": 0.0, "curve": []})
+        state, history = begin
         for x in task.donated:  # a state that was restored, cast or moved has not taken their memory
             x.delete()
         if done := len(history["curve"]):
@@ -154,7 +154,7 @@ def train(
 
 
 def _loss_places(row: dict[str, float]) -> float:
-    """Counts the places whose logits a step computed. A step that a lane of a sweep took, or an older release, noted its targets alone."""
+    """Counts the places whose logits a step computed. Steps of lanes and of older releases noted their targets alone."""
     return row.get("loss_places", row["targets"])
 
 
@@ -180,7 +180,7 @@ def check(
 
 
 def _check_tokens(model: Decoder, variants: Data) -> None:
-    """A lookup beyond the embedding would read its last row without a word."""
+    """Raises `UserError` for tokens beyond the embedding, whose lookup would silently read its last row."""
     examples = () if isinstance(variants, PackedRows) else (example for of_epoch in variants for example in of_epoch)
     highest = max((int(example.tokens.max(initial=0)) for example in examples), default=0)
     if highest >= model.config.vocab_size:
@@ -265,7 +265,7 @@ class _Run:
 
 
 def discard_checkpoints(run_dir: Path) -> None:
-    """Deletes what `train` left in `run_dir` to resume from: of no use once the result is saved, and several times its size."""
+    """Deletes the checkpoints of `train` in `run_dir`. They are of no use once the result is saved, and several times its size."""
     shutil.rmtree(run_dir / _CHECKPOINTS, ignore_errors=True)
 
 
@@ -296,11 +296,12 @@ def open_checkpoints(run_dir: Path | None, config: TrainConfig, fingerprint: str
 
 
 def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: TrainConfig, spec: lora.Spec | None) -> str:
-    """Of what the sequence of losses depends on. Of the base model that is its config, shapes and quantised format, not its values."""
+    """Hashes everything that determines the loss curve. The base model counts by config, shapes and quantised format, not by values."""
     data = variants.about.checksum if isinstance(variants, PackedRows) else 0
     for examples in () if isinstance(variants, PackedRows) else variants:
         for example in examples:
-            data = zlib.crc32(np.ascontiguousarray(example.tokens), zlib.crc32(np.ascontiguousarray(example.weights), data))
+            data = zlib.crc32(np.ascontiguousarray(example.weights).data, data)
+            data = zlib.crc32(np.ascontiguousarray(example.tokens).data, data)
     return rundir.config_hash(
         {
             # Without what is at its default, so that a switch for another family leaves the checkpoints of this one readable.

@@ -1,24 +1,23 @@
-"""What training minimises: next-token cross entropy at the places a batch names."""
+"""Training objective: next-token cross entropy at the places that a batch names."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kafjax.core import trees
 from kafjax.models import Decoder
 from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.loss import chunked_cross_entropy, even_chunk, used
 from kafjax.training.batches import Batch
 
 
-def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 256, n_sequence: int = 1) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of token losses in nats and the sum of the weights, both float32 scalars.
+def loss(model: Decoder, params: trees.Tree, batch: Batch, chunk: int = 256, n_sequence: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Computes the weighted sum of token losses in nats and the sum of the weights, both float32 scalars.
 
-    Sums, not means: over microbatches they (and their gradients) add up to those of the whole batch.
+    They are sums, not means, so that those of microbatches (and their gradients) add up to those of the whole batch.
 
     Args:
       chunk: most logits rows alive at once, per data-parallel share.
@@ -26,7 +25,10 @@ def loss(model: Decoder, params: Mapping[str, Any], batch: Batch, chunk: int = 2
     """
     constrain = model.constrain
     hidden_BxTxD, _ = model.hidden(params, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT)
-    gathered = lambda table: constrain(table.astype(model.dtype), ("vocab", None))  # noqa: E731  once, not chunk by chunk
+
+    def gathered(table: jax.Array) -> jax.Array:  # once, not chunk by chunk
+        return constrain(table.astype(model.dtype), ("vocab", None))
+
     embedding = model.unembedding(params)
     if isinstance(embedding, LoRAWeight):
         embedding = dataclasses.replace(embedding, base=gathered(embedding.base), a=gathered(embedding.a))

@@ -1,4 +1,4 @@
-"""AdamW, Adafactor or Muon with linear warmup, cosine decay and global-norm clipping; and rounding that keeps small updates alive."""
+"""AdamW, Adafactor or Muon with linear warmup, cosine decay and global-norm clipping; and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LEAST_FACTORED = 32  # a matrix with a shorter side has nothing to gain from ro
 
 
 def warmup_cosine(learning_rate: float, steps: int, *, warmup_fraction: float = 0.05, floor_fraction: float = 0.1) -> optax.Schedule:
-    """Learning rate by step: up linearly over the first `warmup_fraction` of `steps` (never from 0, so no step is wasted), then
-    down along a half cosine to `floor_fraction` of the peak at the end."""
+    """Returns the learning rate by step: up linearly over the first `warmup_fraction` of `steps` (never from 0, so no step is wasted),
+    then down along a half cosine to `floor_fraction` of the peak at the end."""
     warmup = warmup_steps(steps, warmup_fraction)
     return lambda step: rate(step, learning_rate, warmup, steps, floor_fraction)
 
@@ -25,7 +25,7 @@ def warmup_steps(steps: int, fraction: float) -> int:
     return min(round(fraction * steps), steps - 1)
 
 
-def rate(step: jax.Array, peak: Any, warmup: Any, steps: Any, floor_fraction: float) -> jax.Array:
+def rate(step: Any, peak: Any, warmup: Any, steps: Any, floor_fraction: float) -> jax.Array:
     """The learning rate of `warmup_cosine` after `step` steps; every argument but the floor may be traced, so that one program
     serves trainings of any rate and length."""
     rising = (step + 1) / (warmup + 1)
@@ -101,7 +101,7 @@ def make(
 
 
 def _faster_b(ratio: float) -> optax.GradientTransformation:
-    """Multiplies the updates of the half of each adapter that starts from zero: `a` of embedding tables, `b` of kernels."""
+    """Multiplies the updates of the zero-initialised half of each adapter: `a` of embedding tables, `b` of kernels."""
 
     def is_faster(path: tuple[Any, ...]) -> bool:
         return _name(path) == ("a" if len(path) > 1 and _name(path[:-1]) == "embedding" else "b")
@@ -129,7 +129,7 @@ class FactoredState(NamedTuple):
       count: int32, steps done.
       v_row: float32 `[.., in]`, mean square of each row of a matrix `[.., in, out]`.
       v_col: float32 `[.., out]`, that of each column.
-      v: float32, second moments of what is not factored.
+      v: float32, second moments of parameters that are not factored.
     """
 
     count: jax.Array
@@ -165,7 +165,7 @@ def _scale_by_factored_rms(decay: float = 0.8, eps: float = 1e-30) -> optax.Grad
             v=zeros(nothing, lambda shape: shape),
         )
 
-    def update(gradients: Any, state: FactoredState, params: Any = None) -> tuple[Any, FactoredState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, FactoredState]:
         new = (state.count + 1.0) ** -decay  # weight of this step's squares
 
         def scaled(path: tuple[Any, ...], g: Any, row: Any, col: Any, v: Any) -> tuple[Any, Any, Any, Any]:
@@ -178,9 +178,9 @@ def _scale_by_factored_rms(decay: float = 0.8, eps: float = 1e-30) -> optax.Grad
             row_share = row / jnp.mean(row, -1, keepdims=True)
             return g * jax.lax.rsqrt(row_share)[..., None] * jax.lax.rsqrt(col)[..., None, :], row, col, v
 
-        results = jax.tree_util.tree_map_with_path(scaled, gradients, state.v_row, state.v_col, state.v)
-        updates, *moments = jax.tree.transpose(jax.tree.structure(gradients), jax.tree.structure((0,) * 4), results)
-        return updates, FactoredState(state.count + 1, *moments)
+        results = jax.tree_util.tree_map_with_path(scaled, updates, state.v_row, state.v_col, state.v)
+        scaled_updates, *moments = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0,) * 4), results)
+        return scaled_updates, FactoredState(state.count + 1, *moments)
 
     return optax.GradientTransformation(init, update)
 
@@ -211,8 +211,8 @@ def _matrices(params: Any) -> Any:
 def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
     """float32 -> bfloat16, up or down at random so that the mean is `x` (Gupta et al. 2015, arXiv:1502.02551).
 
-    Rounding to nearest loses every update below half a unit in the last place (1/256 of the weight and less); so rounded, it arrives in
-    the mean. What is not finite stays as it is.
+    Rounding to nearest loses every update below half a unit in the last place (1/256 of the weight and less). Stochastic rounding keeps it
+    in the mean. Values that are not finite are unchanged.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     carried = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # carries into the upper half with the right probability

@@ -1,11 +1,10 @@
 """Rows packed beforehand, for corpora that do not fit into memory: written once, read by row number.
 
 A folder holds `rows.array_record` (a record a row, all of one length), `counts.npy` (tokens and targets of each row),
-`questions.jsonl` (what is asked afterwards) and `rows.json` (what it was made from; written last). Which rows a step reads is a pure
-function of (seed, step): Grain's index shuffle permutes row numbers without a list of them. So a resumed run goes on exactly, on any
-number of processes, and processes share no row.
-Packing while reading (Grain's FirstFitPackIterDataset) would need its state saved per process, and that state fits no other number
-of processes.
+`questions.jsonl` (asked after training) and `rows.json` (its sources; written last). The rows of a step are a pure function of
+(seed, step): Grain's index shuffle permutes row numbers without a list of them. So a run resumes exactly, on any number of processes, and
+processes share no row. Packing while reading (Grain's FirstFitPackIterDataset) would need its state saved per process, and that state
+fits no other number of processes.
 
 Needs the extra `[data]`.
 """
@@ -46,18 +45,18 @@ def _extra(module: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What `rows.json` says.
+    """Contents of `rows.json`.
 
     Attributes:
-      rows, tokens, targets: how many there are; padding is not counted.
-      cut, prompts_cut: texts that go on in further rows, and prompts that lost their beginning.
-      most_targets: those of the row that has most.
-      padding: share of the rows' tokens that is none.
+      rows, tokens, targets: their numbers; padding is not counted.
+      cut, prompts_cut: numbers of texts continued in further rows, and of prompts that lost their beginning.
+      most_targets: targets of the row that has most.
+      padding: share of the rows that is padding.
       checksum: CRC-32 of all records.
       corpus: name of the corpus.
       tokenizer: CRC-32 of the tokenizer's file.
       chat_template: fingerprint of the template through which questions are asked; None for plain text.
-      questions: how many `questions.jsonl` holds; None in folders of older releases, which have no such file.
+      questions: number of questions in `questions.jsonl`; None in folders of older releases, which have no such file.
     """
 
     seq_len: Annotated[int, pydantic.Field(ge=2, le=MOST_SEQ_LEN)]
@@ -89,13 +88,13 @@ def write_rows(
     questions: Sequence[Question] = (),
     chat_template: str | None = None,
 ) -> About:
-    """Packs examples, in the order given, into rows of `seq_len` tokens in a new folder, and returns what `rows.json` then says.
+    """Packs examples, in the order given, into rows of `seq_len` tokens in a new folder. Returns the contents of its `rows.json`.
 
     Reads the examples once and holds a few thousand open rows of them. The folder appears when it is whole.
 
     Args:
-      corpus, tokenizer, chat_template: what the rows were made from, for `rows.json`.
-      questions: what is asked after training on the rows.
+      corpus, tokenizer, chat_template: sources of the rows, for `rows.json`.
+      questions: questions to ask after training on the rows.
 
     Raises:
       UserError: the folder is there already, cannot be written, or there is nothing to learn from.
@@ -145,7 +144,7 @@ def write_rows(
 
 
 def longest_first(examples: Iterable[Example], window: int = 4096) -> Iterator[Example]:
-    """The same examples, each `window` of them sorted by length: first-fit then leaves next to no room (first-fit decreasing)."""
+    """Sorts each `window` of examples by length, so that first-fit leaves next to no room (first-fit decreasing)."""
     examples = iter(examples)
     while held := list(itertools.islice(examples, window)):
         yield from sorted(held, key=lambda example: -len(example.tokens))
@@ -189,7 +188,7 @@ class PackedRows:
         return cls(folder, about)
 
     def questions(self) -> list[Question]:
-        """Returns what is to be asked after training on the rows. Raises `UserError` for a damaged file."""
+        """Returns the questions to ask after training on the rows. Raises `UserError` for a damaged file."""
         return load_questions(self.folder) if self.about.questions else []
 
     def batches(self, *, batch_rows: int, epochs: int, seed: int = 0, accumulate: int = 1, groups: int = 1) -> PackedBatches:
@@ -211,7 +210,7 @@ def _counts(packed: PackedRows) -> np.ndarray:
 
 
 class PackedBatches:
-    """The batches of a whole run, as `Batches` gives them, of which each call reads only the rows that it lays out."""
+    """The batches of a whole run, as in `Batches`. Each call reads only the rows that it lays out."""
 
     def __init__(self, packed: PackedRows, *, batch_rows: int, epochs: int, seed: int, accumulate: int, groups: int):
         check_divides(batch_rows, accumulate, groups)

@@ -21,14 +21,14 @@ Combine = Callable[[Any, trees.Tree, jax.Array], trees.Tree]
 """`combine(trainable, frozen, key) -> params`: what makes full fine-tuning, a frozen embedding and LoRA one step. `key` draws the dropout
 of this step, or of one of its microbatches."""
 
-Step = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
-"""`step(state, frozen, batch) -> (state, metrics)`, jitted or compiled."""
+Step = jax.stages.Wrapped
+"""`step(state, frozen, batch) -> (state, metrics)`, jitted."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. `step` int32 counts the steps done."""
+    """The state that a step updates. `step` int32 counts the steps done."""
 
     step: jax.Array
     trainable: Any
@@ -40,8 +40,10 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
 
 
 def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, counters: NamedSharding | None = None) -> TrainState:
-    """Shardings of a whole state. Moments lie with their parameters, Adafactor's row and column means as the axes that are left of
-    theirs, counters everywhere, or where `counters` says."""
+    """Returns the shardings of a whole state.
+
+    Moments are sharded as their parameters. Adafactor's row and column means keep the sharding of their remaining axes. Counters are
+    replicated, or sharded by `counters`."""
     counters = replicated(mesh) if counters is None else counters
     places = dict(jax.tree_util.tree_leaves_with_path(trainable_shardings))
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.trainable)}
@@ -62,12 +64,13 @@ def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, 
                 return NamedSharding(mesh, PartitionSpec(*(spec[i] for i in kept)))
         return counters
 
-    return TrainState(counters, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
+    everywhere: Any = counters  # a state of shardings in place of arrays
+    return TrainState(everywhere, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
 
 
 def batch_sharding(mesh: Mesh, accumulate: int = 1) -> NamedSharding:
-    """Rows (and the groups of targets that belong to them) over `data` and `fsdp`; the same for every array of a `Batch`. Tokens are split
-    over `sequence` inside the step: they are a few bytes each."""
+    """Sharding of every array of a `Batch`: rows, with their groups of targets, over `data` and `fsdp`. Tokens are a few bytes each and are
+    split over `sequence` inside the step."""
     rows = PartitionSpec(BATCH_AXES) if accumulate == 1 else PartitionSpec(None, BATCH_AXES)
     return NamedSharding(mesh, rows)
 
@@ -89,8 +92,8 @@ def make_step(
 
     The gradient is that of the weighted mean loss over the whole batch, however many microbatches it comes in, and is taken with
     respect to `state.trainable` only. `state` is donated: its buffers are gone after the call. Gradients and updates are float32;
-    trainable parameters in bfloat16 take the update in by stochastic rounding. That and dropout are drawn from `seed` and the step, so
-    that a training that is resumed draws what it would have drawn.
+    bfloat16 parameters are updated with stochastic rounding. Rounding and dropout are drawn from `seed` and the step, so that a resumed
+    training repeats the uninterrupted one.
 
     Metrics, float32 scalars: `loss` (nats per weighted token), `grad_norm` (before clipping), `targets` (sum of the weights),
     `loss_places` (places whose logits were computed), `learning_rate`.
@@ -137,8 +140,8 @@ def make_step(
 
 
 def compute_copy(params: trees.Tree, dtype: Any) -> trees.Tree:
-    """Plain kernels in the dtype that layers compute in. Cast here, once, and not where they are used: what devices send each other of a
-    kernel that is split is then the small copy, and a loop over layers reads it where it lies."""
+    """Casts plain kernels to the compute dtype. Done once here and not at each use, so that devices exchange the small copy of a sharded
+    kernel, and a loop over layers reads it in place."""
 
     def cast(path: str, leaf: Any) -> Any:
         return leaf.astype(dtype) if path.endswith(("/kernel", "_experts")) and isinstance(leaf, jax.Array) else leaf
@@ -154,7 +157,7 @@ def _updated(trainable: Any, updates: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(trainable)
     keys = jax.random.split(key, len(leaves)) if any(x.dtype == jnp.bfloat16 for x in leaves) else [None] * len(leaves)
 
-    def add(x: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
+    def add(x: jax.Array, update: jax.Array, key: Any) -> jax.Array:
         return round_stochastically(x.astype(jnp.float32) + update, key) if x.dtype == jnp.bfloat16 else x + update
 
     added = [add(x, update, k) for x, update, k in zip(leaves, jax.tree.leaves(updates), keys, strict=True)]

@@ -1,4 +1,4 @@
-"""What a training changes, what it leaves, where both lie on the mesh, and the step compiled for them."""
+"""The trainable and frozen parts of a training, their placement on the mesh, and the step compiled for them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import trees
+from kafjax.lora import Spec
 from kafjax.models import Decoder
 from kafjax.ops.loss import even_chunk
 from kafjax.ops.quantized import QuantizedKernel, refuse_quantized
@@ -29,11 +30,11 @@ class CompiledStep:
     """The step ready to run, with XLA's figures: bytes on one device, FLOPs over all devices.
 
     Attributes:
-      flops: of one step without the products of the loss with the vocabulary.
-      flops_a_place: of those products, a place whose logits are computed.
+      flops: FLOPs of one step without the products of the loss with the vocabulary.
+      flops_a_place: FLOPs of those products for one place whose logits are computed.
     """
 
-    step: Step
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     seconds: float
     flops: float
     flops_a_place: float
@@ -43,15 +44,15 @@ class CompiledStep:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model split into what trains and what stays.
+    """A model split into its trainable and its frozen part.
 
     Attributes:
-      frozen: on the mesh, matrices in the model's dtype. Made from abstract `params` it is abstract: such a task can be compiled
-        for a mesh of devices that are not there, and not run.
-      make_trainable: gives the arrays to start from, which the step may overwrite.
-      finished: `finished(trainable)` is what training gives: adapters for the `params` that the task was made of, and their spec.
+      frozen: frozen parameters on the mesh, matrices in the model's dtype. From abstract `params` they are abstract: such a task can be
+        compiled for devices that do not exist, but not run.
+      make_trainable: returns the initial arrays, which the step may overwrite.
+      finished: `finished(trainable)` returns the result of training: parameters, or adapters for the `params` of the task, and their spec.
       abstract: shapes, dtypes and shardings of the `TrainState`.
-      donated: arrays that were given up to it, and are of no use once there is a state.
+      donated: arrays whose memory the task takes over, of no use once there is a state.
     """
 
     model: Decoder
@@ -60,7 +61,7 @@ class Task:
     combine: Combine
     frozen: trees.Tree
     make_trainable: Callable[[], Any]
-    finished: Callable[[Any], tuple[Any, lora.Spec | None]]
+    finished: Callable[[Any], tuple[Any, Spec | None]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     abstract: TrainState
@@ -68,23 +69,36 @@ class Task:
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, donate: bool = False) -> Task:
-        """Full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
+        """Makes the task of full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
 
-        The step overwrites its state: with `donate` what trains of `params`, else a copy of it. Raises `UserError` if they are quantised.
+        The step overwrites its state: with `donate` the trainable part of `params`, else a copy of it. Raises `UserError` if they are
+        quantised.
         """
         refuse_quantized(params, "full fine-tuning")
         initial, frozen = trees.partition(params, lambda path: _trains(config, path))
-        copy = lambda: initial if donate else jax.tree.map(jnp.copy, initial)  # noqa: E731
-        combine = lambda trainable, frozen, key: trees.combine(trainable, frozen)  # noqa: E731
-        finished = lambda trainable: (trainable, None)  # noqa: E731
+
+        def copy() -> Any:
+            return initial if donate else jax.tree.map(jnp.copy, initial)
+
+        def combine(trainable: Any, frozen: Any, key: Any) -> Any:
+            return trees.combine(trainable, frozen)
+
+        def finished(trainable: Any) -> tuple[Any, Spec | None]:
+            return trainable, None
+
         task = cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
         return dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
 
     @classmethod
-    def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: lora.Spec) -> Task:
-        """A LoRA adapter drawn from `config.seed` beside `params`, which may be quantised (`ops.quantized`), or beside what PiSSA and
-        OLoRA leave of them: a second copy of the kernels that are adapted."""
-        attach = lambda adapters, base, key: lora.attach(base, adapters, spec, key)  # noqa: E731
+    def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: Spec) -> Task:
+        """Makes the task of training a LoRA adapter, drawn from `config.seed`, beside `params`, which may be quantised (`ops.quantized`).
+
+        PiSSA and OLoRA train beside the residual base: a second copy of the adapted kernels.
+        """
+
+        def attach(adapters: Any, base: Any, key: Any) -> Any:
+            return lora.attach(base, adapters, spec, key)
+
         # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
         program = jax.jit(lambda base: _cast_all(lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)))
         draw, base, finished = lambda: program(params), params, lambda adapters: (adapters, spec)
@@ -92,7 +106,10 @@ class Task:
         if spec.changes_base and not _is_abstract(params):
             initial = draw()
             draw, base = lambda: jax.tree.map(jnp.copy, initial), lora.residual(params, initial, spec)
-            finished = lambda adapters: lora.plain(params, adapters, shard(initial, _places(adapters)), spec)  # noqa: E731
+
+            def finished(adapters: Any) -> tuple[Any, Spec | None]:
+                return lora.plain(params, adapters, shard(initial, _places(adapters)), spec)
+
         return cls._build(model, config, mesh, n_steps, attach, base, draw, finished, shapes, lora.axes(shapes, model.axes()))
 
     @classmethod
@@ -113,7 +130,10 @@ class Task:
             momentum_dtype=dtype,
             lora_plus=config.lora_plus,
         )
-        make = lambda: _cast_all(make_trainable(), dtype)  # noqa: E731
+
+        def make() -> Any:
+            return _cast_all(make_trainable(), dtype)
+
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
         abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
@@ -130,11 +150,11 @@ class Task:
         began = time.perf_counter()
         compiled = self.lower(batch).compile()
         seconds = time.perf_counter() - began
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         return CompiledStep(compiled, seconds, *self.flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """The step for batches of the shape of `batch`, which may be abstract, ready to compile for the devices of the mesh."""
+        """Lowers the step for batches of the shape of `batch`, which may be abstract, for the devices of the mesh."""
         return self._step(self.model, self.config.accumulate, self.config.loss_chunk).lower(self.abstract, self.frozen, batch)
 
     def _step(self, model: Decoder, accumulate: int, chunk: int) -> Step:
@@ -152,7 +172,7 @@ class Task:
         )
 
     def flops(self, batch: Batch) -> tuple[float, float]:
-        """FLOPs of one step without the loss's products with the vocabulary, and those of one place of the loss.
+        """Computes the FLOPs of one step without the loss's products with the vocabulary, and those of one place of the loss.
 
         The first is XLA's count, over all devices; the second is a formula.
         """
@@ -162,7 +182,8 @@ class Task:
         if n_micro > 1:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         step = self._step(dataclasses.replace(self.model, unroll=True), 1, self.config.loss_chunk)
-        counted = float(step.lower(self.abstract, self.frozen, batch).cost_analysis()["flops"])
+        costs: Any = step.lower(self.abstract, self.frozen, batch).cost_analysis()
+        counted = float(costs["flops"])
         table = (self.model.config.vocab_size, self.model.config.hidden_size)
         trains = any(x.shape == table for x in jax.tree.leaves(self.abstract.trainable))
         a_place = 2.0 * (3 if trains else 2) * table[0] * table[1]  # logits, gradient of the hidden states, of the table
@@ -172,20 +193,21 @@ class Task:
         return n_micro * (counted - a_chunk * a_place), a_place
 
 
-def layout(
-    model: Decoder, config: TrainConfig, mesh: Mesh, spec: lora.Spec | None = None, stored: trees.Tree | None = None
-) -> trees.Tree:
-    """Dtype and place of each parameter as `train` keeps it: parameters that are loaded so (`hub.load_params`) are there only once.
+def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: Spec | None = None, stored: trees.Tree | None = None) -> trees.Tree:
+    """Returns the dtype and sharding of each parameter in `train`. Parameters loaded so (`hub.load_params`) exist only once.
 
     Args:
-      stored: the abstract parameters, where kernels are not floats (`quantized.abstract`).
+      stored: abstract parameters with quantised kernels (`quantized.abstract`), if any.
 
     Raises `UserError` for a parameter that does not divide over the mesh.
     """
     params = model.abstract_params() if stored is None else stored
     if spec is None:
         trained = jnp.dtype(config.param_dtype)
-        kept = lambda path, x: _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)  # noqa: E731
+
+        def kept(path: str, x: Any) -> Any:
+            return _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)
+
         params = trees.map_with_path(kept, params)
     elif not spec.changes_base:  # else singular vectors are looked for, in float32
         return lay_out(model, params, mesh)
@@ -193,12 +215,12 @@ def layout(
 
 
 def _trains(config: TrainConfig, path: str) -> bool:
-    """Whether full fine-tuning changes the parameter at `path`."""
+    """True if full fine-tuning changes the parameter at `path`."""
     return not (config.freeze_embedding and path.startswith(("embed/", "head/")))
 
 
 def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
-    """Parameters that do not train on the mesh, cast once to what every step would cast them to. Norms compute in float32 and stay."""
+    """Places frozen parameters on the mesh, cast once to the compute dtype. Norms compute in float32 and stay."""
     frozen = trees.map_with_path(lambda path, x: _cast_frozen(path, x, model.dtype), frozen)
     return shard(frozen, shardings(model.axes(), frozen, mesh))
 

@@ -1,19 +1,19 @@
-"""An offline wandb mirror of a run's metrics. `metrics.jsonl` stays the truth; this is for looking at curves side by side."""
+"""An offline wandb mirror of a run's metrics, for comparing curves. `metrics.jsonl` remains the source."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kafjax.core import rundir
 from kafjax.core.errors import UserError
 
 
 @contextlib.contextmanager
-def tracker(run_dir: Path, enabled: bool, config: Mapping[str, Any]) -> Iterator[Callable[..., None]]:
+def tracker(run_dir: Path, enabled: bool, config: Mapping[str, Any]) -> Generator[Callable[..., None]]:
     """`with tracker(...) as track: track(label="lora", step=3, loss=1.2)`; does nothing unless `enabled`.
 
     Writes to `run_dir/wandb`, for `wandb sync` to upload; `WANDB_MODE=online` uploads at once. A resumed run keeps its wandb id.
@@ -36,7 +36,7 @@ def tracker(run_dir: Path, enabled: bool, config: Mapping[str, Any]) -> Iterator
         resume="allow",
         dir=run_dir,
         config=dict(config),
-        mode=os.environ.get("WANDB_MODE", "offline"),
+        mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),  # wandb checks it
         settings=wandb.Settings(silent=True),
     )
 

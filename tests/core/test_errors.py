@@ -1,4 +1,4 @@
-"""What a user sees of a main: one line and an exit code. Each case is a process of its own."""
+"""Errors of a main as a user sees them: one line and an exit code. Each case is a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is written is killed before each of its file operations: the old thing stands or the new one, and a restart finishes."""
+"""Writers are killed before each of their file operations: the old artifact or the new one is whole, and a restart finishes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Numbered(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """Something that is written: `write(folder, number)` writes number 1 or 2, `read(folder)` says which one is there, or None."""
+    """An artifact on disk: `write(folder, number)` writes number 1 or 2, `read(folder)` returns the number that is there, or None."""
 
     write: Callable[[Path, int], None]
     read: Callable[[Path], int | None]
@@ -106,7 +106,7 @@ def saved_arm(folder: Path) -> int | None:
 
 
 def save_weights(folder: Path, number: int) -> None:
-    """As a full training does: the weights in shards, then the record that makes them whole."""
+    """Saves as a full training does: the weights in shards, then the record that makes them whole."""
     if (folder / "learned.json").exists():
         return
     hub.save_trained(folder, PARAMS, shard_bytes=50)
@@ -186,7 +186,7 @@ ARTIFACTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def weights():
-    """Made before anything forks: a child computes nothing, for it has none of JAX's threads."""
+    """Weights made before any fork: a child cannot compute, since it has none of JAX's threads."""
     STORES.update({number: make_store(number) for number in (1, 2)})
     PARAMS_OF_MODEL.update(jax.tree.map(np.asarray, MODEL.init(jax.random.key(0))))
     ADAPTERS.update(jax.tree.map(np.asarray, lora.init(SPEC, PARAMS_OF_MODEL, jax.random.key(0))))

@@ -33,7 +33,7 @@ time.sleep(600)
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock of `tmp_path / "run"`."""
+    """A process that holds the lock of `tmp_path / "run"`."""
     with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         yield process

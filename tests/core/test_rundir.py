@@ -274,7 +274,7 @@ def test_a_folder_or_a_missing_file_in_the_place_of_a_file_is_told(tmp_path):
                 read(tmp_path / name)
 
 
-@hypothesis.given(st.binary(max_size=200) | st.text("[]{}\",:0123456789eE+-.NaNIinfty truefalsn\n", max_size=200).map(str.encode))
+@hypothesis.given(st.binary(max_size=200) | st.text('[]{}",:0123456789eE+-.NaNIinfty truefalsn\n', max_size=200).map(str.encode))
 @hypothesis.settings(max_examples=300, derandomize=True, deadline=None)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.json"

@@ -1,4 +1,4 @@
-"""What is shown holds nothing that steers a terminal."""
+"""Text that is shown holds no control sequences of a terminal."""
 
 from __future__ import annotations
 

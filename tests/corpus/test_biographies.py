@@ -23,7 +23,7 @@ def _of_split(corpus: Corpus, split: str) -> list[Question]:
 
 
 def _people_of(corpus: Corpus, index_below: int) -> list[object]:
-    """Everything in a corpus about the first people, but for their order among the others."""
+    """Returns everything in a corpus about the first people, regardless of their order among the others."""
 
     def early(identity: str) -> bool:
         return int(identity.split("/")[0].removeprefix("person-").split("#")[0]) < index_below

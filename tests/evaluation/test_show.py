@@ -1,4 +1,4 @@
-"""What a reader sees: tables, figures and the report, of a whole run and of one that has only begun."""
+"""Tables, figures and the report, of a whole run and of one that has only begun."""
 
 from __future__ import annotations
 

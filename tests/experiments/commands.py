@@ -1,4 +1,4 @@
-"""Command lines of the experiments, and what came of them."""
+"""Command lines of the experiments, and their results."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="session")
 def environment(kafjax_cache) -> dict[str, str]:
-    """Of the processes that tests start. Compiling takes most of a tiny model's time, so it optimises little, and once."""
+    """Environment of the processes that tests start. Compiling dominates a tiny model's time, so it is cached and optimises little."""
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 

@@ -25,7 +25,7 @@ SPEC = lora.Spec(rank=3, alpha=7.0, targets="(q|down)_proj|embed", rank_pattern=
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
-    """What experiments.finetune leaves of a training, with random numbers in it, and the logits that belong to it."""
+    """A folder as experiments.finetune leaves it, with random weights, and their logits."""
     model, params = hub.load(str(world.gemma))
     rng = np.random.default_rng(0)
     adapters = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), lora.abstract(SPEC, params))

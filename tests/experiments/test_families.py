@@ -21,7 +21,7 @@ def shown(asked: Outcome) -> dict[str, str]:
 
 
 def n_tokens(model: Path, *, bos: int, prefix: str, then: str) -> int:
-    """Of BOS and the two parts, which are cut apart as they would be in one."""
+    """Counts the tokens of BOS and the two parts, which are tokenized as in one text."""
     encode = hub.tokenizer(str(model)).encode
     parts = [token for part in (prefix, then) for token in encode(part, add_special_tokens=False).ids]
     whole = encode(prefix + then).ids

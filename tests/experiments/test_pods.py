@@ -1,4 +1,4 @@
-"""What the TPU's own compiler says of tiny models, on a machine without a TPU (`make test-tpu`: libtpu has a venv of its own)."""
+"""Compilation of tiny models by the TPU's own compiler, on a machine without a TPU (`make test-tpu`: libtpu has a venv of its own)."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_a_shared_prefix_changes_nothing_but_the_bill(generator, params, tokeniz
 
 
 def test_replies_do_not_depend_on_batch_or_company(model, generator, tokenizer, params):
-    """Sampled ones, which show a change of the random numbers as well as one of the logits."""
+    """Replies are sampled, which shows a change of the random numbers as well as one of the logits."""
     prompts = PROMPTS[:4]
     expected = generator.generate(params, prompts, WARM)
     for batch, parts in ((1, [1] * 4), (3, [3, 1])):
@@ -139,7 +139,7 @@ def test_eos_ends_each_row_for_itself(model, tokenizer, params, natural):
 
 @pytest.mark.parametrize("first", [0, 1, 7, 13, 14, 15, 16, 17, 30, 31, 37])
 def test_a_stop_string_over_several_tokens_ends_the_reply(generator, params, tokenizer, natural, first):
-    """Made of three tokens of the first reply, on every side of the border of a stride."""
+    """The string is made of three tokens of the first reply, on every side of the border of a stride."""
     assert STRIDE == 16
     stop = tokenizer.decode(natural[0][first : first + 3])
     replies = generator.generate(params, PROMPTS, dataclasses.replace(GREEDY, stop=(stop,)))
@@ -234,7 +234,7 @@ def in_slots(params, adapters, order, n_slots=4):
 
 @pytest.mark.parametrize("beginning", [None, "The lamp "], ids=["whole prompts", "a shared prefix"])
 def test_rows_with_adapters_of_their_own_are_answered_as_alone(generator, params, adapters, beginning):
-    """Mixed ranks and targets in one batch, in prefill and in decoding, and a slot that is empty."""
+    """One batch mixes ranks, targets and an empty slot, in prefill and in decoding."""
 
     def answers(params, prompts, **more):
         prefix = None if beginning is None else generator.prefix(params, beginning)

@@ -21,7 +21,10 @@ def test_replies_are_those_of_the_dequantised_base(generator, naive, params, for
     floats = dequantize_params(base)
     adapters = jax.tree.map(lambda x: x + 0.3, lora.init(SPEC, base, jax.random.key(1)))
     sampling = Sampling(max_new_tokens=10, stop=())
-    tokens = lambda params, **slots: [list(reply.tokens) for reply in generator.generate(params, PROMPTS, sampling, **slots)]  # noqa: E731
+
+    def tokens(params, **slots):
+        return [list(reply.tokens) for reply in generator.generate(params, PROMPTS, sampling, **slots)]
+
     plain, adapted = naive(floats, PROMPTS, 10), naive(lora.attach(floats, adapters, SPEC), PROMPTS, 10)
     assert tokens(base) == plain and tokens(lora.attach(base, adapters, SPEC)) == adapted
 

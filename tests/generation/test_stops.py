@@ -12,7 +12,7 @@ EOS = 1
 
 @pytest.fixture(scope="module")
 def byte_level() -> Tokenizer:
-    """As GPT-2's: a token is some bytes, spelled in other characters ("\\n" as "Ċ"); a character may be several tokens."""
+    """A tokenizer like GPT-2's: a token is some bytes, spelled in other characters ("\\n" as "Ċ"); a character may be several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -24,7 +24,7 @@ def byte_level() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def byte_fallback() -> Tokenizer:
-    """As Gemma's: pieces with ▁ for a space, and a token for each byte."""
+    """A tokenizer like Gemma's: pieces with ▁ for a space, and a token for each byte."""
     vocab = {"<pad>": 0, "<eos>": 1, "▁a": 2, "b": 3, "▁": 4, "<0x0A>": 5, "\n": 6, ".\n": 7}
     tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -36,7 +36,7 @@ class Counted:
 
 
 def parts_read(folder: Path, mesh: jax.sharding.Mesh) -> dict[str, tuple[int, list[int]]]:
-    """Of each tensor, its size and those of the parts that the devices read."""
+    """Sizes of each tensor and of the parts that the devices read."""
     counted: dict[str, Counted] = {}
     abstract = MODEL.abstract_params()
     places = shardings(MODEL.axes(), abstract, mesh)

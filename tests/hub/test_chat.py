@@ -34,7 +34,7 @@ def chat(request, tmp_path_factory):
 
 
 def theirs(oracle, contents, asks):
-    """What transformers makes of turns; the clock of a template stands at our date."""
+    """Renders turns with transformers. The template's clock is set to our date."""
     template = oracle.chat_template.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'")
     rows = conversation(contents)
     return oracle.apply_chat_template(rows, chat_template=template, add_generation_prompt=asks, tokenize=True, return_dict=False, **FIXED)

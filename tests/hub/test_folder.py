@@ -237,7 +237,10 @@ def test_the_text_of_a_multimodal_model_computes_as_transformers(tmp_path, famil
     weights = tmp_path / "model.safetensors"
     if in_memory:
         new = {"language_model.model.": "model.language_model.", "vision_tower.": "model.vision_tower.", "multi": "model.multi"}
-        rename = lambda name: next((ours + name.removeprefix(theirs) for theirs, ours in new.items() if name.startswith(theirs)), name)  # noqa: E731
+
+        def rename(name):
+            return next((ours + name.removeprefix(theirs) for theirs, ours in new.items() if name.startswith(theirs)), name)
+
         tensors = {rename(name): tensor for name, tensor in safetensors.numpy.load_file(weights).items()}
         assert tensors.keys() <= hf.state_dict().keys()
         safetensors.numpy.save_file(tensors, weights)

@@ -127,7 +127,7 @@ def read_there(family: str, folder: Path) -> peft.PeftModel:
 
 
 def random_adapter(spec: Spec, params, seed: int = 0) -> tuple[lora.Adapters, Spec]:
-    """Everything an adapter of `spec` trains, moved at random from its start; PiSSA and OLoRA made plain."""
+    """Returns an adapter of `spec`, moved at random from its start; PiSSA and OLoRA are made plain."""
     if spec.changes_base or spec.dora or spec.trained or spec.token_rows:
         initial = quick_jit(lambda params: lora.init(spec, params, jax.random.key(seed)))(params)
     else:  # starts where it will; quicker
@@ -146,7 +146,9 @@ def random_adapter(spec: Spec, params, seed: int = 0) -> tuple[lora.Adapters, Sp
 
 
 def merged(params, adapters: lora.Adapters, spec: Spec):
-    merge = lambda params, adapters: lora.merge(params, adapters, spec)  # noqa: E731
+    def merge(params, adapters):
+        return lora.merge(params, adapters, spec)
+
     return (quick_jit(merge) if spec.dora else merge)(params, adapters)  # op by op, lengths of columns compile for seconds
 
 
@@ -315,7 +317,7 @@ def test_base_and_adapter_in_several_shards(bases, tmp_path):
 
 
 def test_names_of_a_base_that_was_part_of_a_larger_one(bases, tmp_path):
-    """As adapters of the multimodal Gemma 3 name its text model."""
+    """Names are those in adapters of the multimodal Gemma 3."""
     _, model, params, _ = bases("gemma3_text")
     spec = Spec(rank=3, targets="(q|up)_proj", layers=(2,), trained="final_norm")
     adapters, _ = random_adapter(spec, params)

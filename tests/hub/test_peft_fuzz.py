@@ -135,7 +135,7 @@ def test_any_change_of_the_settings_in_an_adapter_of_ours(base, tmp_path, reques
 
 
 def test_thousands_of_patterns_are_read_at_once(base, folder):
-    """As EVA writes them: a rank for each module. Here none of them is found."""
+    """EVA writes a rank for each module. Here none of the patterns matches."""
     file = folder / "adapter_config.json"
     plain = json.loads(file.read_text())
     write_json(file, {**plain, "rank_pattern": {f"layers.{i}.none": 2 for i in range(3000)}})

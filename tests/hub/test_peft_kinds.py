@@ -68,7 +68,7 @@ def make(hf: transformers.PreTrainedModel, folder: Path, *, save: dict | None = 
 
 
 def read_there(hf: transformers.PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """What `peft` makes of a folder; a module or a tensor that it does not find is an error."""
+    """Loads a folder with `peft`; a module or a tensor that it does not find is an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected) adapter keys.*")
         return peft.PeftModel.from_pretrained(hf, folder).eval()
@@ -293,7 +293,7 @@ def test_a_resized_vocabulary(bases, tmp_path, kind, case):
     ids=str,
 )
 def test_a_head_apart_from_its_embedding_needs_a_base_with_one(bases, tmp_path, config):
-    """What PEFT computes with it has two tables: the line says so, and the base that it asks for reads it."""
+    """PEFT computes with two tables here: the error says so, and the base that it asks for reads the adapter."""
     expected = hf_logits(make(BASES["tied"](), tmp_path / "a", **config), TOKENS)
     assert "give it a head of its own (tie_word_embeddings false" in refused(bases("tied"), tmp_path / "a")
     tensors = safetensors.numpy.load_file(bases("tied")[0] / "model.safetensors")

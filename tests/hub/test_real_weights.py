@@ -52,7 +52,7 @@ def gemma_tokens():
 
 @pytest.mark.parametrize(("n_tokens", "unroll"), [(64, True), (700, False)])
 def test_gemma_logits_equal_transformers(gemma, gemma_tokens, n_tokens, unroll):
-    """Within the window and past it, with the layers unrolled and scanned."""
+    """Positions lie within the window and past it; layers are unrolled and scanned."""
     model, params = gemma
     tokens = gemma_tokens[:, :n_tokens]
     assert tokens.shape == (1, n_tokens)

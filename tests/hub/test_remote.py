@@ -56,7 +56,7 @@ def at(published):
 
 
 def load(home, endpoint, *names, cwd=ROOT, script=LOAD, **environment):
-    """What loading each name comes to, in a process of its own: huggingface_hub reads its settings once."""
+    """Loads each name in a process of its own, since huggingface_hub reads its settings once."""
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **settings}
     env.pop("HF_TOKEN", None) if "HF_TOKEN" not in environment else None

@@ -1,4 +1,4 @@
-"""What `hub.save` writes is a folder of the family: transformers loads it, `hub.load` has the same bits back, and a kill leaves none."""
+"""`hub.save` writes a folder of the family: transformers loads it, `hub.load` returns the same bits, and a kill leaves none."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def small() -> tuple[Decoder, trees.Tree]:
 
 
 def byte_level() -> Tokenizer:
-    """As Llama's and Qwen's: pieces are bytes, a template may put a token in front."""
+    """A tokenizer like Llama's and Qwen's: pieces are bytes, a template may put a token in front."""
     pieces = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""What stands beside an encoder's config.json: vectors of the real sentence-transformers, or a refusal by name."""
+"""Files beside an encoder's config.json: the vectors of the real sentence-transformers, or a refusal by name."""
 
 from __future__ import annotations
 

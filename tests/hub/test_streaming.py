@@ -31,7 +31,10 @@ def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):
     hub.save(tmp_path / "saved", model, params, shard_bytes=10**7)
     largest = 4000 * 256 * jnp.dtype(stored).itemsize
     assert sum(leaf.nbytes for leaf in trees.flatten(params).values()) > 10 * largest
-    load = lambda: hub.load(str(tmp_path / "saved"), param_dtype=jnp.dtype(loaded))[1]  # noqa: E731
+
+    def load():
+        return hub.load(str(tmp_path / "saved"), param_dtype=jnp.dtype(loaded))[1]
+
     load()  # what is imported and compiled on first use is not the tensors'
     tracemalloc.start()
     try:

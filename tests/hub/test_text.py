@@ -1,4 +1,4 @@
-"""What stands around a text, what is letters, and how a text goes on: for tokenizers of each kind that people have."""
+"""Fronts, contents and continuations of texts, for tokenizers of each common kind."""
 
 from __future__ import annotations
 

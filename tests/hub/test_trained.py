@@ -1,4 +1,4 @@
-"""What full fine-tuning leaves: written in one file or in shards, and read back into the dtypes and places of a model."""
+"""Results of full fine-tuning: written in one file or in shards, and read back into the dtypes and shardings of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from kafjax.hub import load_trained, save_trained
 @pytest.fixture(scope="module")
 def params() -> trees.Tree:
     rng = np.random.default_rng(0)
-    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def array(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     return {"embed": {"embedding": array(6, 4)}, "layers": {"norm": {"scale": array(3, 4)}, "up": {"kernel": array(3, 4, 8)}}}
 
 

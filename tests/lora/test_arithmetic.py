@@ -49,7 +49,7 @@ def random_adapter(spec: Spec, seed: int) -> lora.Adapters:
 
 
 def update(adapters: lora.Adapters, spec: Spec) -> dict[str, np.ndarray]:
-    """What the adapter adds to each kernel, dense."""
+    """Returns the dense update of each kernel."""
     zero = jax.tree.map(np.zeros_like, PARAMS)
     merged = lora.merge(zero, adapters, spec)
     return {path: np.asarray(leaf, np.float64) for path, leaf in trees.flatten(merged).items()}

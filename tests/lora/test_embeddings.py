@@ -151,7 +151,10 @@ def test_equals_peft_beside_a_head_of_its_own(name, tmp_path):
     model, params = carry_over(hf, tmp_path)
     theirs = peft.get_peft_model(hf, peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.0, **settings)).eval()
     adapters = noisy(lora.init(spec, params, jax.random.key(0)))
-    put = lambda parameter, value: parameter.copy_(torch.tensor(np.asarray(value)))  # noqa: E731
+
+    def put(parameter, value):
+        return parameter.copy_(torch.tensor(np.asarray(value)))
+
     seen = set()
     with torch.no_grad():
         for where, module in theirs.named_modules():

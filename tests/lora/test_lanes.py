@@ -31,7 +31,10 @@ def params():
 def trained(spec, params, seed):
     """An adapter with something in `b`."""
     rng = np.random.default_rng(seed)
-    draw = lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32)  # noqa: E731
+
+    def draw(x):
+        return rng.normal(0, 0.3, x.shape).astype(np.float32)
+
     return jax.tree.map(draw, lora.abstract(spec, params))
 
 
@@ -51,7 +54,10 @@ def test_unpad_gives_back_what_was_padded_and_the_rest_is_zero(params, rank, tar
     padded = lora.lanes.pad(adapters, lora.lanes.layout([spec, lora.Spec(8)], params))
     again = lora.lanes.unpad(padded, lora.abstract(spec, params))
     assert jax.tree.all(jax.tree.map(np.array_equal, again, adapters))
-    squares = lambda tree: sum(float(np.square(x, dtype=np.float64).sum()) for x in jax.tree.leaves(tree))  # noqa: E731
+
+    def squares(tree):
+        return sum(float(np.square(x, dtype=np.float64).sum()) for x in jax.tree.leaves(tree))
+
     assert squares(padded) == pytest.approx(squares(adapters), rel=1e-12)
 
 
@@ -68,12 +74,15 @@ def test_what_does_not_fit_is_told(params):
 
 
 def test_gradients_of_the_padding_are_exactly_zero(params):
-    """So no optimizer moves it, whatever it makes of the rest."""
+    """Padding therefore stays zero under any optimizer."""
     layout = lora.lanes.layout(SPECS, params)
     tokens = random_tokens(0, (2, 6), CONFIG.vocab_size)
     for spec in SPECS:
         padded, scales = lora.lanes.pad(trained(spec, params, 1), layout), lora.lanes.scales(spec, params, layout)
-        loss = lambda adapters, scales: jnp.sum(jnp.sin(MODEL.apply(lora.lanes.attach(params, adapters, scales), tokens)))  # noqa: E731
+
+        def loss(adapters, scales):
+            return jnp.sum(jnp.sin(MODEL.apply(lora.lanes.attach(params, adapters, scales), tokens)))
+
         gradients = quick_jit(jax.grad(loss))(padded, scales)
         kept = lora.lanes.pad(lora.lanes.unpad(gradients, lora.abstract(spec, params)), layout)
         assert jax.tree.all(jax.tree.map(lambda g, k: np.array_equal(g, k) and np.isfinite(g).all(), gradients, kept))
@@ -113,12 +122,16 @@ def test_swapping_an_adapter_compiles_nothing_and_copies_no_base(params):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
-    """Under vmap, forward and backward: `[lanes, tokens, in]` meets the kernel in one product, not in one a lane."""
+    """`[lanes, tokens, in]` meets the kernel in one product under vmap, forward and backward, not in one a lane."""
     n_lanes, n_tokens, n_in, n_out, rank = 3, 5, 8, 6, 2
-    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, dtype)
 
     def loss(a, b, x, base):
-        lane = lambda a, b, x: linear(x, LoRAWeight(base, a, b))  # noqa: E731
+        def lane(a, b, x):
+            return linear(x, LoRAWeight(base, a, b))
+
         return jnp.sum(jnp.sin(jax.vmap(lane)(a, b, x)))
 
     arguments = (shape(n_lanes, n_in, rank), shape(n_lanes, rank, n_out), shape(n_lanes, n_tokens, n_in), shape(n_in, n_out))
@@ -136,7 +149,9 @@ def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
 
 
 def _equations(jaxpr):
-    is_jaxpr = lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")  # noqa: E731
+    def is_jaxpr(value):
+        return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):

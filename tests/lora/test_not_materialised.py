@@ -67,7 +67,7 @@ def of_kernel_size(gradient: Callable, arguments: tuple[Any, ...]) -> set[tuple[
 
 
 def materialising(params, adapters, spec, key):
-    """What must not happen: a kernel W + BA in each step, under the same call."""
+    """A counterexample: a step that materialises W + BA, under the same call."""
     return lora.merge(params, adapters, spec)
 
 
@@ -121,7 +121,7 @@ WIDE = dataclasses.replace(SMALL, vocab_size=16384, hidden_size=160, mlp_size=51
     ids=["plain", "dora and dropout", "embedding and dora"],
 )
 def test_compiled_memory_stays_below_the_base(spec):
-    """Wide layers, few tokens: the step's temporaries are a fraction of the weights."""
+    """Layers are wide and tokens few: the step's temporaries are a fraction of the weights."""
     made, kernels = temporaries(Decoder(WIDE), spec)
     assert made < 0.4 * kernels
 

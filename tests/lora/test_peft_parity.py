@@ -72,7 +72,7 @@ def test_logits_equal_peft_attached_and_merged(twins):
 
 
 def test_gradients_equal_peft(twins):
-    """Through the chunked loss over half of the places, as in training."""
+    """Gradients go through the chunked loss over half of the places, as in training."""
     weights = (jnp.arange(TOKENS[:, 1:].size) % 2).astype(jnp.float32)
 
     @jax.grad

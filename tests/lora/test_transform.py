@@ -72,7 +72,10 @@ def test_init_draws_as_peft_does_and_each_layer_its_own():
 def test_init_depends_on_the_key_and_abstract_describes_it(params):
     init = quick_jit(lambda key: lora.init(SPEC, params, key))
     one, other = (init(jax.random.key(i)) for i in (0, 1))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+
+    def describe(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
     assert describe(one) == describe(lora.abstract(SPEC, MODEL.abstract_params()))
     assert all((one[path]["a"] != other[path]["a"]).any() for path in one)
     up, gate = one["layers/mlp/up_proj/kernel"]["a"], one["layers/mlp/gate_proj/kernel"]["a"]
@@ -120,7 +123,7 @@ def test_attached_logits_equal_merged_logits(params, apply, targets):
 
 
 def test_attach_and_merge_leave_the_base_alone(params):
-    """What is not adapted, and each base, is the very same array: no copy."""
+    """Parameters without an adapter, and each base, are the very same arrays: no copy."""
     spec = dataclasses.replace(SPEC, targets="q_proj")
     adapters = trained(spec, params)
     path = "layers/attn/q_proj/kernel"

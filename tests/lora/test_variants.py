@@ -37,7 +37,7 @@ ALL = lora.Spec(
 
 
 def noisy(adapters, spec, params, seed=1):
-    """As after some training: what pads a rank is still zero."""
+    """Returns adapters as after some training: padding of ranks is still zero."""
     rng = np.random.default_rng(seed)
     moved = jax.tree.map(lambda x: x + jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), adapters)
     for path, rank in lora.ranks(spec, params).items():
@@ -76,7 +76,10 @@ def test_fresh_is_the_base_and_attached_is_merged_is_plain(shape, rank, of_one, 
     base = lora.residual(params, initial, spec)
     identity = np.eye(shape[-2], dtype=np.float32)
     multiply = (lambda w: jax.vmap(linear, (None, 0))(identity, w)) if stacked else (lambda w: linear(identity, w))
-    kernel_of = lambda way, base, adapters, spec: np.float32(multiply(way(base, adapters, spec)["layers"]["x"]["kernel"]))  # noqa: E731
+
+    def kernel_of(way, base, adapters, spec):
+        return np.float32(multiply(way(base, adapters, spec)["layers"]["x"]["kernel"]))
+
     rounding = {"atol": 1e-5, "rtol": 1e-5} if dtype == jnp.float32 else {"atol": 0.05, "rtol": 0.02}
     np.testing.assert_allclose(kernel_of(lora.attach, base, initial, spec), np.float32(params["layers"]["x"]["kernel"]), **rounding)
     adapters = noisy(initial, spec, params)
@@ -102,7 +105,7 @@ def test_pissa_and_olora_take_the_right_part_out_of_the_kernel():
 
 
 def test_pissa_of_a_large_kernel_is_nearly_the_best_of_its_rank():
-    """Where singular values fall slowly, which is the worst for subspace iteration."""
+    """Singular values fall slowly, the worst case of subspace iteration."""
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.standard_normal((n, 96)))[0] for n in (96, 160))
     s = np.arange(1, 97) ** -0.5
@@ -122,7 +125,10 @@ def test_scanned_equals_unrolled_equals_rematerialised(params):
 
     def value_and_grad(**changes):
         model = dataclasses.replace(MODEL, **changes)
-        attached = lambda a: lora.attach(params, a, ALL, jax.random.key(3))  # noqa: E731
+
+        def attached(a):
+            return lora.attach(params, a, ALL, jax.random.key(3))
+
         return quick_jit(jax.value_and_grad(lambda a: jnp.mean(jax.nn.log_softmax(model.apply(attached(a), TOKENS))[..., 3])))(adapters)
 
     expected = value_and_grad()
@@ -145,7 +151,10 @@ def test_dora_beside_zeros_in_a_kernel_has_finite_values_and_gradients_and_merge
     zeroed = jnp.moveaxis(jnp.moveaxis(flat[path], axis, 0).at[3].set(0), 0, axis)
     params = trees.unflatten({**flat, path: zeroed})
     adapters = lora.init(spec, params, jax.random.key(1))
-    summed = lambda adapters: MODEL.apply(lora.attach(params, adapters, spec), TOKENS).sum()  # noqa: E731
+
+    def summed(adapters):
+        return MODEL.apply(lora.attach(params, adapters, spec), TOKENS).sum()
+
     value, gradients = quick_jit(jax.value_and_grad(summed))(adapters)
     assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
     np.testing.assert_allclose(value, MODEL.apply(params, TOKENS).sum(), rtol=1e-3)

@@ -34,7 +34,7 @@ SETTINGS = changed(
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiles():
-    """These models are tiny: their time goes into compiling, so little is optimised."""
+    """Turns most optimisations off: these models are tiny, so compiling dominates their time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -1,4 +1,4 @@
-"""What each method does beside answering: which passages, whose weights, what is on the bill; and that a new one is one class."""
+"""Methods beside their answers: which passages, whose weights, what is on the bill; and that a new method is one class."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_adopt_answers_with_what_another_training_left(make_lab):
     [
         ("lora", {"rank": 999}, "rank=999 is above min"),
         ("lora+rag", {"targets": "nothing"}, "match no kernel"),
-            ],
+    ],
 )
 def test_check_finds_what_learning_would_only_find_later(make_lab, name, settings, expected):
     lab, _ = make_lab(**settings)

@@ -1,4 +1,4 @@
-"""What of the passages goes into a prompt that has only so much room."""
+"""Passages are cut to the room in a prompt."""
 
 from __future__ import annotations
 

@@ -328,7 +328,10 @@ def test_unrolling_and_remat_change_neither_loss_nor_gradient(tiny):
 
     def value_and_grad(unroll, remat):
         variant = dataclasses.replace(model, unroll=unroll, remat=remat)
-        loss = lambda params: jnp.mean(jax.nn.log_softmax(variant.apply(params, tokens))[..., 3])  # noqa: E731
+
+        def loss(params):
+            return jnp.mean(jax.nn.log_softmax(variant.apply(params, tokens))[..., 3])
+
         return quick_jit(jax.value_and_grad(loss))(params)
 
     expected = value_and_grad(unroll=False, remat="none")
@@ -339,7 +342,10 @@ def test_unrolling_and_remat_change_neither_loss_nor_gradient(tiny):
 def test_init_is_what_abstract_params_and_axes_say(tiny):
     _, model, _ = tiny
     params = quick_jit(model.init)(jax.random.key(0))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+
+    def describe(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
     assert describe(params) == describe(model.abstract_params())
     axes = trees.flatten(model.axes())
     assert {path: len(names) for path, names in axes.items()} == {p: x.ndim for p, x in trees.flatten(params).items()}

@@ -95,7 +95,10 @@ def test_more_tokens_than_positions_are_refused(tiny):
 def test_init_is_what_abstract_params_and_axes_say(tiny):
     _, model, _ = tiny
     params = quick_jit(model.init)(jax.random.key(0))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+
+    def describe(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
     assert describe(params) == describe(model.abstract_params())
     axes = trees.flatten(model.axes())
     assert {path: len(names) for path, names in axes.items()} == {p: x.ndim for p, x in trees.flatten(params).items()}

@@ -37,7 +37,7 @@ class Crowd:
         os.kill(self._pids[process], number)
 
     def text(self, process: int, stream: str = "err") -> str:
-        """What it has printed so far; nothing before it has started."""
+        """Output so far; empty before the start."""
         path = self._log / f"{process}.{stream}"
         return path.read_text() if path.exists() else ""
 
@@ -129,17 +129,17 @@ def explicit(port: int) -> Callable[[int, int], dict[str, str]]:
 
 
 def slurm(job: int) -> Callable[[int, int], dict[str, str]]:
-    """What srun sets for a step of `n` tasks on one host."""
+    """Variables that srun sets for a step of `n` tasks on one host."""
     step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
     return lambda i, n: {**step, "SLURM_STEP_NUM_TASKS": str(n), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
 
 
 def kubernetes(port: int) -> Callable[[int, int], dict[str, str]]:
-    """What an Indexed Job sets, and its manifest."""
+    """Variables that an Indexed Job and its manifest set."""
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
     return lambda i, n: {**pod, "JAX_NUM_PROCESSES": str(n), "JOB_COMPLETION_INDEX": str(i)}
 
 
 def tpu_pod(i: int, n: int) -> dict[str, str]:
-    """What Google's Kubernetes sets on the hosts of a slice; that no TPU is there, JAX has been told at its import."""
+    """Variables that Google's Kubernetes sets on the hosts of a slice. JAX was told at its import that there is no TPU."""
     return {"TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * n), "TPU_WORKER_ID": str(i), "JAX_PLATFORMS": ""}

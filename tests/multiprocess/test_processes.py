@@ -60,7 +60,7 @@ def test_processes_find_each_other_by_what_the_scheduler_says(launcher, tmp_path
 
 @pytest.fixture(scope="module")
 def broken_off(launcher, tmp_path_factory):
-    """By kind, a training of two processes that stopped with checkpoints of steps 2 and 3 on the disk."""
+    """Trainings of two processes, by kind, that stopped with checkpoints of steps 2 and 3 on the disk."""
     folder = tmp_path_factory.mktemp("broken_off")
     for kind in ("full", "lora"):
         outcomes = launcher.start(WORKER, [f"--do=resume,{folder / kind},fsdp:2,{kind},4"], 2, folder / kind / "log").ended()
@@ -81,7 +81,10 @@ def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, br
 
 def test_checkpoint_of_another_training_is_refused_by_all(launcher, broken_off, tmp_path):
     folder = shutil.copytree(broken_off / "full", tmp_path / "run")
-    finished = lambda: sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit())  # noqa: E731
+
+    def finished():
+        return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
     there = finished()
     outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,lora,99"], 2, tmp_path / "log").ended()
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes

@@ -62,7 +62,7 @@ def resume(folder: Path, mesh: str, kind: str, stop_after: str) -> None:
 
 
 def stall(folder: Path, mesh: str) -> None:
-    """Long enough to be stopped in the middle."""
+    """Sleeps long enough to be stopped in the middle."""
     watchdog.STALL_SECONDS = 3.0
     learn(folder, "stalled", dataclasses.replace(TRAIN, steps=100), SPEC, mesh, run_dir=folder, log=lambda **row: _pace(folder, **row))
 

@@ -46,11 +46,14 @@ def test_output_and_gradients_equal_torch(heads, kv_heads):
 
 @pytest.mark.parametrize("at", [0, 3, 6])
 def test_blocks_of_keys_equal_one_block(at):
-    """Also when one block has, for some queries, nothing to look at."""
+    """One block may hold no visible key for some queries."""
     q, k, v, mask = inputs(4, 2)
     mask = mask.at[0, :, at:].set(False).at[0, :, 0].set(True)
     whole = attend(q, [k], [v], [mask], 0.3)
-    cut = lambda x, axis: jnp.split(x, [at], axis=axis)  # noqa: E731
+
+    def cut(x, axis):
+        return jnp.split(x, [at], axis=axis)
+
     parts = [part for part in zip(cut(k, 1), cut(v, 1), cut(mask, 2), strict=True) if part[0].shape[1]]
     blocks = attend(q, *(list(column) for column in zip(*parts, strict=True)), 0.3)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)

@@ -62,7 +62,7 @@ def test_a_kernel_of_another_dtype_is_cast_to_the_activations():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_frozen_kernel_keeps_no_input_for_the_backward_pass(dtype):
-    """Where only `x` is differentiated nothing of the shape of `x` is saved; where only the kernel is, no kernel."""
+    """Nothing of the shape of `x` is saved where only `x` is differentiated, and no kernel where only the kernel is."""
     x, w = jnp.ones((64, 16), dtype), jnp.ones((16, 12), dtype)
     saved_for_x = [leaf.shape for leaf in jax.tree.leaves(jax.vjp(lambda x: linear(x, w), x)[1])]
     saved_for_w = [leaf.shape for leaf in jax.tree.leaves(jax.vjp(lambda w: linear(x, w), w)[1])]

@@ -28,8 +28,12 @@ def plain(hidden, embedding, targets, weights, cap=None):
 
 @pytest.mark.parametrize(("chunk", "cap"), [(4, None), (7, None), (21, None), (256, None), (7, 1.5)])
 def test_equals_plain_cross_entropy_and_its_gradients(inputs, chunk, cap):
-    chunked = lambda *args: 3 * chunked_cross_entropy(*args, chunk=chunk, cap=cap)  # noqa: E731  the 3: a cotangent that is not 1
-    reference = lambda *args: 3 * plain(*args, cap)  # noqa: E731
+    def chunked(*args):  # the 3: a cotangent that is not 1
+        return 3 * chunked_cross_entropy(*args, chunk=chunk, cap=cap)
+
+    def reference(*args):
+        return 3 * plain(*args, cap)
+
     value, gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(*inputs)
     expected, expected_gradients = jax.value_and_grad(reference, argnums=(0, 1))(*inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -41,7 +45,8 @@ def test_frozen_embedding_gives_the_same_hidden_gradient_without_a_vocabulary_si
     gradient = jax.grad(lambda h, *rest: chunked_cross_entropy(h, *rest, chunk=7))
     np.testing.assert_allclose(gradient(*inputs), jax.grad(plain)(*inputs), rtol=1e-4, atol=1e-5)
 
-    is_jaxpr = lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")  # noqa: E731
+    def is_jaxpr(value):
+        return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
     def results(jaxpr):
         for equation in jaxpr.eqns:
@@ -60,7 +65,10 @@ def test_frozen_embedding_gives_the_same_hidden_gradient_without_a_vocabulary_si
 def test_weight_zero_masks_a_place_out(inputs):
     hidden, embedding, targets, weights = inputs
     masked = weights.at[5].set(0.0)
-    loss = lambda h, t: chunked_cross_entropy(h, embedding, t, masked, chunk=8)  # noqa: E731
+
+    def loss(h, t):
+        return chunked_cross_entropy(h, embedding, t, masked, chunk=8)
+
     gradient = jax.grad(loss)(hidden, targets)
     assert not gradient[5].any()
     assert loss(hidden, targets) == loss(hidden.at[5].add(1.0), targets.at[5].set((targets[5] + 1) % V))
@@ -82,7 +90,10 @@ def test_vmap_over_shares_adds_up(inputs):
 
 def test_bfloat16_is_near_float32(inputs):
     hidden, embedding, targets, weights = inputs
-    loss = lambda h, e: chunked_cross_entropy(h, e, targets, weights, chunk=8)  # noqa: E731
+
+    def loss(h, e):
+        return chunked_cross_entropy(h, e, targets, weights, chunk=8)
+
     value, (d_hidden, d_embedding) = jax.value_and_grad(loss, argnums=(0, 1))(hidden.astype(jnp.bfloat16), embedding)
     expected, expected_gradients = jax.value_and_grad(loss, argnums=(0, 1))(hidden, embedding)
     assert (value.dtype, d_hidden.dtype, d_embedding.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
@@ -125,7 +136,10 @@ def test_shares_run_as_many_chunks_as_the_fullest_of_them(inputs):
     weights = (weights + 1) * (jnp.arange(20) % 10 < jnp.where(jnp.arange(20) < 10, 3, 5))
     split = [x.reshape(2, 10, *x.shape[1:]) for x in (hidden, targets, weights)]
     n_used = used(split[2])
-    of_share = lambda h, t, w: chunked_cross_entropy(h, embedding, t, w, 2, n_used)  # noqa: E731
+
+    def of_share(h, t, w):
+        return chunked_cross_entropy(h, embedding, t, w, 2, n_used)
+
     assert n_used == 5
     np.testing.assert_allclose(jnp.sum(jax.vmap(of_share)(*split)), plain(hidden, embedding, targets, weights), rtol=1e-5)
     split[0] = split[0].at[:, 6:].set(jnp.nan)  # no chunk reads on

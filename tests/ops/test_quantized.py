@@ -24,7 +24,10 @@ formats = pytest.mark.parametrize("format", FORMATS)
 def test_nf4_has_the_values_of_the_paper():
     """Quantiles of N(0, 1) at even probabilities, 8 above zero and 7 below, and zero, over the largest (arXiv:2305.14314, appendix E)."""
     end = 1 - (1 / 32 + 1 / 30) / 2
-    quantiles = lambda n: norm.ppf(np.linspace(end, 0.5, n + 1)[:-1])  # noqa: E731
+
+    def quantiles(n):
+        return norm.ppf(np.linspace(end, 0.5, n + 1)[:-1])
+
     values = np.sort([*quantiles(8), 0, *-quantiles(7)])
     np.testing.assert_allclose(NF4, values / values.max(), atol=1e-6)
 
@@ -76,12 +79,14 @@ def test_bytes_are_those_of_the_arrays(format, share):
 @formats
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_linear_is_that_of_the_dequantised_kernel(format, dtype):
-    """Under `scan` over layers, as in a model, with its gradient; beside an adapter too. The kernel itself has none."""
+    """The product runs under `scan` over layers, as in a model, with its gradient, also beside an adapter. The kernel has no gradient."""
     q, x = quantize(W, format), X.astype(dtype)
     a, b = jax.random.normal(jax.random.key(2), (3, 128, 2)), jax.random.normal(jax.random.key(3), (3, 2, 20))
 
     def loss(x, a, b, kernel):
-        layers = lambda total, layer: (total + jnp.sum(jnp.sin(linear(x, layer).astype(jnp.float32))), None)  # noqa: E731
+        def layers(total, layer):
+            return (total + jnp.sum(jnp.sin(linear(x, layer).astype(jnp.float32))), None)
+
         plain, _ = jax.lax.scan(layers, 0.0, kernel)
         return jax.lax.scan(layers, plain, LoRAWeight(kernel, a, b))[0]
 

@@ -37,7 +37,7 @@ def test_rotation_equals_transformers(theta, factor):
 
 @pytest.mark.parametrize(("head_dim", "factor"), [(64, 32.0), (128, 8.0)])
 def test_the_stretched_frequencies_of_llama_3_equal_transformers(head_dim, factor):
-    """Those of Llama 3.2 1B and of 3.1: a third is kept, a third divided, and some lie between."""
+    """Settings are those of Llama 3.2 1B and of 3.1: a third is kept, a third divided, and some lie between."""
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = 8192
     config = transformers.LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=rope)
@@ -66,7 +66,7 @@ def test_position_zero_changes_nothing_and_no_position_changes_a_length():
 
 
 def test_angles_stay_float32_under_bfloat16():
-    """At position 501 a bfloat16 angle would be off by whole radians."""
+    """A bfloat16 angle at position 501 would be off by whole radians."""
     angles = rope_angles(jnp.full((B, T), 501), D, 1e4)
     out = rotate(X.astype(jnp.bfloat16), angles)
     assert out.dtype == jnp.bfloat16

@@ -106,7 +106,9 @@ def test_what_fits_goes_first_and_by_time():
 
 
 def test_less_is_kept_with_more_remat_and_parts_and_devices():
-    need = lambda sizes, **changes: estimate(training_demand(LLAMA, dataclasses.replace(TRAIN, **changes)), sizes, V5P).n_bytes  # noqa: E731
+    def need(sizes, **changes):
+        return estimate(training_demand(LLAMA, dataclasses.replace(TRAIN, **changes)), sizes, V5P).n_bytes
+
     by_remat = [need({"fsdp": 16}, remat=remat) for remat in ("none", "dots", "full", "offload")]
     assert by_remat == sorted(by_remat, reverse=True) and len(set(by_remat)) == 4
     assert need({"fsdp": 16}, accumulate=2) < need({"fsdp": 16})

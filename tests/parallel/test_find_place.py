@@ -1,4 +1,4 @@
-"""Who a process is, from what schedulers put into its environment."""
+"""The place of a process among many, read from the environment that schedulers set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from HLO text, in the forms that XLA writes for CPUs and for TPUs."""
+"""Collectives read from HLO text, in the forms that XLA writes for CPUs and for TPUs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ WORDS = "the quick river under a silver bridge carries old letters from nine qui
 
 
 def text_of(n_words: int) -> str:
-    """Different at every length, also where truncation cuts."""
+    """Makes texts that differ at every length, also where truncation cuts."""
     return " ".join(WORDS[(n_words * 5 + i * i) % len(WORDS)] for i in range(n_words))
 
 
@@ -86,7 +86,7 @@ def test_batch_size_and_padding_do_not_matter(scanned_minilm, vectors):
 
 
 def test_truncation_keeps_the_closing_token(embedder, minilm):
-    """What lies past 256 tokens, [CLS] and [SEP] included, changes nothing; what lies before does."""
+    """Text past 256 tokens, [CLS] and [SEP] included, changes nothing; text before does."""
     one_token_words = ["river"] * 254
     variants = (one_token_words, [*one_token_words, "bank", "bank"], one_token_words[:-1])
     full, longer, shorter = embedder.embed([" ".join(words) for words in variants])

@@ -18,7 +18,7 @@ def names(n: int) -> list[str]:
 
 
 def small_integers(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
-    """Their dot products are exact in float32, in any order of summation, and full of ties."""
+    """Vectors whose dot products are exact in float32, in any order of summation, and full of ties."""
     return rng.integers(-2, 3, size=(n, d)).astype(np.float32)
 
 

@@ -200,7 +200,7 @@ def test_readers_beside_a_writer_see_one_save_as_a_whole(tmp_path, record_proper
 
 
 def test_a_reader_writes_nothing_even_where_a_writer_was_cut_off(tmp_path):
-    """Between the two renames the folder is absent, and the one before it is read where it lies."""
+    """The folder is absent between the two renames, and its predecessor is read where it lies."""
     write(tmp_path / "f", "old")
     (tmp_path / "f").rename(tmp_path / ".f.previous")
     (tmp_path / ".f.0123.tmp").mkdir()

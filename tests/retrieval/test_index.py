@@ -1,4 +1,4 @@
-"""What every engine promises: validation, growth, saving; run on the exact engine and both forms of ScaNN."""
+"""The contract of every engine: validation, growth, saving. Run on the exact engine and both forms of ScaNN."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def built(index: Index) -> Index:
 
 
 def updated(index: Index) -> Index:
-    """After a fifth more and a fifth less."""
+    """An index after adding a fifth and removing a fifth."""
     index.append(names(1_000, "new"), clustered(1_000, 2))
     index.delete([*names(900), *names(100, "new")])
     return index
@@ -87,7 +87,7 @@ def test_updated_tree_finds_nearly_all(updated_oracle, tmp_path):
 
 @pytest.mark.parametrize(("k", "enough"), [(60, 0.9), (150, 0.98), (1_000, 0.98), (N, 1.0)])
 def test_tree_gives_as_many_as_asked_for(tree, oracle, k, enough):
-    """Past the default reordering, past what the first leaves hold, and everything."""
+    """Numbers lie past the default reordering, past the first leaves' contents, and at everything."""
     first, recall = agreement(tree, oracle, k, n_queries=30)
     assert first >= 0.95
     assert recall >= enough

@@ -20,7 +20,7 @@ PINS = st.fixed_dictionaries({python: st.dictionaries(st.sampled_from("abcd"), V
 
 
 def pinned(lines: list[str], python: str) -> dict[str, set[str]]:
-    """What constraint lines say on that Python: `{name: versions}`."""
+    """Versions that constraint lines pin on that Python: `{name: versions}`."""
     found: dict[str, set[str]] = {}
     for line in lines:
         requirement = Requirement(line)
@@ -40,7 +40,7 @@ def test_merged_pins_read_back_on_each_python(pins):
 
 @pytest.fixture(scope="module")
 def requirements(tmp_path_factory) -> list[Requirement]:
-    """What setup.py asks for, with all extras, as setuptools writes it into the package's metadata."""
+    """Requirements of setup.py with all extras, as setuptools writes them into the package's metadata."""
     folder = tmp_path_factory.mktemp("egg")
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)]
     subprocess.run(command, cwd=lock.ROOT, check=True, capture_output=True, timeout=60)

@@ -67,7 +67,10 @@ def equal(name: str, ours: Stepped, theirs: Stepped) -> None:
     for told, expected in zip(ours.metrics, theirs.metrics, strict=True):
         for key in expected.keys() - {"loss_places"}:  # places computed: a cost, of which each share has its own last chunk
             np.testing.assert_allclose(told[key], expected[key], rtol=1e-4, err_msg=f"{name}: {key}")
-    leaves = lambda tree: jax.tree_util.tree_leaves_with_path(jax.device_get(tree))  # noqa: E731
+
+    def leaves(tree):
+        return jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+
     for (path, leaf), (_, expected) in zip(leaves(ours.state.opt_state), leaves(theirs.state.opt_state), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5, err_msg=f"{name}: {jax.tree_util.keystr(path)}")
     for (path, leaf), (_, expected) in zip(leaves(ours.state.trainable), leaves(theirs.state.trainable), strict=True):

@@ -54,7 +54,7 @@ def equal(name: str, params, whole, config: TrainConfig, spec: lora.Spec | None,
 
 
 def own_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Of its part on one device."""
+    """Bytes of its part on one device."""
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
@@ -65,7 +65,7 @@ def held() -> int:
 
 
 def held_beside(mesh: Mesh, spec: lora.Spec | None, donate: bool) -> float:
-    """What a device holds during a training beside state and frozen parameters, in copies of the parameters."""
+    """Memory of a device during a training beside state and frozen parameters, in copies of the parameters."""
     before, seen = held(), []
     abstract = layout(MODEL, TRAIN, mesh, spec)
     params = jax.jit(MODEL.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(jax.random.key(0))

@@ -119,7 +119,9 @@ def same(a, b) -> bool:
 
 
 def test_order_depends_on_seed_and_epoch_only(examples):
-    build = lambda **changed: Batches([examples], **{"seq_len": 16, "batch_rows": 4, "epochs": 2, "seed": 3, **changed})  # noqa: E731
+    def build(**changed):
+        return Batches([examples], **{"seq_len": 16, "batch_rows": 4, "epochs": 2, "seed": 3, **changed})
+
     first, again, longer, other = build(), build(), build(epochs=3), build(seed=4)
     assert all(same(first[step], again[step]) for step in range(len(first)))
     assert same(first.rows, longer.rows[: len(first.rows)])

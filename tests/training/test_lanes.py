@@ -115,7 +115,7 @@ def test_one_compile_for_any_mix(model, params, examples, compiled_programs):
 
 
 def test_one_base_whatever_the_number_of_lanes():
-    """Wide layers, a large vocabulary, few tokens: seven more lanes cost their adapters and activations, no base and no logits."""
+    """Layers are wide, the vocabulary large, tokens few: seven more lanes cost their adapters and activations, no base and no logits."""
     sizes = {"hidden_size": 96, "mlp_size": 384, "n_heads": 2, "n_kv_heads": 2, "head_dim": 48}
     config = DecoderConfig(vocab_size=20_000, n_layers=4, sliding=(True, False) * 2, window=4, **sizes)
     model = Decoder(config)
@@ -140,7 +140,7 @@ def test_one_base_whatever_the_number_of_lanes():
 
 
 def test_the_loss_is_chunked_over_all_lanes(model, params, examples):
-    """At most `loss_chunk` rows of logits at once, however many lanes there are."""
+    """No more than `loss_chunk` rows of logits exist at once, however many lanes there are."""
     layout = lora.lanes.layout([lora.Spec(2)], params)
     config = dataclasses.replace(CONFIG, loss_chunk=24)
     task = LaneTask.build(model, params, config, make_mesh(), layout, 6)
@@ -164,7 +164,7 @@ def test_a_lane_that_diverges_leaves_alone(model, params, examples, together, ca
 
 
 def test_lanes_that_no_longer_improve_leave_and_the_rest_is_as_it_was(model, params, examples):
-    """Judged on random texts that are not trained on: who learns the others by heart gets worse at these."""
+    """The held-out texts are random: a lane that learns the others by heart gets worse at these."""
     stop = EarlyStop(examples[:3], every=5, patience=2)
     straight = train_lanes(model, params, [examples[3:]], CONFIG, LANES)
     results = train_lanes(model, params, [examples[3:]], CONFIG, LANES, early_stop=stop)
@@ -254,7 +254,9 @@ def test_sigterm_saves_every_lane_at_its_step_and_the_next_call_goes_on(model, p
         if row["step"] == 7 and row["label"] == "r4":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = lambda **kwargs: train_lanes(model, params, [examples], config, LANES[:2], run_dir=tmp_path, **kwargs)  # noqa: E731
+    def run(**kwargs):
+        return train_lanes(model, params, [examples], config, LANES[:2], run_dir=tmp_path, **kwargs)
+
     with pytest.raises(Preempted, match=r"lanes: saved r1 at step 7, r4 at step 7; run the same command again"):
         run(log=log)
     steps.clear()

@@ -46,7 +46,10 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
     shapes = {"dense": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (4,)}, "x/kernel": {"a": (4, 2), "b": (2, 3), "magnitude": (3,)}}
     start = jax.tree.map(rng.standard_normal, shapes, is_leaf=lambda x: isinstance(x, tuple))
     start = jax.tree.map(lambda x: x.astype(np.float32), start)
-    random_like = lambda scale: jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start)  # noqa: E731
+
+    def random_like(scale):
+        return jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start)
+
     gradients = [random_like(scale) for scale in (3, 0.1, 1, 5, 0.01)]
     schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
 
@@ -93,10 +96,11 @@ def run_ours(name: str, start, gradients, rate: float, weight_decay: float):
 
 def test_equals_torch_adafactor():
     rng = np.random.default_rng(1)
-    draw = lambda scale: {  # noqa: E731
-        "dense": {"kernel": (scale * rng.standard_normal((40, 48))).astype(np.float32)},
-        "norm": {"scale": (scale * rng.standard_normal(40)).astype(np.float32)},
-    }
+
+    def draw(scale):
+        kernel, norm = rng.standard_normal((40, 48)), rng.standard_normal(40)
+        return {"dense": {"kernel": (scale * kernel).astype(np.float32)}, "norm": {"scale": (scale * norm).astype(np.float32)}}
+
     start, gradients, rate = draw(1), [draw(scale) for scale in (3, 0.1, 1, 5)], 0.05
     ours = run_ours("adafactor", start, gradients, rate, weight_decay=0.3)
 
@@ -131,7 +135,10 @@ def stacked(rng, n_layers: int):
         "layers/up_proj/kernel": {"a": (n_layers, 36, 4), "b": (n_layers, 4, 33), "magnitude": (n_layers, 33)},
         "final_norm": {"scale": (36,)},
     }
-    draw = lambda shape: jnp.array(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(shape):
+        return jnp.array(rng.standard_normal(shape), jnp.float32)
+
     return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
@@ -163,13 +170,19 @@ def test_a_layers_gradient_changes_no_other_layers_update(deep):
 
 def test_permuted_layers_get_their_own_updates(deep):
     name, start, gradients, expected = deep
-    permute = lambda tree: on_layers(lambda x: x[np.random.default_rng(5).permutation(DEEP)], tree)  # noqa: E731
+
+    def permute(tree):
+        return on_layers(lambda x: x[np.random.default_rng(5).permutation(DEEP)], tree)
+
     assert_same(run_ours(name, permute(start), [permute(gradient) for gradient in gradients], 0.05, 0.1), permute(expected))
 
 
 def test_fewer_layers_get_the_same_updates(deep):
     name, start, gradients, expected = deep
-    few = lambda tree: on_layers(lambda x: x[:3], tree)  # noqa: E731
+
+    def few(tree):
+        return on_layers(lambda x: x[:3], tree)
+
     assert_same(run_ours(name, few(start), [few(gradient) for gradient in gradients], 0.05, 0.1), few(expected))
 
 
@@ -179,7 +192,10 @@ def test_stochastic_rounding_of_a_layer_depends_on_no_other_layer_and_not_on_the
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), x)
     rounded = _updated(x, update, jax.random.key(0))
     other = _updated(x, on_layers(lambda leaf: leaf.at[0].add(5.0), update), jax.random.key(0))
-    few = lambda tree: on_layers(lambda leaf: leaf[:3], tree)  # noqa: E731
+
+    def few(tree):
+        return on_layers(lambda leaf: leaf[:3], tree)
+
     for ours, theirs in zip(*map(jax.tree.leaves, (on_layers(lambda x: x[1:], rounded), on_layers(lambda x: x[1:], other))), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(*map(jax.tree.leaves, (_updated(few(x), few(update), jax.random.key(0)), few(rounded))), strict=True):

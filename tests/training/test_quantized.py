@@ -38,7 +38,7 @@ def kernels(params: trees.Tree) -> trees.Tree:
 
 @pytest.fixture
 def optimised():
-    """Compiled as for use: what memory a program takes is the optimiser's doing."""
+    """Turns XLA's optimisations on, since they determine the memory of a program."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -84,8 +84,8 @@ def test_lanes_train_and_slots_answer(model, params, examples, format):
 @pytest.mark.parametrize(("format", "share"), [("int8", 0.27), ("nf4", 0.16)])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_step_holds_the_small_base_only(optimised, examples, format, share, remat):
-    """Read off the compiled program: a base of that share goes in, and what is made beside it is no more than beside a float base, plus
-    one layer's kernels, be the layers as many as they may."""
+    """The compiled program takes in a base of that share. Its temporaries exceed those beside a float base by no more than one layer's
+    kernels, however many layers there are."""
     model = Decoder(WIDE)
     config = dataclasses.replace(CONFIG, batch_rows=1, remat=remat)
     abstract = model.abstract_params()

@@ -17,11 +17,14 @@ from kafjax.training.task import Task
 
 
 def one_sgd_step(model, params, batch, accumulate):
-    """With learning rate 1 and no momentum the change of the parameters is the gradient."""
+    """Returns the gradient, as the change of the parameters with learning rate 1 and no momentum."""
     mesh, optimizer = make_mesh(), optax.sgd(1.0)
     state = new_state(jax.tree.map(jnp.copy, params), optimizer)
     places = state_shardings(shardings(model.axes(), params, mesh), state, mesh)
-    combine = lambda trainable, frozen, key: trainable  # noqa: E731
+
+    def combine(trainable, frozen, key):
+        return trainable
+
     schedule = optax.constant_schedule(1.0)
     step = make_step(
         model, combine, optimizer, schedule, mesh=mesh, state_shardings=places, frozen_shardings={}, accumulate=accumulate, chunk=16
@@ -31,7 +34,9 @@ def one_sgd_step(model, params, batch, accumulate):
 
 
 def test_microbatches_of_unequal_weight_add_up_to_the_whole_batch(model, params, examples):
-    build = lambda accumulate: Batches([examples], seq_len=16, batch_rows=4, epochs=1, accumulate=accumulate)[0]  # noqa: E731
+    def build(accumulate):
+        return Batches([examples], seq_len=16, batch_rows=4, epochs=1, accumulate=accumulate)[0]
+
     whole, micro = build(1), build(4)
     assert len(set(micro.weights_SxN.sum(axis=(1, 2)).tolist())) > 1
     at_once, metrics = one_sgd_step(model, params, whole, 1)

@@ -1,4 +1,4 @@
-"""What the builders of generated corpora have in common."""
+"""The shared part of the builders of generated corpora."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kafjax.corpus.tfds_rows import LISTS, TEXTS, corpus_rows
 
 @dataclasses.dataclass(eq=False)
 class Counts(tfds.core.BuilderConfig):
-    """How much is generated; as in `corpus.biographies`. The configuration's name says all of it."""
+    """Size of a generated corpus, with the arguments of `corpus.biographies`. The configuration's name spells out all of them."""
 
     name: str = ""
     n_subjects: int = 24
@@ -41,7 +41,7 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def corpus(self) -> Corpus: ...
 
     def attribution(self) -> str | None:
-        """What the licence of the text wants said."""
+        """The attribution that the licence of the text requires."""
         return None
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -13,7 +13,7 @@ from kafjax.corpus.srd import Source, read, srd
 
 @dataclasses.dataclass(eq=False)
 class SrdCounts(Counts):
-    """As `Counts`; `source` is the database's file."""
+    """`Counts` with `source`, the file of the database."""
 
     source: str = ""
 
