@@ -30,7 +30,8 @@ from kafjax.ops.quantized import QuantizedKernel, quantize
 class Tensor(Protocol):
     """A numpy array, or a tensor in a file of which `[index]` reads a part."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, index: Any) -> np.ndarray: ...
 
