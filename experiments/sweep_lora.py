@@ -258,6 +258,7 @@ def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
             cached_tokens=reply.cached_tokens,
             output_tokens=reply.output_tokens,
             seconds={"prefill": reply.prefill_seconds, "decode": reply.decode_seconds},
+            subject=question.subject,
         )
     )
 

@@ -17,6 +17,7 @@ from kafjax import hub, lora
 from kafjax.core.config import Config, changed, config_hash, leaves, read_record
 from kafjax.evaluation.results import BASE
 from kafjax.methods import parts
+from kafjax.models import Decoder
 from kafjax.parallel.chips import UNKNOWN, Slice
 from kafjax.parallel.estimate import choose, estimate
 from kafjax.training import TrainConfig
@@ -47,8 +48,8 @@ class Cost:
 
 def costs(runs: Sequence[Run], states: Mapping[str, State], topology: Slice | None) -> dict[str, Cost]:
     """Estimates every run, by id. Corpora and models are opened once for all runs that share them."""
-    steps: dict[str, int] = {}
-    by_formula = {run.id: _by_formula(config, steps, topology) if (config := config_of(run)) else Cost() for run in runs}
+    opened = _Opened()
+    by_formula = {run.id: _by_formula(config, opened, topology) if (config := config_of(run)) else Cost() for run in runs}
     measured = {
         run.id: states[run.id].attempts[-1].outcome.seconds
         for run in runs
@@ -77,16 +78,16 @@ def _with_seconds(cost: Cost, id: str, measured: Mapping[str, float], by_formula
     return dataclasses.replace(cost, seconds=seconds, source=f"{len(measured)} finished runs")
 
 
-def _by_formula(config: Config, steps_of: dict[str, int], topology: Slice | None) -> Cost:
+def _by_formula(config: Config, opened: _Opened, topology: Slice | None) -> Cost:
     model_config = getattr(config, "model", None)
     trainings = _trainings(config)
     if not trainings or not isinstance(model_config, configs.ModelConfig):
         return Cost()
-    model = build.describe_decoder(model_config)
+    model = opened.model(model_config)
     chip, n_devices = (topology.device, topology.n_devices) if topology else (UNKNOWN, 1)
     flops = tokens = memory = seconds = 0.0
     for train, spec in trainings:
-        n = train.steps or _steps(config, train, steps_of)
+        n = train.steps or opened.steps(config, train)
         demand = training_demand(model, train, spec)
         sizes = choose(demand, n_devices, chip, topology.n_slices if topology else 1)[0]
         found = estimate(demand, sizes, chip, topology.n_slices if topology else 1)
@@ -107,25 +108,32 @@ def _trainings(config: Config) -> list[tuple[TrainConfig, lora.Spec | None]]:
     return []
 
 
-def _steps(config: Any, train: TrainConfig, steps_of: dict[str, int]) -> int:
-    """Counts the steps that the epochs come to, by packing the corpus; once for runs that read the same texts.
+class _Opened:
+    """Models and numbers of steps, each looked up once for all runs that share it."""
 
-    A generated corpus of another seed has about as many.
-    """
-    flags = {leaf.flag for leaf in leaves(configs.Finetune())}
-    texts = {leaf.flag: leaf.of(config.corpus) for leaf in leaves(config.corpus)} | {
-        "model": config.model.model, "chat": config.model.chat, "replay": getattr(config, "replay", None), "rows": getattr(config, "rows", None)
-    }  # fmt: skip
-    packed = {"epochs": train.epochs, "batch_rows": train.batch_rows, "seq_len": train.seq_len}
-    key = config_hash(texts | packed)
-    if key not in steps_of:
-        values = {name: value for name, value in (texts | packed).items() if name in flags and value is not None}
-        finetune = changed(configs.Finetune(), **values)
-        template, tokenizer = build.open_template(finetune.model.model, finetune.model.chat), hub.tokenizer(finetune.model.model)
-        model, prompts = build.asked_through(template, build.describe_decoder(finetune.model), tokenizer)
-        lesson = open_lesson(finetune, model, tokenizer, prompts, build.chat_identity(template))
-        steps_of[key] = len(batches_of(lesson.examples, train, 1))
-    return steps_of[key]
+    def __init__(self) -> None:
+        self._models: dict[configs.ModelConfig, Decoder] = {}
+        self._steps: dict[str, int] = {}
+
+    def model(self, config: configs.ModelConfig) -> Decoder:
+        if config not in self._models:
+            self._models[config] = build.describe_decoder(config)
+        return self._models[config]
+
+    def steps(self, config: Any, train: TrainConfig) -> int:
+        """Counts the steps that the epochs come to, by packing the corpus. A generated corpus of another seed has about as many."""
+        texts = {leaf.flag: leaf.of(config.corpus) for leaf in leaves(config.corpus)}
+        texts |= {"model": config.model.model, "chat": config.model.chat, "replay": getattr(config, "replay", None)}
+        texts |= {"rows": getattr(config, "rows", None), "epochs": train.epochs, "batch_rows": train.batch_rows, "seq_len": train.seq_len}
+        key = config_hash(texts)
+        if key not in self._steps:
+            flags = {leaf.flag for leaf in leaves(configs.Finetune())}
+            finetune = changed(configs.Finetune(), **{name: texts[name] for name in texts if name in flags and texts[name] is not None})
+            template, tokenizer = build.open_template(finetune.model.model, finetune.model.chat), hub.tokenizer(finetune.model.model)
+            model, prompts = build.asked_through(template, self.model(finetune.model), tokenizer)
+            lesson = open_lesson(finetune, model, tokenizer, prompts, build.chat_identity(template))
+            self._steps[key] = len(batches_of(lesson.examples, train, 1))
+        return self._steps[key]
 
 
 def lane_programs(runs: Sequence[Run]) -> int | None:

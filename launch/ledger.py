@@ -85,7 +85,8 @@ class State:
             last = self.attempts[-1]
             return f"{last.worker} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last.since))}"
         if self.name == DONE:
-            return ", ".join(f"{a.outcome.seconds:.3g} s on {a.host}" for a in self.attempts if a.outcome is not None and a.outcome.how == DONE)
+            done = next(a for a in self.attempts if a.outcome is not None and a.outcome.how == DONE)
+            return f"{done.outcome.seconds:.3g} s on {done.host}"
         ended = [attempt.outcome for attempt in self.attempts if attempt.outcome is not None]
         counts = {"failed": self.count(FAILED), "preempted": self.count(PREEMPTED), "lost": len(self.attempts) - len(ended)}
         parts = [f"{how} {n} times" if n > 1 else f"{how} once" for how, n in counts.items() if n]

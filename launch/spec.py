@@ -83,7 +83,7 @@ def product(*grids: Points, **axes: Iterable[Any]) -> Points:
     for one, other in itertools.combinations(names, 2):
         if both := one & other:
             raise UserError(f"product: '{min(both)}' stands in two of its axes; keep one")
-    return Points(tuple({name: value for point in combination for name, value in point.items()} for combination in itertools.product(*factors)))
+    return Points(tuple(_merged(combination) for combination in itertools.product(*factors)))
 
 
 def zip_(**axes: Iterable[Any]) -> Points:
@@ -93,7 +93,7 @@ def zip_(**axes: Iterable[Any]) -> Points:
     if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise UserError(f"zip: axes must be of one length, and {shown or 'there is none'}")
-    return Points(tuple({name: value for point in row for name, value in point.items()} for row in zip(*columns.values(), strict=True)))
+    return Points(tuple(_merged(row) for row in zip(*columns.values(), strict=True)))
 
 
 def chain(*grids: Points) -> Points:
@@ -110,6 +110,10 @@ def logspace(start: float, stop: float, n: int) -> tuple[float, ...]:
         raise UserError(f"logspace({start}, {stop}, {n}): give at least two values, the ends included")
     exponents = [start + (stop - start) * index / max(n - 1, 1) for index in range(n)]
     return tuple(float(f"{10**exponent:.6g}") for exponent in exponents)  # 1e-3 and not 0.001000...2: it stands in command lines
+
+
+def _merged(points: Iterable[Point]) -> Point:
+    return {name: value for point in points for name, value in point.items()}
 
 
 def _axis(name: str, values: Iterable[Any]) -> Points:

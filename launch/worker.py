@@ -127,7 +127,7 @@ class Pool:
                     claim = self.ledger.claim(run, pulse, retries=self.config.retries, lease_seconds=self.config.lease_seconds)
                     if claim is not None:
                         return claim
-            if RUNNING not in names and PENDING not in names or not self.config.wait and PENDING not in names:
+            if PENDING not in names and (RUNNING not in names or not self.config.wait):
                 return None
             self._stop.wait(min(self.config.lease_seconds / 5, 2.0))
         return None

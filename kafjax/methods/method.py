@@ -88,6 +88,7 @@ class Method(abc.ABC):
             output_tokens=sum(r.output_tokens for r in replies),
             calls=len(replies),
             seconds={**seconds, "prefill": prefill, "decode": decode},
+            subject=question.subject,
         )
         return score(prediction) if question.answers else prediction
 

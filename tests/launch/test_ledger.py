@@ -1,4 +1,4 @@
-"""The ledger, with real processes: what is done is skipped, failed, preempted or dead is told apart, and workers that race share the runs."""
+"""The ledger, with real processes: done is skipped; failed, preempted and dead are told apart; workers that race share the runs."""
 
 from __future__ import annotations
 
