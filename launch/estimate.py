@@ -15,6 +15,7 @@ from experiments import build, configs, sweep_lora
 from experiments.finetune import open_lesson
 from kafjax import hub, lora
 from kafjax.core.config import Config, changed, config_hash, leaves, read_record
+from kafjax.core.errors import UserError
 from kafjax.evaluation.results import BASE
 from kafjax.methods import parts
 from kafjax.models import Decoder
@@ -47,9 +48,19 @@ class Cost:
 
 
 def costs(runs: Sequence[Run], states: Mapping[str, State], topology: Slice | None) -> dict[str, Cost]:
-    """Estimates every run, by id. Corpora and models are opened once for all runs that share them."""
+    """Estimates every run, by id. Corpora and models are opened once for all runs that share them.
+
+    Raises:
+      UserError: a run that would be refused, naming it.
+    """
     opened = _Opened()
-    by_formula = {run.id: _by_formula(config, opened, topology) if (config := config_of(run)) else Cost() for run in runs}
+    by_formula = {}
+    for run in runs:
+        try:
+            config = config_of(run)
+            by_formula[run.id] = _by_formula(config, opened, topology) if config else Cost()
+        except UserError as error:
+            raise UserError(f"run {run.id} {dict(run.settings)}: {error}") from error
     measured = {
         run.id: states[run.id].attempts[-1].outcome.seconds
         for run in runs

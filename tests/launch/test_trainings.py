@@ -15,6 +15,7 @@ import psutil
 import pytest
 import safetensors.numpy
 
+from kafjax.core.errors import UserError
 from kafjax.core.rundir import read_json, read_jsonl
 from launch import sweep
 from launch.config import Launch
@@ -56,6 +57,13 @@ def test_dry_run_estimates_trainings(spec, tmp_path, capsys):
     assert "As lanes of experiments.sweep_lora they would be 1 programs instead of 4." in out  # the texts lie in a folder
     sweep.run(Launch(spec=str(spec), folder=str(tmp_path / "none"), set=("steps=9",), dry_run=True))
     assert "known once one is done" in capsys.readouterr().out
+
+
+def test_dry_run_names_the_run_that_would_be_refused(spec, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(spec.read_text().replace("[2, 4]", "[2, 400]"))
+    with pytest.raises(UserError, match=r"^run [0-9a-f]{12} {'rank': 400, 'seed': 0}: .*rank=400"):
+        sweep.run(Launch(spec=str(mine), folder=str(tmp_path / "none"), dry_run=True))
 
 
 @pytest.mark.slow
