@@ -6,6 +6,8 @@ import dataclasses
 
 from kafjax.core.config import Config, option
 
+ENGINES = ("local", "slurm", "jobset", "queued")
+
 
 @dataclasses.dataclass(frozen=True)
 class Launch(Config):
@@ -24,4 +26,11 @@ class Launch(Config):
     fail_fast: bool = option(False, "Start nothing more once a run has failed for good.")
     wait: bool = option(True, "Wait for runs of other workers, in case those die. --nowait frees this machine instead.")
     lease_seconds: float = option(60.0, "Seconds without a sign of life after which a worker's run is another's.", least=1, most=86_400)
+    launcher: tuple[str, ...] = option((), "Words before each run's command, separated by commas: srun,--nodes=2 for runs of many nodes.")
+    engine: str = option(
+        "local",
+        "Who starts the workers: this process, or a file that is written for sbatch (slurm), kubectl (jobset) or gcloud (queued).",
+        choices=ENGINES,
+    )
+    workers: int = option(4, "Workers of another engine: tasks of an array, pods or virtual machines.", least=1, most=1000)
     topology: str | None = option(None, "Accelerators of one run, such as v5e-4 or h100-1, for the dry run's seconds by formula.")

@@ -16,6 +16,7 @@ docs/launch.md has more.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import signal
 import sys
 import time
@@ -27,14 +28,15 @@ from types import FrameType
 import jax
 from absl import flags
 
-from kafjax.core.config import define, from_flags
+from kafjax.core.config import arguments_of, define, from_flags
 from kafjax.core.errors import Preempted, UserError, run_main
 from kafjax.core.progress import LINE_SECONDS, Progress
-from kafjax.core.rundir import environment
+from kafjax.core.rundir import environment, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
 from launch import estimate
 from launch.config import Launch
+from launch.engines import slurm
 from launch.ledger import DONE, FAILED, PENDING, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
 from launch.worker import Pool, slots
@@ -56,6 +58,9 @@ def run(config: Launch) -> None:
         watch(ledger, config)
     else:
         places = slots(config)
+        if config.engine != "local":
+            print(prepare(ledger, config))
+            return
         ledger.create()
         work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
 
@@ -72,6 +77,23 @@ def open_ledger(config: Launch) -> Ledger:
     ledger = Ledger(Path(config.folder or Path("sweeps") / name_of(config.spec)), sweep.runs())
     ledger.check()
     return ledger
+
+
+def prepare(ledger: Ledger, config: Launch) -> str:
+    """Writes what another engine starts workers by, into the sweep's folder. Returns the line that submits it.
+
+    Raises:
+      UserError: settings that the engine needs and lacks.
+    """
+    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
+    arguments = arguments_of(Launch, {name: getattr(config, name) for name in kept})
+    if config.engine == "slurm":
+        name, submit = "sweep.sbatch", "sbatch"
+        text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
+    file = ledger.folder / name
+    ledger.create()
+    write_atomic(file, text)
+    return f"Next: {submit} {shlex.quote(str(file))}"
 
 
 def work(ledger: Ledger, config: Launch, pool: Pool) -> None:

@@ -134,7 +134,7 @@ class Pool:
 
     def _attempt(self, claim: Claim, slot: Slot) -> None:
         run, began = claim.run, time.monotonic()
-        command = [sys.executable, "-m", run.module, f"--config={claim.config}"]
+        command = [*self.config.launcher, sys.executable, "-m", run.module, f"--config={claim.config}"]
         command += [f"--runs={self.ledger.run_folders}", f"--name={run.id}", *run.arguments]
         try:
             with open(claim.log, "wb") as log:
@@ -147,7 +147,7 @@ class Pool:
                     start_new_session=True,  # Ctrl-C in the terminal reaches it through us, once
                 )
         except OSError as error:
-            raise UserError(f"cannot start {run.module}: {error.strerror or error}") from error
+            raise UserError(f"cannot start {command[0]}: {error.strerror or error}") from error
         if hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):  # it may have ended
                 os.sched_setaffinity(process.pid, slot.cores)
