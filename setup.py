@@ -71,6 +71,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "psutil>=6.0",
         "pydantic>=2.10",
+        "pyyaml>=6.0",
         "qwix>=0.1.8",
         "regex>=2024.5",
         "safetensors>=0.5",

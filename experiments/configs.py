@@ -218,6 +218,21 @@ class BuildIndex(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class Report(Config):
+    """A table of many runs, with paired tests."""
+
+    folder: tuple[str, ...] = option((), "Folders of runs, or folders that hold such; separated by commas.", path=True)
+    baseline: str | None = option(
+        None, "Arm that others are tested against, by its settings: method=lora,rank=4 (default: no tests)."
+    )
+    choose: str | None = option(
+        None, "Setting whose best value is chosen for each arm, on one half of the subjects; the report is about the other half."
+    )
+    margin: float = option(0.05, "Differences within so much count as equal, if shown by two one-sided tests.", above=0, below=1)
+    out: str = option("report", "Folder that the report is written to.", path=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class PackRows(Config):
     """Rows of tokens on disk."""
 

@@ -85,7 +85,7 @@ def _finetune(config: Finetune) -> None:
     model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
     mesh = build.open_mesh(config.mesh, model, train_config, spec, label="finetune")
     chat = build.chat_identity(template)
-    lesson = _open_corpus(config, model, tokenizer, prompts) if config.rows is None else _open_rows(config, tokenizer, chat)
+    lesson = open_lesson(config, model, tokenizer, prompts, chat)
     examples = lesson.examples
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)))
@@ -114,7 +114,7 @@ def _finetune(config: Finetune) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lesson:
+class Lesson:
     """Training data, the questions that test it afterwards, its part of the run's identity, and a line that describes it."""
 
     examples: list[list[Example]] | PackedRows
@@ -123,16 +123,21 @@ class _Lesson:
     told: str
 
 
-def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts) -> _Lesson:
+def open_lesson(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts, chat: Mapping[str, str]) -> Lesson:
+    """Opens what a training reads: its rows on disk, or its corpus. Raises `UserError` for what cannot be trained on."""
+    return _open_corpus(config, model, tokenizer, prompts) if config.rows is None else _open_rows(config, tokenizer, chat)
+
+
+def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts) -> Lesson:
     corpus = open_corpus(config.corpus, config.train.seed)
     check_texts(corpus, tokenizer, model.config.vocab_size)
     settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
     examples = training_examples(corpus, tokenizer, settings, model.config.text_end, prompts)
     told = f"{corpus.name}: {len(corpus.documents)} documents, {len(corpus.training_questions)} training questions"
-    return _Lesson(examples, corpus.questions, build.corpus_identity(config.corpus, corpus), told)
+    return Lesson(examples, corpus.questions, build.corpus_identity(config.corpus, corpus), told)
 
 
-def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) -> _Lesson:
+def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) -> Lesson:
     """Opens rows that were packed beforehand. The corpus that they were made from is not read: it may not fit into memory."""
     if config.replay:
         raise UserError("--replay does not go with --rows, which were packed without other matters")
@@ -144,7 +149,7 @@ def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) 
         raise UserError(f"{rows.folder} was packed with another --chat, or another chat template, than that of {config.model.model}")
     # Folders of older releases have no questions; runs on them have no hash of the rows, and go on without.
     identity = {} if about.questions is None else {build.CORPUS_HASH: config_hash(dataclasses.asdict(about))}
-    return _Lesson(rows, rows.questions(), identity, f"{about.corpus}: {about.rows} rows of {about.seq_len} tokens in {rows.folder}")
+    return Lesson(rows, rows.questions(), identity, f"{about.corpus}: {about.rows} rows of {about.seq_len} tokens in {rows.folder}")
 
 
 def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> None:

@@ -262,6 +262,7 @@ def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
             output_tokens=reply.output_tokens,
             cut=not reply.ended,
             seconds={"prefill": reply.prefill_seconds, "decode": reply.decode_seconds},
+            subject=question.subject,
         )
     )
 

@@ -262,7 +262,12 @@ def config_hash(values: Mapping[str, Any]) -> str:
 
 def command_of(module: str, experiment: type[Config], values: Mapping[str, Any]) -> str:
     """Writes the command line that runs `module` with `values` by flag. Defaults and flags that it lacks are left out."""
-    words = ["python", "-m", module]
+    return shlex.join(["python", "-m", module, *arguments_of(experiment, values)])
+
+
+def arguments_of(experiment: type[Config], values: Mapping[str, Any]) -> list[str]:
+    """Lists the command line's arguments for `values` by flag, as a process takes them: nothing is quoted, no shell reads them."""
+    words = []
     for leaf in leaves(experiment()):
         value = values.get(leaf.flag)
         if value is None or _as_json(value) == _as_json(leaf.default):
@@ -273,7 +278,7 @@ def command_of(module: str, experiment: type[Config], values: Mapping[str, Any])
             words += [f"--{leaf.flag}={text}" for text in _as_texts(value)]
         else:
             words.append(f"--{leaf.flag}={','.join(_as_texts(value)) if _is_collection(leaf.hint) else _text(value)}")
-    return shlex.join(words)
+    return words
 
 
 def _help(leaf: Leaf) -> str:

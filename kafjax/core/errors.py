@@ -71,15 +71,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
 
 
-def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130, SIGTERM 143."""
+def run_main(main: Callable[[list[str]], None], most_arguments: int = 0) -> None:
+    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130, SIGTERM 143.
+
+    Args:
+      most_arguments: how many words that are no flags `main` takes.
+    """
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it does not find
         try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument '{argv[1]}' (flags are written --name=value)")
+            if len(argv) > 1 + most_arguments:
+                raise UserError(f"unexpected argument '{argv[1 + most_arguments]}' (flags are written --name=value)")
             main(argv)
         except (UserError, Preempted, KeyboardInterrupt) as error:
             code = report(error)

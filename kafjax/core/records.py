@@ -66,9 +66,9 @@ class Prediction:
     """One method's answer to one question, with what it cost.
 
     `passages` are the ids put in the prompt, best first. Token counts are LLM tokens of all `calls`; `cached_tokens` of the
-    prompt tokens came from a shared prefix that was computed once. `score` holds per-question metrics in [0, 1], `seconds`
-    the time of each stage (embed, search, prefill, decode) of the batch that the question was answered in. `cut` says that the
-    reply was at its limit of tokens before it had ended.
+    prompt tokens came from a shared prefix that was computed once. `subject` is whom or what the question is about; older releases
+    did not note it. `score` holds per-question metrics in [0, 1], `seconds` the time of each stage (embed, search, prefill, decode)
+    of the batch that the question was answered in. `cut` says that the reply was at its limit of tokens before it had ended.
     """
 
     id: str
@@ -87,6 +87,7 @@ class Prediction:
     cut: bool = False
     score: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    subject: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

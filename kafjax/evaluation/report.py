@@ -36,14 +36,14 @@ def write_report(
     `figures` are {caption: PNG path} as from `figures.draw_all`, `reproduce` the commands that make this run again,
     `passages` the texts of the retrieved passages by id (ids are shown where a text is missing).
     """
-    quality, *other_tables = map(_table, table.all_tables(results))
+    quality, *other_tables = map(html_table, table.all_tables(results))
     setting, notes = table.setting(results), table.method_notes(results)
     body = [
         f"<h1>{_escape(title)}</h1><p class='sub'>{'<br>'.join(map(_escape, setting))}</p>",
         f"<p class='sub'>Still to come: {_escape(', '.join(results['pending']))}.</p>" if results["pending"] else "",
         quality,
         _list("<b>What stands out</b>", hints(results), "hints"),
-        _figures(figures),
+        html_figures(figures),
         *other_tables,
         _list("<h2>Notes on the methods</h2>", notes, "methods"),
         "<h2>Sample answers</h2>",
@@ -52,6 +52,11 @@ def write_report(
         f"<div class='columns'><div><h2>Configuration</h2>{_mapping(results['config'])}</div>",
         f"<div><h2>Environment</h2>{_mapping(results['environment'])}</div></div>",
     ]
+    write_page(path, title, body)
+
+
+def write_page(path: Path, title: str, body: Sequence[str]) -> None:
+    """Writes a page of parts that are HTML already. Raises `UserError` if it cannot be written."""
     head = [
         "<meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
@@ -62,7 +67,8 @@ def write_report(
     write_atomic(path, "\n".join(lines) + "\n")
 
 
-def _table(data: table.Table) -> str:
+def html_table(data: table.Table) -> str:
+    """Writes a table under its title and above its notes."""
     head = "".join(f"<th>{_escape(header)}</th>" for header in data.headers)
     rows = "".join(f"<tr><th>{_escape(row[0])}</th>{''.join(map(_cell, row[1:]))}</tr>" for row in data.rows)
     notes = "".join(f"<p class='notes'>{_escape(note)}</p>" for note in data.notes)
@@ -85,7 +91,8 @@ def _list(heading: str, lines: Sequence[str], kind: str) -> str:
     return f"<div class='{kind}'>{heading}<ul>{items}</ul></div>" if lines else ""
 
 
-def _figures(figures: Mapping[str, Path]) -> str:
+def html_figures(figures: Mapping[str, Path]) -> str:
+    """Writes PNG files by their captions into the page."""
     shown = "".join(_figure(caption, file) for caption, file in figures.items())
     return f"<h2>Figures</h2><div class='figures'>{shown}</div>" if figures else ""
 

@@ -236,6 +236,27 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join(part for part in (f"### {table.title}", body, notes) if part) + "\n"
 
 
+_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", PENDING: r"\dots{}"},
+    }
+)
+
+
+def to_latex(table: Table) -> str:
+    """Writes a tabular with booktabs' rules; title and notes are its caption. Every text is escaped."""
+
+    def row(line: Sequence[str]) -> str:
+        return " & ".join(" ".join(visible(cell).split()).translate(_LATEX) for cell in line) + r" \\"
+
+    caption = " ".join([f"{table.title}.", *table.notes]).translate(_LATEX)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{l{'r' * (len(table.headers) - 1)}}}"]
+    lines += [r"\toprule", row(table.headers), r"\midrule", *map(row, table.rows), r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
 def render(tables: Sequence[Table], footer: Sequence[str] = ()) -> str:
     """Tables one below the other as markdown, then the footer as a list."""
     bullets = "\n".join(textwrap.fill(visible(line), WIDTH, initial_indent="- ", subsequent_indent="  ") for line in footer)

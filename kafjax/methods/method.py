@@ -89,6 +89,7 @@ class Method(abc.ABC):
             calls=len(replies),
             cut=not replies[-1].ended,
             seconds={**seconds, "prefill": prefill, "decode": decode},
+            subject=question.subject,
         )
         return score(prediction) if question.answers else prediction
 

@@ -1,0 +1,117 @@
+"""Puts any runs into one table: mean, 95% interval and number of seeds of each arm, paired tests against one, and response curves.
+
+    python -m experiments.report --folder=sweeps/rank_rate_seed/runs                      every run of a sweep
+    python -m experiments.report --folder=runs/a,runs/b --baseline=method=lora            tests of the others against an arm
+    python -m experiments.report --folder=sweeps/variants_best_rate/runs --choose=lr_lora --baseline=method=lora
+                                                     each variant at its best rate, chosen on one half of the subjects
+
+An arm is what differs in nothing but the seed. Runs of compare, sweep_lora and finetune go together; those of finetune have a loss only.
+Questions are clustered by subject and crossed with seeds. Written to --out: report.html, table.md, arms.csv, tables.tex and figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments import build, configs
+from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
+from kafjax.core.config import leaves
+from kafjax.core.errors import UserError
+from kafjax.core.progress import say
+from kafjax.core.records import Prediction
+from kafjax.core.rundir import read_object, write_atomic
+from kafjax.core.schema import read_rows
+from kafjax.evaluation import arms, table
+from kafjax.evaluation.arms import METHOD, SEED, Arm, Trial
+from kafjax.evaluation.report import html_figures, html_table, write_page
+from kafjax.evaluation.results import RETENTION
+
+
+def run(config: configs.Report) -> list[Arm]:
+    """Writes the report and prints its tables.
+
+    Raises:
+      UserError: a folder without runs, runs that cannot be told apart, an unknown baseline, or a disk that refuses.
+    """
+    if not config.folder:
+        raise UserError("--folder is empty: give folders of runs, or folders that hold such")
+    found = arms.arms_of([trial for folder in config.folder for trial in trials_under(Path(folder))])
+    if config.choose is not None:
+        found = arms.chosen(found, config.choose)
+    tables = [arms.quality_table(found)]
+    if config.baseline is not None:
+        baseline = arms.named(found, config.baseline)
+        for split in (split for split in arms.splits_of(found) if split != RETENTION):
+            compared = arms.comparisons(found, baseline, split, config.margin)
+            tables.append(arms.comparison_table(compared, baseline, split, config.margin))
+    text = table.render(tables, [f"{config.choose} was chosen on one half of the subjects."] if config.choose else [])
+    out = Path(config.out)
+    figures = arms.draw(found, out / "figures")
+    write_atomic(out / "table.md", text)
+    write_atomic(out / "arms.csv", arms.to_csv(found))
+    write_atomic(out / "tables.tex", "\n".join(map(table.to_latex, tables)))
+    title = f"{len(found)} arms, {sum(len(arm.trials) for arm in found)} runs"
+    write_page(out / "report.html", title, [f"<h1>{title}</h1>", *map(html_table, tables), html_figures(figures)])
+    print(text)
+    print(f"Look at {out}/report.html; {out}/arms.csv has the numbers.")
+    return found
+
+
+def trials_under(folder: Path) -> list[Trial]:
+    """Reads the runs in a folder, or in the folders that it holds. Runs that are not finished are told of and left out."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    runs = [folder] if (folder / "config.json").exists() else sorted(file.parent for file in folder.glob("*/config.json"))
+    if not runs:
+        raise UserError(f"{folder} holds no run (config.json)")
+    trials = []
+    for path in runs:
+        of_run = list(_trials(path))
+        if not of_run:
+            say("report", f"{path} is not finished, and left out")
+        trials += of_run
+    return trials
+
+
+def _trials(path: Path) -> Iterator[Trial]:
+    """Yields what a run's folder holds: lanes of a sweep, methods of a comparison, or one training."""
+    record = _settings(read_object(path / "config.json"))
+    seed = record.pop(SEED, 0)
+    if (path / "lanes").is_dir():
+        yield from _lanes(path, record)
+    elif (path / "predictions.jsonl").exists():
+        by_method: dict[str, list[Prediction]] = {}
+        for prediction in read_rows(Prediction, path / "predictions.jsonl"):
+            by_method.setdefault(prediction.method, []).append(prediction)
+        for method, predictions in by_method.items():
+            yield Trial({METHOD: method, **record}, seed, predictions, None, f"{path} ({method})")
+    elif (path / "result.json").exists():
+        yield Trial(record, seed, (), read_object(path / "result.json").get("final_loss"), str(path))
+
+
+def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
+    for file in sorted(path.glob("lanes/*/trained.json")):
+        trained, answers = read_object(file), file.with_name("predictions.jsonl")
+        if trained.get("ending") == "diverged":
+            say("report", f"{file.parent} diverged, and is left out")
+            continue
+        settings = {name: trained.get(name) for name in ("rank", "alpha", "targets")} | {"lr": trained.get("learning_rate")}
+        predictions = read_rows(Prediction, answers) if answers.exists() else []
+        yield Trial({**record, **settings}, trained.get(SEED, 0), predictions, trained.get("final_loss"), str(file.parent))
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a record can tell arms apart: not meshes, not which methods or lanes lie beside each other."""
+    kinds = (configs.Compare, configs.Finetune, configs.SweepLora)
+    beside = {leaf.flag for kind in kinds for leaf in leaves(kind()) if not leaf.about.identity}
+    return {name: value for name, value in record.items() if name not in {*beside, CORPUS_HASH, CHAT_TEMPLATE}}
+
+
+def main() -> None:
+    build.start(configs.Report, run)
+
+
+if __name__ == "__main__":
+    main()

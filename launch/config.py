@@ -1,0 +1,36 @@
+"""Settings of `python -m launch.sweep`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kafjax.core.config import Config, option
+
+ENGINES = ("local", "slurm", "jobset", "queued")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch(Config):
+    """Settings of a sweep's execution. What is run stands in its spec."""
+
+    spec: str | None = option(None, "Sweep: a file .py or .yaml, or a name of launch/sweeps. Without it, the one in --folder.", path=True)
+    folder: str | None = option(None, "Folder of the sweep, which all its workers share (default: sweeps/NAME).", path=True)
+    set: tuple[str, ...] = option((), "Setting for all runs, NAME=VALUE as on the experiment's command line; may be repeated.", repeat=True)
+    dry_run: bool = option(False, "Tell of each run where it stands and what it will take, and stop. Writes nothing.")
+    watch: bool = option(False, "Show a table of the runs while workers are at them, here or elsewhere. Starts and writes nothing.")
+    cores: int | None = option(None, "Cores of this machine that runs may use (default: all).", least=1)
+    cores_per_run: int | None = option(None, "Cores of one run; as many runs go at a time as the budget holds (default: all).", least=1)
+    devices: tuple[int, ...] = option((), "Numbers of the GPUs or TPU chips that runs may use (default: each run sees all).", least=0)
+    devices_per_run: int = option(1, "Devices of one run, out of --devices.", least=1)
+    retries: int = option(2, "Attempts after the first failed one. Preemptions are not counted.", least=0)
+    fail_fast: bool = option(False, "Start nothing more once a run has failed for good.")
+    wait: bool = option(True, "Wait for runs of other workers, in case those die. --nowait frees this machine instead.")
+    lease_seconds: float = option(60.0, "Seconds without a sign of life after which a worker's run is another's.", least=1, most=86_400)
+    launcher: tuple[str, ...] = option((), "Words before each run's command, separated by commas: srun,--nodes=2 for runs of many nodes.")
+    engine: str = option(
+        "local",
+        "Who starts the workers: this process, or a file that is written for sbatch (slurm), kubectl (jobset) or gcloud (queued).",
+        choices=ENGINES,
+    )
+    workers: int = option(4, "Workers of another engine: tasks of an array, pods or virtual machines.", least=1, most=1000)
+    topology: str | None = option(None, "Accelerators of one run, such as v5e-4 or h100-1, for the dry run's seconds by formula.")

@@ -1,0 +1,225 @@
+"""Runs a sweep: workers race for what is open, here and on other machines, until all is done.
+
+    python -m launch.sweep rank_rate_seed --dry_run                what it is: a line a run, with estimates; writes nothing
+    python -m launch.sweep rank_rate_seed --set=corpus=DIR         a shipped sweep on your own documents, in sweeps/rank_rate_seed
+    python -m launch.sweep my.yaml --folder=/shared/mine           your own spec; the same line on any machine adds a worker
+    python -m launch.sweep my.yaml --cores_per_run=4               as many runs at a time as the cores hold
+    python -m launch.sweep my.yaml --devices=0,1,2,3               four runs at a time, a GPU each
+    python -m launch.sweep --folder=/shared/mine --watch           the table, from any machine that sees the folder
+
+Specs are Python or YAML (launch/spec.py). A run is known by the hash of its configuration, without mesh, machine and folder: what is done
+is skipped, what broke goes on where it was. A failed run is tried again --retries times; a preempted one (exit code 143) does not count.
+A worker that dies is noticed after --lease_seconds, and its run is taken over. SIGTERM and Ctrl-C save what runs and leave it open.
+docs/launch.md has more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+import jax
+from absl import flags
+
+from kafjax.core.config import arguments_of, define, from_flags
+from kafjax.core.errors import Preempted, UserError, run_main
+from kafjax.core.progress import LINE_SECONDS, Progress
+from kafjax.core.rundir import environment, write_atomic
+from kafjax.evaluation import table
+from kafjax.parallel.chips import parse_slice
+from launch import estimate
+from launch.config import Launch
+from launch.engines import slurm
+from launch.ledger import DONE, FAILED, PENDING, RUNNING, Ledger, State
+from launch.load import name_of, open_spec
+from launch.worker import Pool, slots
+
+_ORDER = (DONE, RUNNING, FAILED, PENDING)
+
+
+def run(config: Launch) -> None:
+    """Runs, shows or estimates a sweep.
+
+    Raises:
+      UserError: anything that the user can mend, before the first file is written wherever it can be known; or runs have failed.
+      Preempted: SIGTERM came; the runs of this process have saved and are open.
+    """
+    ledger = open_ledger(config)
+    if config.dry_run:
+        print(dry_run(ledger, config))
+    elif config.watch:
+        watch(ledger, config)
+    else:
+        places = slots(config)
+        if config.engine != "local":
+            print(prepare(ledger, config))
+            return
+        ledger.create()
+        work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
+
+
+def open_ledger(config: Launch) -> Ledger:
+    """Opens the sweep that a spec describes or a folder holds. Writes nothing."""
+    if config.spec is None:
+        if config.folder is None:
+            raise UserError("give a SPEC, such as rank_rate_seed, or the --folder of a sweep")
+        if config.set:
+            raise UserError("--set changes a spec: give that, too")
+        return Ledger.read(Path(config.folder))
+    sweep = open_spec(config.spec, config.set)
+    ledger = Ledger(Path(config.folder or Path("sweeps") / name_of(config.spec)), sweep.runs())
+    ledger.check()
+    return ledger
+
+
+def prepare(ledger: Ledger, config: Launch) -> str:
+    """Writes what another engine starts workers by, into the sweep's folder. Returns the line that submits it.
+
+    Raises:
+      UserError: settings that the engine needs and lacks.
+    """
+    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
+    arguments = arguments_of(Launch, {name: getattr(config, name) for name in kept})
+    if config.engine == "slurm":
+        name, submit = "sweep.sbatch", "sbatch"
+        text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
+    file = ledger.folder / name
+    ledger.create()
+    write_atomic(file, text)
+    return f"Next: {submit} {shlex.quote(str(file))}"
+
+
+def work(ledger: Ledger, config: Launch, pool: Pool) -> None:
+    """Runs the pool under a bar until nothing is open. SIGTERM and Ctrl-C end it, and leave what it was at to others."""
+    came: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        pool.stop()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with Progress("sweep", len(ledger.runs), done=_count(ledger, config)[DONE], unit="run") as bar:
+            shown = _count(ledger, config)[DONE]
+
+            def show() -> None:
+                nonlocal shown
+                counts = _count(ledger, config)
+                bar.advance(counts[DONE] - shown, ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name]))
+                shown = counts[DONE]
+
+            pool.run(show)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in came:
+        raise KeyboardInterrupt
+    if came:
+        raise Preempted(f"runs of {ledger.folder} have saved; the same command goes on")
+    print(render(ledger, config))
+    counts = _count(ledger, config)
+    if counts[FAILED]:
+        raise UserError(f"{counts[FAILED]} of {len(ledger.runs)} runs failed; mend what they say, and raise --retries to try them again")
+    if counts[DONE] == len(ledger.runs):
+        print(f"Next: python -m experiments.report --folder={ledger.run_folders}")
+
+
+def watch(ledger: Ledger, config: Launch) -> None:
+    """Shows the table until nothing is open any more: redrawn in place on a terminal, else when it has changed."""
+    shown = ""
+    while True:
+        text = render(ledger, config)
+        if sys.stdout.isatty():
+            print(f"\033[H\033[2J{text}", flush=True)
+        elif text != shown:
+            print(text, flush=True)
+        shown = text
+        counts = _count(ledger, config)
+        if not counts[PENDING] and not counts[RUNNING]:
+            return
+        time.sleep(1.0 if sys.stdout.isatty() else LINE_SECONDS)
+
+
+def render(ledger: Ledger, config: Launch, costs: Mapping[str, estimate.Cost] | None = None) -> str:
+    """Writes a line a run: its settings, where it stands, and with `costs` what it takes."""
+    settings = list(dict.fromkeys(name for run in ledger.runs for name in run.settings))
+    headers = ("run", *settings, "state", "who, or why", *(("TFLOP", "tokens", "GB a device", "seconds", "by") if costs else ()))
+    rows = []
+    for run in ledger.runs:
+        state = ledger.state(run, config.retries)
+        values = (_shown(run.settings[name]) if name in run.settings else table.NONE for name in settings)
+        rows.append((run.id, *values, state.name, state.told, *(_cost_cells(costs[run.id]) if costs else ())))
+    counts = _count(ledger, config)
+    note = f"{len(ledger.runs)} runs: " + ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
+    return table.to_markdown(table.Table(str(ledger.folder), headers, tuple(rows), (f"{note}.",)))
+
+
+def dry_run(ledger: Ledger, config: Launch) -> str:
+    """Writes the table with estimates, their sum over what is left, and what else there is to know before it starts."""
+    topology = parse_slice(config.topology) if config.topology else None
+    states = {run.id: ledger.state(run, config.retries) for run in ledger.runs}
+    costs = estimate.costs(ledger.runs, states, topology)
+    left = [costs[run.id] for run in ledger.runs if states[run.id].name != DONE]
+    lines = [f"{len(left)} of {len(ledger.runs)} runs are left."]
+    if all(cost.flops for cost in left) and left:
+        lines.append(f"Their trainings take {table.number(sum(cost.flops for cost in left) / 1e12)} TFLOP")
+        lines[-1] += f" on {sum(cost.tokens for cost in left):,.0f} tokens, by formula."
+    if left and all(cost.seconds is not None for cost in left):
+        hours = sum(cost.seconds for cost in left) / 3600
+        lines.append(f"One after the other that is {table.number(hours)} hours" + (
+            f", {table.number(hours * topology.n_chips)} accelerator-hours." if topology else "."
+        ))  # fmt: skip
+    elif left:
+        lines.append("How long they take is known once one is done, or for a --topology by formula.")
+    if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(ledger.runs):
+        lines.append(f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}.")
+    lines += _code_differences(states)
+    return "\n".join([render(ledger, config, costs), *lines])
+
+
+def _code_differences(states: Mapping[str, State]) -> list[str]:
+    """Says which finished runs were computed by other code than is here."""
+    here = environment()["git_sha"]
+    ended = [state.attempts[-1].outcome for state in states.values() if state.name == DONE]
+    others = Counter(outcome.git_sha for outcome in ended if outcome is not None and outcome.git_sha != here)
+    return [f"{n} runs were computed by commit {sha}, and this is {here}." for sha, n in others.items()]
+
+
+def _count(ledger: Ledger, config: Launch) -> Counter[str]:
+    return Counter(ledger.state(run, config.retries).name for run in ledger.runs)
+
+
+def _cost_cells(cost: estimate.Cost) -> tuple[str, ...]:
+    scaled = [None if value is None else value / unit for value, unit in ((cost.flops, 1e12), (cost.tokens, 1), (cost.memory, 1e9))]
+    return (*map(table.number, scaled), table.number(cost.seconds), cost.source or table.NONE)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    jax.config.update("jax_platforms", "cpu")  # only formulas are computed in this process: the accelerators are for the runs
+    define(Launch)
+    flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind the spec
+
+    def start(argv: list[str]) -> None:
+        config = from_flags(Launch)
+        if len(argv) > 1 and config.spec is not None:
+            raise UserError(f"two specs, '{argv[1]}' and --spec={config.spec}; give one")
+        run(dataclasses.replace(config, spec=argv[1]) if len(argv) > 1 else config)
+
+    run_main(start, most_arguments=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A sweep of real trainings on a tiny model: killed at random and finished by racing workers, it ends like one left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.numpy
+
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import read_json, read_jsonl
+from launch import sweep
+from launch.config import Launch
+from launch.ledger import Ledger
+from launch.load import open_spec
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+KILLS = 4
+SPEC = """
+experiment: finetune
+base: {{model: {world}/gemma, corpus: {world}/corpus, steps: 8, batch_rows: 2, seq_len: 64, checkpoint_every: 1, warmup: 0}}
+runs:
+  product: {{rank: [2, 4], seed: {{range: 2}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory) -> Path:
+    world = tmp_path_factory.mktemp("world")
+    tiny.write_gemma(world / "gemma")
+    tiny.write_corpus(world / "corpus")
+    file = world / "ranks.yaml"
+    file.write_text(SPEC.format(world=world))
+    return file
+
+
+def worker(spec: Path, folder: Path) -> subprocess.Popen:
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "ignore", "-m", "launch.sweep", str(spec), f"--folder={folder}", "--cores=1", "--lease_seconds=2"]
+    environ = {**os.environ, **quick, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_dry_run_estimates_trainings(spec, tmp_path, capsys):
+    sweep.run(Launch(spec=str(spec), folder=str(tmp_path / "none"), dry_run=True, topology="v5e-4"))
+    out = capsys.readouterr().out
+    assert f"on {4 * 8 * 2 * 64:,} tokens, by formula" in out and "formula, v5e-4" in out and "accelerator-hours" in out
+    assert "As lanes of experiments.sweep_lora they would be 1 programs instead of 4." in out  # the texts lie in a folder
+    sweep.run(Launch(spec=str(spec), folder=str(tmp_path / "none"), set=("steps=9",), dry_run=True))
+    assert "known once one is done" in capsys.readouterr().out
+
+
+def test_dry_run_names_the_run_that_would_be_refused(spec, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(spec.read_text().replace("[2, 4]", "[2, 400]"))
+    with pytest.raises(UserError, match=r"^run [0-9a-f]{12} {'rank': 400, 'seed': 0}: .*rank=400"):
+        sweep.run(Launch(spec=str(mine), folder=str(tmp_path / "none"), dry_run=True))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_killed_and_raced_sweep_equals_one_left_alone(spec, tmp_path):
+    alone = worker(spec, tmp_path / "alone")
+    assert alone.wait(300) == 0, alone.stdout.read()
+    rng, killed = random.Random(0), 0
+    for number in range(KILLS):
+        one = worker(spec, tmp_path / "killed")
+        time.sleep(rng.uniform(5.0, 14.0))
+        if one.poll() is None:
+            killed += 1
+        victims = [one, *psutil.Process(one.pid).children(recursive=True)] if one.poll() is None else []
+        for victim in victims if number % 2 else victims[:1]:
+            victim.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)  # a dead machine, or a preempted one
+        one.communicate(timeout=120)
+    racing = [worker(spec, tmp_path / "killed") for _ in range(3)]
+    for one in racing:
+        assert one.wait(300) == 0, one.stdout.read()
+        one.stdout.close()
+    assert killed
+    whole, other = (Ledger(tmp_path / name, open_spec(str(spec)).runs()) for name in ("alone", "killed"))
+    for run in whole.runs:
+        assert other.state(run, 0).name == "done" and other.state(run, 0).count("failed") == 0
+        mine, expected = (ledger.run_folders / run.id for ledger in (other, whole))
+        for name, tensor in safetensors.numpy.load_file(expected / "adapter.safetensors").items():
+            np.testing.assert_array_equal(safetensors.numpy.load_file(mine / "adapter.safetensors")[name], tensor)
+        assert read_json(mine / "result.json")["final_loss"] == read_json(expected / "result.json")["final_loss"]
+        losses = [{(row["step"], row["loss"]) for row in read_jsonl(folder / "metrics.jsonl")} for folder in (mine, expected)]
+        assert losses[0] == losses[1] and len(losses[0]) == 8
