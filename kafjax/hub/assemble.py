@@ -68,7 +68,7 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
             stacked = params.pop(entry.path) if entry.path in params else jax.tree.map(_zeros, leaf)
             params[entry.path], finite = write_quantized(stacked, _put(tensor, entry, leaf.values, layer), layer, entry.transpose)
         elif layer is None:
-            params[entry.path], finite = _whole(_put(tensor, entry, leaf, layer), leaf.dtype)
+            params[entry.path], finite = _whole(_put(tensor, entry, leaf, layer), leaf.dtype, entry.transpose)
         else:
             stacked = params.pop(entry.path) if entry.path in params else _zeros(leaf)
             params[entry.path], finite = write_layer(stacked, _put(tensor, entry, leaf, layer), layer, entry.transpose)
@@ -106,8 +106,8 @@ def _put(tensor: Tensor, entry: Entry, leaf: jax.ShapeDtypeStruct, layer: int | 
     return jax.make_array_from_callback(tuple(tensor.shape), sharding, read)
 
 
-def _whole(tensor: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    return tensor.astype(dtype), _finite(tensor)  # of that dtype it is not copied
+def _whole(tensor: jax.Array, dtype: Any, transpose: bool) -> tuple[jax.Array, jax.Array]:
+    return (tensor.T if transpose else tensor).astype(dtype), _finite(tensor)  # of that dtype it is not copied
 
 
 @jax.jit

@@ -153,5 +153,17 @@ BERT = Table(
     renamed=((r"^bert\.", ""),),
 )
 
+CROSS_ENCODER = Table(
+    entries=(
+        *BERT.entries,
+        Entry("pooler/kernel", "pooler.dense.weight", True),
+        Entry("pooler/bias", "pooler.dense.bias"),
+        Entry("classifier/kernel", "classifier.weight", True),
+        Entry("classifier/bias", "classifier.bias"),
+    ),
+    unused=re.compile(r"embeddings\.position_ids"),
+    renamed=BERT.renamed,
+)
+
 TABLES = {"gemma3_text": GEMMA3, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "bert": BERT}
 """By the model_type of `config.json`."""
