@@ -7,7 +7,8 @@
 
 Shows the answer, the passages that were in the prompt, the tokens and where the time went. Methods are those of experiments.compare;
 an index is built on first use, training is not started here. With --run model, corpus and settings are the run's; only --k,
---retriever, --reranker, --max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by line; an empty line or Ctrl-D ends.
+--retriever, --reranker, --candidates, --max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by
+line; an empty line or Ctrl-D ends.
 """
 
 from __future__ import annotations

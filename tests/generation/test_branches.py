@@ -36,7 +36,7 @@ def test_replies_are_those_of_each_prompt_alone(model, tokenizer, params, batch,
     assert len({reply.tokens for replies in alone for reply in replies}) > 5
     for ours, theirs in zip(branched, alone, strict=True):
         assert [(r.text, r.tokens, r.prompt_tokens) for r in ours] == [(r.text, r.tokens, r.prompt_tokens) for r in theirs]
-    assert all(a.cached_tokens >= b.cached_tokens for ours, theirs in zip(branched, alone, strict=True) for a, b in zip(ours, theirs, strict=True))
+        assert all(a.cached_tokens >= b.cached_tokens for a, b in zip(ours, theirs, strict=True))
     assert branched[0][2].cached_tokens > alone[0][2].cached_tokens + generator.count("".join(LINES[:1]))
 
 

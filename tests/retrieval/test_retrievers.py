@@ -124,7 +124,7 @@ def test_a_dense_store_serves_every_kind_and_a_lexical_one_itself(embedder, tmp_
             open_retriever(loaded, kind, lambda: embedder)
     with pytest.raises(UserError, match="passages need vectors where"):
         loaded.append([Passage("x", "y")], np.ones((1, 4)))
-    with pytest.raises(UserError, match="unknown retriever 'lexcal'. Did you mean 'lexical'"):
+    with pytest.raises(UserError, match=r"unknown retriever 'lexcal'\. Did you mean 'lexical'"):
         open_retriever(loaded, "lexcal", lambda: embedder)
 
 
