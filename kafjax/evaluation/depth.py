@@ -1,0 +1,165 @@
+"""What the number of passages in the prompt does: accuracy, recall, tokens and latency at each depth, as data, tables and a figure.
+
+    results = collect(predictions, clusters, latencies)      one row a depth, in results.json
+    tables(results); draw(results, path)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from kafjax.core.records import Prediction
+from kafjax.evaluation.clustered import clustered_compare, clustered_mean
+from kafjax.evaluation.cost import OTHER, STAGES, TOTAL, latency_summary
+from kafjax.evaluation.figures import STYLE, new_figure, save_figure
+from kafjax.evaluation.intervals import holm
+from kafjax.evaluation.results import ALPHA, MARGIN
+from kafjax.evaluation.score import ndcg, recall_at_k, reciprocal_rank
+from kafjax.evaluation.table import NONE, Table, number, percent
+
+FOUND = {"recall_at_k": recall_at_k, "mrr": reciprocal_rank, "ndcg": ndcg}
+"""Measures of what was found, by name."""
+
+
+def collect(
+    predictions: Mapping[int, Sequence[Prediction]],
+    clusters: Mapping[str, str],
+    latencies: Mapping[int, Sequence[Mapping[str, float]]],
+) -> dict[str, Any]:
+    """Summarises the answers at each depth.
+
+    Args:
+      predictions: by depth, of the same questions in the same order.
+      clusters: the subject of each question, by its id.
+      latencies: by depth, seconds of each stage of single queries.
+
+    Returns:
+      `depths`, a row for each: intervals of `accuracy`, of what was found (None where nothing is searched) and of `prompt_tokens`,
+      `latency_seconds`, and the paired comparisons `against_1` and `against_best`; and `best`, the least depth of the highest accuracy.
+    """
+    correct = {k: [float(p.correct) for p in rows] for k, rows in predictions.items()}
+    best = max(predictions, key=lambda k: (sum(correct[k]), -k))
+    subjects = {k: [clusters[p.id] for p in rows] for k, rows in predictions.items()}
+    depths = [
+        {
+            "k": k,
+            "accuracy": clustered_mean(correct[k], subjects[k]).to_json(),
+            **{name: _found(rows, clusters, measure) for name, measure in FOUND.items()},
+            "prompt_tokens": clustered_mean([p.prompt_tokens for p in rows], subjects[k]).to_json(),
+            "latency_seconds": latency_summary(latencies.get(k, ())),
+        }
+        for k, rows in predictions.items()
+    ]
+    for name, reference in (("against_1", 1), ("against_best", best)):
+        if reference not in predictions:
+            continue
+        rows = [row for row in depths if row["k"] != reference]
+        found = [clustered_compare(correct[r["k"]], correct[reference], subjects[r["k"]], margin=MARGIN, alpha=ALPHA) for r in rows]
+        for row, one, adjusted in zip(rows, found, holm([c.p_value for c in found]), strict=True):
+            row[name] = {"difference": one.difference.to_json(), "p_value": adjusted, "verdict": one.verdict}
+    return {"best": best, "depths": depths}
+
+
+def _found(rows: Sequence[Prediction], clusters: Mapping[str, str], measure: Any) -> dict[str, Any] | None:
+    with_gold = [p for p in rows if p.gold_passages and p.passages]
+    if not with_gold:
+        return None
+    return clustered_mean([measure(p.passages, p.gold_passages) for p in with_gold], [clusters[p.id] for p in with_gold]).to_json()
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """Two tables with a row for each depth: what it is good for, and what it costs."""
+    rows = results["depths"]
+    quality = [
+        (
+            str(row["k"]),
+            percent(row["accuracy"]),
+            *(percent(row[name]) for name in FOUND),
+            _against(row.get("against_1")),
+            _against(row.get("against_best")),
+        )
+        for row in rows
+    ]
+    n = rows[0]["accuracy"]["n"] if rows else 0
+    timed = {stage for row in rows for stage in row["latency_seconds"]}
+    stages = [stage for stage in (TOTAL, *STAGES, OTHER) if stage in timed]
+    cost = [
+        (
+            str(row["k"]),
+            _tokens(row["prompt_tokens"]),
+            *(_milliseconds(row["latency_seconds"].get(stage)) for stage in stages),
+        )
+        for row in rows
+    ]
+    found = ("recall@k %", "MRR %", "nDCG %")
+    headers = ("k", f"accuracy % (n={n})", *found, "against k=1, points", f"against the best, k={results['best']}")
+    return [
+        Table(
+            "Depth of retrieval",
+            headers,
+            tuple(quality),
+            (
+                "[low, high]: 95% interval, BCa bootstrap over subjects. Differences are paired; p by flipping whole subjects, "
+                "adjusted for the rows of the column (Holm).",
+            ),
+        ),
+        Table(
+            "Cost of a query by depth",
+            ("k", "prompt tokens", *(f"{stage} ms" for stage in stages)),
+            tuple(cost),
+            ("Prompt tokens and latency are those of a prompt asked by itself, behind cached worked examples. Latency: p50 / p95.",),
+        ),
+    ]
+
+
+def _against(comparison: Mapping[str, Any] | None) -> str:
+    if comparison is None:
+        return NONE
+    p = comparison["p_value"]
+    return f"{percent(comparison['difference'], signed=True)}, p {'<0.001' if p < 0.001 else f'{p:.2g}'}"
+
+
+def _tokens(interval: Mapping[str, Any]) -> str:
+    value = number(interval["value"])
+    return value if interval["low"] is None else f"{value} [{number(interval['low'])}, {number(interval['high'])}]"
+
+
+def _milliseconds(seconds: Mapping[str, float] | None) -> str:
+    return NONE if seconds is None else f"{number(1e3 * seconds['p50'])} / {number(1e3 * seconds['p95'])}"
+
+
+def draw(results: Mapping[str, Any], path: Path) -> Path:
+    """Accuracy and recall against k with their intervals, and the tokens of a prompt beside them."""
+    rows = results["depths"]
+    ticks = list(range(len(rows)))
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(9.0, 3.6)
+        quality, tokens = figure.subplots(1, 2)
+        for name, label, colour, marker in (("accuracy", "accuracy", "#d55e00", "o"), ("recall_at_k", "recall@k", "#009e73", "D")):
+            points = [(at, row[name]) for at, row in zip(ticks, rows, strict=True) if row[name] is not None]
+            if points:
+                at, intervals = zip(*points, strict=True)
+                _line(quality, at, intervals, color=colour, marker=marker, label=label)
+        quality.set_ylim(-0.04, 1.04)
+        quality.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        quality.legend()
+        _line(tokens, ticks, [row["prompt_tokens"] for row in rows], color="#0072b2", marker="s")
+        tokens.set_ylim(0, None)
+        tokens.set_ylabel("prompt tokens")
+        for axes in (quality, tokens):
+            axes.set_xticks(ticks, [str(row["k"]) for row in rows])
+            axes.set_xlabel("k, passages in the prompt")
+        return save_figure(figure, path)
+
+
+def _line(axes: Any, at: Sequence[int], intervals: Sequence[Mapping[str, Any]], **style: Any) -> None:
+    value = np.array([interval["value"] for interval in intervals])
+    bounds = [(interval["low"], interval["high"]) for interval in intervals]
+    error = np.array([(0, 0) if low is None else (v - low, high - v) for v, (low, high) in zip(value, bounds, strict=True)]).T
+    axes.errorbar(at, value, yerr=np.maximum(error, 0), markersize=5, elinewidth=1, **style)
