@@ -6,13 +6,16 @@
     python -m experiments.ablate_depth --reranker=FOLDER                     the same, read again by a cross-encoder
     python -m experiments.ablate_depth --method=lora+rag                     with weights that are trained first
 
-The table has a row for each depth: accuracy, recall@k, MRR and nDCG, prompt tokens and latency, and the paired difference to k=1 and to
-the best depth. Intervals and tests take the questions about one subject as one observation.
+The first table has a row for each depth: accuracy, recall@k, MRR and nDCG, and the paired difference to k=1 and to the best depth; the
+second one prompt tokens and latency. Intervals and tests take the questions about one subject as one observation.
 
 One prefill serves all depths. Passages stand in the order of their rank, the best first, so that the prompt with 5 passages begins like
 the one with 20; a question branches off at each depth and gets the reply that it would get alone. (experiments.compare has the best
 passage last, next to the question, so its numbers differ.) Worked examples are the same at every depth, k=0 included. --latency_queries
 questions are asked alone at each depth, for the latency, and their replies are compared with the shared ones.
+
+A last table puts the passage with the answer at each place among --places of them, and leaves it out: does the model prefer a place,
+does it abstain, or copy a wrong passage?
 
 The run's folder, runs/NAME, holds config.json, predictions.jsonl (every answer), results.json, table.md and depth.png. The same command
 again goes on where a broken run stopped.
@@ -38,11 +41,11 @@ from kafjax.core.schema import Amount, Count, read, read_rows
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import depth, table
 from kafjax.evaluation.results import headline
-from kafjax.generation import Generation, Sampling
+from kafjax.generation import Sampling
 from kafjax.hub.text import Prompt
 from kafjax.methods import BASE, Lab, open_method, parts
 from kafjax.methods.rag import RAG, Found
-from kafjax.retrieval import prompt
+from kafjax.retrieval import Hit, prompt
 from kafjax.training.checksum import weights_hash
 
 PART = 32
@@ -87,10 +90,10 @@ def run(config: AblateDepth) -> dict[str, Any]:
     run = open_run(root, name, config, **where)
     say("depth", f"{corpus.name}: {len(questions)} questions, k = {', '.join(map(str, depths))}; writing to {run.path}")
     method.learn()
-    answers = _answer_all(run, method, questions, depths)
+    answers = _answer_all(run, method, questions, depths, config.places)
     alone = _ask_alone(run, method, questions, depths, answers, config.latency_queries)
     results = _write_results(run, lab, method, questions, depths, answers, alone)
-    print(f"\n{table.render(depth.tables(results), results['notes'])}")
+    print(f"\n{table.render(all_tables(results), results['notes'])}")
     print(f"Look at {run.path}/depth.png, or at {run.path}/predictions.jsonl for every answer.")
     print(f"Next: --k={results['best']} is the best depth here; compare retrieval at that depth with training: experiments.compare")
     return results
@@ -107,18 +110,13 @@ def _questions(lab: Lab, weights: str, most: int | None) -> list[Question]:
     return [questions[i * len(questions) // most] for i in range(most)]
 
 
-def prompts_of(
-    lab: Lab, question: Question, passages: Sequence[Passage], depths: Sequence[int]
-) -> list[tuple[Prompt, tuple[Passage, ...]]]:
-    """Writes the question behind the first k passages, for each depth, with the passages that fit into the model's context."""
+def write_prompt(lab: Lab, question: Question, passages: Sequence[Passage]) -> tuple[Prompt, tuple[Passage, ...]]:
+    """Writes the question behind passages, the first one first. Returns the prompt and the passages that the model's context holds."""
     generator, write = lab.generator, lab.prompts
     room = lab.model.config.max_length - lab.settings.generation.max_new_tokens - generator.count(prefix_of(lab)) - 1
     reading = functools.partial(write.reading, best_last=False)
-    written = []
-    for k in depths:
-        kept = prompt.fit(question.text, [p.text for p in passages[:k]], room, generator.count, reading)
-        written.append((reading(question.text, kept), tuple(passages[: len(kept)])))
-    return written
+    kept = prompt.fit(question.text, [p.text for p in passages], room, generator.count, reading)
+    return reading(question.text, kept), tuple(passages[: len(kept)])
 
 
 def prefix_of(lab: Lab) -> Prompt:
@@ -126,52 +124,69 @@ def prefix_of(lab: Lab) -> Prompt:
     return lab.prompts.reading_prefix(SHOTS, best_last=False)
 
 
-def answer_depths(method: RAG, questions: Sequence[Question], depths: Sequence[int]) -> list[list[Prediction]]:
-    """Answers each question at each depth, from one prefill for all depths of a question."""
+def at_depths(hits: Sequence[Hit], depths: Sequence[int]) -> dict[str, list[Passage]]:
+    """Lists the first k passages for each depth, by the name of the depth."""
+    return {f"k={k}": [hit.passage for hit in hits[:k]] for k in depths}
+
+
+def at_places(hits: Sequence[Hit], gold: Sequence[Passage], places: int) -> dict[str, list[Passage]]:
+    """Puts the first gold passage at each place among the best others, and leaves it out. Empty where there are too few others."""
+    ids = {passage.id for passage in gold}
+    others = [hit.passage for hit in hits if hit.passage.id not in ids][:places]
+    if not (gold and places and len(others) == places):
+        return {}
+    put = {f"gold at {i + 1}": [*others[:i], gold[0], *others[i : places - 1]] for i in range(places)}
+    return {**put, "no gold": others}
+
+
+def answer_shared(
+    method: RAG, questions: Sequence[Question], found: Found, arranged: Sequence[dict[str, list[Passage]]]
+) -> list[list[Prediction]]:
+    """Answers each question once for each arrangement of its passages, from one prefill for all that begin alike."""
     lab = method.lab
-    found = method.find(questions, max(depths))
     written = [
-        prompts_of(lab, question, [hit.passage for hit in hits], depths) for question, hits in zip(questions, found.hits, strict=True)
+        [(name, *write_prompt(lab, question, passages)) for name, passages in of_question.items()]
+        for question, of_question in zip(questions, arranged, strict=True)
     ]
     sampling = Sampling(max_new_tokens=lab.settings.generation.max_new_tokens, seed=lab.settings.seed)
-    groups = [[asked for asked, _ in of_question] for of_question in written]
+    groups = [[asked for _, asked, _ in of_question] for of_question in written]
     replies = lab.generator.generate_branches(method.params, groups, sampling, method.prefix(prefix_of(lab)))
-    return [
-        [
-            _prediction(method, question, k, reply, passages, found, row)
-            for k, reply, (_, passages) in zip(depths, of_question, written[row], strict=True)
-        ]
-        for row, (question, of_question) in enumerate(zip(questions, replies, strict=True))
-    ]
+    answered = []
+    for question, calls, of_question, of_reply in zip(questions, found.calls, written, replies, strict=True):
+        answered.append([])
+        for (name, _, passages), reply in zip(of_question, of_reply, strict=True):
+            before, seconds = (calls, found.seconds) if passages else ([], {})  # nothing is searched for no passage
+            prediction = method.prediction(question, [*before, reply], passages, **seconds)
+            answered[-1].append(dataclasses.replace(prediction, method=name))
+    return answered
 
 
-def _prediction(
-    method: RAG, question: Question, k: int, reply: Generation, passages: Sequence[Passage], found: Found, row: int
-) -> Prediction:
-    calls, seconds = (found.calls[row], found.seconds) if k else ([], {})  # nothing is searched for no passage
-    return dataclasses.replace(method.prediction(question, [*calls, reply], passages, **seconds), method=f"k={k}")
-
-
-def _answer_all(run: Run, method: RAG, questions: Sequence[Question], depths: Sequence[int]) -> dict[int, list[Prediction]]:
-    """Answers part by part; a part whose file is there was answered by an earlier start."""
-    answers: dict[int, list[Prediction]] = {k: [] for k in depths}
+def _answer_all(run: Run, method: RAG, questions: Sequence[Question], depths: Sequence[int], places: int) -> dict[str, list[Prediction]]:
+    """Answers part by part; a part whose file is there was answered by an earlier start. Returns predictions by arrangement."""
+    answers: dict[str, list[Prediction]] = {}
+    by_id = {passage.id: passage for passage in method.lab.corpus.passages}
     with Progress(method.name, len(questions), unit="question") as bar:
         for at in range(0, len(questions), PART):
             asked = questions[at : at + PART]
             file = run.file("answers") / f"{at:06d}.jsonl"
             if not file.exists():
-                write_jsonl(file, [p.to_json() for of_question in answer_depths(method, asked, depths) for p in of_question])
+                gold = [[by_id[id] for id in question.passages] for question in asked]
+                found = method.find(asked, max(depths[-1], places + max(map(len, gold))))
+                deep = answer_shared(method, asked, found, [at_depths(hits, depths) for hits in found.hits])
+                put = [at_places(hits, of_question, places) for hits, of_question in zip(found.hits, gold, strict=True)]
+                placed = answer_shared(method, asked, found, put)
+                write_jsonl(file, [p.to_json() for of_question in (*deep, *placed) for p in of_question])
             rows = read_rows(Prediction, file, fix=f"delete {file} to answer again")
-            if [p.id for p in rows] != [question.id for question in asked for _ in depths]:
+            if list(dict.fromkeys(p.id for p in rows)) != [question.id for question in asked]:
                 raise UserError(f"{file} holds the answers to other questions; delete it to answer again")
-            for i, k in enumerate(depths):
-                answers[k] += rows[i :: len(depths)]
+            for prediction in rows:
+                answers.setdefault(prediction.method, []).append(prediction)
             bar.advance(len(asked), "answering")
     return answers
 
 
 def _ask_alone(
-    run: Run, method: RAG, questions: Sequence[Question], depths: Sequence[int], answers: dict[int, list[Prediction]], n: int
+    run: Run, method: RAG, questions: Sequence[Question], depths: Sequence[int], answers: dict[str, list[Prediction]], n: int
 ) -> Alone:
     """Asks some questions alone at each depth, as a user would, once their programs are compiled."""
     file = run.file("alone.json")
@@ -188,7 +203,7 @@ def _ask_alone(
                 if compiled:
                     text, took = _ask(method, questions[row], k)
                 seconds[str(k)].append(took)
-                identical += text == answers[k][row].answer
+                identical += text == answers[f"k={k}"][row].answer
                 bar.advance(1, "one at a time, for the latency")
     alone = Alone(seconds, identical, len(rows) * len(depths))
     write_json(file, dataclasses.asdict(alone))
@@ -199,7 +214,7 @@ def _ask(method: RAG, question: Question, k: int) -> tuple[str, dict[str, float]
     """Asks one question at one depth, with a prefill of its own. Returns the reply and the seconds of its stages."""
     began = time.perf_counter()
     found = method.find([question], k) if k else Found([[]], [[]], {})
-    ((asked, _),) = prompts_of(method.lab, question, [hit.passage for hit in found.hits[0]], [k])
+    asked, _ = write_prompt(method.lab, question, [hit.passage for hit in found.hits[0]])
     (reply,) = method.generate(prefix_of(method.lab), [asked], method.lab.settings.generation.max_new_tokens)
     prediction = method.prediction(question, [*found.calls[0], reply], **found.seconds)
     return prediction.answer, {**prediction.seconds, "total": time.perf_counter() - began}
@@ -229,12 +244,15 @@ def _write_results(
     method: RAG,
     questions: Sequence[Question],
     depths: Sequence[int],
-    answers: dict[int, list[Prediction]],
+    answers: dict[str, list[Prediction]],
     alone: Alone,
 ) -> dict[str, Any]:
     subjects = {question.id: question.subject or question.id for question in questions}
-    results = depth.collect(answers, subjects, {k: alone.seconds[str(k)] for k in depths})
-    tokens = prefill_tokens(list(zip(*answers.values(), strict=True)), method.prefix(prefix_of(lab)).n_tokens)
+    deep = {k: answers[f"k={k}"] for k in depths}
+    results = depth.collect(deep, subjects, {k: alone.seconds[str(k)] for k in depths})
+    placed = {name: rows for name, rows in answers.items() if not name.startswith("k=")}
+    results["places"] = depth.collect_places(placed, subjects, {p.id: p.text for p in lab.corpus.passages})
+    tokens = prefill_tokens(list(zip(*deep.values(), strict=True)), method.prefix(prefix_of(lab)).n_tokens)
     times, behind = (tokens[name] / tokens["shared"] for name in ("alone", "behind_examples"))
     notes = [
         f"{method.name}: passages found by {lab.retriever_note}, in the order of their rank, the best first",
@@ -245,10 +263,15 @@ def _write_results(
     results |= {"prefill_tokens": tokens, "alone": {"asked": alone.asked, "identical": alone.identical}, "notes": notes}
     results |= {"environment": environment() | {"weights": weights_hash(lab.params)}}
     write_jsonl(run.file("predictions.jsonl"), [p.to_json() for rows in answers.values() for p in rows])
-    write_atomic(run.file("table.md"), table.render(depth.tables(results), notes))
+    write_atomic(run.file("table.md"), table.render(all_tables(results), notes))
     depth.draw(results, run.file("depth.png"))
     write_json(run.file("results.json"), results)  # last: a run with this file is whole
     return results
+
+
+def all_tables(results: dict[str, Any]) -> list[table.Table]:
+    """Tables of results.json: depth, cost, and places where the corpus names passages that answer."""
+    return [*depth.tables(results), *([depth.places_table(results["places"])] if results["places"] else [])]
 
 
 def main() -> None:

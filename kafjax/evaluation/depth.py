@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from kafjax.evaluation.cost import OTHER, STAGES, TOTAL, latency_summary
 from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import holm
 from kafjax.evaluation.results import ALPHA, MARGIN
-from kafjax.evaluation.score import ndcg, recall_at_k, reciprocal_rank
+from kafjax.evaluation.score import abstains, contains, first_line, ndcg, recall_at_k, reciprocal_rank
 from kafjax.evaluation.table import NONE, Table, number, percent
 
 FOUND = {"recall_at_k": recall_at_k, "mrr": reciprocal_rank, "ndcg": ndcg}
@@ -64,6 +64,45 @@ def collect(
         for row, one, adjusted in zip(rows, found, holm([c.p_value for c in found]), strict=True):
             row[name] = {"difference": one.difference.to_json(), "p_value": adjusted, "verdict": one.verdict}
     return {"best": best, "depths": depths}
+
+
+def collect_places(
+    predictions: Mapping[str, Sequence[Prediction]], clusters: Mapping[str, str], texts: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Summarises the answers by where the gold passage stood.
+
+    Args:
+      predictions: by the name of the place, of questions that name a gold passage.
+      clusters: the subject of each question, by its id.
+      texts: of each passage, by its id.
+
+    Returns:
+      A row for each place: intervals of `accuracy`, of `abstains`, and of `copies`, wrong replies that stand in a passage.
+    """
+
+    def copies(p: Prediction) -> bool:
+        reply = first_line(p.answer)
+        return not p.correct and not abstains(reply) and any(contains(texts[id], [reply]) for id in p.passages)
+
+    measures = {"accuracy": lambda p: p.correct, "abstains": lambda p: abstains(p.answer), "copies": copies}
+
+    def mean(rows: Sequence[Prediction], of: Callable[[Prediction], bool]) -> dict[str, Any]:
+        return clustered_mean([float(of(p)) for p in rows], [clusters[p.id] for p in rows]).to_json()
+
+    return [{"place": place, **{name: mean(rows, of) for name, of in measures.items()}} for place, rows in predictions.items()]
+
+
+def places_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each place of the gold passage, and one without it."""
+    return Table(
+        "Place of the passage with the answer",
+        ("place", f"accuracy % (n={rows[0]['accuracy']['n']})", "abstains %", "wrong, copied from a passage %"),
+        tuple((row["place"], *(percent(row[name]) for name in ("accuracy", "abstains", "copies"))) for row in rows),
+        (
+            "The other passages are the best that were found and do not hold the answer; place 1 is the first in the prompt, the last one "
+            "is next to the question. The prompt does not offer to abstain.",
+        ),
+    )
 
 
 def _found(rows: Sequence[Prediction], clusters: Mapping[str, str], measure: Any) -> dict[str, Any] | None:
@@ -141,8 +180,9 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(9.0, 3.6)
         quality, tokens = figure.subplots(1, 2)
-        for name, label, colour, marker in (("accuracy", "accuracy", "#d55e00", "o"), ("recall_at_k", "recall@k", "#009e73", "D")):
-            points = [(at, row[name]) for at, row in zip(ticks, rows, strict=True) if row[name] is not None]
+        lines = (("accuracy", "accuracy", "#d55e00", "o", -0.05), ("recall_at_k", "recall@k", "#009e73", "D", 0.05))
+        for name, label, colour, marker, beside in lines:  # side by side, so that intervals that meet stay readable
+            points = [(at + beside, row[name]) for at, row in zip(ticks, rows, strict=True) if row[name] is not None]
             if points:
                 at, intervals = zip(*points, strict=True)
                 _line(quality, at, intervals, color=colour, marker=marker, label=label)
@@ -158,7 +198,7 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
         return save_figure(figure, path)
 
 
-def _line(axes: Any, at: Sequence[int], intervals: Sequence[Mapping[str, Any]], **style: Any) -> None:
+def _line(axes: Any, at: Sequence[float], intervals: Sequence[Mapping[str, Any]], **style: Any) -> None:
     value = np.array([interval["value"] for interval in intervals])
     bounds = [(interval["low"], interval["high"]) for interval in intervals]
     error = np.array([(0, 0) if low is None else (v - low, high - v) for v, (low, high) in zip(value, bounds, strict=True)]).T

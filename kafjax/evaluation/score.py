@@ -81,6 +81,15 @@ def ndcg(retrieved: Sequence[str], gold: Collection[str]) -> float:
     return gains / best if best else 0.0
 
 
+_NO_ANSWER = ("unknown", "not known", "i dont know", "i do not know", "not mentioned", "not stated", "not given", "no answer", "none")
+
+
+def abstains(reply: str) -> bool:
+    """True if the reply says nothing, or begins with one of the usual ways to say that the answer is not known."""
+    said = f"{normalise(first_line(reply))} "
+    return said == " " or said.startswith(tuple(f"{words} " for words in _NO_ANSWER))
+
+
 def first_line(reply: str) -> str:
     """The reply up to its first newline, leading white space aside."""
     return reply.strip().partition("\n")[0]

@@ -11,12 +11,13 @@ from experiments import ablate_depth, build
 from experiments.configs import AblateDepth
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
-from kafjax.core.records import Prediction
+from kafjax.core.records import Passage, Prediction
 from kafjax.core.rundir import Run
 from kafjax.corpus import open_corpus
 from kafjax.methods import open_method
+from kafjax.retrieval import Hit
 
-TINY = {"engine": "exact", "max_new_tokens": 4, "latency_queries": 1, "batch": 16}
+TINY = {"engine": "exact", "max_new_tokens": 4, "latency_queries": 1, "batch": 16, "places": 2}
 DEPTHS = (0, 1, 2, 5)
 
 
@@ -44,7 +45,11 @@ def test_a_row_a_depth_with_quality_cost_and_comparisons(config, results):
     text = (folder / "table.md").read_text()
     assert "the best first" in text and "times fewer" in text
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert {p["method"]: len(p["passages"]) for p in predictions} == {f"k={k}": k for k in DEPTHS}
+    expected = {**{f"k={k}": k for k in DEPTHS}, "gold at 1": 2, "gold at 2": 2, "no gold": 2}
+    assert {p["method"]: len(p["passages"]) for p in predictions} == expected
+    assert [row["place"] for row in results["places"]] == ["gold at 1", "gold at 2", "no gold"]
+    assert all(p["passages"][0] in p["gold_passages"] for p in predictions if p["method"] == "gold at 1")
+    assert not any(set(p["passages"]) & set(p["gold_passages"]) for p in predictions if p["method"] == "no gold")
 
 
 def test_replies_are_those_of_separate_runs(config, results):
@@ -54,16 +59,27 @@ def test_replies_are_those_of_separate_runs(config, results):
     rag = open_method(lab, "rag")
     rag.learn()
     questions = lab.corpus.questions
-    shared = ablate_depth.answer_depths(rag, questions, DEPTHS)
-    for row, k in enumerate(DEPTHS):
-        found = rag.find(questions, max(k, 1)).hits
-        prompts = [
-            ablate_depth.prompts_of(lab, question, [hit.passage for hit in hits], [k])[0][0]
-            for question, hits in zip(questions, found, strict=True)
-        ]
-        replies = rag.generate(ablate_depth.prefix_of(lab), prompts, 4)
-        ours = [of_question[row] for of_question in shared]
-        assert [(p.answer, p.prompt_tokens) for p in ours] == [(r.text.strip(), r.prompt_tokens) for r in replies]
+    by_id = {passage.id: passage for passage in lab.corpus.passages}
+    found = rag.find(questions, 6)
+    deep = [ablate_depth.at_depths(hits, DEPTHS) for hits in found.hits]
+    placed = [ablate_depth.at_places(hits, [by_id[id] for id in q.passages], 3) for q, hits in zip(questions, found.hits, strict=True)]
+    for arranged in (deep, placed):
+        shared = ablate_depth.answer_shared(rag, questions, found, arranged)
+        for question, of_question, predictions in zip(questions, arranged, shared, strict=True):
+            prompts = [ablate_depth.write_prompt(lab, question, passages)[0] for passages in of_question.values()]
+            replies = rag.generate(ablate_depth.prefix_of(lab), prompts, 4)
+            assert [(p.answer, p.prompt_tokens) for p in predictions] == [(r.text.strip(), r.prompt_tokens) for r in replies]
+
+
+def test_the_passage_with_the_answer_is_put_at_each_place_and_left_out():
+    gold, *others = (Passage(id, id) for id in "gabcd")
+    hits = [Hit(passage, 0.0) for passage in (others[0], gold, *others[1:])]
+    put = ablate_depth.at_places(hits, [gold], 3)
+    assert {name: "".join(p.id for p in passages) for name, passages in put.items()} == {
+        **{"gold at 1": "gab", "gold at 2": "agb", "gold at 3": "abg"},
+        "no gold": "abc",
+    }
+    assert ablate_depth.at_places(hits, [], 3) == ablate_depth.at_places(hits, [gold], 0) == ablate_depth.at_places(hits, [gold], 5) == {}
 
 
 def test_a_broken_run_goes_on_where_it_stopped(config, results):
