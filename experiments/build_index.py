@@ -62,9 +62,11 @@ def run(config: BuildIndex) -> None:
             store.delete(_passage_ids(config.delete, store.ids))
         if config.append:
             passages = load_passages(config.append, config.corpus.chunk)
-            with _timed(len(passages)) as advance:
-                has_vectors = store.index is not None
-                store.append(passages, embed_passages(open_embedder(), passages, advance) if has_vectors else None)
+            if store.index is None:
+                store.append(passages)
+            else:
+                with _timed(len(passages)) as advance:
+                    store.append(passages, embed_passages(open_embedder(), passages, advance))
         if writes:
             store.save(out)
             vectors = "no vectors" if store.index is None else f"{store.index.dimension} dimensions, {store.index.engine}"
@@ -89,8 +91,11 @@ def _open_embedder(name: str) -> Embedder:
 def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
     corpus = dataclasses.replace(config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus)
     passages = open_corpus(corpus, config.seed).passages if corpus.is_generated else load_passages(corpus.corpus, corpus.chunk)
+    settings = config.retrieval
+    if settings.retriever == LEXICAL:
+        return build_store(passages, settings.retriever, settings.engine, open_embedder)
     with _timed(len(passages)) as advance:
-        return build_store(passages, config.retrieval.retriever, config.retrieval.engine, open_embedder, advance)
+        return build_store(passages, settings.retriever, settings.engine, open_embedder, advance)
 
 
 @contextlib.contextmanager

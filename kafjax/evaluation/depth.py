@@ -117,7 +117,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     rows = results["depths"]
     quality = [
         (
-            str(row["k"]),
+            f"k={row['k']}",
             percent(row["accuracy"]),
             *(percent(row[name]) for name in FOUND),
             _against(row.get("against_1")),
@@ -130,14 +130,14 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     stages = [stage for stage in (TOTAL, *STAGES, OTHER) if stage in timed]
     cost = [
         (
-            str(row["k"]),
+            f"k={row['k']}",
             _tokens(row["prompt_tokens"]),
             *(_milliseconds(row["latency_seconds"].get(stage)) for stage in stages),
         )
         for row in rows
     ]
     found = ("recall@k %", "MRR %", "nDCG %")
-    headers = ("k", f"accuracy % (n={n})", *found, "against k=1, points", f"against the best, k={results['best']}")
+    headers = ("depth", f"accuracy % (n={n})", *found, "against k=1, points", f"against the best, k={results['best']}")
     return [
         Table(
             "Depth of retrieval",
@@ -150,7 +150,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         ),
         Table(
             "Cost of a query by depth",
-            ("k", "prompt tokens", *(f"{stage} ms" for stage in stages)),
+            ("depth", "prompt tokens", *(f"{stage} ms" for stage in stages)),
             tuple(cost),
             ("Prompt tokens and latency are those of a prompt asked by itself, behind cached worked examples. Latency: p50 / p95.",),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class _Scores:
     def __init__(self, texts: Sequence[str]):
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it would tell of every index that it builds
         tokens = [words(text) for text in texts]
         self._model: Any = None  # None where there is no word at all: bm25s cannot index nothing
         if any(tokens):
