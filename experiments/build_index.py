@@ -31,7 +31,7 @@ from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
 from kafjax.retrieval import Embedder, Store, build_store, folder, open_retriever, open_scorer
 from kafjax.retrieval.folder import size_on_disk
-from kafjax.retrieval.kinds import LEXICAL, embed_passages
+from kafjax.retrieval.kinds import LEXICAL, check_kind, embed_passages
 
 
 def run(config: BuildIndex) -> None:
@@ -48,6 +48,7 @@ def run(config: BuildIndex) -> None:
     opens = not config.corpus.corpus and bool(changes or config.query)
     writes = not opens or changes
     open_embedder = functools.cache(lambda: _open_embedder(config.retrieval.embedder))
+    check_kind(config.retrieval.retriever)
     with_vectors = config.retrieval.retriever != LEXICAL
     if with_vectors:
         open_embedder()  # refused before the index is touched

@@ -26,7 +26,7 @@ from kafjax.methods.settings import Settings
 from kafjax.models import Decoder, Encoder
 from kafjax.retrieval import prompt
 from kafjax.retrieval.embed import Embedder
-from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, open_retriever
+from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, check_kind, open_retriever
 from kafjax.retrieval.prompt import Prompts
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
@@ -129,6 +129,7 @@ class Lab:
 
     def check_retriever(self) -> None:
         """Raises `UserError` for models that cannot find or rerank passages here, before anything is built."""
+        check_kind(self.settings.retrieval.retriever)
         if self.settings.retrieval.retriever != LEXICAL:
             _ = self.embedder
         _ = self.scorer

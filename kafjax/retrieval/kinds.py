@@ -12,7 +12,7 @@ from kafjax.retrieval.dense import Dense
 from kafjax.retrieval.embed import Embedder
 from kafjax.retrieval.hybrid import Hybrid
 from kafjax.retrieval.index import open_index
-from kafjax.retrieval.lexical import Lexical
+from kafjax.retrieval.lexical import Lexical, check_installed
 from kafjax.retrieval.rerank import CrossScorer, Reranked
 from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.store import Store
@@ -38,7 +38,7 @@ def build_store(
     Raises:
       UserError: an unknown kind or engine, ids that are not unique strings, a text that the encoder cannot read.
     """
-    _check(kind)
+    check_kind(kind)
     if kind == LEXICAL:
         return Store(None, passages)
     index, embedder = open_index(engine), open_embedder()
@@ -66,7 +66,7 @@ def open_retriever(
     Raises:
       UserError: an unknown kind, one that needs vectors where the store has none, or a missing package.
     """
-    _check(kind)
+    check_kind(kind)
     if kind != LEXICAL and store.index is None:
         raise UserError(f"--retriever={kind} needs vectors, these passages have none; search with --retriever=lexical, or build them again")
     if kind == LEXICAL:
@@ -78,6 +78,9 @@ def open_retriever(
     return retriever if scorer is None else Reranked(retriever, scorer, candidates)
 
 
-def _check(kind: str) -> None:
+def check_kind(kind: str) -> None:
+    """Raises `UserError` for an unknown kind, and for one whose package is not installed."""
     if kind not in KINDS:
         raise UserError(f"unknown retriever '{kind}'. {nearest(kind, KINDS)}")
+    if kind != DENSE:
+        check_installed()

@@ -29,8 +29,7 @@ class Lexical:
 
     def __init__(self, store: Store):
         """Raises `UserError` where `bm25s` is not installed."""
-        if importlib.util.find_spec("bm25s") is None:
-            raise UserError("BM25 needs the package bm25s; pip install 'kafjax[retrieval]', or search with --retriever=dense")
+        check_installed()
         self.store = store
         self._scores, self._made_at = _Scores(()), -1
 
@@ -68,6 +67,12 @@ class _Scores:
         rows = np.flatnonzero((scores_N > 0) & (scores_N >= least))
         rows = rows[np.argsort(-scores_N[rows], kind="stable")][:k]
         return [(int(row), float(scores_N[row])) for row in rows]
+
+
+def check_installed() -> None:
+    """Raises `UserError` where `bm25s` is not installed."""
+    if importlib.util.find_spec("bm25s") is None:
+        raise UserError("BM25 needs the package bm25s; pip install 'kafjax[retrieval]', or search with --retriever=dense")
 
 
 def words(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import numpy as np
@@ -146,6 +147,13 @@ def test_bm25_is_the_formula():
     expected = sorted(((score(document), -i) for i, document in enumerate(tokens) if score(document) > 0), reverse=True)
     assert [hit.passage.id for hit in hits] == [str(-i) for _, i in expected]
     np.testing.assert_allclose([hit.score for hit in hits], [s for s, _ in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lexical", "hybrid"])
+def test_a_missing_package_is_named_before_anything_is_built(kind, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="BM25 needs the package bm25s"):
+        build_store(PASSAGES, kind, "exact", pytest.fail)
 
 
 def test_words_that_no_passage_holds_find_nothing_and_ties_keep_their_order():
