@@ -83,7 +83,8 @@ setup(
     extras_require={
         "demo": DEMO,
         "chat": CHAT,
-        "retrieval": ['scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"'],
+        # BM25 is numpy alone there; ScaNN has Linux wheels only.
+        "retrieval": ["bm25s>=0.3", 'scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"'],
         # ArrayRecord files through TFDS and Grain, read without TensorFlow.
         "data": ["array_record>=0.8.6", "grain>=0.2.18", "importlib_resources>=6.0", "tensorflow-datasets>=4.9.10"],
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -7,7 +7,8 @@
 
 Shows the answer, the passages that were in the prompt, the tokens and where the time went. Methods are those of experiments.compare;
 an index is built on first use, training is not started here. With --run model, corpus and settings are the run's; only --k,
---max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by line; an empty line or Ctrl-D ends.
+--retriever, --reranker, --candidates, --max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by
+line; an empty line or Ctrl-D ends.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from kafjax.methods.oracle import Oracle
 from kafjax.methods.trained import Trained
 
 # What may differ from the run that is asked: it changes the asking, not what was learned.
-_ASKING = ("k", "max_new_tokens", "hyde_tokens", "batch", "method", "mesh")
+_ASKING = ("k", "retriever", "reranker", "candidates", "max_new_tokens", "hyde_tokens", "batch", "method", "mesh")
 
 
 def run(config: configs.Answer) -> None:

@@ -3,6 +3,8 @@
     python -m experiments.build_index --corpus=DIR --out=INDEX               embeds the documents of a folder (no questions needed)
     python -m experiments.build_index --corpus=biographies --out=INDEX       or those of a generated corpus
     python -m experiments.build_index --out=INDEX --query="Who makes maps?"  the nearest passages, with their scores
+    python -m experiments.build_index --out=INDEX --query="Who makes maps?" --retriever=hybrid    by meaning and by words (BM25)
+    python -m experiments.build_index --corpus=DIR --out=INDEX --retriever=lexical    for BM25 alone: no vectors, no embedding model
     python -m experiments.build_index --out=INDEX --append=NEW.jsonl         more documents, a {"id", "contents"} a line, without a rebuild
     python -m experiments.build_index --out=INDEX --delete=17,18#2           fewer: ids of documents, or of single passages
 
@@ -14,23 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from experiments import build
 from experiments.configs import BuildIndex
 from kafjax import hub
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import Progress
-from kafjax.core.records import Passage
 from kafjax.core.text import visible
 from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
-from kafjax.retrieval import Embedder, Store, folder, open_index
+from kafjax.retrieval import Embedder, Store, build_store, folder, open_retriever, open_scorer
 from kafjax.retrieval.folder import size_on_disk
+from kafjax.retrieval.kinds import LEXICAL, check_kind, embed_passages
 
 
 def run(config: BuildIndex) -> None:
@@ -46,23 +47,39 @@ def run(config: BuildIndex) -> None:
     changes = bool(config.append or config.delete)
     opens = not config.corpus.corpus and bool(changes or config.query)
     writes = not opens or changes
-    embedder = _open_embedder(config.retrieval.embedder)
+    open_embedder = functools.cache(lambda: _open_embedder(config.retrieval.embedder))
+    check_kind(config.retrieval.retriever)
+    with_vectors = config.retrieval.retriever != LEXICAL
+    if with_vectors:
+        open_embedder()  # refused before the index is touched
+    scorer = None if config.retrieval.reranker is None else open_scorer(config.retrieval.reranker)
     # From before it is read until it is saved: a change that another process makes meanwhile would be lost.
     with folder.writing(out) if writes else contextlib.nullcontext():
-        store = Store.load(out, embedder.fingerprint) if opens else _build(config, embedder)
+        if opens:
+            store = Store.load(out, open_embedder().fingerprint if with_vectors else None)
+        else:
+            store = _build(config, open_embedder)
         if config.delete:
-            store.delete(_passage_ids(config.delete, store.index.ids))
+            store.delete(_passage_ids(config.delete, store.ids))
         if config.append:
             passages = load_passages(config.append, config.corpus.chunk)
-            with _timed(len(passages)):
-                store.append(passages, _embed(embedder, passages))
+            if store.index is None:
+                store.append(passages)
+            else:
+                with _timed(len(passages)) as advance:
+                    store.append(passages, embed_passages(open_embedder(), passages, advance))
         if writes:
             store.save(out)
-            size = f"{len(store)} passages, {store.index.dimension} dimensions, {store.index.engine}, {size_on_disk(out):,} bytes"
-            print(f"{out}: {size}")
+            vectors = "no vectors" if store.index is None else f"{store.index.dimension} dimensions, {store.index.engine}"
+            print(f"{out}: {len(store)} passages, {vectors}, {size_on_disk(out):,} bytes")
     if config.query:
-        for rank, (passage, score) in enumerate(_search(store, embedder, config.query, config.retrieval.k), 1):
-            print(f"{rank:3d}. {score:.3f}  [{visible(passage.id)}] {visible(passage.text)}")
+        settings = config.retrieval
+        retriever = open_retriever(store, settings.retriever, open_embedder, scorer, settings.candidates)
+        (hits,) = retriever.search([config.query], settings.k)
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:3d}. {hit.score:.3f}  [{visible(hit.passage.id)}] {visible(hit.passage.text)}")
+        if not hits:
+            print("no passage holds a word of the query")
 
 
 def _open_embedder(name: str) -> Embedder:
@@ -72,32 +89,22 @@ def _open_embedder(name: str) -> Embedder:
     return Embedder(model, params, hub.tokenizer(name))
 
 
-def _build(config: BuildIndex, embedder: Embedder) -> Store:
+def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
     corpus = dataclasses.replace(config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus)
     passages = open_corpus(corpus, config.seed).passages if corpus.is_generated else load_passages(corpus.corpus, corpus.chunk)
-    index = open_index(config.retrieval.engine)
-    with _timed(len(passages)):
-        index.build([passage.id for passage in passages], _embed(embedder, passages))
-    return Store(index, passages, embedder.fingerprint)
-
-
-def _embed(embedder: Embedder, passages: Sequence[Passage]) -> np.ndarray:
-    """Unit vectors of the passages, `[N, D]`."""
-    done = 0
-    with Progress("embedding", len(passages), unit="passage") as bar:
-
-        def on_progress(now: int, _: int) -> None:
-            nonlocal done
-            bar.advance(now - done)
-            done = now
-
-        return embedder.embed_documents([passage.text for passage in passages], on_progress)
+    settings = config.retrieval
+    if settings.retriever == LEXICAL:
+        return build_store(passages, settings.retriever, settings.engine, open_embedder)
+    with _timed(len(passages)) as advance:
+        return build_store(passages, settings.retriever, settings.engine, open_embedder, advance)
 
 
 @contextlib.contextmanager
-def _timed(n_passages: int) -> Iterator[None]:
+def _timed(n_passages: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is told of every n passages that are done, for a progress bar, and prints how long the block took."""
     began = time.perf_counter()
-    yield
+    with Progress("embedding", n_passages, unit="passage") as bar:
+        yield bar.advance
     seconds = time.perf_counter() - began
     print(f"embedded and indexed {n_passages} passages in {seconds:.1f} s, {n_passages / seconds:.0f} passages/s")
 
@@ -112,12 +119,6 @@ def _passage_ids(given: Sequence[str], ids: Sequence[str]) -> list[str]:
         if name not in of_document:
             raise UserError(f"--delete: no document or passage '{name}' in the index. {nearest(name, of_document)}")
     return list(dict.fromkeys(id for name in given for id in of_document[name]))
-
-
-def _search(store: Store, embedder: Embedder, query: str, k: int) -> list[tuple[Passage, float]]:
-    query_1xD = embedder.embed_queries([query])
-    (passages,), scores_1xK = store.search(query_1xD, k), store.index.search(query_1xD, k)[1]
-    return list(zip(passages, scores_1xK[0].tolist(), strict=True))
 
 
 def main() -> None:

@@ -15,12 +15,11 @@ import numpy as np
 from scipy import stats
 
 from kafjax.core.records import Prediction
-from kafjax.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, holm, wilson
+from kafjax.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, holm, sign_flip, wilson
 from kafjax.evaluation.results import ALPHA, MARGIN
 
 POWER = 0.8
 _SEED = 0
-_MOST_EXACT = 13  # subjects whose 2^13 sign patterns are all tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +86,18 @@ def cells(trials: Mapping[int, Sequence[Prediction]]) -> Cells:
         count_SxC[row, column] += 1
     asked = tuple(frozenset((p.id, p.question) for p in trials[seed]) for seed in seeds)
     return Cells(seeds, tuple(columns), sum_SxC, count_SxC, asked)
+
+
+def one_seed(values: Sequence[float], subjects: Sequence[str]) -> Cells:
+    """Sums values of one run by subject. Raises `ValueError` for another number of subjects than of values."""
+    if len(values) != len(subjects):
+        raise ValueError(f"{len(values)} values for {len(subjects)} subjects; give one for each")
+    columns = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
+    sum_SxC, count_SxC = np.zeros((1, len(columns))), np.zeros((1, len(columns)))
+    for value, subject in zip(values, subjects, strict=True):
+        sum_SxC[0, columns[subject]] += value
+        count_SxC[0, columns[subject]] += 1
+    return Cells((0,), tuple(columns), sum_SxC, count_SxC, (frozenset((str(i), subject) for i, subject in enumerate(subjects)),))
 
 
 def mean(arm: Cells) -> Interval:
@@ -167,22 +178,6 @@ def t_interval(values: Sequence[float]) -> Interval:
         return Interval(value, None, None, 1)
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values_N.std(ddof=1) / math.sqrt(n))
     return Interval(value, value - half, value + half, n)
-
-
-def sign_flip(difference_C: np.ndarray) -> float:
-    """Two-sided p-value for a mean of zero: signs of the C differences are flipped, all ways up to 13, else 9999 drawn ones."""
-    C = difference_C.size
-    if C < 2 or not difference_C.any():
-        return 1.0
-    if C <= _MOST_EXACT:
-        signs_KxC = np.array(list(itertools.product((-1.0, 1.0), repeat=C)))
-        extra = 0
-    else:
-        signs_KxC = np.random.default_rng(_SEED).choice((-1.0, 1.0), (RESAMPLES, C))
-        extra = 1  # what was observed is one of the patterns
-    sums_K = np.abs(signs_KxC @ difference_C)
-    reached = (sums_K >= abs(difference_C.sum()) * (1 - 1e-12)).sum()
-    return float(min(1.0, (reached + extra) / (len(signs_KxC) + extra)))
 
 
 def _difference(a: Cells, b: Cells) -> tuple[Interval, float, float | None, tuple[float, float] | None]:

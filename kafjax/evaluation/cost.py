@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 TOTAL = "total"
-STAGES = ("embed", "search", "prefill", "decode")
+STAGES = ("embed", "search", "rerank", "prefill", "decode")
 OTHER = "other"
 
 

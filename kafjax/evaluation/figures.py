@@ -37,7 +37,7 @@ METHOD_STYLE = {
     "full+rag": ("#e69f00", "X"),
 }
 CAUSE_COLOURS = dict(zip(CAUSES, ("#009e73", "#0072b2", "#e69f00", "#d55e00", "#cc79a7", "#f0e442", "#b3b3b3"), strict=True))
-STAGE_COLOURS = dict(zip((*STAGES, OTHER), ("#56b4e9", "#e69f00", "#009e73", "#0072b2", "#b3b3b3"), strict=True))
+STAGE_COLOURS = dict(zip((*STAGES, OTHER), ("#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#0072b2", "#b3b3b3"), strict=True))
 INK, GRID = "#333333", "#e3e3e3"
 # Any, because matplotlib types the keys as a list of all its settings.
 STYLE: dict[Any, Any] = {

@@ -60,7 +60,7 @@ def mean_score(scores: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     scores_N = _scores(scores)
     if scores_N.size == 0 or _binary(scores_N) or np.ptp(scores_N) == 0:
         return wilson(float(scores_N.sum()), scores_N.size, confidence)
-    return Interval(float(scores_N.mean()), *_bootstrap((scores_N,), np.mean, confidence), scores_N.size)
+    return Interval(float(scores_N.mean()), *bootstrap((scores_N,), np.mean, confidence), scores_N.size)
 
 
 def perplexity(nll: ArrayLike, tokens: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
@@ -83,7 +83,7 @@ def perplexity(nll: ArrayLike, tokens: ArrayLike, confidence: float = CONFIDENCE
         return Interval(value, None, None, 1)
     if np.ptp(nll_N / tokens_N) == 0:
         return Interval(value, value, value, nll_N.size)
-    low, high = _bootstrap((nll_N, tokens_N), log_perplexity, confidence)
+    low, high = bootstrap((nll_N, tokens_N), log_perplexity, confidence)
     return Interval(value, math.exp(low), math.exp(high), nll_N.size)
 
 
@@ -105,7 +105,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE
         return Interval(None, None, None, 0)
     value = float(difference_N.mean())
     if not (_binary(a_N) and _binary(b_N)) and np.ptp(difference_N) > 0:
-        return Interval(value, *_bootstrap((difference_N,), np.mean, confidence), n)
+        return Interval(value, *bootstrap((difference_N,), np.mean, confidence), n)
     wins = (np.maximum(difference_N, 0).sum() + 1) / (n + 2)
     losses = (np.maximum(-difference_N, 0).sum() + 1) / (n + 2)
     centre = wins - losses
@@ -148,7 +148,7 @@ def compare(a: ArrayLike, b: ArrayLike, *, margin: float = 0.05, alpha: float = 
     if _binary(a_N) and _binary(b_N):
         p_value = mcnemar(a_N, b_N)
     else:
-        p_value = _sign_flip(a_N - b_N)
+        p_value = sign_flip(a_N - b_N)
     if p_value < alpha:
         verdict = "greater" if (difference.value or 0.0) > 0 else "less"
     else:
@@ -165,7 +165,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _sign_flip(difference_N: np.ndarray) -> float:
+def sign_flip(difference_N: np.ndarray) -> float:
+    """Two-sided p-value of a permutation test that flips the signs of differences `[N]`: is their mean other than 0?"""
     if difference_N.size < 2 or not difference_N.any():
         return 1.0
     batch = max(1, _MAX_RESAMPLED_VALUES // difference_N.size)
@@ -182,7 +183,7 @@ def _sign_flip(difference_N: np.ndarray) -> float:
     )
 
 
-def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable, confidence: float) -> tuple[float, float]:
+def bootstrap(data: tuple[np.ndarray, ...], statistic: Callable, confidence: float) -> tuple[float, float]:
     """Bounds of the paired bootstrap: BCa (Efron 1987), or percentile where BCa is undefined (very few distinct values)."""
     batch = max(1, _MAX_RESAMPLED_VALUES // data[0].size)
     for method in ("BCa", "percentile"):

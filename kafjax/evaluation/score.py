@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 import string
 import unicodedata
@@ -67,6 +68,26 @@ def recall_at_k(retrieved: Sequence[str], gold: Collection[str]) -> float:
 def reciprocal_rank(retrieved: Sequence[str], gold: Collection[str]) -> float:
     """1 / rank of the first gold passage (ranks from 1, best first), 0.0 if there is none. Its mean is MRR@k."""
     return next((1 / rank for rank, passage in enumerate(retrieved, 1) if passage in gold), 0.0)
+
+
+def ndcg(retrieved: Sequence[str], gold: Collection[str]) -> float:
+    """Normalised discounted cumulative gain (Jarvelin & Kekalainen 2002) of `k = len(retrieved)` passages, relevant or not.
+
+    A gold passage at rank r gains `1 / log2(r + 1)`; the sum is divided by that of the best order of all gold passages. 0.0 where
+    there are no gold passages, or nothing was retrieved.
+    """
+    gains = sum(1 / math.log2(rank + 1) for rank, passage in enumerate(retrieved, 1) if passage in gold)
+    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(gold), len(retrieved)) + 1))
+    return gains / best if best else 0.0
+
+
+_NO_ANSWER = ("unknown", "not known", "i dont know", "i do not know", "not mentioned", "not stated", "not given", "no answer", "none")
+
+
+def abstains(reply: str) -> bool:
+    """True if the reply says nothing, or begins with one of the usual ways to say that the answer is not known."""
+    said = f"{normalise(first_line(reply))} "
+    return said == " " or said.startswith(tuple(f"{words} " for words in _NO_ANSWER))
 
 
 def first_line(reply: str) -> str:

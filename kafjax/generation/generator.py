@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
+from kafjax.generation.branches import n_shared, prefill_branches
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
 from kafjax.generation.sample import Sampling
 from kafjax.generation.stops import Stops
@@ -136,6 +138,75 @@ class Generator:
             on_progress(len(numbers))
         return [replies[i] for i in range(len(prompts))]
 
+    def generate_branches(
+        self,
+        params: trees.Tree,
+        groups: Sequence[Sequence[Prompt]],
+        sampling: Sampling,
+        prefix: Prefix | None = None,
+        on_progress: Callable[[int], None] = lambda n: None,
+    ) -> list[list[Generation]]:
+        """Completes groups of prompts, those of a group with a common beginning, which is computed once.
+
+        The longest prompt of a group is its trunk; each branches off where its tokens depart from it, and gets the reply that
+        `generate` would give it. `cached_tokens` counts what a prompt took from `prefix` and trunk; computed are the longest prompt
+        of each group behind the prefix, and `prompt_tokens - cached_tokens` of each. `on_progress(n)` is told of every n groups.
+
+        Raises:
+          UserError: as `generate`.
+        """
+        if prefix is not None:
+            prefix.check(params)
+        tokens = [[self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in group] for group in groups]
+        numbers = list(itertools.accumulate([0, *map(len, tokens)]))  # of each group's first prompt
+        by_length = sorted((i for i in range(len(groups)) if tokens[i]), key=lambda i: max(map(len, tokens[i])))
+        replies: list[list[Generation]] = [[] for _ in groups]
+        at_a_time = max(1, self.batch // max(map(len, groups), default=1))
+        for at in range(0, len(by_length), at_a_time):
+            chosen = by_length[at : at + at_a_time]
+            made = iter(self._branches(params, [numbers[i] for i in chosen], [tokens[i] for i in chosen], at_a_time, sampling, prefix))
+            for i in chosen:
+                replies[i] = [next(made) for _ in groups[i]]
+            on_progress(len(chosen))
+        return replies
+
+    def _branches(
+        self,
+        params: trees.Tree,
+        numbers: list[int],
+        groups: list[list[list[int]]],
+        at_a_time: int,
+        sampling: Sampling,
+        prefix: Prefix | None,
+    ) -> list[Generation]:
+        """Replies to all prompts of some groups, one group after the other."""
+        trunks = [max(group, key=len) for group in groups]
+        flat = [
+            (row, number + i, given)
+            for row, (number, group) in enumerate(zip(numbers, groups, strict=True))
+            for i, given in enumerate(group)
+        ]
+        shared = [n_shared(given, trunks[row]) for row, _, given in flat]
+        n_cached, past = (prefix.n_tokens, prefix.cache) if prefix else (0, None)
+        n, fill = len(flat), at_a_time * max(map(len, groups)) - len(flat)
+        began = time.perf_counter()
+        tokens_RxT, length_R = self._place(_pad(trunks, at_a_time))
+        _, cache = prefill(self.model, params, tokens_RxT, length_R, past, self._place(np.int32(n_cached)), n_free=0)
+        tokens_BxT, length_B = _pad([given[kept:] for (_, _, given), kept in zip(flat, shared, strict=True)], n + fill)
+        trunk_B = np.array([row for row, _, _ in flat] + [flat[0][0]] * fill, np.int32)
+        start_B = n_cached + np.array(shared + shared[:1] * fill, np.int32)
+        number_B = np.array([number for _, number, _ in flat] + [-1] * fill, np.int32)
+        position_B = start_B + length_B
+        placed = self._place((tokens_BxT, length_B, trunk_B, start_B, position_B, number_B))
+        tokens_BxT, length_B, trunk_B, start_B, position_B, number_B = placed
+        n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
+        last_BxD, cache = prefill_branches(self.model, params, tokens_BxT, length_B, cache, trunk_B, start_B, n_free=n_new)
+        replies, filled, ended = self._reply(params, last_BxD, cache, position_B, number_B, n, sampling)
+        return [
+            Generation(text, made, has_ended, n_cached + len(given), n_cached + kept, filled - began, ended - filled)
+            for (_, _, given), kept, (text, made, has_ended) in zip(flat, shared, replies, strict=True)
+        ]
+
     def _tokens(self, text: Prompt, prefix: Prefix | None, n_after: int) -> list[int]:
         """Encodes a prompt, or what follows a prefix; checks that it fits between those before and after it."""
         n_before = prefix.n_tokens if prefix else 0
@@ -168,14 +239,36 @@ class Generator:
             of_rows = np.array(adapters + adapters[:1] * (rows - n), np.int32)
             params = lora.lanes.of_rows(params, of_rows)
             past = jax.tree.map(lambda x_LxRxSxKxD: x_LxRxSxKxD[:, of_rows], past)
-        stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
 
         began = time.perf_counter()
-        tokens_BxT, length_B, position_B, number_B, start, seed = self._place(
-            (tokens_BxT, length_B, n_cached + length_B, number_B, np.int32(n_cached), _key_data(sampling.seed))
+        tokens_BxT, length_B, position_B, number_B, start = self._place(
+            (tokens_BxT, length_B, n_cached + length_B, number_B, np.int32(n_cached))
         )
         last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, start, n_free=n_new)
-        key = jax.random.wrap_key_data(seed)
+        replies, filled, ended = self._reply(params, last_BxD, cache, position_B, number_B, n, sampling)
+        return [
+            Generation(text, made, has_ended, n_cached + len(given), n_cached, filled - began, ended - filled)
+            for given, (text, made, has_ended) in zip(prompt_tokens, replies, strict=True)
+        ]
+
+    def _reply(
+        self,
+        params: trees.Tree,
+        last_BxD: jax.Array,
+        cache: Cache,
+        position_B: jax.Array,
+        number_B: jax.Array,
+        n: int,
+        sampling: Sampling,
+    ) -> tuple[list[tuple[str, tuple[int, ...], bool]], float, float]:
+        """Decodes behind prompts that have been run.
+
+        Returns:
+          What `Stops.cut` makes of the first `n` rows, and the times when the first tokens and the last ones were there.
+        """
+        stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
+        n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
+        key = jax.random.wrap_key_data(self._place(_key_data(sampling.seed)))
         state = first_token(self.model, params, last_BxD, position_B, number_B, key, stops.mask_V, n_new, distribution)
         jax.block_until_ready((state, cache))
         filled = time.perf_counter()
@@ -189,11 +282,7 @@ class Generator:
             if done_B.all():
                 break
             state = state._replace(done_B=self._place(done_B))
-        ended = time.perf_counter()
-        return [
-            Generation(text, made, has_ended, n_cached + len(given), n_cached, filled - began, ended - filled)
-            for given, (text, made, has_ended) in zip(prompt_tokens, replies, strict=True)
-        ]
+        return replies, filled, time.perf_counter()
 
     def _place(self, arrays: Any) -> Any:
         """Replicates a tree of arrays on every device."""

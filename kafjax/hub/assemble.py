@@ -90,7 +90,7 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
                 stacked = params.pop(path) if path in params else jax.tree.map(_zeros, leaf)
                 params[path], finite = write_quantized(stacked, _put(part, piece, leaf.values), piece.index, piece.entry.transpose)
             elif not piece.index:
-                params[path], finite = _whole(_put(part, piece, leaf), leaf.dtype)
+                params[path], finite = _whole(_put(part, piece, leaf), leaf.dtype, piece.entry.transpose)
             else:
                 stacked = params.pop(path) if path in params else _zeros(leaf)
                 params[path], finite = write_layer(stacked, _put(part, piece, leaf), piece.index, piece.entry.transpose)
@@ -135,8 +135,8 @@ def _put(tensor: Tensor, piece: Piece, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(tuple(tensor.shape), sharding, read)
 
 
-def _whole(tensor: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    return tensor.astype(dtype), _finite(tensor)  # of that dtype it is not copied
+def _whole(tensor: jax.Array, dtype: Any, transpose: bool) -> tuple[jax.Array, jax.Array]:
+    return (tensor.T if transpose else tensor).astype(dtype), _finite(tensor)  # of that dtype it is not copied
 
 
 @jax.jit

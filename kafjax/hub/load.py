@@ -40,10 +40,10 @@ from kafjax.hub import names, remote, safetensors_in
 from kafjax.hub.assemble import assemble
 from kafjax.hub.chat import ChatTemplate, open_template
 from kafjax.hub.safetensors_out import save
-from kafjax.hub.sentence import read_dense, read_sentence_config
+from kafjax.hub.sentence import read_dense, read_scoring, read_sentence_config
 from kafjax.hub.tokenizer_in import read_tokenizer
 from kafjax.hub.tying import has_own_head, read_tied
-from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
+from kafjax.models import CrossEncoder, Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import shard, shardings
 
 Model = Decoder | Encoder
@@ -100,6 +100,22 @@ def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
             read = {str(i): layer for i, layer in enumerate(read_dense(folder, model.config))}
             params["dense"] = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), read, abstract["dense"])
         return params
+
+
+def load_cross_encoder(name: str) -> tuple[CrossEncoder, trees.Tree]:
+    """Loads a reranker, in float32: a folder of a `BertForSequenceClassification` with one label, or `ORG/NAME`.
+
+    Raises:
+      UserError: as `load` does, and for a folder that is no reranker.
+    """
+    folder = _folder(name, weights=True)
+    config = _config(folder)
+    try:
+        encoder, activation = read_scoring(folder, config, EncoderConfig.from_hf(config))
+    except UserError as error:
+        raise error if str(folder) in str(error) else UserError(f"{folder}: {error}") from error
+    model = CrossEncoder(Encoder(encoder), activation)
+    return model, assemble(safetensors_in.read_tensors(folder), names.CROSS_ENCODER, model.abstract_params(), str(folder))
 
 
 def describe(name: str, *, dtype: Any = jnp.float32) -> Model:

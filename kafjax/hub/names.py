@@ -228,6 +228,18 @@ BERT = Table(
     renamed=((r"^bert\.", ""),),
 )
 
+CROSS_ENCODER = Table(
+    entries=(
+        *BERT.entries,
+        Entry("pooler/kernel", "pooler.dense.weight", True),
+        Entry("pooler/bias", "pooler.dense.bias"),
+        Entry("classifier/kernel", "classifier.weight", True),
+        Entry("classifier/bias", "classifier.bias"),
+    ),
+    unused=re.compile(r"embeddings\.position_ids"),
+    renamed=BERT.renamed,
+)
+
 TABLES = {
     **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "smollm3": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
     **{"mistral": MISTRAL, "ministral3": MISTRAL, "phi3": PHI3, "olmo2": OLMO, "olmo3": OLMO},

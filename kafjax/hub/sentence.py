@@ -76,6 +76,38 @@ def read_sentence_config(folder: Path, config: EncoderConfig) -> EncoderConfig:
     return found
 
 
+def read_scoring(folder: Path, settings: Mapping[str, Any], config: EncoderConfig) -> tuple[EncoderConfig, str]:
+    """Reads what makes a cross-encoder's score of its logit, and how long its pairs may be.
+
+    Args:
+      settings: config.json.
+
+    Returns:
+      The configuration with `longest`, and the name of an activation in `ACTIVATIONS`.
+
+    Raises:
+      UserError: the folder is no cross-encoder of one label, or has a setting that is not computed here.
+    """
+    made_as = settings.get("architectures")
+    if made_as != ["BertForSequenceClassification"]:
+        raise UserError(f"{folder} is no reranker: config.json says architectures={made_as!r}, BertForSequenceClassification is needed")
+    labels = settings.get("id2label", {"0": "", "1": ""})
+    if not isinstance(labels, dict) or len(labels) != 1:
+        raise UserError(f"{folder}: a reranker has one label, this classifier has {len(labels) if isinstance(labels, dict) else labels!r}")
+    beside = _object(folder / "config_sentence_transformers.json")
+    if any((beside.get("prompts") or {}).values()):
+        raise UserError(f"{folder / 'config_sentence_transformers.json'}: prompts of a cross-encoder are not computed here")
+    older = settings.get("sentence_transformers") or {}
+    name = beside.get("activation_fn") or older.get("activation_fn") or settings.get("sbert_ce_default_activation_function") or "sigmoid"
+    activation = str(name).rsplit(".", 1)[-1].lower()
+    if activation not in ("identity", "sigmoid"):
+        raise UserError(f"{folder}: activation_fn '{activation[:60]}' is not computed for a score; identity and sigmoid are")
+    about, tokenizer = _object(folder / "sentence_bert_config.json"), _object(folder / "tokenizer_config.json")
+    told = about.get("max_seq_length", tokenizer.get("model_max_length"))
+    longest = min(told, config.max_length) if isinstance(told, int) and told >= 5 else config.max_length
+    return dataclasses.replace(config, longest=longest, lower_case=bool(about.get("do_lower_case", False))), activation
+
+
 def read_dense(folder: Path, config: EncoderConfig) -> list[trees.Tree]:
     """Reads the weights of the dense layers: `{"kernel": [in, out], "bias": [out]}` each, float32.
 

@@ -1,23 +1,26 @@
-"""`hyde`: the model first writes a passage that would answer the question; that is embedded too (HyDE, Gao et al. 2022)."""
+"""`hyde`: the model first writes a passage that would answer the question; that is searched with, too (HyDE, Gao et al. 2022)."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from kafjax.methods.rag import RAG
+from kafjax.core.stopwatch import stages
+from kafjax.methods.rag import RAG, Found
 
 
 class HyDE(RAG):
+    """Reads as `rag` does, and searches with the question and a passage that the model made up."""
+
     @property
     def note(self) -> str:
-        return f"as rag, but the query is the mean of the question and a passage the model made up; {super().note}"
+        return f"as rag, but the query is the question and a passage the model made up (of vectors, the mean); {super().note}"
 
     def calls(self, questions):
+        """Returns what the language model writes for each question before anything is searched."""
         write = self.lab.prompts
         prompts = [write.hyde(question.text) for question in questions]
         return [[call] for call in self.generate(write.hyde_prefix(), prompts, self.lab.settings.generation.hyde_tokens)]
 
-    def vectors(self, questions, calls):
-        # Equation 8 of the paper with one hypothetical document: the mean of its vector and the question's.
-        mean_QxD = super().vectors(questions, calls) + self.lab.embedder.embed_documents([call.text for (call,) in calls])
-        return mean_QxD / np.maximum(np.linalg.norm(mean_QxD, axis=-1, keepdims=True), 1e-12)
+    def find(self, questions, k):
+        calls = self.calls(questions)
+        with stages() as seconds:
+            hits = self.lab.retriever.search([q.text for q in questions], k, [call.text for (call,) in calls])
+        return Found(hits, calls, seconds)

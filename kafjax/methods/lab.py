@@ -26,8 +26,10 @@ from kafjax.methods.settings import Settings
 from kafjax.models import Decoder, Encoder
 from kafjax.retrieval import prompt
 from kafjax.retrieval.embed import Embedder
-from kafjax.retrieval.index import open_index
+from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, check_kind, open_retriever
 from kafjax.retrieval.prompt import Prompts
+from kafjax.retrieval.rerank import CrossScorer, open_scorer
+from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.store import Store
 from kafjax.training import make_batch, text_example
 from kafjax.training.batches import pack
@@ -93,34 +95,51 @@ class Lab:
             with hold(path):
                 if not (path / "built.json").exists():
                     return self._build_store(path)
-        return Store.load(path / "store", self.embedder.fingerprint)
+        return Store.load(path / "store", None if self.settings.retrieval.retriever == LEXICAL else self.embedder.fingerprint)
 
     def _build_store(self, path: Path) -> Store:
-        passages = self.corpus.passages
+        passages, config = self.corpus.passages, self.settings.retrieval
         began = time.perf_counter()
-        with PeakMemory() as peak, self.progress("embedding passages", len(passages)) as bar:
-            done = [0]
-
-            def advance(n: int, _: int) -> None:
-                bar.advance(n - done[0])
-                done[0] = n
-
-            vectors_NxD = self.embedder.embed_documents([p.text for p in passages], advance)
-            index = open_index(self.settings.retrieval.engine)
-            index.build([p.id for p in passages], vectors_NxD)
-        store = Store(index, passages, self.embedder.fingerprint)
+        with PeakMemory() as peak, self.progress("indexing passages", len(passages)) as bar:
+            store = build_store(passages, config.retriever, config.engine, lambda: self.embedder, bar.advance)
         seconds = time.perf_counter() - began
         store.save(path / "store")
         write_json(  # last: an index with this file is whole
             path / "built.json",
             {
                 "seconds": seconds,
-                "engine": index.engine,
-                "flops": self._embedding_flops(),
+                "engine": config.retriever if store.index is None else store.index.engine,
+                "flops": 0.0 if store.index is None else self._embedding_flops(),
                 "peak_memory_bytes": peak.n_bytes,
             },
         )
         return store
+
+    @functools.cached_property
+    def scorer(self) -> CrossScorer | None:
+        """The cross-encoder that reads passages again; None without `--reranker`."""
+        reranker = self.settings.retrieval.reranker
+        return None if reranker is None else open_scorer(reranker)
+
+    @functools.cached_property
+    def retriever(self) -> Retriever:
+        """The retriever that finds passages for questions."""
+        config = self.settings.retrieval
+        return open_retriever(self.store, config.retriever, lambda: self.embedder, self.scorer, config.candidates)
+
+    def check_retriever(self) -> None:
+        """Raises `UserError` for models that cannot find or rerank passages here, before anything is built."""
+        check_kind(self.settings.retrieval.retriever)
+        if self.settings.retrieval.retriever != LEXICAL:
+            _ = self.embedder
+        _ = self.scorer
+
+    @property
+    def retriever_note(self) -> str:
+        """A name of the retriever, in words."""
+        config, dense = self.settings.retrieval, f"{self.embedder_name} + {self.index_record.engine}"
+        found = {LEXICAL: "BM25", HYBRID: f"{dense} and BM25, ranks fused"}.get(config.retriever, dense)
+        return found if config.reranker is None else f"{found}, the best of {config.candidates} by {config.reranker}"
 
     @property
     def index_record(self) -> IndexRecord:

@@ -63,11 +63,14 @@ class Method(abc.ABC):
         self, prefix: Prompt, prompts: Sequence[Prompt], max_new_tokens: int, on_progress: Callable[[int], None] = lambda n: None
     ) -> list[Generation]:
         """Generates one greedy line for each prompt. All begin with `prefix`, whose cache is kept."""
-        generator = self.lab.generator
-        if prefix not in self._prefixes:
-            self._prefixes[prefix] = generator.prefix(self.params, prefix)
         sampling = Sampling(max_new_tokens=max_new_tokens, seed=self.lab.settings.seed)
-        return generator.generate(self.params, prompts, sampling, self._prefixes[prefix], on_progress)
+        return self.lab.generator.generate(self.params, prompts, sampling, self.prefix(prefix), on_progress)
+
+    def prefix(self, text: Prompt) -> Prefix:
+        """The cache of a beginning that many prompts share, computed with these weights on first use."""
+        if text not in self._prefixes:
+            self._prefixes[text] = self.lab.generator.prefix(self.params, text)
+        return self._prefixes[text]
 
     def prediction(
         self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float

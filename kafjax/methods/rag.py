@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from kafjax.core import trees
 from kafjax.core.progress import say
 from kafjax.core.records import Passage, Prediction, Question
+from kafjax.core.stopwatch import stages
 from kafjax.evaluation.cost import Cost
 from kafjax.generation import Generation
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import Method
 from kafjax.retrieval import prompt
+from kafjax.retrieval.retriever import Hit
 
 
 class Reader(Method):
@@ -72,20 +71,29 @@ class Reader(Method):
         ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Passages found for each question: `hits`, best first, the `calls` of the language model before, and `seconds` by stage."""
+
+    hits: list[list[Hit]]
+    calls: list[list[Generation]]
+    seconds: dict[str, float]
+
+
 class RAG(Reader):
-    """Reads the passages whose vectors are nearest to the question's."""
+    """Reads the passages that the lab's retriever finds for the question."""
 
     searches = True
 
     @property
     def note(self) -> str:
         whose = "" if self.weights.name == "base" else f"{self.weights.name}'s weights read; "
-        found = f"found by {self.lab.embedder_name} + {self.lab.index_record.engine}"
-        return f"{whose}{self.lab.settings.retrieval.k} passages in the prompt, the nearest last, {found}"
+        k = self.lab.settings.retrieval.k
+        return f"{whose}{k} passages in the prompt, the nearest last, found by {self.lab.retriever_note}"
 
     def check(self) -> None:
         super().check()
-        _ = self.lab.embedder  # loads it
+        self.lab.check_retriever()
 
     def learn(self) -> None:
         n_passages, k = len(self.lab.store), self.lab.settings.retrieval.k  # builds the store or loads it
@@ -93,23 +101,17 @@ class RAG(Reader):
             say(self.name, f"k={k} is more than the {n_passages} passages there are: all of them go into the prompt")
         super().learn()
 
-    def calls(self, questions: Sequence[Question]) -> list[list[Generation]]:
-        """Returns the model's output for each question before the search."""
-        return [[] for _ in questions]
-
-    def vectors(self, questions: Sequence[Question], calls: Sequence[Sequence[Generation]]) -> np.ndarray:
-        """Returns the query vectors: unit vectors, float32 `[Q, D]`."""
-        return self.lab.embedder.embed_queries([question.text for question in questions])
+    def find(self, questions: Sequence[Question], k: int) -> Found:
+        """Searches for each question."""
+        with stages() as seconds:
+            hits = self.lab.retriever.search([question.text for question in questions], k)
+        return Found(hits, [[] for _ in questions], seconds)
 
     def answer(self, questions, on_progress=lambda n: None):
-        calls = self.calls(questions)
-        began = time.perf_counter()
-        queries_QxD = self.vectors(questions, calls)
-        embedded = time.perf_counter()
-        passages = self.lab.store.search(queries_QxD, self.lab.settings.retrieval.k)
-        searched = time.perf_counter()
-        seconds = {"embed": embedded - began, "search": searched - embedded}
-        return self.read(questions, passages, self.lab.settings.retrieval.k, calls, on_progress, **seconds)
+        k = self.lab.settings.retrieval.k
+        found = self.find(questions, k)
+        passages = [[hit.passage for hit in hits] for hits in found.hits]
+        return self.read(questions, passages, k, found.calls, on_progress, **found.seconds)
 
     def cost(self) -> Cost:
         cost, record = super().cost(), self.lab.index_record

@@ -25,7 +25,7 @@ from kafjax.ops.attention import attend
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type (always 0), normed."""
+    """Word + position + token type, normed."""
 
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
         self.word = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
@@ -33,9 +33,9 @@ class Embeddings(nnx.Module):
         self.token_type = Embedding(cfg.type_vocab_size, cfg.hidden_size, (None, "embed"), rngs=rngs)
         self.norm = LayerNorm(cfg.hidden_size, cfg.norm_eps)
 
-    def __call__(self, tokens_BxT):
+    def __call__(self, tokens_BxT, types_BxT):
         positions = jnp.arange(tokens_BxT.shape[1])
-        return self.norm(self.word(tokens_BxT) + self.position(positions) + self.token_type(jnp.zeros_like(tokens_BxT)))
+        return self.norm(self.word(tokens_BxT) + self.position(positions) + self.token_type(types_BxT))
 
 
 class EncoderLayer(nnx.Module):
@@ -98,11 +98,23 @@ class Encoder:
         layers = jax.vmap(layer)(jax.random.split(rest, self.config.n_layers))
         return {"embeddings": random_params(lambda rngs: Embeddings(self.config, rngs), first), "layers": layers}
 
-    def hidden(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
-        """Token states float32 `[B, T, D]`; `mask` is True on real tokens. Raises `UserError` if T is above the config's `max_length`."""
+    def hidden(
+        self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array, types_BxT: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes token states float32 `[B, T, D]`.
+
+        Args:
+          mask_BxT: True on real tokens.
+          types_BxT: int32 token types, which tell the two texts of a pair apart; all 0 if not given.
+
+        Raises:
+          UserError: T is above the config's `max_length`.
+        """
         if tokens_BxT.shape[1] > self.config.max_length:
             raise UserError(f"{tokens_BxT.shape[1]} tokens in a row, this encoder takes {self.config.max_length}; cut the text")
-        x = self._embeddings.module(params["embeddings"])(tokens_BxT)
+        x = self._embeddings.module(params["embeddings"])(
+            tokens_BxT, jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
+        )
         mask_BxTxT = jnp.broadcast_to(mask_BxT[:, None, :], (*tokens_BxT.shape, tokens_BxT.shape[1]))
 
         def layer(x, layer_params):

@@ -55,14 +55,14 @@ class Index(abc.ABC):
 
         Raises `UserError` for ids that are not unique strings, one per vector, and for vectors that are not a finite 2-D array.
         """
-        ids = _checked_ids(ids)
+        ids = checked_ids(ids)
         vectors_NxD = _checked_vectors(vectors_NxD, ids)
         self._build(ids, vectors_NxD)
         self._set(ids, vectors_NxD.shape[1])
 
     def append(self, ids: Sequence[str], vectors_MxD: np.ndarray) -> None:
         """Adds vectors without a rebuild. Raises `UserError` as `build` does, and for an id that the index already has."""
-        ids = _checked_ids(ids)
+        ids = checked_ids(ids)
         vectors_MxD = _checked_vectors(vectors_MxD, ids, self.dimension)
         for id in ids:
             if id in self._known:
@@ -76,7 +76,7 @@ class Index(abc.ABC):
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes vectors without a rebuild. Raises `UserError` naming an id that the index does not have."""
-        ids = _checked_ids(ids)
+        ids = checked_ids(ids)
         for id in ids:
             if id not in self._known:
                 raise UserError(f"id '{id}' is not in the index ({len(self)} ids)")
@@ -181,7 +181,7 @@ def read_ids(directory: Path, manifest: Manifest) -> list[str]:
         raise UserError(f"{directory}/{_IDS} is missing; {again}")
     stored = read(list[str], directory / _IDS, fix=again)
     try:
-        ids = _checked_ids(stored)
+        ids = checked_ids(stored)
     except UserError as error:
         raise UserError(f"{directory / _IDS}: {error}; {again}") from error
     if len(ids) != manifest.count:
@@ -189,7 +189,8 @@ def read_ids(directory: Path, manifest: Manifest) -> list[str]:
     return ids
 
 
-def _checked_ids(ids: Sequence[str]) -> list[str]:
+def checked_ids(ids: Sequence[str]) -> list[str]:
+    """Returns the ids as a list. Raises `UserError` for one that is no string, or is given twice."""
     if isinstance(ids, str):
         raise UserError(f"ids must be a list of strings, got the one string '{ids}'")
     ids = list(ids)

@@ -6,6 +6,7 @@ import dataclasses
 
 from kafjax.core.config import Config, option
 from kafjax.retrieval.index import ENGINES
+from kafjax.retrieval.kinds import DENSE, KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,3 +16,16 @@ class RetrievalConfig(Config):
     embedder: str = option("minilm", "Retrieval: embedding model: minilm, a folder of a BERT model, or ORG/NAME of the hub.", path=True)
     engine: str = option("auto", "Retrieval: index engine; auto is ScaNN where it is installed, else exact.", choices=ENGINES)
     k: int = option(5, "Retrieval: passages put in the prompt.", least=1, most=10**6)
+    retriever: str = option(
+        DENSE,
+        "Retrieval: by meaning (dense), by words (lexical: BM25), or by both, ranks fused (hybrid).",
+        choices=KINDS,
+        added=True,
+    )
+    reranker: str | None = option(
+        None,
+        "Retrieval: cross-encoder that reads what was found again and keeps the best k: a folder of a BERT classifier, or ORG/NAME.",
+        path=True,
+        added=True,
+    )
+    candidates: int = option(50, "Retrieval: passages that --reranker reads for a question.", least=1, most=10**6, added=True)

@@ -27,11 +27,11 @@ class Dialogue:
     def closed_book(self, question: str) -> Marked:
         return self._last(question)
 
-    def reading_prefix(self, n_passages: int) -> Marked:
-        return self._prefix((_reading(shot.question, shot.passages[:n_passages]), shot.answer) for shot in SHOTS)
+    def reading_prefix(self, n_passages: int, best_last: bool = True) -> Marked:
+        return self._prefix((_reading(shot.question, shot.passages[:n_passages], best_last), shot.answer) for shot in SHOTS)
 
-    def reading(self, question: str, passages: Sequence[str]) -> Marked:
-        return self._last(_reading(question, passages))
+    def reading(self, question: str, passages: Sequence[str], best_last: bool = True) -> Marked:
+        return self._last(_reading(question, passages, best_last))
 
     def hyde_prefix(self) -> Marked:
         return self._prefix((_hyde(shot.question), shot.passages[0]) for shot in SHOTS)
@@ -54,8 +54,8 @@ class Dialogue:
         return Marked((between[self.template.seam(between) :], content.strip(), end))
 
 
-def _reading(question: str, passages: Sequence[str]) -> str:
-    return f"{passage_lines(passages)}Question: {question.strip()}"
+def _reading(question: str, passages: Sequence[str], best_last: bool) -> str:
+    return f"{passage_lines(passages, best_last)}Question: {question.strip()}"
 
 
 def _hyde(question: str) -> str:

@@ -46,8 +46,8 @@ class Embedder:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
-        self._lengths = _steps(SHORTEST, max_length, 2)
-        self._batches = _steps(1, batch, 4)
+        self._lengths = steps(SHORTEST, max_length, 2)
+        self._batches = steps(1, batch, 4)
         if self.config.query_prompt or self.config.document_prompt:
             say("embedding", f"queries behind the prompt {self.config.query_prompt!r}, passages behind {self.config.document_prompt!r}")
 
@@ -133,7 +133,7 @@ class Embedder:
         return tokens_BxT, mask_BxT
 
 
-def _steps(first: int, last: int, factor: int) -> list[int]:
+def steps(first: int, last: int, factor: int) -> list[int]:
     """`first`, `first * factor`, ... as far as they are below `last`, then `last`."""
     steps = []
     while first < last:

@@ -24,9 +24,9 @@ class Prompts(Protocol):
 
     def closed_book(self, question: str) -> Prompt: ...
 
-    def reading_prefix(self, n_passages: int) -> Prompt: ...
+    def reading_prefix(self, n_passages: int, best_last: bool = True) -> Prompt: ...
 
-    def reading(self, question: str, passages: Sequence[str]) -> Prompt: ...
+    def reading(self, question: str, passages: Sequence[str], best_last: bool = True) -> Prompt: ...
 
     def hyde_prefix(self) -> Prompt: ...
 
@@ -92,19 +92,19 @@ def answer(text: str) -> str:
     return f" {text}\n"
 
 
-def reading_prefix(n_passages: int) -> str:
+def reading_prefix(n_passages: int, best_last: bool = True) -> str:
     """Worked examples with as many passages as questions will have, up to the three that the examples come with."""
-    return "".join(f"{reading(shot.question, shot.passages[:n_passages])} {shot.answer}\n\n" for shot in SHOTS)
+    return "".join(f"{reading(shot.question, shot.passages[:n_passages], best_last)} {shot.answer}\n\n" for shot in SHOTS)
 
 
-def reading(question: str, passages: Sequence[str]) -> str:
-    """Passages (given best first) worst first, then the question."""
-    return passage_lines(passages) + closed_book(question)
+def reading(question: str, passages: Sequence[str], best_last: bool = True) -> str:
+    """Passages (given best first), then the question. The best stands last, next to the question, or first, in order of rank."""
+    return passage_lines(passages, best_last) + closed_book(question)
 
 
-def passage_lines(passages: Sequence[str]) -> str:
-    """Writes a line for each passage, the last one first."""
-    return "".join(f"Passage: {' '.join(passage.split())}\n" for passage in reversed(passages))
+def passage_lines(passages: Sequence[str], best_last: bool = True) -> str:
+    """Writes a line for each passage (given best first), the best one last or first."""
+    return "".join(f"Passage: {' '.join(passage.split())}\n" for passage in (reversed(passages) if best_last else passages))
 
 
 HYDE_STOP = ("\n",)

@@ -8,8 +8,8 @@ from scipy import stats
 
 from kafjax.core.records import Prediction
 from kafjax.evaluation import clustered
-from kafjax.evaluation.clustered import Cells, cells, compare, groups, mean, sign_flip, t_interval
-from kafjax.evaluation.intervals import wilson
+from kafjax.evaluation.clustered import Cells, cells, compare, groups, mean, one_seed, t_interval
+from kafjax.evaluation.intervals import sign_flip, wilson
 from kafjax.evaluation.sweep import crossed_mean
 
 
@@ -164,3 +164,36 @@ def test_t_interval_is_scipys():
     found, expected = t_interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
     np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high])
     assert t_interval([2.0]).low is None and t_interval([]).value is None
+
+
+def test_values_of_one_run_are_summed_by_subject():
+    arm = one_seed([1.0, 0.0, 3.0], ["a", "b", "a"])
+    assert (arm.subjects, arm.sum_SxC.tolist(), arm.count_SxC.tolist()) == (("a", "b"), [[4.0, 0.0]], [[2.0, 1.0]])
+    with pytest.raises(ValueError, match="2 values for 1 subjects"):
+        one_seed([1.0, 2.0], ["a"])
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(60):
+        level = rng.uniform(0.2, 0.8, 30)
+        scores = (rng.uniform(size=(30, 4)) < level[:, None]).astype(float).ravel()
+        interval = mean(one_seed(scores.tolist(), [str(i) for i in np.repeat(np.arange(30), 4)]))
+        covered += interval.low <= 0.5 <= interval.high
+    assert covered >= 51  # 95% of 60 is 57
+
+
+def test_a_difference_in_one_subject_alone_is_no_difference():
+    subjects = [str(i) for i in np.repeat(np.arange(12), 8)]
+    a, b = np.ones(96), np.ones(96)
+    b[:8] = 0
+    one = difference_of(a, b, subjects)
+    assert one.verdict != "greater" and one.p_value == 1.0 and one.difference.value == pytest.approx(1 / 12)
+    b[::2] = 0
+    many = difference_of(a, b, subjects)
+    assert many.verdict == "greater" and many.p_value < 0.01 and difference_of(b, a, subjects).verdict == "less"
+    assert difference_of(a, a, [str(i) for i in range(96)]).verdict == "equivalent"
+
+
+def difference_of(a, b, subjects):
+    return compare([(one_seed(a.tolist(), subjects), one_seed(b.tolist(), subjects))])[0]

@@ -73,6 +73,30 @@ def test_finds_what_is_nearest(index, built, world):
     assert all(f"[{id}] {texts[id]}" in outcome.out for id in expected)
 
 
+def test_an_index_with_vectors_is_asked_by_words_and_by_both_too(index, built):
+    (by_words,) = {tuple(hits(index("--query=Who makes MAPS?", "--retriever=lexical", "--k=1")))}
+    assert [id for id, _ in by_words] == ["doc4#0"]
+    both = hits(index("--query=Who makes maps?", "--retriever=hybrid", "--k=6"))
+    assert len(both) == 6 and both[0][1] <= 0.033 and both == sorted(both, key=lambda hit: -hit[1])
+    assert "no passage holds a word of the query" in index("--query=zzz", "--retriever=lexical").out
+
+
+def test_an_index_of_words_needs_no_embedder_and_has_no_vectors(build_index, world, tmp_path):
+    words = ["--retriever=lexical", "--embedder=/nowhere", f"--out={tmp_path / 'words'}"]
+    outcome = build_index(*words, f"--corpus={world.corpus}", "--query=Who makes maps?", "--k=1")
+    assert "6 passages, no vectors" in outcome.out and [id for id, _ in hits(outcome)] == ["doc4#0"]
+    new = documents_file(tmp_path / "new.jsonl", ("news", "Ada Quill draws charts."))
+    assert hits(build_index(*words, f"--append={new}", "--delete=doc4", "--query=charts maps"))[0][0] == "news#0"
+    assert len(Store.load(tmp_path / "words")) == 6
+    outcome = build_index(f"--embedder={world.bert}", f"--out={tmp_path / 'words'}", "--query=maps")
+    assert "--retriever=dense needs vectors, these passages have none" in refused(outcome)
+
+
+def test_what_is_no_reranker_is_refused_before_anything_is_built(index, world, tmp_path):
+    assert "is no reranker" in refused(index(f"--corpus={world.corpus}", f"--reranker={world.bert}"))
+    assert not (tmp_path / "index").exists()
+
+
 def test_another_embedder_cannot_ask(build_index, built, world, tmp_path):
     other = tiny.write_bert(tmp_path / "other", seed=1)
     outcome = build_index(f"--embedder={other}", f"--out={built}", "--query=Who makes maps?")

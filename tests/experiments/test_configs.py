@@ -75,8 +75,10 @@ def test_an_experiment_is_a_function_and_refuses_before_it_writes(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-MAINS = (configs.Compare, configs.Answer, configs.Finetune, configs.SweepLora, configs.BuildIndex, configs.PackRows, configs.BuildDataset)
-MAINS += (configs.PlanPod,)
+MAINS = (
+    *(configs.Compare, configs.Answer, configs.Finetune, configs.SweepLora, configs.AblateDepth, configs.PlanPod),
+    *(configs.BuildIndex, configs.PackRows, configs.BuildDataset),
+)
 
 
 @pytest.mark.parametrize("experiment", MAINS, ids=lambda experiment: experiment.__name__)

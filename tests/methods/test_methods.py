@@ -120,16 +120,29 @@ def test_hyde_is_two_calls_and_both_are_on_the_bill(lab):
 def test_hyde_searches_with_the_mean_of_question_and_guess(lab):
     hyde = open_method(lab, "hyde")
     questions = asked(lab)
-    calls = hyde.calls(questions)
-    vectors_QxD = hyde.vectors(questions, calls)
-    question_QxD = lab.embedder.embed([q.text for q in questions])
-    guess_QxD = lab.embedder.embed([call.text for (call,) in calls])
-    assert np.allclose(np.linalg.norm(vectors_QxD, axis=1), 1, atol=1e-5)
-    # The bisector of two unit vectors: as near to one as to the other, and in their plane.
-    near_question, near_guess = (np.sum(vectors_QxD * other, axis=1) for other in (question_QxD, guess_QxD))
-    assert np.allclose(near_question, near_guess, atol=1e-5)
-    between = np.sum(question_QxD * guess_QxD, axis=1)
-    assert np.allclose(near_question, np.sqrt((1 + between) / 2), atol=1e-5)
+    guesses = [call.text for (call,) in hyde.calls(questions)]
+    hits = hyde.find(questions, 50).hits
+    question_QxD, guess_QxD = lab.embedder.embed([q.text for q in questions]), lab.embedder.embed(guesses)
+    bisector_QxD = (question_QxD + guess_QxD) / np.linalg.norm(question_QxD + guess_QxD, axis=1, keepdims=True)
+    for vector_D, found in zip(bisector_QxD, hits, strict=True):
+        passages_NxD = lab.embedder.embed([hit.passage.text for hit in found])
+        np.testing.assert_allclose([hit.score for hit in found], passages_NxD @ vector_D, atol=1e-5)
+        assert len(found) == len(lab.store)
+
+
+@pytest.mark.parametrize("retriever", ["lexical", "hybrid"])
+def test_rag_reads_what_any_retriever_finds(make_lab, retriever):
+    lab, _ = make_lab(retriever=retriever)
+    for name in ("rag", "hyde"):
+        method = open_method(lab, name)
+        method.check()
+        method.learn()
+        hits = method.find(asked(lab), 2).hits
+        predictions = method.answer(asked(lab))
+        assert [p.passages for p in predictions] == [tuple(hit.passage.id for hit in found) for found in hits]
+        assert all("search" in p.seconds for p in predictions) and "BM25" in method.note
+    assert ("embedder" in vars(lab)) == (retriever == "hybrid")  # words need no encoder
+    assert (method.cost().index_flops_formula > 0) == (retriever == "hybrid")
 
 
 def test_the_bill_of_rag_over_trained_weights_is_the_sum(make_lab):

@@ -10,7 +10,7 @@ import pytest
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
-from kafjax.retrieval import Store, load_index, open_index
+from kafjax.retrieval import Hit, Store, load_index, open_index
 
 TEXTS = ["plain", "two\nlines", 'quotes " and \\', "", "ends of lines: \u2028 \u0085 \x0b \r", "日本語 🜚"]
 PASSAGES = [Passage(f"p{i}", text, document=f"d{i // 2}") for i, text in enumerate(TEXTS)]
@@ -25,8 +25,7 @@ def store(request) -> Store:
 
 
 def test_search_gives_the_passages(store):
-    found = store.search(VECTORS, 1)
-    assert found == [[p] for p in PASSAGES]
+    assert store.search(VECTORS, 1) == [[Hit(p, 1.0)] for p in PASSAGES]
     assert len(store.search(VECTORS[:1], 4)[0]) == 4
 
 
@@ -35,9 +34,9 @@ def test_append_and_delete_keep_text_and_index_together(store):
     vector = np.eye(8, dtype=np.float32)[7:]
     store.append([new], vector)
     store.delete(["p0", "p3"])
-    assert store.search(vector, 1) == [[new]]
+    assert store.search(vector, 1) == [[Hit(new, 1.0)]]
     assert len(store) == len(store.index) == len(PASSAGES) - 1
-    assert {p.id for p in store.search(vector, 50)[0]} == {"new", "p1", "p2", "p4", "p5"}
+    assert {hit.passage.id for hit in store.search(vector, 50)[0]} == {"new", "p1", "p2", "p4", "p5"}
 
 
 def test_refused_updates_change_nothing(store):
@@ -45,7 +44,7 @@ def test_refused_updates_change_nothing(store):
         store.append([Passage("p1", "other")], VECTORS[:1])
     with pytest.raises(UserError, match="'x' is not in the index"):
         store.delete(["p1", "x"])
-    assert store.search(VECTORS, 1) == [[p] for p in PASSAGES]
+    assert store.search(VECTORS, 1) == [[Hit(p, 1.0)] for p in PASSAGES]
 
 
 def test_vectors_of_another_embedder_are_refused(store, tmp_path):
@@ -127,4 +126,4 @@ def test_a_store_may_start_empty():
     store = Store(open_index("auto"), [])
     assert store.search(VECTORS[:2], 3) == [[], []]
     store.append(PASSAGES, VECTORS)
-    assert store.search(VECTORS, 1) == [[p] for p in PASSAGES]
+    assert store.search(VECTORS, 1) == [[Hit(p, 1.0)] for p in PASSAGES]

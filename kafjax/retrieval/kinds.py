@@ -1,0 +1,86 @@
+"""The kinds of retriever by name: builds the store that one needs, and opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kafjax.core.errors import UserError, nearest
+from kafjax.core.records import Passage
+from kafjax.retrieval.dense import Dense
+from kafjax.retrieval.embed import Embedder
+from kafjax.retrieval.hybrid import Hybrid
+from kafjax.retrieval.index import open_index
+from kafjax.retrieval.lexical import Lexical, check_installed
+from kafjax.retrieval.rerank import CrossScorer, Reranked
+from kafjax.retrieval.retriever import Retriever
+from kafjax.retrieval.store import Store
+
+DENSE, LEXICAL, HYBRID = "dense", "lexical", "hybrid"
+KINDS = (DENSE, LEXICAL, HYBRID)
+
+
+def build_store(
+    passages: Sequence[Passage],
+    kind: str,
+    engine: str,
+    open_embedder: Callable[[], Embedder],
+    advance: Callable[[int], None] = lambda n: None,
+) -> Store:
+    """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no vectors and serves that kind alone.
+
+    Args:
+      engine: of the vectors' index, a name in `ENGINES`.
+      open_embedder: called only where vectors are made.
+      advance: told of every n passages embedded.
+
+    Raises:
+      UserError: an unknown kind or engine, ids that are not unique strings, a text that the encoder cannot read.
+    """
+    check_kind(kind)
+    if kind == LEXICAL:
+        return Store(None, passages)
+    index, embedder = open_index(engine), open_embedder()
+    index.build([passage.id for passage in passages], embed_passages(embedder, passages, advance))
+    return Store(index, passages, embedder.fingerprint)
+
+
+def embed_passages(embedder: Embedder, passages: Sequence[Passage], advance: Callable[[int], None]) -> np.ndarray:
+    """Embeds the texts of passages, float32 `[N, D]`. Raises `UserError` as `Embedder.embed` does."""
+    done = 0
+
+    def on_progress(now: int, _: int) -> None:
+        nonlocal done
+        advance(now - done)
+        done = now
+
+    return embedder.embed_documents([passage.text for passage in passages], on_progress)
+
+
+def open_retriever(
+    store: Store, kind: str, open_embedder: Callable[[], Embedder], scorer: CrossScorer | None = None, candidates: int = 50
+) -> Retriever:
+    """Opens a store for searching, with a cross-encoder around it where there is one.
+
+    Raises:
+      UserError: an unknown kind, one that needs vectors where the store has none, or a missing package.
+    """
+    check_kind(kind)
+    if kind != LEXICAL and store.index is None:
+        raise UserError(f"--retriever={kind} needs vectors, these passages have none; search with --retriever=lexical, or build them again")
+    if kind == LEXICAL:
+        retriever: Retriever = Lexical(store)
+    elif kind == DENSE:
+        retriever = Dense(store, open_embedder())
+    else:
+        retriever = Hybrid(Dense(store, open_embedder()), Lexical(store))
+    return retriever if scorer is None else Reranked(retriever, scorer, candidates)
+
+
+def check_kind(kind: str) -> None:
+    """Raises `UserError` for an unknown kind, and for one whose package is not installed."""
+    if kind not in KINDS:
+        raise UserError(f"unknown retriever '{kind}'. {nearest(kind, KINDS)}")
+    if kind != DENSE:
+        check_installed()
