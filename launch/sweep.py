@@ -16,6 +16,7 @@ docs/launch.md has more.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import signal
 import sys
@@ -34,12 +35,13 @@ from kafjax.core.progress import LINE_SECONDS, Progress
 from kafjax.core.rundir import environment, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
+from kafjax.parallel.distributed import find_place
 from launch import estimate
 from launch.config import Launch
-from launch.engines import slurm
-from launch.ledger import DONE, FAILED, PENDING, RUNNING, Ledger, State
+from launch.engines import jobset, slurm
+from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
-from launch.worker import Pool, slots
+from launch.worker import Pool, follow, slots
 
 _ORDER = (DONE, RUNNING, FAILED, PENDING)
 
@@ -56,6 +58,8 @@ def run(config: Launch) -> None:
         print(dry_run(ledger, config))
     elif config.watch:
         watch(ledger, config)
+    elif config.only is not None:
+        run_one(ledger, config)
     else:
         places = slots(config)
         if config.engine != "local":
@@ -90,6 +94,12 @@ def prepare(ledger: Ledger, config: Launch) -> str:
     if config.engine == "slurm":
         name, submit = "sweep.sbatch", "sbatch"
         text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
+    else:
+        if config.topology is None:
+            raise UserError("--engine=jobset needs --topology, such as v5e-16: the slices of one run")
+        name, submit = "jobset.yaml", "kubectl apply -f"
+        left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
+        text = jobset.manifests(ledger.folder, left, config, parse_slice(config.topology), arguments)
     file = ledger.folder / name
     ledger.create()
     write_atomic(file, text)
@@ -129,6 +139,28 @@ def work(ledger: Ledger, config: Launch, pool: Pool) -> None:
         raise UserError(f"{counts[FAILED]} of {len(ledger.runs)} runs failed; mend what they say, and raise --retries to try them again")
     if counts[DONE] == len(ledger.runs):
         print(f"Next: python -m experiments.report --folder={ledger.run_folders}")
+
+
+def run_one(ledger: Ledger, config: Launch) -> None:
+    """Runs one run once. Of many processes the first keeps the ledger, and the others only start the run.
+
+    Raises:
+      UserError: there is no such run, or it failed.
+      Preempted: it saved and is open.
+    """
+    runs = [run for run in ledger.runs if run.id == config.only]
+    if not runs:
+        raise UserError(f"--only={config.only[:60]}: {ledger.folder} has no such run")
+    place = find_place(os.environ)
+    if place is not None and place.process_id > 0:
+        sys.exit(follow(ledger, runs[0], config))
+    ledger = Ledger(ledger.folder, runs)
+    work(ledger, config, Pool(ledger, config, slots(config)[:1], environment()["git_sha"]))
+    state = ledger.state(runs[0], config.retries)
+    if state.name != DONE and state.attempts and (outcome := state.attempts[-1].outcome) is not None:
+        if outcome.how == PREEMPTED:
+            raise Preempted(f"run {config.only} has saved; the same command goes on")
+        raise UserError(f"run {config.only} failed: {outcome.last_line}")
 
 
 def watch(ledger: Ledger, config: Launch) -> None:
