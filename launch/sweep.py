@@ -32,7 +32,7 @@ from absl import flags
 from kafjax.core.config import arguments_of, define, from_flags
 from kafjax.core.errors import Preempted, UserError, run_main
 from kafjax.core.progress import LINE_SECONDS, Progress
-from kafjax.core.rundir import environment, write_atomic
+from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
 from kafjax.parallel.distributed import find_place
@@ -212,7 +212,7 @@ def dry_run(ledger: Ledger, config: Launch) -> str:
         lines.append("How long they take is known once one is done, or for a --topology by formula.")
     if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(ledger.runs):
         lines.append(f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}.")
-    lines += _code_differences(states)
+    lines += _code_differences(states) + _weights_differences(ledger, states)
     return "\n".join([render(ledger, config, costs), *lines])
 
 
@@ -222,6 +222,15 @@ def _code_differences(states: Mapping[str, State]) -> list[str]:
     ended = [state.attempts[-1].outcome for state in states.values() if state.name == DONE]
     others = Counter(outcome.git_sha for outcome in ended if outcome is not None and outcome.git_sha != here)
     return [f"{n} runs were computed by commit {sha}, and this is {here}." for sha, n in others.items()]
+
+
+def _weights_differences(ledger: Ledger, states: Mapping[str, State]) -> list[str]:
+    """Says if finished trainings began from different weights under one name."""
+    files = [ledger.run_folders / id / "result.json" for id, state in states.items() if state.name == DONE]
+    noted = (read_object(file).get("environment") for file in files if file.exists())
+    found = Counter(of_run.get("weights") for of_run in noted if isinstance(of_run, dict))
+    shown = ", ".join(f"{n} from {weights}" for weights, n in found.items())
+    return [f"Finished runs began from different weights: {shown}."] if len(found) > 1 else []
 
 
 def _count(ledger: Ledger, config: Launch) -> Counter[str]:

@@ -167,7 +167,7 @@ class Pool:
         how = _how(process.returncode, asked)
         lines = _tail(claim.log) if how != DONE else ()
         if how == FAILED and process.returncode < 0:
-            lines = (*lines, f"killed by signal {-process.returncode} ({signal.Signals(-process.returncode).name})")
+            lines = (*lines, f"killed by signal {-process.returncode} ({signal.strsignal(-process.returncode)})")
         outcome = Outcome(how, process.returncode, round(seconds, 3), lines, self._git_sha)
         claim.end(outcome)
         if how == FAILED:
