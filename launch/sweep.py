@@ -39,6 +39,7 @@ from kafjax.parallel.distributed import find_place
 from launch import estimate
 from launch.config import Launch
 from launch.engines import jobset, slurm
+from launch.engines.ray import RayPool
 from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
 from launch.worker import Pool, follow, slots
@@ -62,11 +63,14 @@ def run(config: Launch) -> None:
         run_one(ledger, config)
     else:
         places = slots(config)
-        if config.engine != "local":
+        if config.engine not in ("local", "ray"):
             print(prepare(ledger, config))
             return
         ledger.create()
-        work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
+        if config.engine == "ray":
+            work(ledger, config, RayPool(ledger, config, Path.cwd(), worker_arguments(config)))
+        else:
+            work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
 
 
 def open_ledger(config: Launch) -> Ledger:
@@ -89,8 +93,7 @@ def prepare(ledger: Ledger, config: Launch) -> str:
     Raises:
       UserError: settings that the engine needs and lacks.
     """
-    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
-    arguments = arguments_of(Launch, {name: getattr(config, name) for name in kept})
+    arguments = worker_arguments(config)
     if config.engine == "slurm":
         name, submit = "sweep.sbatch", "sbatch"
         text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
@@ -106,7 +109,13 @@ def prepare(ledger: Ledger, config: Launch) -> str:
     return f"Next: {submit} {shlex.quote(str(file))}"
 
 
-def work(ledger: Ledger, config: Launch, pool: Pool) -> None:
+def worker_arguments(config: Launch) -> list[str]:
+    """Lists the flags that a worker elsewhere takes over."""
+    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
+    return arguments_of(Launch, {name: getattr(config, name) for name in kept})
+
+
+def work(ledger: Ledger, config: Launch, pool: Pool | RayPool) -> None:
     """Runs the pool under a bar until nothing is open. SIGTERM and Ctrl-C end it, and leave what it was at to others."""
     came: list[int] = []
 
