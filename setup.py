@@ -28,6 +28,8 @@ CHAT = [
 TEST = [
     *CHAT,
     "hypothesis>=6.100",
+    "kubeflow-trainer-api>=2.1",
+    "kubernetes-validate>=1.33",
     "packaging>=24.0",
     "peft>=0.17",
     "pytest>=8.3",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from kafjax.core.config import Config, option
 
-ENGINES = ("local", "slurm", "jobset", "queued")
+ENGINES = ("local", "ray", "slurm", "jobset")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,16 @@ class Launch(Config):
     launcher: tuple[str, ...] = option((), "Words before each run's command, separated by commas: srun,--nodes=2 for runs of many nodes.")
     engine: str = option(
         "local",
-        "Who starts the workers: this process, or a file that is written for sbatch (slurm), kubectl (jobset) or gcloud (queued).",
+        "Who starts the workers: this process, a Ray cluster, or a file that is written for sbatch (slurm) or kubectl (jobset).",
         choices=ENGINES,
     )
-    workers: int = option(4, "Workers of another engine: tasks of an array, pods or virtual machines.", least=1, most=1000)
-    topology: str | None = option(None, "Accelerators of one run, such as v5e-4 or h100-1, for the dry run's seconds by formula.")
+    workers: int = option(4, "Workers of --engine=ray and slurm: tasks of the cluster or of the array.", least=1, most=1000)
+    topology: str | None = option(
+        None, "Accelerators of one run, such as v5e-4 or 2*v5p-32: for the dry run's seconds by formula, and for --engine=jobset."
+    )
+    address: str = option("auto", "Ray: address of the cluster.")
+    resources: Mapping[str, float] = option({}, "Ray: resource of each worker beside cores, NAME:NUMBER such as GPU:1 or TPU:4.", above=0)
+    image: str | None = option(None, "Kubernetes: container image that holds this checkout and its environment.")
+    volume: str | None = option(None, "Kubernetes: CLAIM:/PATH, a persistent volume claim and where it is mounted, here and in pods.")
+    queue: str | None = option(None, "Kubernetes: Kueue's local queue.")
+    only: str | None = option(None, "Id of one run, which this process runs once; or many do together, as a scheduler starts them.")

@@ -150,7 +150,7 @@ class Ledger:
         with hold(self.folder / _SPEC, wait_seconds=60):
             self.check()
             for run in self.runs:
-                file = self.entry(run) / "config.json"
+                file = self.config_file(run)
                 if not file.exists():
                     write_json(file, dict(run.record))
             stored = {"runs": [dataclasses.asdict(run) for run in self.runs]}
@@ -164,6 +164,10 @@ class Ledger:
     def entry(self, run: Run) -> Path:
         """Returns the folder of the run's attempts."""
         return self.folder / _LEDGER / run.id
+
+    def config_file(self, run: Run) -> Path:
+        """Returns the file of the run's configuration."""
+        return self.entry(run) / "config.json"
 
     def state(self, run: Run, retries: int) -> State:
         """Reads where a run stands. It has failed for good when more than `retries` attempts have."""
@@ -241,10 +245,6 @@ class Claim:
     @property
     def log(self) -> Path:
         return self.ledger.entry(self.run) / f"attempt-{self.number:04d}.log"
-
-    @property
-    def config(self) -> Path:
-        return self.ledger.entry(self.run) / "config.json"
 
     def take(self) -> bool:
         """Makes the lease. False if another process has made it. Raises `UserError` if the disk refuses."""

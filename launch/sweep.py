@@ -16,6 +16,7 @@ docs/launch.md has more.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import signal
 import sys
@@ -31,15 +32,17 @@ from absl import flags
 from kafjax.core.config import arguments_of, define, from_flags
 from kafjax.core.errors import Preempted, UserError, run_main
 from kafjax.core.progress import LINE_SECONDS, Progress
-from kafjax.core.rundir import environment, write_atomic
+from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
+from kafjax.parallel.distributed import find_place
 from launch import estimate
 from launch.config import Launch
-from launch.engines import slurm
-from launch.ledger import DONE, FAILED, PENDING, RUNNING, Ledger, State
+from launch.engines import jobset, slurm
+from launch.engines.ray import RayPool
+from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
-from launch.worker import Pool, slots
+from launch.worker import Pool, follow, slots
 
 _ORDER = (DONE, RUNNING, FAILED, PENDING)
 
@@ -56,13 +59,18 @@ def run(config: Launch) -> None:
         print(dry_run(ledger, config))
     elif config.watch:
         watch(ledger, config)
+    elif config.only is not None:
+        run_one(ledger, config)
     else:
         places = slots(config)
-        if config.engine != "local":
+        if config.engine not in ("local", "ray"):
             print(prepare(ledger, config))
             return
         ledger.create()
-        work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
+        if config.engine == "ray":
+            work(ledger, config, RayPool(ledger, config, Path.cwd(), worker_arguments(config)))
+        else:
+            work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
 
 
 def open_ledger(config: Launch) -> Ledger:
@@ -85,18 +93,29 @@ def prepare(ledger: Ledger, config: Launch) -> str:
     Raises:
       UserError: settings that the engine needs and lacks.
     """
-    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
-    arguments = arguments_of(Launch, {name: getattr(config, name) for name in kept})
+    arguments = worker_arguments(config)
     if config.engine == "slurm":
         name, submit = "sweep.sbatch", "sbatch"
         text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
+    else:
+        if config.topology is None:
+            raise UserError("--engine=jobset needs --topology, such as v5e-16: the slices of one run")
+        name, submit = "jobset.yaml", "kubectl apply -f"
+        left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
+        text = jobset.manifests(ledger.folder, left, config, parse_slice(config.topology), arguments)
     file = ledger.folder / name
     ledger.create()
     write_atomic(file, text)
     return f"Next: {submit} {shlex.quote(str(file))}"
 
 
-def work(ledger: Ledger, config: Launch, pool: Pool) -> None:
+def worker_arguments(config: Launch) -> list[str]:
+    """Lists the flags that a worker elsewhere takes over."""
+    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
+    return arguments_of(Launch, {name: getattr(config, name) for name in kept})
+
+
+def work(ledger: Ledger, config: Launch, pool: Pool | RayPool) -> None:
     """Runs the pool under a bar until nothing is open. SIGTERM and Ctrl-C end it, and leave what it was at to others."""
     came: list[int] = []
 
@@ -129,6 +148,28 @@ def work(ledger: Ledger, config: Launch, pool: Pool) -> None:
         raise UserError(f"{counts[FAILED]} of {len(ledger.runs)} runs failed; mend what they say, and raise --retries to try them again")
     if counts[DONE] == len(ledger.runs):
         print(f"Next: python -m experiments.report --folder={ledger.run_folders}")
+
+
+def run_one(ledger: Ledger, config: Launch) -> None:
+    """Runs one run once. Of many processes the first keeps the ledger, and the others only start the run.
+
+    Raises:
+      UserError: there is no such run, or it failed.
+      Preempted: it saved and is open.
+    """
+    runs = [run for run in ledger.runs if run.id == config.only]
+    if not runs:
+        raise UserError(f"--only={config.only[:60]}: {ledger.folder} has no such run")
+    place = find_place(os.environ)
+    if place is not None and place.process_id > 0:
+        sys.exit(follow(ledger, runs[0], config))
+    ledger = Ledger(ledger.folder, runs)
+    work(ledger, config, Pool(ledger, config, slots(config)[:1], environment()["git_sha"]))
+    state = ledger.state(runs[0], config.retries)
+    if state.name != DONE and state.attempts and (outcome := state.attempts[-1].outcome) is not None:
+        if outcome.how == PREEMPTED:
+            raise Preempted(f"run {config.only} has saved; the same command goes on")
+        raise UserError(f"run {config.only} failed: {outcome.last_line}")
 
 
 def watch(ledger: Ledger, config: Launch) -> None:
@@ -180,7 +221,7 @@ def dry_run(ledger: Ledger, config: Launch) -> str:
         lines.append("How long they take is known once one is done, or for a --topology by formula.")
     if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(ledger.runs):
         lines.append(f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}.")
-    lines += _code_differences(states)
+    lines += _code_differences(states) + _weights_differences(ledger, states)
     return "\n".join([render(ledger, config, costs), *lines])
 
 
@@ -190,6 +231,15 @@ def _code_differences(states: Mapping[str, State]) -> list[str]:
     ended = [state.attempts[-1].outcome for state in states.values() if state.name == DONE]
     others = Counter(outcome.git_sha for outcome in ended if outcome is not None and outcome.git_sha != here)
     return [f"{n} runs were computed by commit {sha}, and this is {here}." for sha, n in others.items()]
+
+
+def _weights_differences(ledger: Ledger, states: Mapping[str, State]) -> list[str]:
+    """Says if finished trainings began from different weights under one name."""
+    files = [ledger.run_folders / id / "result.json" for id, state in states.items() if state.name == DONE]
+    noted = (read_object(file).get("environment") for file in files if file.exists())
+    found = Counter(of_run.get("weights") for of_run in noted if isinstance(of_run, dict))
+    shown = ", ".join(f"{n} from {weights}" for weights, n in found.items())
+    return [f"Finished runs began from different weights: {shown}."] if len(found) > 1 else []
 
 
 def _count(ledger: Ledger, config: Launch) -> Counter[str]:

@@ -21,6 +21,7 @@ from kafjax.core.progress import say
 from kafjax.core.text import visible
 from launch.config import Launch
 from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Claim, Ledger, Outcome, Pulse
+from launch.spec import Run
 
 GRACE_SECONDS = 300.0  # that an experiment has to save after SIGTERM
 _LOOK_SECONDS = 0.1  # between two looks at a process that runs
@@ -69,6 +70,12 @@ def slots(config: Launch) -> list[Slot]:
     return [Slot(tuple(available[i * each : (i + 1) * each]), tuple(config.devices[i * per : (i + 1) * per])) for i in range(n)]
 
 
+def command_of(ledger: Ledger, run: Run, config: Launch) -> list[str]:
+    """Lists the words that start a run."""
+    words = [*config.launcher, sys.executable, "-m", run.module, f"--config={ledger.config_file(run)}"]
+    return [*words, f"--runs={ledger.run_folders}", f"--name={run.id}", *run.arguments]
+
+
 class Pool:
     """Runs what is open in a ledger, one run a slot, until all is done or has failed.
 
@@ -112,6 +119,8 @@ class Pool:
         try:
             while not self._stop.is_set() and (claim := self._next(pulse)) is not None:
                 self._attempt(claim, slot)
+                if self.config.only is not None:
+                    return
         except BaseException as error:  # told of by the thread that waits
             self._error = error
             self._stop.set()
@@ -134,8 +143,7 @@ class Pool:
 
     def _attempt(self, claim: Claim, slot: Slot) -> None:
         run, began = claim.run, time.monotonic()
-        command = [*self.config.launcher, sys.executable, "-m", run.module, f"--config={claim.config}"]
-        command += [f"--runs={self.ledger.run_folders}", f"--name={run.id}", *run.arguments]
+        command = command_of(self.ledger, run, self.config)
         try:
             with open(claim.log, "wb") as log:
                 process = subprocess.Popen(
@@ -159,7 +167,7 @@ class Pool:
         how = _how(process.returncode, asked)
         lines = _tail(claim.log) if how != DONE else ()
         if how == FAILED and process.returncode < 0:
-            lines = (*lines, f"killed by signal {-process.returncode} ({signal.Signals(-process.returncode).name})")
+            lines = (*lines, f"killed by signal {-process.returncode} ({signal.strsignal(-process.returncode)})")
         outcome = Outcome(how, process.returncode, round(seconds, 3), lines, self._git_sha)
         claim.end(outcome)
         if how == FAILED:
@@ -186,6 +194,17 @@ class Pool:
                 deadline = now + GRACE_SECONDS
             elif deadline is not None and now > deadline:
                 process.kill()
+
+
+def follow(ledger: Ledger, run: Run, config: Launch) -> int:
+    """Starts a run as one of its later processes, which keep no ledger. Returns its exit code; SIGTERM goes on to it."""
+    if ledger.state(run, config.retries).name == DONE:
+        return 0
+    process = subprocess.Popen(command_of(ledger, run, config), stdin=subprocess.DEVNULL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.terminate())
+    code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def _how(code: int, asked: bool) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import read_json, read_jsonl
+from kafjax.core.rundir import read_json, read_jsonl, write_json
 from launch import sweep
 from launch.config import Launch
 from launch.ledger import Ledger, Pulse
@@ -178,6 +178,19 @@ def test_looking_writes_nothing(tmp_path, capsys):
     sweep.run(Launch(folder=str(folder), dry_run=True, retries=0))
     assert "failed once; error: told to fail at start 1" in capsys.readouterr().out
     assert before == sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_difference_of_code_or_weights_is_told(tmp_path, capsys):
+    ledger = toys(tmp_path, product(rank=[1, 2, 3]))
+    ledger.create()
+    Pool(ledger, Launch(**FAST), [Slot((0,))], git_sha="0123abc").run(lambda: None)
+    for one, weights in zip(ledger.runs, ("aa", "aa", "bb"), strict=True):
+        file = ledger.run_folders / one.id / "result.json"
+        write_json(file, {**read_json(file), "environment": {"weights": weights}})
+    sweep.run(Launch(folder=str(tmp_path), dry_run=True))
+    out = capsys.readouterr().out
+    assert "3 runs were computed by commit 0123abc, and this is " in out
+    assert "Finished runs began from different weights: 2 from aa, 1 from bb." in out
 
 
 def test_slots_keep_the_budget(tmp_path, monkeypatch):

@@ -1,0 +1,68 @@
+"""A sweep on a real Ray cluster of several raylets on this machine: a node is killed in mid-run, and its run goes on elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kafjax.core.errors import UserError
+from kafjax.core.rundir import read_jsonl
+from launch import sweep
+from launch.config import Launch
+from launch.ledger import Ledger
+from launch.spec import Sweep, product
+from tests.launch.toy import Toy
+
+ROOT = Path(__file__).parents[2]
+
+
+def toys(folder: Path, **settings: object) -> Ledger:
+    ledger = Ledger(folder, Sweep(Toy(**settings), product(rank=[1, 2, 3]), "tests.launch.toy").runs())
+    ledger.create()
+    return ledger
+
+
+def test_without_ray_a_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    toys(tmp_path)
+    with pytest.raises(UserError, match="--engine=ray needs Ray: pip install"):
+        sweep.run(Launch(folder=str(tmp_path), engine="ray"))
+
+
+@pytest.mark.ray
+@pytest.mark.multiprocess
+def test_run_of_a_killed_node_goes_on_on_another(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    ledger = toys(tmp_path / "toys", steps=16, seconds=0.5)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, resources={"TPU": 4})
+        settings = [f"--folder={ledger.folder}", "--engine=ray", f"--address={cluster.address}", "--workers=2", "--resources=TPU:4"]
+        command = [sys.executable, "-m", "launch.sweep", *settings, "--cores=1", "--lease_seconds=3", "--retries=0"]
+        environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        driver = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        metrics = ledger.run_folders / ledger.runs[0].id / "metrics.jsonl"
+        until = time.monotonic() + 90
+        while not (metrics.exists() and len(read_jsonl(metrics, skip_broken_tail=True)) > 2):
+            assert time.monotonic() < until and driver.poll() is None, driver.stdout.read() if driver.poll() is not None else ""
+            time.sleep(0.1)
+        worker = psutil.Process(ledger.state(ledger.runs[0], 0).attempts[0].pid)
+        raylet = next(one for one in worker.parents() if one.name() == "raylet")
+        for one in [*raylet.children(recursive=True), raylet]:  # as a machine dies: all at once
+            one.kill()
+        out = driver.communicate(timeout=150)[0]
+        assert driver.returncode == 0, out
+    finally:
+        cluster.shutdown()
+    states = [ledger.state(run, 0) for run in ledger.runs]
+    assert [state.name for state in states] == ["done"] * 3 and len(states[0].attempts) == 2
+    steps = [row["step"] for row in read_jsonl(metrics)]
+    assert steps == list(range(16))  # it went on where it was
