@@ -47,6 +47,7 @@ from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
 from kafjax.evaluation.figures import loss_curves
 from kafjax.generation import Generator, Sampling
+from kafjax.lora.files import ADAPTER
 from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
@@ -57,7 +58,6 @@ from kafjax.training.checksum import weights_hash
 from kafjax.training.packed import PackedRows
 from kafjax.training.track import tracker
 
-ADAPTER = "adapter.safetensors"
 N_SHOWN = 3  # questions asked at the end
 
 

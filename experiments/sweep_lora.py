@@ -43,6 +43,7 @@ from kafjax.corpus import open_corpus
 from kafjax.evaluation import sweep, table
 from kafjax.evaluation.score import score
 from kafjax.generation import Generation, Generator, Sampling
+from kafjax.lora.files import ADAPTER
 from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
@@ -185,7 +186,7 @@ def train_missing(
     def save(lane: Lane, result: LaneResult) -> None:
         last = [row["loss"] for row in result.curve[-max(len(result.curve) // 10, 1) :]]
         if result.ending != "diverged":  # its adapter is of no use, and holds NaN
-            lora.save(folder / lane.name / "adapter.safetensors", result.adapters, lane.spec)
+            lora.save(folder / lane.name / ADAPTER, result.adapters, lane.spec)
         write_json(
             folder / lane.name / "trained.json",
             {
@@ -223,7 +224,7 @@ def answer_missing(
     def missing(name: str) -> bool:
         return not (folder / name / "predictions.jsonl").exists()
 
-    served = [lane for lane in lanes if (folder / lane.name / "adapter.safetensors").exists()]
+    served = [lane for lane in lanes if (folder / lane.name / ADAPTER).exists()]
     pending: list[Lane | None] = [lane for lane in served if missing(lane.name)] + ([None] if missing(BASE) else [])
     if not pending:
         return
@@ -235,7 +236,7 @@ def answer_missing(
         for start in range(0, len(pending), n_slots):
             group = pending[start : start + n_slots]
             for slot, lane in enumerate(group):
-                adapters, spec = lora.load(folder / lane.name / "adapter.safetensors", params) if lane else ({}, lanes[0].spec)
+                adapters, spec = lora.load(folder / lane.name / ADAPTER, params) if lane else ({}, lanes[0].spec)
                 slots = lora.lanes.put(slots, slot, lora.lanes.pad(adapters, layout), lora.lanes.scales(spec, params, layout))
             prefix = generator.prefix(slots, write.closed_book_prefix())
             of_prompts = [slot for slot in range(len(group)) for _ in prompts]

@@ -90,7 +90,7 @@ def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
 
     Raises `UserError` as `load` does."""
     folder = _folder(name, weights=True)
-    with _cache_to_blame(folder):
+    with _explain_cache_errors(folder):
         model = _model(folder)
         own = {name: tree for name, tree in abstract.items() if name != "dense"}
         table = names.TABLES[model.config.family]
@@ -121,7 +121,7 @@ def load_cross_encoder(name: str) -> tuple[CrossEncoder, trees.Tree]:
 def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
     """Opens the model of `load(name)` without its parameters, to decide on their placement. Raises `UserError` as `load` does."""
     folder = _folder(name)
-    with _cache_to_blame(folder):
+    with _explain_cache_errors(folder):
         model = _model(folder)
     return dataclasses.replace(model, dtype=dtype) if isinstance(model, Decoder) else model
 
@@ -178,7 +178,7 @@ def _folder(name: str, *, weights: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _cache_to_blame(folder: Path) -> Generator[None]:
+def _explain_cache_errors(folder: Path) -> Generator[None]:
     """Adds to errors about the cache that deleting it makes it anew."""
     try:
         yield

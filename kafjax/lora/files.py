@@ -28,6 +28,9 @@ from kafjax.core.rundir import write_atomic
 from kafjax.lora.spec import Spec
 from kafjax.lora.transform import Adapters, check
 
+ADAPTER = "adapter.safetensors"
+"""Name of an adapter's file in the folders of runs, lanes and methods."""
+
 _FORMAT = "kafjax-lora-1"
 
 

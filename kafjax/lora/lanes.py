@@ -35,7 +35,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.lora.spec import Spec
 from kafjax.lora.spec import scales as scales_of
-from kafjax.lora.transform import shapes
+from kafjax.lora.transform import scaled, shapes
 from kafjax.ops.linear import AdapterSlots, LoRAWeight
 
 Layout = dict[str, dict[str, jax.ShapeDtypeStruct]]
@@ -140,12 +140,8 @@ def attach(params: Mapping[str, Any], padded: Mapping[str, Any], scales: Mapping
     """`lora.attach` for one padded adapter, or under `vmap` for many beside one base that is not mapped."""
     flat = trees.flatten(params)
     for path, pair in padded.items():
-        flat[path] = LoRAWeight(flat[path], pair["a"], _scaled(pair["b"], scales[path]))
+        flat[path] = LoRAWeight(flat[path], pair["a"], scaled(pair["b"], scales[path]))
     return trees.unflatten(flat)
-
-
-def _scaled(b: jax.Array, scale: jax.Array) -> jax.Array:
-    return b.astype(jnp.float32) * scale[..., None, None]
 
 
 def empty_slots(params: Mapping[str, Any], layout: Layout, n_slots: int) -> trees.Tree:
@@ -177,7 +173,7 @@ def _put(rooms, slot, padded, scales):
     def set_(room: jax.Array, value: jax.Array) -> jax.Array:
         return room.at[..., slot, :, :].set(value)
 
-    return {path: (set_(a, padded[path]["a"]), set_(b, _scaled(padded[path]["b"], scales[path]))) for path, (a, b) in rooms.items()}
+    return {path: (set_(a, padded[path]["a"]), set_(b, scaled(padded[path]["b"], scales[path]))) for path, (a, b) in rooms.items()}
 
 
 def n_slots(params: Mapping[str, Any]) -> int:

@@ -210,7 +210,7 @@ def attach(params: Mapping[str, Any], adapters: Adapters, spec: Spec, key: jax.A
         if path not in rank:
             flat[path] = _with_rows(flat[path], parts["rows"], spec) if "rows" in parts else parts[_name(path)]
             continue
-        base, a, b = flat[path], parts["a"], _scaled(parts["b"], scale[path])
+        base, a, b = flat[path], parts["a"], scaled(parts["b"], scale[path])
         gain = _gain(base, a, b, parts["magnitude"], rank[path]) if spec.dora else None
         drops = spec.dropout and key is not None and path.endswith("/kernel")
         keys = _layer_keys(key, path, rank[path].shape) if drops else None
@@ -310,12 +310,13 @@ def _with_rows(base: jax.Array, rows: jax.Array, spec: Spec) -> LoRAWeight:
     return LoRAWeight(base, a, rows.astype(jnp.float32) - base[ids].astype(jnp.float32))
 
 
-def _scaled(b: jax.Array, scale: np.ndarray) -> jax.Array:
+def scaled(b: jax.Array, scale: Any) -> jax.Array:
+    """Multiplies `b [.., rank, out]` with its scale `[..]`, in float32."""
     return b.astype(jnp.float32) * scale[..., None, None]
 
 
 def _update(parts: Mapping[str, jax.Array], scale: np.ndarray) -> jax.Array:
-    return jnp.matmul(parts["a"].astype(jnp.float32), _scaled(parts["b"], scale), precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(parts["a"].astype(jnp.float32), scaled(parts["b"], scale), precision=jax.lax.Precision.HIGHEST)
 
 
 def _merged(flat: Mapping[str, Any], params: Mapping[str, Any], adapters: Adapters, spec: Spec):

@@ -6,6 +6,7 @@ import dataclasses
 
 from kafjax import lora
 from kafjax.evaluation.cost import train_flops_lora
+from kafjax.lora.files import ADAPTER
 from kafjax.lora.spec import VARIANTS
 from kafjax.methods.trained import Trained
 
@@ -30,7 +31,7 @@ class LoRA(Trained):
 
     @property
     def _file(self):
-        return self.folder / "adapter.safetensors"
+        return self.folder / ADAPTER
 
     def save(self, trainable):
         lora.save(self._file, trainable, self.spec)

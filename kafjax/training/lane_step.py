@@ -31,7 +31,7 @@ from kafjax.parallel import BATCH_AXES, replicated, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
-from kafjax.training.step import TrainState, new_state, state_shardings
+from kafjax.training.step import TrainState, new_state, places_of, state_shardings
 from kafjax.training.task import lay_out
 
 
@@ -298,10 +298,6 @@ def _free_bytes() -> int:
     """Free bytes on the fullest accelerator of this process, or in the machine's memory where the runtime does not count."""
     counted = [stats for device in jax.local_devices() if (stats := device.memory_stats()) and "bytes_limit" in stats]
     return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted), default=psutil.virtual_memory().available)
-
-
-def places_of(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 _losses = jax.jit(

@@ -36,12 +36,13 @@ from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares, replicated, shard
 from kafjax.parallel.preemption import Preemption
 from kafjax.training import optimizers
-from kafjax.training.batches import Batch, Batches, Example
+from kafjax.training.batches import Batch, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
-from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask, optimizer_of, places_of
+from kafjax.training.feed import Source
+from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask, optimizer_of
 from kafjax.training.loop import Log, batches_of, fingerprint_of, open_checkpoints
-from kafjax.training.step import TrainState, new_state
+from kafjax.training.step import TrainState, new_state, places_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _Seat:
     """A lane while it trains. `history` is what its checkpoints keep beside the state, `saved` the step of the last of them."""
 
     lane: Lane
-    batches: Batches
+    batches: Source
     n_steps: int
     history: dict[str, Any]
     checkpoints: Checkpoints | None
@@ -149,7 +150,7 @@ def train_lanes(
     for batches in data.values():
         batches.capacity = capacity  # one shape for all
     run = _Run(task, params, variants, data, collections.deque(lanes), early_stop, run_dir, on_done, log, label)
-    return run.all()
+    return run.train_all()
 
 
 def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
@@ -171,10 +172,22 @@ def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> Non
 class _Run:
     """`seats[i]` is the lane in slot i of `state`, or None."""
 
-    def __init__(self, task, params, variants, data, waiting_lanes, early_stop, run_dir, on_done, log, label):
-        self.task: LaneTask = task
+    def __init__(
+        self,
+        task: LaneTask,
+        params: trees.Tree,
+        variants: Sequence[Sequence[Example]],
+        data: Mapping[int, Source],
+        waiting_lanes: collections.deque[Lane],
+        early_stop: EarlyStop | None,
+        run_dir: Path | None,
+        on_done: Callable[[Lane, LaneResult], None],
+        log: Log | None,
+        label: str,
+    ):
+        self.task = task
         self.params, self.variants, self.data = params, variants, data
-        self.waiting: collections.deque[Lane] = waiting_lanes
+        self.waiting = waiting_lanes
         self.early_stop, self.run_dir, self.on_done, self.log, self.label = early_stop, run_dir, on_done, log, label
         self.seats: list[_Seat | None] = [None] * task.n_lanes
         self.state: TrainState = task.empty()
@@ -186,7 +199,7 @@ class _Run:
         self.total = sum(steps[lane.seed] for lane in waiting_lanes)
         self.n_ticks, self.tokens, self.seconds = 0, 0, 0.0
 
-    def all(self) -> dict[str, LaneResult]:
+    def train_all(self) -> dict[str, LaneResult]:
         with Preemption() as preemption, contextlib.ExitStack() as opened, Progress(self.label, self.total) as bar:
             self.opened, self.bar = opened, bar
             self._fill()

@@ -68,6 +68,11 @@ def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, 
     return TrainState(everywhere, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
 
 
+def places_of(tree: Any) -> Any:
+    """Returns the sharding of each array of a tree."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
 def batch_sharding(mesh: Mesh, accumulate: int = 1) -> NamedSharding:
     """Sharding of every array of a `Batch`: rows, with their groups of targets, over `data` and `fsdp`. Tokens are a few bytes each and are
     split over `sequence` inside the step."""

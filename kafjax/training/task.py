@@ -22,7 +22,7 @@ from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
-from kafjax.training.step import Combine, Step, TrainState, make_step, new_state, state_shardings
+from kafjax.training.step import Combine, Step, TrainState, make_step, new_state, places_of, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +108,24 @@ class Task:
             draw, base = lambda: jax.tree.map(jnp.copy, initial), lora.residual(params, initial, spec)
 
             def finished(adapters: Any) -> tuple[Any, Spec | None]:
-                return lora.plain(params, adapters, shard(initial, _places(adapters)), spec)
+                return lora.plain(params, adapters, shard(initial, places_of(adapters)), spec)
 
         return cls._build(model, config, mesh, n_steps, attach, base, draw, finished, shapes, lora.axes(shapes, model.axes()))
 
     @classmethod
-    def _build(cls, model, config, mesh, n_steps, combine, frozen, make_trainable, finished, shapes, trainable_axes) -> Task:
+    def _build(
+        cls,
+        model: Decoder,
+        config: TrainConfig,
+        mesh: Mesh,
+        n_steps: int,
+        combine: Combine,
+        frozen: trees.Tree,
+        make_trainable: Callable[[], Any],
+        finished: Callable[[Any], tuple[Any, Spec | None]],
+        shapes: Any,
+        trainable_axes: Any,
+    ) -> Task:
         model = dataclasses.replace(model, remat=config.remat, constrain=constrainer(mesh))
         schedule = optimizers.warmup_cosine(
             config.learning_rate, n_steps, warmup_fraction=config.warmup_fraction, floor_fraction=config.floor_fraction
@@ -140,7 +152,7 @@ class Task:
         return cls(model, config, mesh, combine, lay_out(model, frozen, mesh), make, finished, optimizer, schedule, abstract)
 
     def new_state(self) -> TrainState:
-        places = _places(self.abstract)
+        places = places_of(self.abstract)
         trainable = shard(self.make_trainable(), places.trainable)
         return jax.jit(lambda t: new_state(t, self.optimizer), out_shardings=places, donate_argnums=0)(trainable)
 
@@ -164,8 +176,8 @@ class Task:
             self.optimizer,
             self.schedule,
             mesh=self.mesh,
-            state_shardings=_places(self.abstract),
-            frozen_shardings=_places(self.frozen),
+            state_shardings=places_of(self.abstract),
+            frozen_shardings=places_of(self.frozen),
             accumulate=accumulate,
             chunk=chunk,
             seed=self.config.seed,
@@ -241,7 +253,3 @@ def _cast_all(tree: Any, dtype: Any) -> Any:
 
 def _is_abstract(tree: Any) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
-
-
-def _places(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.sharding, tree)
