@@ -45,7 +45,8 @@ from kafjax.generation import Sampling
 from kafjax.hub.text import Prompt
 from kafjax.methods import BASE, Lab, open_method, parts
 from kafjax.methods.rag import RAG, Found
-from kafjax.retrieval import Hit, prompt
+from kafjax.prompts import prompt
+from kafjax.retrieval import Hit
 from kafjax.training.checksum import weights_hash
 
 PART = 32

@@ -31,9 +31,9 @@ from kafjax.methods.examples import check_texts
 from kafjax.models import Decoder
 from kafjax.ops import quantized
 from kafjax.parallel import make_mesh, shard, shardings
-from kafjax.retrieval import prompt
-from kafjax.retrieval.dialogue import Dialogue
-from kafjax.retrieval.prompt import Prompts
+from kafjax.prompts import prompt
+from kafjax.prompts.dialogue import Dialogue
+from kafjax.prompts.prompt import Prompts
 from kafjax.training import TrainConfig
 from kafjax.training.demand import auto_mesh
 from kafjax.training.task import lay_out

@@ -52,7 +52,7 @@ from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import distributed, shard, shardings
-from kafjax.retrieval.prompt import Prompts
+from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
 from kafjax.training.packed import PackedRows

@@ -48,7 +48,7 @@ from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
-from kafjax.retrieval.prompt import Prompts
+from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
 from kafjax.training.checksum import weights_hash
 from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit

@@ -17,7 +17,7 @@ ROWS = (
     ("parallel", "ops", "corpus", "evaluation"),
     ("models", "lora"),
     ("hub",),
-    ("training", "generation", "retrieval"),
+    ("training", "generation", "retrieval", "prompts"),
     ("methods",),
     ("experiments",),
     ("launch",),

@@ -15,7 +15,7 @@ from kafjax.core import trees
 from kafjax.hub import names
 from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 
 GEMMA = {
     "model_type": "gemma3_text",

@@ -11,6 +11,8 @@ Named models come from Python packages that carry their weights, so no model hub
     model = describe("gemma3-27b-folder")                         # without its weights; describe_decoder(..) refuses an encoder
     params = load_params("gemma3-27b-folder", shard(model.abstract_params(), shardings))     # each array straight to its place
 
+    scorer, params = load_cross_encoder("reranker-folder")        # a BERT with a classifier of one label
+
     folder_of("gemma3-270m")                                      # the converted folder, in cache_dir()
     adapter_folder("ORG/ADAPTER")                                 # fetched from the hub; a path is returned as it is
 """

@@ -13,8 +13,8 @@ from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus import CorpusStream
 from kafjax.hub.text import Foreign
 from kafjax.methods.settings import Settings
-from kafjax.retrieval import prompt
-from kafjax.retrieval.prompt import Prompts
+from kafjax.prompts import prompt
+from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, answer_example, text_examples
 
 T = TypeVar("T")

@@ -24,10 +24,10 @@ from kafjax.evaluation.cost import DecoderShape, encoder_flops
 from kafjax.generation import Generator
 from kafjax.methods.settings import Settings
 from kafjax.models import Decoder, Encoder
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
+from kafjax.prompts.prompt import Prompts
 from kafjax.retrieval.embed import Embedder
 from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, check_kind, open_retriever
-from kafjax.retrieval.prompt import Prompts
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.store import Store

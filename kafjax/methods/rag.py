@@ -14,7 +14,7 @@ from kafjax.evaluation.cost import Cost
 from kafjax.generation import Generation
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import Method
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 from kafjax.retrieval.retriever import Hit
 
 

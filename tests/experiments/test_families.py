@@ -8,7 +8,7 @@ import pytest
 
 from kafjax import hub
 from kafjax.core.rundir import read_jsonl
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 from tests import tiny
 from tests.experiments.commands import Outcome, refused
 

@@ -12,7 +12,7 @@ import transformers
 from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.hub.text import Marked, continued, prompt_ids
-from kafjax.retrieval.dialogue import Dialogue
+from kafjax.prompts.dialogue import Dialogue
 from kafjax.training import answer_example
 from tests import tiny
 

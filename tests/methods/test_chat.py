@@ -15,7 +15,7 @@ from kafjax.generation import Generator, Sampling
 from kafjax.methods import Lab, open_method
 from kafjax.methods.examples import training_examples
 from kafjax.parallel import make_mesh
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 from tests import tiny
 from tests.methods.conftest import SETTINGS, Quiet
 

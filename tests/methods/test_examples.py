@@ -14,7 +14,7 @@ from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus import biographies
 from kafjax.methods.examples import training_examples
 from kafjax.methods.settings import Settings
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 
 EOS = 256
 

@@ -16,7 +16,7 @@ from kafjax.evaluation.results import collect
 from kafjax.methods import METHODS, READERS, WEIGHTS, Method, in_running_order, open_method, parts
 from kafjax.methods.rag import Reader
 from kafjax.methods.trained import Trained
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 
 
 def asked(lab, split="untrained"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kafjax.retrieval import prompt
+from kafjax.prompts import prompt
 
 WORD = st.text("abc", min_size=1, max_size=6)
 PASSAGE = st.lists(WORD, min_size=1, max_size=12).map(" ".join)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from kafjax.hub.chat import ChatTemplate
 from kafjax.hub.text import Marked
-from kafjax.retrieval.prompt import SHOTS, passage_lines
+from kafjax.prompts.prompt import SHOTS, passage_lines
 
 
 @dataclasses.dataclass(frozen=True)
