@@ -131,7 +131,7 @@ def decode(
 
 
 def _within(model: Decoder, positions: jax.Array) -> jax.Array:
-    """Only padding and rows that are done lie beyond the context; there LongRoPE would turn the others' frequencies, too."""
+    """Bounds positions by the context. Only padding and finished rows lie beyond it, where LongRoPE would change all rows' frequencies."""
     return jnp.minimum(positions, model.config.max_length - 1)
 
 

@@ -70,8 +70,12 @@ class Attention(nnx.Module):
         self.head_dim, self.scale, self.cap, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.attention_cap, cfg.wide_qk_norm
 
     def __call__(self, x_BxTxD, angles, growth_BxTx1x1, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
-        heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)  # noqa: E731
-        normed = lambda norm, y: heads(_normed(norm, y)) if self.wide_qk_norm else _normed(norm, heads(y))  # noqa: E731
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], -1, self.head_dim)
+
+        def normed(norm: Any, y: jax.Array) -> jax.Array:
+            return heads(_normed(norm, y)) if self.wide_qk_norm else _normed(norm, heads(y))
+
         q = rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles)
         q = constrain(q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype), ("batch", "length", "heads", None))
         # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
@@ -187,7 +191,10 @@ class Decoder:
     def init(self, key: jax.Array) -> trees.Tree:
         """Random float32 parameters; jit it with `out_shardings` to create them where they belong."""
         ends_key, layers_key = jax.random.split(key)
-        layer = lambda k: random_params(lambda rngs: Layer(self.config, rngs), k)  # noqa: E731
+
+        def layer(k: jax.Array) -> trees.Tree:
+            return random_params(lambda rngs: Layer(self.config, rngs), k)
+
         layers = jax.vmap(layer)(jax.random.split(layers_key, self.config.n_layers))
         return {**random_params(lambda rngs: Ends(self.config, rngs), ends_key), "layers": layers}
 
@@ -198,8 +205,11 @@ class Decoder:
 
     def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
         """Final hidden states `[.., D]` -> logits float32 `[.., V]`."""
-        product = lambda x, table: jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)  # noqa: E731
-        return soft_cap(sum(product(x, table) for x, table in factors(hidden, self.unembedding(params))), self.config.logit_cap)
+
+        def product(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return jnp.einsum("...d,vd->...v", *pair, preferred_element_type=jnp.float32)
+
+        return soft_cap(functools.reduce(jnp.add, map(product, factors(hidden, self.unembedding(params)))), self.config.logit_cap)
 
     def unembedding(self, params: trees.Tree) -> Any:
         """The leaf `[V, D]` whose product with a hidden state makes the logits, before their cap: embedding, or untied head.
@@ -237,8 +247,11 @@ class Decoder:
 
         def layer(x, scanned):
             layer_params, sliding, rotated, layer_past = scanned
-            # Of a pair (for full layers, for sliding ones); where all layers take the same there is nothing to choose.
-            pick = lambda pair: jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)  # noqa: E731
+
+            def pick(pair: tuple[Any, Any]) -> Any:
+                """Picks from a pair (for full layers, for sliding ones); where both are the same there is nothing to choose."""
+                return jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)
+
             past_mask = None if past_masks is None else pick(past_masks)
             turn = pick(angles)
             if rotated is not None:
@@ -280,5 +293,6 @@ def _past_masks(cfg: DecoderConfig, positions_BxT: jax.Array, n_slots: int) -> t
 def _with_window(cfg: DecoderConfig, full: jax.Array, distance: Callable[[], jax.Array]) -> tuple[jax.Array, jax.Array]:
     if not any(cfg.sliding):
         return full, full
-    sliding = full & (distance() < cfg.window)
+    window: Any = cfg.window  # never None where a layer slides
+    sliding = full & (distance() < window)
     return (sliding, sliding) if all(cfg.sliding) else (full, sliding)

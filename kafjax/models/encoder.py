@@ -53,7 +53,9 @@ class EncoderLayer(nnx.Module):
         self.n_heads = H
 
     def __call__(self, x, mask_BxTxT):
-        heads = lambda y: y.reshape(*y.shape[:2], self.n_heads, -1)  # noqa: E731
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], self.n_heads, -1)
+
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
         attended = attend(q, [k], [v], [mask_BxTxT], q.shape[-1] ** -0.5).reshape(x.shape)
         x = self.attn_norm(x + self.o_proj(attended))
@@ -94,7 +96,10 @@ class Encoder:
     def init(self, key: jax.Array) -> trees.Tree:
         """Random float32 parameters."""
         first, rest = jax.random.split(key)
-        layer = lambda k: random_params(lambda rngs: EncoderLayer(self.config, rngs), k)  # noqa: E731
+
+        def layer(k: jax.Array) -> trees.Tree:
+            return random_params(lambda rngs: EncoderLayer(self.config, rngs), k)
+
         layers = jax.vmap(layer)(jax.random.split(rest, self.config.n_layers))
         return {"embeddings": random_params(lambda rngs: Embeddings(self.config, rngs), first), "layers": layers}
 

@@ -167,13 +167,13 @@ def _mistral(config: Config) -> dict[str, Any]:
 
 
 def _ministral3(config: Config) -> dict[str, Any]:
-    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or _MINISTRAL3_ROPE)
+    rope: dict[str, Any] = dict(config.get("rope_scaling") or config.get("rope_parameters") or _MINISTRAL3_ROPE)
     beta, _ = rope.pop("llama_4_scaling_beta", None), rope.pop("max_position_embeddings", None)  # the latter says nothing new
     defaults = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 262144}
     config = {**defaults, **config}
     if rope_type(rope) == "yarn":
         rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    length = rope.get("original_max_position_embeddings")
+    length: Any = rope.get("original_max_position_embeddings")
     if beta and length is None:
         raise UserError("config.json: llama_4_scaling_beta needs 'original_max_position_embeddings'")
     fields = _mistral({**config, "rope_scaling": None, "rope_parameters": rope})
@@ -185,7 +185,8 @@ def _phi3(config: Config) -> dict[str, Any]:
     defaults = {"num_key_value_heads": None, "sliding_window": None, "rms_norm_eps": 1e-5, "eos_token_id": 32000}
     lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
     config = {**defaults, **lengths, **config}
-    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    given: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope = dict(given)
     share = rope.pop("partial_rotary_factor", config.pop("partial_rotary_factor", None)) or 1.0
     is_long = rope_type(rope) in ("longrope", "su", "yarn")  # one and the same in this family
     theta = rope.get("rope_theta", config.get("rope_theta", 1e4))
@@ -223,7 +224,8 @@ def _olmo2(config: Config) -> dict[str, Any]:
 def _olmo3(config: Config) -> dict[str, Any]:
     config = {"max_position_embeddings": 2048, **config}
     full, local = _ropes_by_kind(config)
-    scaling = {**full, **(config.get("rope_scaling") or {})}
+    given: Any = config.get("rope_scaling") or {}
+    scaling = {**full, **given}
     sliding = [(i + 1) % 4 != 0 for i in range(count(config, "num_hidden_layers"))]
     return {
         **_olmo2({**config, "rope_parameters": None, "rope_scaling": None}),

@@ -66,8 +66,11 @@ def _attention_factor(yarn: Config) -> float:
     """Computes what YaRN multiplies queries and keys by, unless the file says it: equation 22, or a ratio of two of them."""
     if yarn.get("attention_factor") is not None:
         return float(yarn["attention_factor"])
-    grown = lambda scale: 0.1 * scale * math.log(max(yarn["factor"], 1)) + 1  # noqa: E731
-    scales = yarn.get("mscale"), yarn.get("mscale_all_dim")
+
+    def grown(scale: float) -> float:
+        return 0.1 * scale * math.log(max(yarn["factor"], 1)) + 1
+
+    scales: tuple[Any, Any] = yarn.get("mscale"), yarn.get("mscale_all_dim")
     return grown(scales[0]) / grown(scales[1]) if all(scales) else grown(1)
 
 

@@ -30,37 +30,35 @@ def _gemma3(*sizes: int, window: int, vocab_size: int = 262_144, **changes: Any)
 
 def _gemma2(*sizes: int, **switches: Any) -> DecoderConfig:
     hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
-    return DecoderConfig(
-        *(256_000, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads),
+    fields: dict[str, Any] = {
         **{"sliding": tuple(i % 2 == 0 for i in range(n_layers)), "window": 4096, "rope_theta": 1e4, "rope_theta_sliding": None},
         **{"qk_norm": False, "attention_cap": 50.0, "logit_cap": 30.0, "max_length": 8192, "family": "gemma2", **switches},
-    )
+    }
+    return DecoderConfig(256_000, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, **fields)
 
 
 def _plain(family: str, vocab_size: int, *sizes: int, head_dim: int = 128, **switches: Any) -> DecoderConfig:
     hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
-    return DecoderConfig(
-        *(vocab_size, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, head_dim),
-        **{
-            "sliding": (False,) * n_layers,
-            "window": None,
-            "rope_theta_sliding": None,
-            "attention_scale": head_dim**-0.5,
-            "norm_offset": 0.0,
-            "post_norms": False,
-            "qk_norm": False,
-            "activation": "silu",
-            "scale_embedding": False,
-            "tied": False,
-            "family": family,
-            **switches,
-        },
-    )
+    fields: dict[str, Any] = {
+        "sliding": (False,) * n_layers,
+        "window": None,
+        "rope_theta_sliding": None,
+        "attention_scale": head_dim**-0.5,
+        "norm_offset": 0.0,
+        "post_norms": False,
+        "qk_norm": False,
+        "activation": "silu",
+        "scale_embedding": False,
+        "tied": False,
+        "family": family,
+        **switches,
+    }
+    return DecoderConfig(vocab_size, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, head_dim, **fields)
 
 
 def _llama3(*sizes: int, factor: float = 8.0, **switches: Any) -> DecoderConfig:
     stretch = Llama3Stretch(low=1.0, high=4.0, original_length=8192)
-    rope = {"rope_theta": 5e5, "rope_factor": factor, "rope_stretch": stretch, "max_length": 131_072}
+    rope: dict[str, Any] = {"rope_theta": 5e5, "rope_factor": factor, "rope_stretch": stretch, "max_length": 131_072}
     return _plain("llama", 128_256, *sizes, **rope, norm_eps=1e-5, bos_id=128_000, eos_id=128_001, **switches)
 
 

@@ -27,7 +27,7 @@ _ARCHITECTURES = {
 def write(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The `config.json` of a Hugging Face folder; `fields` are those of a `DecoderConfig`, nested ones as dicts."""
     family = fields["family"]
-    config = {
+    config: dict[str, Any] = {
         "model_type": family,
         "architectures": [_ARCHITECTURES[family]],
         "vocab_size": fields["vocab_size"],

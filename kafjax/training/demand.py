@@ -171,8 +171,8 @@ class _Widths:
 
 
 def _kernels(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
-    is_kernel = lambda path: path.endswith(("/kernel", "/router", "_experts"))  # noqa: E731
-    return {path: leaf for path, leaf in trees.flatten(model.abstract_params()).items() if is_kernel(path)}
+    leaves = trees.flatten(model.abstract_params())
+    return {path: leaf for path, leaf in leaves.items() if path.endswith(("/kernel", "/router", "_experts"))}
 
 
 def _size(model: Decoder, path: str, kernel: jax.ShapeDtypeStruct) -> int:
