@@ -84,10 +84,10 @@ class Prediction:
     output_tokens: int = 0
     calls: int = 1
     correct: bool = False
-    cut: bool = False
     score: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     subject: str = ""
+    cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

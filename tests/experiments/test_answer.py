@@ -63,7 +63,7 @@ def test_an_index_is_built_once_without_a_run(answer, world, tmp_path):
     assert first.out.splitlines()[0] == second.out.splitlines()[0]
     (folder,) = tmp_path.iterdir()
     assert (folder / "artifacts" / "index" / "store" / "passages.jsonl").exists()
-    assert "embedding passages: 6/6" in first.err and "embedding passages" not in second.err
+    assert "indexing passages: 6/6" in first.err and "indexing passages" not in second.err
 
 
 def test_what_has_not_been_trained_names_the_command_that_trains_it(answer, compare, world, tmp_path):
