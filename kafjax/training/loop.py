@@ -302,10 +302,11 @@ def fingerprint_of(model: Decoder, params: trees.Tree, variants: Data, config: T
         for example in examples:
             data = zlib.crc32(np.ascontiguousarray(example.weights).data, data)
             data = zlib.crc32(np.ascontiguousarray(example.tokens).data, data)
+    told = dataclasses.asdict(model.config)
     return rundir.config_hash(
         {
             # Without what is at its default, so that a switch for another family leaves the checkpoints of this one readable.
-            "model": {f.name: value for f in dataclasses.fields(model.config) if (value := getattr(model.config, f.name)) != f.default},
+            "model": {f.name: told[f.name] for f in dataclasses.fields(model.config) if getattr(model.config, f.name) != f.default},
             "dtype": str(np.dtype(model.dtype)),
             "shapes": {path: list(leaf.shape) for path, leaf in trees.flatten(params).items()},
             "quantised": format_of(params),

@@ -88,7 +88,7 @@ def stored(folder: Path) -> int | None:
     except Exception:
         assert not (folder / "store").exists() and not (folder / ".store.previous").exists()
         return None
-    assert store.search(np.eye(4), 1)[2][0].id == store.index.ids[2]
+    assert store.search(np.eye(4), 1)[2][0].passage.id == store.index.ids[2]
     return int(store.index.ids[0][0])
 
 
