@@ -111,7 +111,9 @@ def mean(arm: Cells) -> Interval:
     if n == 0:
         return Interval(None, None, None, 0)
     value = total / n
-    if value in (0.0, 1.0) or (len(arm.seeds) == 1 and arm.count_SxC.max() == 1):
+    asked = arm.count_SxC > 0
+    is_score = bool(((arm.sum_SxC >= 0) & (arm.sum_SxC <= arm.count_SxC))[asked].all())  # else a count, of tokens for instance
+    if is_score and (value in (0.0, 1.0) or (len(arm.seeds) == 1 and arm.count_SxC.max() == 1)):
         return dataclasses.replace(wilson(value * C, C), value=value)
     if C == 1:
         return Interval(value, None, None, 1)

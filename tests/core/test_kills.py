@@ -23,8 +23,6 @@ from kafjax.evaluation.cost import Cost
 from kafjax.evaluation.results import Arm
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.retrieval import ExactIndex, Store
-from kafjax.training import Example
-from kafjax.training.packed import PackedRows, write_rows
 from tests.kills import KILLED, in_child
 
 # JAX warns of any fork; these children only write what was computed before.
@@ -143,19 +141,6 @@ def saved_peft(folder: Path) -> int | None:
     return hub.load_peft(folder / "peft", MODEL, PARAMS_OF_MODEL)[1].rank - 1 if (folder / "peft").exists() else None
 
 
-def save_rows(folder: Path, number: int) -> None:
-    if not (folder / "rows").exists():
-        write_rows(folder / "rows", [Example(np.arange(9, dtype=np.int32), np.ones(9, np.float32))] * 5, 16, tokenizer=number)
-
-
-def saved_rows(folder: Path) -> int | None:
-    if not (folder / "rows").exists():
-        return None
-    rows = PackedRows.open(folder / "rows")
-    assert len(rows.batches(batch_rows=1, epochs=1)) == rows.about.rows == 3
-    return rows.about.tokenizer
-
-
 def opened(folder: Path) -> int | None:
     return read_json(folder / "run" / "config.json")["number"] if (folder / "run" / "config.json").exists() else None
 
@@ -179,7 +164,6 @@ ARTIFACTS = {
     ),
     "a model's folder": Artifact(save_model, saved_model, replaces=False),
     "a folder for PEFT": Artifact(save_peft, saved_peft, replaces=False),
-    "packed rows": Artifact(save_rows, saved_rows, replaces=False),
     "a run": Artifact(lambda folder, number: open_run(folder, "run", Numbered(number), prefix="x").close(), opened, replaces=False),
 }
 

@@ -197,3 +197,10 @@ def test_a_difference_in_one_subject_alone_is_no_difference():
 
 def difference_of(a, b, subjects):
     return compare([(one_seed(a.tolist(), subjects), one_seed(b.tolist(), subjects))])[0]
+
+
+def test_a_mean_of_counts_is_no_share():
+    found = mean(one_seed([100.0, 200.0, 360.0], ["a", "b", "c"]))
+    assert found.value == 220 and 100 <= found.low < 220 < found.high <= 360
+    same = mean(one_seed([7.0, 7.0], ["a", "b"]))
+    assert (same.low, same.value, same.high) == (7, 7, 7)
