@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "token_rows": ("16 token rows", {"token_rows": tuple(range(16))}),
     "embedding": ("embedding too", {"targets": rf"embed/|{lora.Spec().targets}"}),
 }
-"""What each is called, and what it sets: a field of `Spec`, or `lora_plus` of `TrainConfig`."""
+"""Variants by name, with what each sets: a field of `Spec`, or `lora_plus` of `TrainConfig`."""
 
 
 def define_flags() -> None:

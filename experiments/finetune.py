@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ from kafjax.parallel import distributed, shard, shardings
 from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
-from kafjax.training.packed import PackedRows
+from kafjax.training.packed import PackedRows, tokenizer_checksum
 from kafjax.training.track import tracker
 
 N_SHOWN = 3  # questions asked at the end
@@ -143,7 +142,7 @@ def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) 
         raise UserError("--replay does not go with --rows, which were packed without other matters")
     rows = PackedRows.open(Path(config.rows))
     about = rows.about
-    if about.tokenizer != zlib.crc32(tokenizer.to_str().encode()):
+    if about.tokenizer != tokenizer_checksum(tokenizer):
         raise UserError(f"{rows.folder} was packed with another tokenizer than that of {config.model.model}")
     if about.chat_template != chat.get(build.CHAT_TEMPLATE):
         raise UserError(f"{rows.folder} was packed with another --chat, or another chat template, than that of {config.model.model}")

@@ -32,11 +32,11 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import read_object
+from kafjax.lora.files import ADAPTER
 from kafjax.models import Decoder
 from scripts.card import model_card
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-ADAPTER = "adapter.safetensors"
 N_TOKENS = 32  # that the merged model is tried on
 N_SHOWN = 5  # parameters, those that the rounding moves most
 

@@ -10,7 +10,6 @@ Needs: pip install 'kafjax[data]'
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from kafjax.core.progress import Progress
 from kafjax.corpus import stream_corpus
 from kafjax.methods.examples import stream_examples
 from kafjax.training import Example
-from kafjax.training.packed import longest_first, write_rows
+from kafjax.training.packed import longest_first, tokenizer_checksum, write_rows
 
 
 def run(config: PackRows) -> None:
@@ -40,7 +39,7 @@ def run(config: PackRows) -> None:
                 bar.advance(1)
                 yield example
 
-        source = {"corpus": corpus.name, "tokenizer": zlib.crc32(tokenizer.to_str().encode()), "questions": corpus.questions}
+        source = {"corpus": corpus.name, "tokenizer": tokenizer_checksum(tokenizer), "questions": corpus.questions}
         source |= build.chat_identity(template)
         about = write_rows(Path(config.out), longest_first(examples()), config.seq_len, **source)
     told = f"{about.rows} rows of {about.seq_len} tokens, {100 * about.padding:.2f}% of them padding"

@@ -37,6 +37,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 from kafjax.core.errors import UserError, check_text, nearest
+from kafjax.core.text import shortened
 
 MOST_WHOLE = 2**31 - 1
 """Highest whole number of a field that sets no lower limit itself: arrays are counted in 32 bits."""
@@ -387,10 +388,6 @@ def _name(hint: Any) -> str:
     return f"{'a mapping to' if _is_mapping(hint) else 'a list of'} {names[_element(hint)].removeprefix('a ')}"
 
 
-def _shortened(value: Any) -> str:
-    return str(value) if abs(value) < 10**30 else "a number of many digits"
-
-
 def _check(name: str, value: Any, hint: Any, about: Option) -> None:
     if not _has_type(value, hint):
         raise UserError(f"{name}={str(value)[:60]!r}: must be {_name(hint)}")
@@ -418,6 +415,6 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
             raise UserError(f"{name}={one}{flag}: must be above {about.above:g}")
         most = about.most if about.most is not None else MOST_WHOLE if isinstance(one, numbers.Integral) else None
         if most is not None and one > most:
-            raise UserError(f"{name}={_shortened(one)}{flag}: must be {_text(most)} or less")
+            raise UserError(f"{name}={shortened(one, spelled=str)}{flag}: must be {_text(most)} or less")
         if about.below is not None and one >= about.below:
             raise UserError(f"{name}={one}{flag}: must be below {about.below:g}")

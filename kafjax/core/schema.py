@@ -21,6 +21,7 @@ import pydantic
 
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import read_json, read_jsonl
+from kafjax.core.text import shortened
 
 T = TypeVar("T")
 Count = Annotated[int, pydantic.Field(ge=0, le=2**53)]
@@ -68,10 +69,7 @@ def _lower(message: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Shows a value in a few characters. Numbers of thousands of digits are not spelled out."""
-    if isinstance(value, int) and abs(value) >= 10**30:
-        return "a number of many digits"
+    """Shows a value in a few characters; of a container, its size."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return shortened(value, 60)

@@ -15,6 +15,7 @@ from typing import Any
 
 from kafjax.core import patterns
 from kafjax.core.errors import UserError
+from kafjax.core.text import shortened
 
 DEFAULTS: dict[str, Any] = {
     "r": 8,
@@ -95,8 +96,7 @@ def completed(config: Any) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """Shortens a value out of a file for a message."""
-    text = "a number of many digits" if isinstance(value, int) and abs(value) >= 10**30 else ascii(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return shortened(value, spelled=ascii)
 
 
 _KINDS = {dict: "an object", str: "a text", bool: "true or false", int: "a whole number"}

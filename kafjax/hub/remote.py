@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?P<repo>[A-Za-z0-9_][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]
 _SENTENCE = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/config.json")
 _DENSE = ("[0-9]_*/model.safetensors",)  # layers behind a pooling: small, and read with the configuration
 SETTINGS = ("config.json", *TOKENIZER_FILES, *_SENTENCE, *_DENSE)
-"""What says what a model is, and how text becomes tokens."""
+"""Files that say what a model is, and how text becomes tokens."""
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model*.safetensors", "adapter_model.safetensors.index.json")
 

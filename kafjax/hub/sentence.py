@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
-from kafjax.core.rundir import read_json
+from kafjax.core.rundir import read_json, read_object
 from kafjax.models import EncoderConfig
 from kafjax.models.config import DenseConfig
 from kafjax.models.pooling import ACTIVATIONS, MODES
@@ -187,12 +187,7 @@ def _dense(folder: Path, path: str, size: int) -> DenseConfig:
 
 
 def _object(file: Path, needed: bool = False) -> Mapping[str, Any]:
-    if not needed and not file.exists():
-        return {}
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: must hold an object, not {type(found).__name__}")
-    return found
+    return read_object(file) if needed or file.exists() else {}
 
 
 def _first(prompts: Mapping[str, str | None], names: tuple[str, ...], default: str) -> str:

@@ -49,7 +49,7 @@ class Marked:
 
 
 Prompt = str | Marked
-"""What a model is asked: plain text, or turns of a chat."""
+"""A question to a model: plain text, or turns of a chat."""
 
 
 def front(tokenizer: Tokenizer) -> list[int]:

@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pissa": {"init": "pissa"},
     "olora": {"init": "olora"},
 }
-"""What each variant by name sets in a `Spec`; they go together. LoRA+ is the optimizer's (`TrainConfig.lora_plus`)."""
+"""Fields of a `Spec` that each variant sets, by name; they go together. LoRA+ is the optimizer's (`TrainConfig.lora_plus`)."""
 
 INITS = ("lora", "pissa", "olora")
 

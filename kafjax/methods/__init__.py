@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[Lab, str, Method], Method]] = {"oracle": Oracle, "r
 
 # In the order in which a comparison runs them: the cheap ones first, trained weights before the hybrids that use them.
 METHODS = ("base", "oracle", "rag", "hyde", "lora", "full", "lora+rag", "full+rag")
-"""What a comparison has without being asked for others."""
+"""Methods of a comparison that is not asked for others."""
 
 
 def parts(name: str) -> tuple[str, str | None]:

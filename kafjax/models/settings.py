@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError
+from kafjax.core.text import shortened
 
 _COUNTS = {
     "vocab_size": 2**24,
@@ -69,31 +70,26 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
             if value is None and key in _MAY_BE_NULL:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNTS[key]:
-                raise UserError(f"{where}: {key}={_shown(value)} must be a whole number from 1 to {_COUNTS[key]}")
+                raise UserError(f"{where}: {key}={shortened(value)} must be a whole number from 1 to {_COUNTS[key]}")
         elif key in _POSITIVE or key in _NOT_NEGATIVE:
             if value is None and (key in _MAY_BE_NULL or (key == "rope_theta" and theta_is_nested)):
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not (0 < value <= sys.float_info.max or (value == 0 and key in _NOT_NEGATIVE)):
-                raise UserError(f"{where}: {key}={_shown(value)} must be a number {'above' if key in _POSITIVE else 'from'} 0")
+                raise UserError(f"{where}: {key}={shortened(value)} must be a number {'above' if key in _POSITIVE else 'from'} 0")
         elif key in _SWITCHES:
             if not isinstance(value, bool) and not (value is None and key in _MAY_BE_NULL):
-                raise UserError(f"{where}: {key}={_shown(value)} must be true or false")
+                raise UserError(f"{where}: {key}={shortened(value)} must be true or false")
         elif key == "bos_token_id":
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise UserError(f"{where}: {key}={_shown(value)} must be a token's number, or null")
+                raise UserError(f"{where}: {key}={shortened(value)} must be a token's number, or null")
         elif key == "no_rope_layers":
             if value is not None and not (isinstance(value, list) and all(entry in (0, 1) for entry in value)):
-                raise UserError(f"{where}: {key}={_shown(value)} must be a list of 0 and 1")
+                raise UserError(f"{where}: {key}={shortened(value)} must be a list of 0 and 1")
         elif key == "layer_types":
             if value is not None and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
-                raise UserError(f"{where}: {key}={_shown(value)} must be a list of names")
+                raise UserError(f"{where}: {key}={shortened(value)} must be a list of names")
         elif key in _ROPES and value is not None:
             if not isinstance(value, dict):
-                raise UserError(f"{where}: {key}={_shown(value)} must be an object")
+                raise UserError(f"{where}: {key}={shortened(value)} must be an object")
             check_settings(value, f"{where}: {key}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of many digits"
-    return text if len(text) <= 80 else f"{text[:80]}..."

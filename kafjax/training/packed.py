@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pydantic
+from tokenizers import Tokenizer
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Question
@@ -41,6 +42,11 @@ def _extra(module: str) -> Any:
         return __import__(module, fromlist=["_"])
     except ImportError as error:
         raise UserError(f"rows packed beforehand need the package {module.split('.')[0]}; run: pip install 'kafjax[data]'") from error
+
+
+def tokenizer_checksum(tokenizer: Tokenizer) -> int:
+    """Returns the CRC-32 of a tokenizer's file, by which rows know what they were packed with."""
+    return zlib.crc32(tokenizer.to_str().encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import safetensors.numpy
 from kafjax import hub
 from kafjax.corpus.folder import load_folder
 from kafjax.methods.examples import stream_examples
-from kafjax.training.packed import write_rows
+from kafjax.training.packed import tokenizer_checksum, write_rows
 from tests import tiny
 from tests.multiprocess.launch import FINETUNE
 
@@ -107,7 +106,7 @@ def test_packed_rows_go_to_two_processes_as_to_one(launcher, world, flags, tmp_p
     rows = tmp_path / "rows"
     tokenizer = hub.tokenizer(str(world / "gemma"))
     examples = stream_examples(load_folder(world / "corpus"), tokenizer, 10**6, 1)
-    about = write_rows(rows, examples, 32, tokenizer=zlib.crc32(tokenizer.to_str().encode()))
+    about = write_rows(rows, examples, 32, tokenizer=tokenizer_checksum(tokenizer))
     arguments = [*flags, f"--rows={rows}", "--seq_len=32", "--steps=8", "--checkpoint_every=0"]
     for n in (1, 2):
         launcher.run(FINETUNE, [*arguments, f"--name=rows{n}"], n, tmp_path / f"log{n}")
