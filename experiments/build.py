@@ -44,9 +44,7 @@ CORPUS_HASH, CHAT_TEMPLATE = "corpus_hash", "chat_template"
 """Keys of config.json beside the settings: what a folder of documents holds, and the fingerprint of the template that is asked through."""
 
 
-def start(
-    experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mapping[str, Any]] = dict
-) -> None:
+def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mapping[str, Any]] = dict) -> None:
     """Runs an experiment as a program: its flags, then `run(config)`, then the exit code.
 
     Args:

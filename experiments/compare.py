@@ -31,7 +31,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.rundir import environment, find_run, open_run
 from kafjax.corpus import open_corpus
-from kafjax.evaluation import table
+from kafjax.evaluation import comparison_tables, table
 from kafjax.methods import METHODS, in_running_order, open_method
 from kafjax.training.checksum import weights_hash
 
@@ -69,13 +69,13 @@ def run(config: configs.Compare) -> dict[str, Any]:
     while pending := [name for name in names if name not in arms]:
         if arms:
             results = write_results(run, lab, names, arms, code, command)
-            so_far = dataclasses.replace(table.quality_table(results), notes=())  # the notes come with the whole table
+            so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())  # the notes come with the whole table
             print(f"\n{table.to_markdown(so_far)}", flush=True)
         arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
         arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(run, pending[0], arms[pending[0]])
     results = write_results(run, lab, names, arms, code, command)
-    print(f"\n{table.render(table.main_tables(results), [*table.setting(results), *table.method_notes(results)])}")
+    print(f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}")
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
     print(f"Look at {run.path}/report.html, or at {run.path}/predictions.jsonl for every answer.")

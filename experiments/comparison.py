@@ -12,7 +12,7 @@ from kafjax.core.progress import Progress, say
 from kafjax.core.records import Prediction, Question
 from kafjax.core.rundir import Run, read_jsonl, read_object, write_atomic, write_json, write_jsonl
 from kafjax.core.schema import read, read_rows
-from kafjax.evaluation import figures, table
+from kafjax.evaluation import comparison_tables, figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import RETENTION, Arm, collect
@@ -36,7 +36,7 @@ def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
         nll, tokens = base.held_out_nll, base.held_out_tokens
     else:
         with Progress(name, len(lab.corpus.held_out_texts), unit="text") as bar:
-            nll, tokens = lab.held_out_nll(method.params, lambda: bar.advance(1, "perplexity of held-out text"))
+            nll, tokens = lab.held_out_nll(method.params, lambda n: bar.advance(n, "perplexity of held-out text"))
     latencies = _latencies(method, [q for q in questions if q.split != RETENTION], n_latency)
     cost = _with_queries(method.cost(), predictions, latencies, lab, peak.n_bytes)
     return Arm(predictions, cost, nll, tokens, _oracle_of_misses(method, predictions, lab), method.note)
@@ -149,7 +149,7 @@ def write_results(
     arms = {name: arms[name] for name in names if name in arms}
     results = collect(arms, config=config, environment=environment, pending=pending)
     write_json(run.file("results.json"), results)
-    write_atomic(run.file("table.md"), table.render(table.all_tables(results), [*table.setting(results), *table.method_notes(results)]))
+    write_atomic(run.file("table.md"), table.render(comparison_tables.all_tables(results), comparison_tables.footer(results)))
     write_jsonl(run.file("predictions.jsonl"), [p.to_json() for arm in arms.values() for p in arm.predictions])
     drawn = {} if pending else figures.draw_all(results, run.file("figures"), _metrics(run))
     write_report(

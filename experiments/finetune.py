@@ -41,7 +41,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.records import Question
 from kafjax.core.rundir import Run, environment, find_run, open_run, write_atomic, write_json
-from kafjax.core.schema import Amount, Count, read
+from kafjax.core.schema import read
 from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
 from kafjax.evaluation.figures import loss_curves
@@ -55,6 +55,7 @@ from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
 from kafjax.training.packed import PackedRows, tokenizer_checksum
+from kafjax.training.took import Took
 from kafjax.training.track import tracker
 
 N_SHOWN = 3  # questions asked at the end
@@ -160,11 +161,10 @@ def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> N
             lora.save(run.file(ADAPTER), adapters, result.spec)
     if not distributed.is_main():
         return
-    bill = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "spec", "curve")}
     png = io.BytesIO()
     loss_curves({**row, "method": method} for row in result.curve).savefig(png, format="png")
     write_atomic(run.file("loss.png"), png.getvalue())
-    write_json(run.file("result.json"), {"final_loss": result.curve[-1]["loss"], **bill, "environment": code})
+    write_json(run.file("result.json"), {**result.record(), "environment": code})
     discard_checkpoints(run.path)
 
 
@@ -176,32 +176,17 @@ def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Me
     return lora.attach(params, shard(adapters, shardings(lora.axes(adapters, model.axes()), adapters, mesh)), spec)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Took:
-    """The printed part of `result.json`. Older releases did not count useful FLOPs."""
-
-    trainable_parameters: Count
-    steps: Count
-    tokens: Count
-    seconds: Amount
-    tokens_per_second: Amount
-    compile_seconds: Amount
-    peak_memory_bytes: Count
-    final_loss: float
-    flops_measured: Amount
-    flops_useful: Amount | None = None
-
-
 def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts) -> None:
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
     prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in shown]
     replies = generator.generate(params, prompts, Sampling(max_new_tokens=12))
     if not distributed.is_main():
         return
-    took = read(_Took, run.file("result.json"), fix=f"delete {run.path} to train again")
+    took = read(Took, run.file("result.json"), fix=f"delete {run.path} to train again")
     print(f"\nTrained {took.trainable_parameters:,} parameters for {took.steps} steps on {took.tokens:,} tokens")
     print(f"  in {took.seconds:.0f} s ({took.tokens_per_second:.0f} tokens/s), compiled in {took.compile_seconds:.0f} s;")
-    print(f"  {took.peak_memory_bytes / 1e9:.1f} GB at the peak, final loss {took.final_loss:.3f} nats per token.")
+    loss = "" if took.final_loss is None else f", final loss {took.final_loss:.3f} nats per token"
+    print(f"  {took.peak_memory_bytes / 1e9:.1f} GB at the peak{loss}.")
     if took.flops_useful is not None:
         executed, useful = took.flops_measured / 1e12, took.flops_useful / 1e12
         print(f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target.")

@@ -17,16 +17,18 @@ from typing import Any
 
 from experiments import build, configs
 from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
+from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import read_object, write_atomic
-from kafjax.core.schema import read_rows
+from kafjax.core.schema import read, read_rows
 from kafjax.evaluation import arms, table
 from kafjax.evaluation.arms import METHOD, SEED, Arm, Trial
 from kafjax.evaluation.report import html_figures, html_table, write_page
 from kafjax.evaluation.results import RETENTION
+from kafjax.training.took import Took
 
 
 def run(config: configs.Report) -> list[Arm]:
@@ -88,18 +90,18 @@ def _trials(path: Path) -> Iterator[Trial]:
         for method, predictions in by_method.items():
             yield Trial({METHOD: method, **record}, seed, predictions, None, f"{path} ({method})")
     elif (path / "result.json").exists():
-        yield Trial(record, seed, (), read_object(path / "result.json").get("final_loss"), str(path))
+        yield Trial(record, seed, (), read(Took, path / "result.json").final_loss, str(path))
 
 
 def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
     for file in sorted(path.glob("lanes/*/trained.json")):
-        trained, answers = read_object(file), file.with_name("predictions.jsonl")
-        if trained.get("ending") == "diverged":
+        trained, answers = read(TrainedLane, file), file.with_name("predictions.jsonl")
+        if trained.ending == "diverged":
             say("report", f"{file.parent} diverged, and is left out")
             continue
-        settings = {name: trained.get(name) for name in ("rank", "alpha", "targets")} | {"lr": trained.get("learning_rate")}
+        settings = {"rank": trained.rank, "alpha": trained.alpha, "targets": trained.targets, "lr": trained.learning_rate}
         predictions = read_rows(Prediction, answers) if answers.exists() else []
-        yield Trial({**record, **settings}, trained.get(SEED, 0), predictions, trained.get("final_loss"), str(file.parent))
+        yield Trial({**record, **settings}, trained.seed, predictions, trained.final_loss, str(file.parent))
 
 
 def _settings(record: dict[str, Any]) -> dict[str, Any]:

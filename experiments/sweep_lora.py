@@ -21,41 +21,35 @@ a broken run stopped; with a larger grid it trains only what is new.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from experiments import build, configs
 from experiments.configs import SweepLora
-from kafjax import hub, lora
-from kafjax.core import rundir, trees
+from experiments.sweep_grid import grid
+from experiments.sweep_lanes import BASE, TrainedLane, answer_missing, train_missing
+from kafjax import hub
+from kafjax.core import rundir
 from kafjax.core.config import command_of, record
 from kafjax.core.errors import UserError
-from kafjax.core.progress import Progress, say, waiting
+from kafjax.core.progress import say
 from kafjax.core.records import Corpus, Prediction, Question
 from kafjax.core.rundir import Run, read_object, write_json, write_jsonl
 from kafjax.core.schema import checked, read_rows
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import sweep, table
-from kafjax.evaluation.score import score
-from kafjax.generation import Generation, Generator, Sampling
-from kafjax.lora.files import ADAPTER
+from kafjax.generation import Generator
 from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
-from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.prompts.prompt import Prompts
-from kafjax.training import Example, TrainConfig, discard_checkpoints, layout
+from kafjax.training import Example, layout
 from kafjax.training.checksum import weights_hash
-from kafjax.training.lane_step import LaneTask, check_lanes, lanes_that_fit
-from kafjax.training.lanes import EarlyStop, Lane, LaneResult, check, train_lanes
+from kafjax.training.lane_step import check_lanes
+from kafjax.training.lanes import EarlyStop, Lane, check
 from kafjax.training.loop import batches_of
 
-BASE = "base"
 HELD_OUT = 5  # with --early_stop, one training question in so many
 
 
@@ -93,7 +87,7 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     n_questions = len(corpus.questions) + len(corpus.retention)
     say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
     code = rundir.environment() | {"weights": weights_hash(params)}
-    train_missing(run, model, params, examples, config.train, lanes, mesh, stop, config.lanes, code)
+    train_missing(run, model, params, examples, config.train, lanes, mesh=mesh, stop=stop, slots=config.lanes, code=code)
     generator = Generator(model, tokenizer, config.generation.batch, mesh)
     answer_missing(run, generator, params, corpus, lanes, config.generation.max_new_tokens, prompts)
     results = write_results(run, lanes)
@@ -108,32 +102,6 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     print("Next: see the best cell beside retrieval and full fine-tuning, and what it forgets:")
     print(command_of("experiments.compare", configs.Compare, values))
     return results
-
-
-def grid(config: SweepLora) -> list[Lane]:
-    """Lists every combination of the grid. Raises `UserError` for an empty one or a value that is none."""
-    for name in ("ranks", "alphas", "lrs", "seeds", "targets"):
-        if not getattr(config, name):
-            raise UserError(f"--{name} is empty: the grid has no lane; give at least one value")
-    lanes = []
-    targets = list(dict.fromkeys(config.targets))
-    axes = config.ranks, config.alphas, config.lrs, enumerate(targets), config.seeds
-    for rank, alpha, rate, (t, target), seed in itertools.product(*axes):
-        spec = lora.Spec(rank, _alpha(alpha, rank), target, rslora=config.rslora)
-        name = f"r{rank}-a{spec.alpha:g}-lr{rate:g}" + (f"-{_plain(target)}{t}" if len(targets) > 1 else "") + f"-s{seed}"
-        lanes.append(Lane(name, spec, rate, seed))
-    return list({lane.name: lane for lane in lanes}.values())  # 2r and 8 are the same alpha at rank 4
-
-
-def _plain(target: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", target).strip("_")[:20]
-
-
-def _alpha(text: str, rank: int) -> float:
-    try:
-        return float(text.removesuffix("r") or "1") * (rank if text.endswith("r") else 1)
-    except ValueError:
-        raise UserError(f"--alphas: '{text[:60]}' is not a number; write 32, or 2r for twice the rank") from None
 
 
 def examples_of(
@@ -152,130 +120,6 @@ def examples_of(
     return examples, EarlyStop(training_examples(alone, tokenizer, Settings(), eos_id, prompts)[0], config.look_every, config.early_stop)
 
 
-def train_missing(
-    run: Run,
-    model: Decoder,
-    params: trees.Tree,
-    examples: list[list[Example]],
-    config: TrainConfig,
-    lanes: Sequence[Lane],
-    mesh: Any,
-    stop: EarlyStop | None,
-    slots: int | None,
-    code: dict[str, Any],
-) -> None:
-    """Trains the lanes that have left no `trained.json`, `slots` at a time, and saves each as soon as it is done.
-
-    `code` is noted as their environment.
-    """
-    folder = run.file("lanes")
-    for finished in folder.glob("*/trained.json"):
-        discard_checkpoints(finished.parent)  # of a start that ended in between
-    pending = [lane for lane in lanes if not (folder / lane.name / "trained.json").exists()]
-    if len(pending) < len(lanes):
-        say("sweep", f"{len(lanes) - len(pending)} lanes were trained earlier")
-    if not pending:
-        return
-    layout = lora.lanes.layout([lane.spec for lane in lanes], params)
-    if slots is None:
-        batch = batches_of(examples, dataclasses.replace(config, seed=pending[0].seed), n_data_shares(mesh))[0]
-        with waiting("sweep", "asking the compiler how many lanes memory holds"):
-            slots, why = lanes_that_fit(LaneTask.build(model, params, config, mesh, layout, mesh.shape["lane"]), batch, len(pending))
-        say("sweep", f"{slots} lanes at a time: {why}")
-
-    def save(lane: Lane, result: LaneResult) -> None:
-        last = [row["loss"] for row in result.curve[-max(len(result.curve) // 10, 1) :]]
-        if result.ending != "diverged":  # its adapter is of no use, and holds NaN
-            lora.save(folder / lane.name / ADAPTER, result.adapters, lane.spec)
-        write_json(
-            folder / lane.name / "trained.json",
-            {
-                "rank": lane.spec.rank,
-                "alpha": lane.spec.alpha,
-                "learning_rate": lane.learning_rate,
-                "targets": lane.spec.targets,
-                "seed": lane.seed,
-                "ending": result.ending,
-                "steps": len(result.curve),
-                "tokens": result.tokens,
-                "final_loss": float(np.mean(last)) if np.isfinite(last).all() else None,
-                "checks": result.checks,
-                "environment": code,
-            },
-        )
-        discard_checkpoints(folder / lane.name)
-
-    kept = {"early_stop": stop, "run_dir": folder, "on_done": save, "log": run.log}
-    train_lanes(model, params, examples, config, pending, slots=slots, layout=layout, mesh=mesh, **kept)
-
-
-def answer_missing(
-    run: Run,
-    generator: Generator,
-    params: trees.Tree,
-    corpus: Corpus,
-    lanes: Sequence[Lane],
-    max_new_tokens: int,
-    write: Prompts,
-) -> None:
-    """Lets the adapters answer that have not, many in one batch, and the base, from a slot that is empty."""
-    questions, folder = [*corpus.questions, *corpus.retention], run.file("lanes")
-
-    def missing(name: str) -> bool:
-        return not (folder / name / "predictions.jsonl").exists()
-
-    served = [lane for lane in lanes if (folder / lane.name / ADAPTER).exists()]
-    pending: list[Lane | None] = [lane for lane in served if missing(lane.name)] + ([None] if missing(BASE) else [])
-    if not pending:
-        return
-    layout = lora.lanes.layout([lane.spec for lane in lanes], params)
-    n_slots = min(len(served) + 1, 8)  # not of `pending`: a resumed run finds its programs in the compilation cache
-    slots = lora.lanes.empty_slots(params, layout, n_slots)
-    prompts, sampling = [write.closed_book(q.text) for q in questions], Sampling(max_new_tokens=max_new_tokens)
-    with Progress("answers", len(pending) * len(questions), unit="question") as bar:
-        for start in range(0, len(pending), n_slots):
-            group = pending[start : start + n_slots]
-            for slot, lane in enumerate(group):
-                adapters, spec = lora.load(folder / lane.name / ADAPTER, params) if lane else ({}, lanes[0].spec)
-                slots = lora.lanes.put(slots, slot, lora.lanes.pad(adapters, layout), lora.lanes.scales(spec, params, layout))
-            prefix = generator.prefix(slots, write.closed_book_prefix())
-            of_prompts = [slot for slot in range(len(group)) for _ in prompts]
-            replies = generator.generate(slots, prompts * len(group), sampling, prefix, lambda n: bar.advance(n), of_prompts)
-            for slot, lane in enumerate(group):
-                name = lane.name if lane else BASE
-                of_lane = replies[slot * len(prompts) : (slot + 1) * len(prompts)]
-                rows = [_prediction(name, question, reply).to_json() for question, reply in zip(questions, of_lane, strict=True)]
-                write_jsonl(folder / name / "predictions.jsonl", rows)
-
-
-def _prediction(name: str, question: Question, reply: Generation) -> Prediction:
-    return score(
-        Prediction(
-            id=question.id,
-            method=name,
-            split=question.split,
-            question=question.text,
-            answer=reply.text.strip(),
-            answers=question.answers,
-            gold_passages=question.passages,
-            prompt_tokens=reply.prompt_tokens,
-            cached_tokens=reply.cached_tokens,
-            output_tokens=reply.output_tokens,
-            cut=not reply.ended,
-            seconds={"prefill": reply.prefill_seconds, "decode": reply.decode_seconds},
-            subject=question.subject,
-        )
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainedLane:
-    """The part of `trained.json` that the table shows."""
-
-    ending: Literal["finished", "stopped", "diverged"]
-    final_loss: float | None
-
-
 def write_results(run: Run, lanes: Sequence[Lane]) -> dict[str, Any]:
     """Puts the lanes together: results.json, predictions.jsonl, table.md and the figures."""
     folder = run.file("lanes")
@@ -291,7 +135,7 @@ def write_results(run: Run, lanes: Sequence[Lane]) -> dict[str, Any]:
         settings = {"rank": lane.spec.rank, "alpha": lane.spec.alpha, "learning rate": lane.learning_rate}
         settings |= {"targets": lane.spec.targets} if several else {}
         again = f"delete {folder / lane.name} to train it again"
-        kept = checked(_TrainedLane, trained[lane.name], folder / lane.name / "trained.json", fix=again)
+        kept = checked(TrainedLane, trained[lane.name], folder / lane.name / "trained.json", fix=again)
         return sweep.Trial(lane.name, settings, lane.seed, kept.ending, kept.final_loss, predictions(lane.name))
 
     trials = [trial(lane) for lane in lanes]

@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import build, configs, sweep_lora
+from experiments import build, configs
 from experiments.finetune import open_lesson
+from experiments.sweep_grid import grid
 from kafjax import hub, lora
 from kafjax.core.config import Config, changed, config_hash, leaves, read_record
 from kafjax.core.errors import UserError
@@ -112,7 +113,7 @@ def _trainings(config: Config) -> list[tuple[TrainConfig, lora.Spec | None]]:
     if isinstance(config, configs.Finetune):
         return [(config.train, config.spec if config.method == "lora" else None)]
     if isinstance(config, configs.SweepLora):
-        return [(config.train, lane.spec) for lane in sweep_lora.grid(config)]
+        return [(config.train, lane.spec) for lane in grid(config)]
     if isinstance(config, configs.Compare):
         weights = dict.fromkeys(parts(name)[0] for name in config.methods)
         return [(config.settings.train, None if name == "full" else config.settings.spec) for name in weights if name != BASE]

@@ -35,7 +35,7 @@ from kafjax.core.progress import LINE_SECONDS, Progress
 from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
-from kafjax.parallel.distributed import find_place
+from kafjax.parallel.place import find_place
 from launch import estimate
 from launch.config import Launch
 from launch.engines import jobset, slurm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,11 @@ from kafjax import lora
 from kafjax.core.config import command_of
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import read_object
-from kafjax.core.schema import Count, read, read_rows
+from kafjax.core.schema import read, read_rows
 from kafjax.core.text import visible
 from kafjax.evaluation.intervals import mean_score
 from kafjax.evaluation.results import ordered
+from kafjax.training.took import Took
 
 _SHOWN = ("corpus", "lr", "lr_lora", "lr_full", "epochs", "steps", "batch_rows", "seq_len", "optimizer", "replay", "base", "dtype", "seed")
 _READ = {"peft": "PeftModel.from_pretrained(base, FOLDER)", "transformers": "AutoModelForCausalLM.from_pretrained(FOLDER)"}
@@ -65,15 +65,6 @@ def _command(stored: Mapping[str, Any]) -> str:
     return command_of("experiments.compare", configs.Compare, stored)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Result:
-    """The part of `result.json` that is shown."""
-
-    final_loss: float
-    steps: Count
-    tokens: Count
-
-
 def _scores(run: Path, trained: Path) -> str:
     """Lists the measured scores: answers of a lane or a method, or the loss of a training. Empty if nothing was measured."""
     files = (trained / "predictions.jsonl", run / "arms" / trained.name / "predictions.jsonl")
@@ -84,9 +75,8 @@ def _scores(run: Path, trained: Path) -> str:
             found = mean_score([p.correct for p in predictions if p.split == split])
             rows.append((split, f"{100 * found.value:.1f} [{100 * found.low:.0f}, {100 * found.high:.0f}]", str(found.n)))
         return _table(("questions", "answered right, % (95% interval)", "number"), rows)
-    if (run / "result.json").is_file():
-        result = read(_Result, run / "result.json")
-        return f"Final loss: {result.final_loss:.3f} nats per token, after {result.steps} steps on {result.tokens:,} tokens."
+    if (run / "result.json").is_file() and (took := read(Took, run / "result.json")).final_loss is not None:
+        return f"Final loss: {took.final_loss:.3f} nats per token, after {took.steps} steps on {took.tokens:,} tokens."
     return ""
 
 

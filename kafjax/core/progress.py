@@ -18,6 +18,12 @@ from kafjax.core.text import visible
 LINE_SECONDS = 10.0
 BAR_SECONDS = 1.0
 _silent = False
+Advance = Callable[[int], None]
+"""Called with the number of items that are done since the last call."""
+
+
+def unshown(n: int) -> None:
+    """Shows no progress: the default wherever an `Advance` is taken."""
 
 
 class _Bar(tqdm):
@@ -41,7 +47,6 @@ def say(label: str, text: str) -> None:
 class Progress:
     """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as bar: bar.advance(1, "loss 1.2")`.
 
-    `total` is None where it is not known. A thread keeps it alive while a step compiles or takes long; it ends with the block,
     `total` is None where it is unknown. A thread keeps printing while a step takes long, until the block ends.
     """
 

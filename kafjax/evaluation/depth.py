@@ -1,7 +1,7 @@
 """Summaries by the number of passages in the prompt: accuracy, recall, tokens and latency at each depth, as data, tables and a figure.
 
-    results = collect(predictions, clusters, latencies)      one row a depth, in results.json
-    tables(results); draw(results, path)
+results = collect(predictions, clusters, latencies)      one row a depth, in results.json
+tables(results); draw(results, path)
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from typing import Any
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import write_atomic
 from kafjax.core.text import visible
-from kafjax.evaluation import table
+from kafjax.evaluation import comparison_tables
 from kafjax.evaluation.hints import hints
 from kafjax.evaluation.results import RETENTION
 from kafjax.evaluation.score import first_line
 from kafjax.evaluation.style import CSS
+from kafjax.evaluation.table import Table
 
 SAMPLES = 4  # right and wrong answers shown of each method
 
@@ -36,8 +37,8 @@ def write_report(
     `figures` are {caption: PNG path} as from `figures.draw_all`, `reproduce` the commands that make this run again,
     `passages` the texts of the retrieved passages by id (ids are shown where a text is missing).
     """
-    quality, *other_tables = map(html_table, table.all_tables(results))
-    setting, notes = table.setting(results), table.method_notes(results)
+    quality, *other_tables = map(html_table, comparison_tables.all_tables(results))
+    setting, notes = comparison_tables.setting(results), comparison_tables.method_notes(results)
     body = [
         f"<h1>{_escape(title)}</h1><p class='sub'>{'<br>'.join(map(_escape, setting))}</p>",
         f"<p class='sub'>Still to come: {_escape(', '.join(results['pending']))}.</p>" if results["pending"] else "",
@@ -67,7 +68,7 @@ def write_page(path: Path, title: str, body: Sequence[str]) -> None:
     write_atomic(path, "\n".join(lines) + "\n")
 
 
-def html_table(data: table.Table) -> str:
+def html_table(data: Table) -> str:
     """Writes a table under its title and above its notes."""
     head = "".join(f"<th>{_escape(header)}</th>" for header in data.headers)
     rows = "".join(f"<tr><th>{_escape(row[0])}</th>{''.join(map(_cell, row[1:]))}</tr>" for row in data.rows)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
+from kafjax.core.progress import Advance, unshown
 from kafjax.generation.branches import n_shared, prefill_branches
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
 from kafjax.generation.sample import Sampling
@@ -110,7 +111,7 @@ class Generator:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         prefix: Prefix | None = None,
-        on_progress: Callable[[int], None] = lambda n: None,
+        advance: Advance = unshown,
         adapters: Sequence[int] | None = None,
     ) -> list[Generation]:
         """Completes each prompt; the answers come back in the order of the prompts.
@@ -119,7 +120,7 @@ class Generator:
         program, whatever the mix.
 
         With a `prefix`, made with the same `params`, the prompts go on where it ends and carry no BOS. What is drawn for a
-        prompt depends on the seed and its place among the prompts, not on the batch. `on_progress(n)` is told of every n
+        prompt depends on the seed and its place among the prompts, not on the batch. `advance(n)` is told of every n
         prompts done.
 
         Raises `UserError` for an empty prompt, for one that with its reply would not fit into the model's context, and for a prefix
@@ -135,7 +136,7 @@ class Generator:
             of_batch = None if adapters is None else [adapters[i] for i in numbers]
             made = self._batch(params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix, of_batch)
             replies.update(zip(numbers, made, strict=True))
-            on_progress(len(numbers))
+            advance(len(numbers))
         return [replies[i] for i in range(len(prompts))]
 
     def generate_branches(
@@ -144,13 +145,13 @@ class Generator:
         groups: Sequence[Sequence[Prompt]],
         sampling: Sampling,
         prefix: Prefix | None = None,
-        on_progress: Callable[[int], None] = lambda n: None,
+        advance: Advance = unshown,
     ) -> list[list[Generation]]:
         """Completes groups of prompts, those of a group with a common beginning, which is computed once.
 
         The longest prompt of a group is its trunk; each branches off where its tokens depart from it, and gets the reply that
         `generate` would give it. `cached_tokens` counts what a prompt took from `prefix` and trunk; computed are the longest prompt
-        of each group behind the prefix, and `prompt_tokens - cached_tokens` of each. `on_progress(n)` is told of every n groups.
+        of each group behind the prefix, and `prompt_tokens - cached_tokens` of each. `advance(n)` is told of every n groups.
 
         Raises:
           UserError: as `generate`.
@@ -167,7 +168,7 @@ class Generator:
             made = iter(self._branches(params, [numbers[i] for i in chosen], [tokens[i] for i in chosen], at_a_time, sampling, prefix))
             for i in chosen:
                 replies[i] = [next(made) for _ in groups[i]]
-            on_progress(len(chosen))
+            advance(len(chosen))
         return replies
 
     def _branches(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from kafjax.hub.peft_base import PREFIX, Base, Place, at, split
 from kafjax.hub.peft_config import UNTIED, Resolved
 from kafjax.hub.peft_copies import without_copies
 from kafjax.hub.peft_settings import INITS, completed
+from kafjax.lora.files import check_finite
 from kafjax.lora.transform import check
 from kafjax.models import Decoder, Encoder
 
@@ -83,7 +84,7 @@ def save_peft(
     config = peft_config.written(described, base.names, r=spec.rank, lora_alpha=spec.alpha, excluded=excluded, **fields)
     config["task_type"] = "CAUSAL_LM" if isinstance(model, Decoder) else "FEATURE_EXTRACTION"
     config["base_model_name_or_path"] = base_name or None
-    _check_finite(tensors.items(), "the adapter to be saved")
+    check_finite(tensors, "the adapter to be saved")
     with new_folder(Path(folder)) as made:
         if card:
             (made / "README.md").write_text(card, encoding="utf-8")
@@ -182,14 +183,8 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
     if not has_safetensors and (pickles := sorted(folder.glob(f"{STEM}*.bin"))):
         raise UserError(f"{pickles[0]} is a pickle, which can run code: it is not opened. Save the adapter as safetensors")
     stored = {name: np.asarray(tensor[...]) for name, tensor in safetensors_in.read_tensors(folder, STEM)}
-    _check_finite(stored.items(), str(folder))
+    check_finite(stored, str(folder))
     return stored
-
-
-def _check_finite(tensors: Iterable[tuple[str, np.ndarray]], source: str) -> None:
-    for name, tensor in tensors:
-        if not np.isfinite(tensor).all():
-            raise UserError(f"{source}: tensor {name!r} holds NaN or infinity")
 
 
 def _taken(adapters: lora.Adapters, place: Place) -> np.ndarray:

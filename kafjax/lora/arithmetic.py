@@ -18,7 +18,7 @@ import numpy as np
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.lora.spec import Spec, explicit, ranks, scales
+from kafjax.lora.spec import Spec, explicit, ranks, refuse_extras, scales
 from kafjax.lora.transform import Adapters, check
 
 Factors = dict[str, list[tuple[np.ndarray, np.ndarray]]]
@@ -86,16 +86,16 @@ def compress(params: Mapping[str, Any], adapters: Adapters, spec: Spec, rank: in
     return _adapter(params, {path: [nearest(a, b) if a.size else (a, b) for a, b in layers] for path, layers in factors.items()})
 
 
+_NO_SUM = {
+    "dora": "the length of its columns is no sum",
+    "init": "it stands beside another base; make it an ordinary one with lora.plain",
+    "trained": "parameters trained in full are no update of a low rank",
+    "token_rows": "rows trained in full are no update of a low rank",
+}
+
+
 def _factors(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> Factors:
-    refused = {
-        "dora": (spec.dora, "the length of its columns is no sum"),
-        "init": (spec.changes_base, "it stands beside another base; make it an ordinary one with lora.plain"),
-        "trained": (bool(spec.trained), "parameters trained in full are no update of a low rank"),
-        "token_rows": (bool(spec.token_rows), "rows trained in full are no update of a low rank"),
-    }
-    for name, (given, why) in refused.items():
-        if given:
-            raise UserError(f"an adapter with {name}={getattr(spec, name)!r} cannot be added or compressed: {why}")
+    refuse_extras(spec, _NO_SUM, "an adapter with {setting} cannot be added or compressed: {why}")
     check(params, adapters, spec)
     rank, scale = ranks(spec, params), scales(spec, params)
 

@@ -43,7 +43,7 @@ def save(path: Path, adapters: Adapters, spec: Spec) -> None:
     if spec.changes_base:
         raise UserError(f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it")
     tensors = {f"{kernel}/{name}": np.asarray(array) for kernel, pair in adapters.items() for name, array in pair.items()}
-    _check_finite(tensors, "the adapter to be saved")
+    check_finite(tensors, "the adapter to be saved")
     metadata = {"format": _FORMAT, "spec": json.dumps(dataclasses.asdict(spec))}
     write_atomic(path, safetensors.numpy.save(tensors, metadata))
 
@@ -72,7 +72,7 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
         spec = _spec(json.loads(metadata.get("spec", "")))
     except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path}: its spec cannot be read ({error})") from error
-    _check_finite(tensors, str(path))
+    check_finite(tensors, str(path))
     adapters: Adapters = {}
     for name, tensor in tensors.items():
         kernel, _, part = name.rpartition("/")
@@ -94,7 +94,8 @@ def _spec(stored: Any) -> Spec:
     return Spec(**values)  # with the tuples that JSON lacks
 
 
-def _check_finite(tensors: dict[str, np.ndarray], source: str) -> None:
+def check_finite(tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Raises `UserError` naming a tensor that holds NaN or infinity, and the `source` that it was read from."""
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(f"{source}: '{name}' holds NaN or infinity")

@@ -33,7 +33,7 @@ import numpy as np
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.lora.spec import Spec
+from kafjax.lora.spec import Spec, refuse_extras
 from kafjax.lora.spec import scales as scales_of
 from kafjax.lora.transform import scaled, shapes
 from kafjax.ops.linear import AdapterSlots, LoRAWeight
@@ -82,21 +82,21 @@ def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = 
     return {path: pair(kernels[path]) for path in kernels if path in targets}
 
 
+_NOT_SHARED = {
+    "dora": "its magnitudes need the norm of each lane's sum with the base",
+    "init": "it takes something of each lane's own out of the base, which is shared",
+    "dropout": "lanes drop nothing",
+    "trained": "parameters trained in full would be a copy a lane",
+    "token_rows": "lanes look all their tokens up in one table",
+}
+
+
 def check(spec: Spec) -> None:
     """Raises `UserError` naming a feature that lanes and slots lack: they hold a pair of matrices beside the base and nothing else.
 
     Ranks, alphas, targets, their patterns, layers and rsLoRA may be any.
     """
-    refused = {
-        "dora": (spec.dora, "its magnitudes need the norm of each lane's sum with the base"),
-        "init": (spec.changes_base, "it takes something of each lane's own out of the base, which is shared"),
-        "dropout": (spec.dropout > 0, "lanes drop nothing"),
-        "trained": (bool(spec.trained), "parameters trained in full would be a copy a lane"),
-        "token_rows": (bool(spec.token_rows), "lanes look all their tokens up in one table"),
-    }
-    for name, (given, why) in refused.items():
-        if given:
-            raise UserError(f"an adapter with {name}={getattr(spec, name)!r} cannot share the base with others: {why}; train it alone")
+    refuse_extras(spec, _NOT_SHARED, "an adapter with {setting} cannot share the base with others: {why}; train it alone")
 
 
 def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.ndarray]]:

@@ -156,7 +156,9 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
             if isinstance(leaf, LoRAWeight):
                 raise UserError(f"'{path}' already carries an adapter; merge that one first")
             if isinstance(leaf, QuantizedKernel):
-                _check_quantised(spec, path)
+                refuse_extras(
+                    spec, _NOT_QUANTISED, f"LoRA {{setting}} does not go with '{path}', which is quantised: {{why}}; use a float base"
+                )
             own = [_first(spec.rank_pattern, path, name, spec.rank) if yes else 0 for name, yes in zip(names, chosen, strict=True)]
             found[path] = np.array(own).reshape(leaf.shape[:-2])
     if not found:
@@ -165,14 +167,32 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def _check_quantised(spec: Spec, path: str) -> None:
-    refused = {
-        "dora": (spec.dora, "its norms would need every kernel as floats at each step"),
-        "init": (spec.changes_base, "what it takes out of the kernel would have to be quantised again"),
+def refuse_extras(spec: Spec, reasons: Mapping[str, str], told: str) -> None:
+    """Refuses settings by which an adapter is more than a pair of matrices beside its base.
+
+    Args:
+      reasons: settings that are refused, with why.
+      told: the message, with `{setting}` and `{why}` to be filled in.
+
+    Raises:
+      UserError: for the first setting of `reasons` that `spec` uses.
+    """
+    used = {
+        "dora": spec.dora,
+        "init": spec.changes_base,
+        "dropout": spec.dropout > 0,
+        "trained": bool(spec.trained),
+        "token_rows": bool(spec.token_rows),
     }
-    for name, (given, why) in refused.items():
-        if given:
-            raise UserError(f"LoRA {name}={getattr(spec, name)!r} does not go with '{path}', which is quantised: {why}; use a float base")
+    for name, why in reasons.items():
+        if used[name]:
+            raise UserError(told.format(setting=f"{name}={getattr(spec, name)!r}", why=why))
+
+
+_NOT_QUANTISED = {
+    "dora": "its norms would need every kernel as floats at each step",
+    "init": "what it takes out of the kernel would have to be quantised again",
+}
 
 
 def alphas(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

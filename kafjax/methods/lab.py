@@ -17,6 +17,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
+from kafjax.core.progress import Advance, unshown
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import write_json
 from kafjax.core.schema import Amount, Count, read
@@ -159,7 +160,7 @@ class Lab:
         """Sizes of the decoder that the cost formulas need."""
         return decoder_shape(self.model)
 
-    def held_out_nll(self, params: trees.Tree, on_text: Callable[[], None] = lambda: None) -> tuple[list[float], list[int]]:
+    def held_out_nll(self, params: trees.Tree, advance: Advance = unshown) -> tuple[list[float], list[int]]:
         """Computes the summed negative log-likelihood (nats) and the number of predicted tokens of each held-out text."""
         examples = [text_example(self.tokenizer, text, self.model.config.text_end) for text in self.corpus.held_out_texts]
         length = max((len(e.tokens) for e in examples), default=0)
@@ -169,7 +170,7 @@ class Lab:
             total, weight = _text_loss(self.generator.model, params, batch)
             nll.append(float(total))
             tokens.append(int(weight))
-            on_text()
+            advance(1)
         return nll, tokens
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kafjax.core import trees
+from kafjax.core.progress import Advance, unshown
 from kafjax.core.records import Passage, Prediction, Question
 from kafjax.evaluation.cost import Cost
-from kafjax.evaluation.score import score
 from kafjax.generation import Generation, Prefix, Sampling
 from kafjax.hub.text import Prompt
 from kafjax.methods.lab import Lab
+from kafjax.methods.predict import prediction
 
 
 class Method(abc.ABC):
@@ -52,19 +53,17 @@ class Method(abc.ABC):
         return self.lab.params
 
     @abc.abstractmethod
-    def answer(self, questions: Sequence[Question], on_progress: Callable[[int], None] = lambda n: None) -> list[Prediction]:
+    def answer(self, questions: Sequence[Question], advance: Advance = unshown) -> list[Prediction]:
         """Answers questions, in their order, with scores. Call `learn` before."""
 
     def cost(self) -> Cost:
         """Returns the cost of learning and of keeping its result. The cost of asking is measured from predictions."""
         return Cost()
 
-    def generate(
-        self, prefix: Prompt, prompts: Sequence[Prompt], max_new_tokens: int, on_progress: Callable[[int], None] = lambda n: None
-    ) -> list[Generation]:
+    def generate(self, prefix: Prompt, prompts: Sequence[Prompt], max_new_tokens: int, advance: Advance = unshown) -> list[Generation]:
         """Generates one greedy line for each prompt. All begin with `prefix`, whose cache is kept."""
         sampling = Sampling(max_new_tokens=max_new_tokens, seed=self.lab.settings.seed)
-        return self.lab.generator.generate(self.params, prompts, sampling, self.prefix(prefix), on_progress)
+        return self.lab.generator.generate(self.params, prompts, sampling, self.prefix(prefix), advance)
 
     def prefix(self, text: Prompt) -> Prefix:
         """The cache of a beginning that many prompts share, computed with these weights on first use."""
@@ -75,33 +74,15 @@ class Method(abc.ABC):
     def prediction(
         self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float
     ) -> Prediction:
-        """Makes the record of an answer, scored if the right one is known. The last of `replies` is the answer; all are on the bill."""
-        prefill, decode = sum(r.prefill_seconds for r in replies), sum(r.decode_seconds for r in replies)
-        prediction = Prediction(
-            id=question.id,
-            method=self.name,
-            split=question.split,
-            question=question.text,
-            answer=replies[-1].text.strip(),
-            answers=question.answers,
-            passages=tuple(passage.id for passage in passages),
-            gold_passages=question.passages,
-            prompt_tokens=sum(r.prompt_tokens for r in replies),
-            cached_tokens=sum(r.cached_tokens for r in replies),
-            output_tokens=sum(r.output_tokens for r in replies),
-            calls=len(replies),
-            cut=not replies[-1].ended,
-            seconds={**seconds, "prefill": prefill, "decode": decode},
-            subject=question.subject,
-        )
-        return score(prediction) if question.answers else prediction
+        """Makes the record of an answer of this method; see `prediction`."""
+        return prediction(self.name, question, replies, passages, **seconds)
 
 
 class ClosedBook(Method):
     """Answers from the weights alone."""
 
-    def answer(self, questions, on_progress=lambda n: None):
+    def answer(self, questions, advance=unshown):
         write = self.lab.prompts
         prompts = [write.closed_book(question.text) for question in questions]
-        replies = self.generate(write.closed_book_prefix(), prompts, self.lab.settings.generation.max_new_tokens, on_progress)
+        replies = self.generate(write.closed_book_prefix(), prompts, self.lab.settings.generation.max_new_tokens, advance)
         return [self.prediction(question, [reply]) for question, reply in zip(questions, replies, strict=True)]

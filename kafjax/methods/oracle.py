@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kafjax.core.progress import unshown
 from kafjax.methods.rag import Reader
 
 
@@ -14,7 +15,7 @@ class Oracle(Reader):
     def questions(self):
         return [question for question in self.lab.corpus.questions if question.passages]
 
-    def answer(self, questions, on_progress=lambda n: None):
+    def answer(self, questions, advance=unshown):
         by_id = {passage.id: passage for passage in self.lab.corpus.passages}
         passages = [[by_id[id] for id in question.passages[:1]] for question in questions]
-        return self.read(questions, passages, 1, on_progress=on_progress)
+        return self.read(questions, passages, 1, advance=advance)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kafjax.core import trees
-from kafjax.core.progress import say
+from kafjax.core.progress import Advance, say, unshown
 from kafjax.core.records import Passage, Prediction, Question
 from kafjax.core.stopwatch import stages
 from kafjax.evaluation.cost import Cost
@@ -48,7 +48,7 @@ class Reader(Method):
         passages: Sequence[Sequence[Passage]],
         n_passages: int,
         earlier: Sequence[Sequence[Generation]] | None = None,
-        on_progress: Callable[[int], None] = lambda n: None,
+        advance: Advance = unshown,
         **seconds: float,
     ) -> list[Prediction]:
         """Answers each question from its passages, best first. `earlier` are calls already made for it, `seconds` stages already run."""
@@ -63,7 +63,7 @@ class Reader(Method):
             context = f"the model's context of {self.lab.model.config.max_length} tokens"
             say(self.name, f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut")
         prompts = [write.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
-        replies = self.generate(prefix, prompts, settings.generation.max_new_tokens, on_progress)
+        replies = self.generate(prefix, prompts, settings.generation.max_new_tokens, advance)
         earlier = earlier or [[]] * len(questions)
         return [
             self.prediction(question, [*before, reply], found[: len(kept)], **seconds)
@@ -107,11 +107,11 @@ class RAG(Reader):
             hits = self.lab.retriever.search([question.text for question in questions], k)
         return Found(hits, [[] for _ in questions], seconds)
 
-    def answer(self, questions, on_progress=lambda n: None):
+    def answer(self, questions, advance=unshown):
         k = self.lab.settings.retrieval.k
         found = self.find(questions, k)
         passages = [[hit.passage for hit in hits] for hits in found.hits]
-        return self.read(questions, passages, k, found.calls, on_progress, **found.seconds)
+        return self.read(questions, passages, k, found.calls, advance, **found.seconds)
 
     def cost(self) -> Cost:
         cost, record = super().cost(), self.lab.index_record

@@ -16,20 +16,14 @@ from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
 from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
+from kafjax.training.took import Took
 
 
-@dataclasses.dataclass(frozen=True)
-class _Learned:
-    """The part of `learned.json` that is on the bill."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Learned(Took):
+    """Contents of `learned.json`: what training took, its FLOPs by formula, and the bytes that are kept."""
 
-    trainable_parameters: Count
-    optimizer_bytes: Count
-    tokens: Count
     train_flops_formula: Amount
-    flops_measured: Amount
-    seconds: Amount
-    compile_seconds: Amount
-    peak_memory_bytes: Count
     artifact_bytes: Count
 
 
@@ -112,14 +106,8 @@ class Trained(ClosedBook):
             label=self.name,
         )
         kept = self.save(result.trainable)
-        write_json(
-            self._record,
-            {
-                "artifact_bytes": kept,
-                "train_flops_formula": self.flops(result, round(sum(lengths) / len(lengths))),
-                **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trainable", "spec", "curve")},
-            },
-        )
+        formula = self.flops(result, round(sum(lengths) / len(lengths)))
+        write_json(self._record, {"artifact_bytes": kept, "train_flops_formula": formula, **result.record()})
         discard_checkpoints(self.folder)
 
     def cost(self) -> Cost:

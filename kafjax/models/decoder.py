@@ -36,13 +36,12 @@ from kafjax.ops.attention import attend, attend_fused, soft_cap
 from kafjax.ops.experts import mixture, route
 from kafjax.ops.linear import factors
 from kafjax.ops.rope import rope_angles, rotate
+from kafjax.parallel.sharding import Constrain, unconstrained
 
 Cache = dict[str, jax.Array]
 """Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s."""
 
 
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-"""`constrain(x, axes)` lays an activation over devices as its logical axes say."""
 RESIDUAL = ("batch", "length", None)
 
 _ACTIVATIONS = {"gelu_tanh": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
@@ -170,7 +169,7 @@ class Decoder:
     unroll: bool = False
     remat: str = "none"
     attention: str = "xla"
-    constrain: Constrain = lambda x, axes: x
+    constrain: Constrain = unconstrained
 
     @functools.cached_property
     def _layer(self) -> Split:

@@ -36,6 +36,11 @@ Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 """`constrain(x, axes)` is `x`, laid over the mesh as its logical axes say."""
 
 
+def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Leaves `x` where the compiler puts it: the `Constrain` of one device."""
+    return x
+
+
 def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) -> Any:
     """The `NamedSharding` of every parameter.
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +39,10 @@ from kafjax.training.batches import Batch, Example
 from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
 from kafjax.training.feed import Source
+from kafjax.training.lane_state import drawn, padded, repack, smaller, take, unpadded
 from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask, optimizer_of
 from kafjax.training.loop import Log, batches_of, fingerprint_of, open_checkpoints
-from kafjax.training.step import TrainState, new_state, places_of
+from kafjax.training.step import TrainState, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def train_lanes(
     mesh: Mesh | None = None,
     early_stop: EarlyStop | None = None,
     run_dir: Path | None = None,
-    on_done: Callable[[Lane, LaneResult], None] = lambda lane, result: None,
+    on_done: Callable[[Lane, LaneResult], None] | None = None,
     log: Log | None = None,
     label: str = "lanes",
 ) -> dict[str, LaneResult]:
@@ -149,7 +149,18 @@ def train_lanes(
     capacity = max(batches.capacity for batches in data.values())
     for batches in data.values():
         batches.capacity = capacity  # one shape for all
-    run = _Run(task, params, variants, data, collections.deque(lanes), early_stop, run_dir, on_done, log, label)
+    run = _Run(
+        task=task,
+        params=params,
+        variants=variants,
+        data=data,
+        waiting=collections.deque(lanes),
+        early_stop=early_stop,
+        run_dir=run_dir,
+        on_done=on_done,
+        log=log,
+        label=label,
+    )
     return run.train_all()
 
 
@@ -169,35 +180,40 @@ def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> Non
         lora.abstract(lane.spec, params)
 
 
+@dataclasses.dataclass
 class _Run:
-    """`seats[i]` is the lane in slot i of `state`, or None."""
+    """A sweep while it trains.
 
-    def __init__(
-        self,
-        task: LaneTask,
-        params: trees.Tree,
-        variants: Sequence[Sequence[Example]],
-        data: Mapping[int, Source],
-        waiting_lanes: collections.deque[Lane],
-        early_stop: EarlyStop | None,
-        run_dir: Path | None,
-        on_done: Callable[[Lane, LaneResult], None],
-        log: Log | None,
-        label: str,
-    ):
-        self.task = task
-        self.params, self.variants, self.data = params, variants, data
-        self.waiting = waiting_lanes
-        self.early_stop, self.run_dir, self.on_done, self.log, self.label = early_stop, run_dir, on_done, log, label
-        self.seats: list[_Seat | None] = [None] * task.n_lanes
-        self.state: TrainState = task.empty()
-        self.programs: dict[int, CompiledLanes] = {}
-        self.results: dict[str, LaneResult] = {}
-        self.looked_at: list[Batch] = _all_batches(early_stop.examples, task) if early_stop else []
-        steps = {seed: task.config.steps or len(batches) for seed, batches in data.items()}
-        self.n_steps = steps
-        self.total = sum(steps[lane.seed] for lane in waiting_lanes)
-        self.n_ticks, self.tokens, self.seconds = 0, 0, 0.0
+    Attributes:
+      data: the batches of each seed, all of one shape.
+      waiting: lanes that have no slot yet, in their order.
+      seats: `seats[i]` is the lane in slot i of `state`, or None.
+      programs: compiled steps by their number of slots.
+    """
+
+    task: LaneTask
+    params: trees.Tree
+    variants: Sequence[Sequence[Example]]
+    data: Mapping[int, Source]
+    waiting: collections.deque[Lane]
+    early_stop: EarlyStop | None
+    run_dir: Path | None
+    on_done: Callable[[Lane, LaneResult], None] | None
+    log: Log | None
+    label: str
+    seats: list[_Seat | None] = dataclasses.field(init=False)
+    programs: dict[int, CompiledLanes] = dataclasses.field(init=False, default_factory=dict)
+    results: dict[str, LaneResult] = dataclasses.field(init=False, default_factory=dict)
+    n_ticks: int = dataclasses.field(init=False, default=0)
+    tokens: int = dataclasses.field(init=False, default=0)
+    seconds: float = dataclasses.field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.seats = [None] * self.task.n_lanes
+        self.state: TrainState = self.task.empty()
+        self.looked_at: list[Batch] = _all_batches(self.early_stop.examples, self.task) if self.early_stop else []
+        self.n_steps = {seed: self.task.config.steps or len(batches) for seed, batches in self.data.items()}
+        self.total = sum(self.n_steps[lane.seed] for lane in self.waiting)
 
     def train_all(self) -> dict[str, LaneResult]:
         with Preemption() as preemption, contextlib.ExitStack() as opened, Progress(self.label, self.total) as bar:
@@ -224,7 +240,7 @@ class _Run:
         for slot, seat in enumerate(self.seats):
             if seat is None and self.waiting:
                 self.seats[slot], lane_state = self._open(self.waiting.popleft())
-                self.state = self.task.put(self.state, np.int32(slot), _padded(lane_state, self.task.layout))
+                self.state = self.task.put(self.state, np.int32(slot), padded(lane_state, self.task.layout))
 
     def _open(self, lane: Lane) -> tuple[_Seat, TrainState]:
         """Opens a lane at its start, or at its last checkpoint."""
@@ -239,7 +255,7 @@ class _Run:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
         restored = None if checkpoints is None else checkpoints.restore(abstract)
         if restored is None:
-            adapters = _drawn(dataclasses.replace(lane.spec, alpha=1.0), task.model, jax.random.key(lane.seed))
+            adapters = drawn(dataclasses.replace(lane.spec, alpha=1.0), task.model, jax.random.key(lane.seed))
             restored = new_state(adapters, optimizer), {"seconds": 0.0, "curve": []}
         state, history = restored
         seat = _Seat(lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened)
@@ -268,7 +284,8 @@ class _Run:
         self.results[seat.lane.name] = result
         self.bar.advance(seat.n_steps - seat.done)
         seat.opened.close()
-        self.on_done(seat.lane, result)
+        if self.on_done is not None:
+            self.on_done(seat.lane, result)
 
     def _seated(self) -> list[tuple[int, _Seat]]:
         """Lists the occupied slots with their lanes."""
@@ -276,7 +293,7 @@ class _Run:
 
     def _own_state(self, slot: int, seat: _Seat) -> TrainState:
         """Returns the state in a slot, as the lane would have it alone."""
-        return _unpadded(_take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params))
+        return unpadded(take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params))
 
     def _repack_if_it_pays(self) -> None:
         """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
@@ -392,26 +409,6 @@ class _Run:
                 seat.history["ending"] = "stopped"
 
 
-def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:
-    """Number of slots to continue with when `n_left` lanes of `n_lanes` slots are left: a power of two per device, at most half."""
-    a_device = max(1, -(-n_left // lane_shards))
-    size = lane_shards * (1 << (a_device - 1).bit_length())
-    return size if 2 * size <= n_lanes else n_lanes
-
-
-def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState:
-    """Moves the lanes in slots `kept`, in that order, into a state of `task`, which may have fewer slots. Values are unchanged.
-
-    Slots of `task` beyond them repeat the last one.
-    """
-    slots_M = np.array([*kept, *[kept[-1]] * (task.n_lanes - len(kept))], np.int32)
-
-    def gather(state: Any, slots_M: Any) -> Any:
-        return jax.tree.map(lambda x: x[slots_M], state)
-
-    return jax.jit(gather, out_shardings=places_of(task.abstract))(state, slots_M)
-
-
 def _all_batches(examples: Sequence[Example], task: LaneTask) -> list[Batch]:
     config = dataclasses.replace(task.config, epochs=1, steps=None, accumulate=1, seed=0)
     batches = batches_of([examples], config, n_data_shares(task.mesh))
@@ -420,26 +417,3 @@ def _all_batches(examples: Sequence[Example], task: LaneTask) -> list[Batch]:
 
 def _for_lanes(batch: Batch, task: LaneTask) -> Batch:
     return jax.tree.map(lambda x: np.broadcast_to(x, (task.n_lanes, *x.shape)), batch)
-
-
-def _adapter_trees(function: Callable[[Any], Any], state: TrainState) -> TrainState:
-    """Applies `function` to the adapter and to what an optimizer keeps in its shape (optax puts such trees into tuples)."""
-    return jax.tree.map(lambda x: function(x) if isinstance(x, dict) else x, state, is_leaf=lambda x: isinstance(x, dict))
-
-
-def _padded(state: TrainState, layout: lora.lanes.Layout) -> TrainState:
-    return _adapter_trees(lambda tree: lora.lanes.pad(tree, layout), state)
-
-
-def _unpadded(state: TrainState, shapes: lora.lanes.Layout) -> TrainState:
-    return _adapter_trees(lambda tree: lora.lanes.unpad(tree, shapes), state)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _drawn(spec: lora.Spec, model: Decoder, key: jax.Array) -> lora.Adapters:
-    return lora.init(spec, model.abstract_params(), key)
-
-
-@jax.jit
-def _take(state: TrainState, slot: jax.Array) -> TrainState:
-    return jax.tree.map(lambda x: x[slot], state)

@@ -34,14 +34,15 @@ from kafjax.training.memory import PeakMemory
 from kafjax.training.packed import PackedRows
 from kafjax.training.step import TrainState, batch_sharding
 from kafjax.training.task import CompiledStep, Task
+from kafjax.training.took import Took
 
 Log = Callable[..., None]
 Data = Sequence[Sequence[Example]] | PackedRows
 _CHECKPOINTS = "checkpoints"
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult(Took):
     """Result and cost of a training.
 
     Attributes:
@@ -49,31 +50,11 @@ class TrainResult:
       spec: the adapters' spec: the one asked for, or with PiSSA and OLoRA an ordinary one of twice the rank (`lora.plain`); None without
         adapters.
       curve: a dict a step: step, loss, grad_norm, learning_rate, tokens, targets, loss_places.
-      seconds: wall time of the steps; compiling, checkpoints and set-up not counted.
-      tokens: trained on, over all steps, padding not counted.
-      targets: those of them whose prediction the loss looked at.
-      flops_measured: executed, over all steps: XLA's count without the loss, and the loss at the places that were computed.
-      flops_useful: the same with the loss at targets alone; the difference is places that only fill up a chunk.
-      argument_bytes, temporary_bytes: of the compiled step, on one device.
-      peak_memory_bytes: see `PeakMemory`.
     """
 
     trainable: Any
     spec: lora.Spec | None
     curve: list[dict[str, float]]
-    steps: int
-    tokens: int
-    targets: int
-    seconds: float
-    compile_seconds: float
-    tokens_per_second: float
-    trainable_parameters: int
-    optimizer_bytes: int
-    flops_measured: float
-    flops_useful: float
-    argument_bytes: int
-    temporary_bytes: int
-    peak_memory_bytes: int
 
 
 def train(
@@ -150,6 +131,7 @@ def train(
         argument_bytes=compiled.argument_bytes,
         temporary_bytes=compiled.temporary_bytes,
         peak_memory_bytes=peak.n_bytes,
+        final_loss=history["curve"][-1]["loss"],
     )
 
 

@@ -86,7 +86,18 @@ class Task:
         def finished(trainable: Any) -> tuple[Any, Spec | None]:
             return trainable, None
 
-        task = cls._build(model, config, mesh, n_steps, combine, frozen, copy, finished, initial, model.axes())
+        task = cls._build(
+            model,
+            config,
+            mesh,
+            n_steps,
+            combine=combine,
+            frozen=frozen,
+            make_trainable=copy,
+            finished=finished,
+            shapes=initial,
+            trainable_axes=model.axes(),
+        )
         return dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
 
     @classmethod
@@ -101,16 +112,27 @@ class Task:
 
         # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
         program = jax.jit(lambda base: _cast_all(lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)))
-        draw, base, finished = lambda: program(params), params, lambda adapters: (adapters, spec)
         shapes = lora.abstract(spec, params)
-        if spec.changes_base and not _is_abstract(params):
-            initial = draw()
-            draw, base = lambda: jax.tree.map(jnp.copy, initial), lora.residual(params, initial, spec)
+        initial = program(params) if spec.changes_base and not _is_abstract(params) else None
 
-            def finished(adapters: Any) -> tuple[Any, Spec | None]:
-                return lora.plain(params, adapters, shard(initial, places_of(adapters)), spec)
+        def draw() -> Any:
+            return program(params) if initial is None else jax.tree.map(jnp.copy, initial)
 
-        return cls._build(model, config, mesh, n_steps, attach, base, draw, finished, shapes, lora.axes(shapes, model.axes()))
+        def finished(adapters: Any) -> tuple[Any, Spec | None]:
+            return (adapters, spec) if initial is None else lora.plain(params, adapters, shard(initial, places_of(adapters)), spec)
+
+        return cls._build(
+            model,
+            config,
+            mesh,
+            n_steps,
+            combine=attach,
+            frozen=params if initial is None else lora.residual(params, initial, spec),
+            make_trainable=draw,
+            finished=finished,
+            shapes=shapes,
+            trainable_axes=lora.axes(shapes, model.axes()),
+        )
 
     @classmethod
     def _build(
@@ -119,6 +141,7 @@ class Task:
         config: TrainConfig,
         mesh: Mesh,
         n_steps: int,
+        *,
         combine: Combine,
         frozen: trees.Tree,
         make_trainable: Callable[[], Any],

@@ -17,7 +17,8 @@ import pytest
 import tiny
 from safetensors import safe_open
 
-from experiments import comparison, configs, finetune, sweep_lora
+from experiments import comparison, configs
+from experiments.sweep_lanes import TrainedLane
 from kafjax import hub, lora
 from kafjax.core.config import read_record, record
 from kafjax.core.errors import LONGEST, UserError
@@ -33,6 +34,7 @@ from kafjax.retrieval.exact import ExactIndex
 from kafjax.retrieval.store import Store
 from kafjax.training import Example
 from kafjax.training.packed import PackedRows, write_rows
+from kafjax.training.took import Took
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.floats() | st.text(max_size=8),
@@ -117,18 +119,20 @@ def test_a_finished_arm(file, prediction, tmp_path, request):
 NUMBERS = {"steps": 3, "tokens": 40, "targets": 30, "seconds": 1.5, "compile_seconds": 1, "tokens_per_second": 26.7, "final_loss": 2.5}
 NUMBERS |= {"trainable_parameters": 9, "optimizer_bytes": 72, "flops_measured": 1e9, "flops_useful": 1e9, "peak_memory_bytes": 10**9}
 NUMBERS |= {"train_flops_formula": 1e9, "artifact_bytes": 36, "flops": 1e9, "engine": "exact", "ending": "finished"}
+NUMBERS |= {"argument_bytes": 99, "temporary_bytes": 7, "rank": 4, "alpha": 8.0, "learning_rate": 1e-3, "targets": "q_proj", "seed": 1}
+NUMBERS |= {"checks": [{"step": 1, "loss": 2.0}], "environment": {"git_sha": "0123"}}
+SIGNED = ("final_loss", "alpha", "learning_rate", "seed")
 
 
-@pytest.mark.parametrize(
-    "kind", [trained._Learned, finetune._Took, lab.IndexRecord, sweep_lora._TrainedLane], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("kind", [trained._Learned, Took, lab.IndexRecord, TrainedLane], ids=lambda kind: kind.__name__)
 def test_what_work_took(kind, tmp_path, request):
     path = tmp_path / "record.json"
-    write_json(path, {field.name: NUMBERS[field.name] for field in dataclasses.fields(kind)})
+    own = {"targets": 30} if issubclass(kind, Took) else {}
+    write_json(path, {field.name: {**NUMBERS, **own}[field.name] for field in dataclasses.fields(kind)})
 
     def reader() -> None:
         for field, value in dataclasses.asdict(read(kind, path)).items():
-            assert value is None or isinstance(value, str) or field == "final_loss" or 0 <= value < float("inf")
+            assert value is None or isinstance(value, str | list | dict) or field in SIGNED or 0 <= value < float("inf")
 
     try_all(path, reader, request)
 

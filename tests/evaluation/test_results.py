@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kafjax.core.records import Prediction
+from kafjax.evaluation import comparison_tables
 from kafjax.evaluation import results as module
-from kafjax.evaluation import table
 from kafjax.evaluation.cost import Cost
 from kafjax.evaluation.hints import hints
 from kafjax.evaluation.results import Arm, collect, summarise
@@ -124,12 +124,12 @@ def test_an_arm_that_wins_on_trained_questions_alone_is_not_called_better_on_doc
     (row,) = collected["break_even"]
     verdicts = {split: accuracy["verdict"] for split, accuracy in row["accuracy"].items()}
     assert list(verdicts.items()) == [("untrained", "less"), ("paraphrase", "greater")]
-    shown = [line[4:] for line in table.break_even_table(collected).rows]
+    shown = [line[4:] for line in comparison_tables.break_even_table(collected).rows]
     assert [(line[0], line[-1]) for line in shown] == [
         ("untrained", "no: retrieval is better"),
         ("paraphrase", "no: trained is better"),
     ]
-    assert [t.title for t in table.comparison_tables(collected)] == ["Who is better on untrained", "Who is better on paraphrase"]
+    assert [t.title for t in comparison_tables.pairwise_tables(collected)] == ["Who is better on untrained", "Who is better on paraphrase"]
     assert "beat subjects of which only documents were trained: lora 66" in "\n".join(hints(collected))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kafjax.evaluation import table
+from kafjax.evaluation import comparison_tables, table
 from kafjax.evaluation.figures import draw_all, loss_curves
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import collect
@@ -28,24 +28,24 @@ def pipe_tables(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("which", ["results", "partial_results"])
 def test_tables_line_up_fit_the_terminal_and_hold_every_method(which, request):
     results = request.getfixturevalue(which)
-    text = table.render(table.all_tables(results), table.setting(results) + table.method_notes(results))
+    text = table.render(comparison_tables.all_tables(results), comparison_tables.footer(results))
     assert max(len(line) for line in text.splitlines()) <= table.WIDTH
     for lines in pipe_tables(text):
         bars = [[i for i, letter in enumerate(line) if letter == "|"] for line in lines]
         assert all(columns == bars[0] for columns in bars)
-    for shown in (table.quality_table, table.learning_cost_table, table.query_cost_table):
+    for shown in (comparison_tables.quality_table, comparison_tables.learning_cost_table, comparison_tables.query_cost_table):
         assert [row[0] for row in shown(results).rows] == [*results["methods"], *results["pending"]]
 
 
 def test_methods_still_to_come_are_marked(partial_results):
-    rows = {row[0]: row[1:] for row in table.quality_table(partial_results).rows}
+    rows = {row[0]: row[1:] for row in comparison_tables.quality_table(partial_results).rows}
     assert set(rows["lora"]) == {table.PENDING}
     assert table.PENDING not in rows["rag"]
-    assert table.break_even_table(partial_results) is None
+    assert comparison_tables.break_even_table(partial_results) is None
 
 
 def test_cells_show_the_numbers_of_the_results(results):
-    quality = table.quality_table(results)
+    quality = comparison_tables.quality_table(results)
     cell = dict(zip(quality.headers, next(row for row in quality.rows if row[0] == "lora"), strict=True))["paraphrase % (n=96)"]
     value, low, high = map(float, re.findall(r"[\d.]+", cell))
     stored = results["methods"]["lora"]["quality"]["paraphrase"]
@@ -151,7 +151,7 @@ def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_pa
     assert page.tags.count("img") == len(figures)
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     text = " ".join(page.text)
-    assert all(shown.title in text for shown in table.all_tables(results))
+    assert all(shown.title in text for shown in comparison_tables.all_tables(results))
     assert all(name in page.text for name in arms)
     assert "make compare" in text
 
@@ -160,7 +160,7 @@ def test_control_characters_and_direction_overrides_reach_no_table_and_no_page(a
     odd = "\x1b[31mred\x07 \u202eabc"
     rag = dataclasses.replace(arms["rag"], note=odd, predictions=[dataclasses.replace(p, answer=odd) for p in arms["rag"].predictions])
     results = collect({odd: rag}, config={"corpus": odd}, environment={"processor": odd})
-    text = table.render(table.all_tables(results), table.setting(results) + table.method_notes(results))
+    text = table.render(comparison_tables.all_tables(results), comparison_tables.footer(results))
     write_report(tmp_path / "report.html", results, title=odd, predictions={odd: rag.predictions}, figures={}, reproduce=odd)
     for shown in (text, (tmp_path / "report.html").read_text(encoding="utf-8")):
         assert not set("\x1b\x07\u202e") & set(shown) and "\\x1b[31mred\\x07" in shown
@@ -175,7 +175,7 @@ def test_arms_that_other_code_has_computed_are_named():
         "full": {},
     }
     methods = {name: {"note": "said" if name == "base" else "", "environment": environment} for name, environment in then.items()}
-    assert table.method_notes({"methods": methods, "environment": now}) == [
+    assert comparison_tables.method_notes({"methods": methods, "environment": now}) == [
         "base: said",
         "rag: computed by an earlier start with commit old",
         "lora: computed by an earlier start with weights w0, jax 0.8",
@@ -185,5 +185,5 @@ def test_arms_that_other_code_has_computed_are_named():
 
 def test_replies_that_the_limit_cut_are_counted():
     methods = {"base": {"note": "", "replies_cut": 7}, "rag": {"note": "", "replies_cut": 0}, "lora": {"note": ""}}
-    told = table.method_notes({"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}})
+    told = comparison_tables.method_notes({"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}})
     assert told == ["replies cut at --max_new_tokens=12 before they ended: base 7"]

@@ -18,6 +18,10 @@ from kafjax.evaluation import arms, clustered
 
 SUBJECTS = [f"person {i}" for i in range(60)]
 
+TOOK = {"steps": 3, "tokens": 40, "seconds": 1.5, "compile_seconds": 1.0, "tokens_per_second": 26.7, "trainable_parameters": 9}
+TOOK |= {"optimizer_bytes": 72, "flops_measured": 1e9, "peak_memory_bytes": 10**9}
+"""The part of a training's record that every release wrote."""
+
 
 def compared(runs: Path, name: str, quality: float, methods: tuple[str, ...] = ("lora",), **settings: object) -> Path:
     """A run of experiments.compare as far as a report reads it. An answer follows from subject and quality, not from chance."""
@@ -97,7 +101,7 @@ def test_trainings_have_a_loss_and_students_interval(tmp_path, capsys):
     for seed, loss in enumerate((1.0, 2.0, 3.0)):
         folder = tmp_path / "runs" / f"s{seed}"
         write_json(folder / "config.json", record(changed(configs.Finetune(), seed=seed, mesh=f"data:{seed + 1}")))
-        write_json(folder / "result.json", {"final_loss": loss})
+        write_json(folder / "result.json", {**TOOK, "final_loss": loss})
     write_json(tmp_path / "runs" / "broken" / "config.json", record(changed(configs.Finetune(), seed=9)))
     (arm,), out = write(tmp_path)
     assert sorted(arm.losses) == [1.0, 2.0, 3.0]
@@ -114,7 +118,9 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
             lane = folder / "lanes" / f"r{rank}s{seed}"
             settings = {"rank": rank, "alpha": 32.0, "learning_rate": 1e-3, "targets": "x", "seed": seed}
             ending = "diverged" if (rank, seed) == (16, 1) else "finished"
-            write_json(lane / "trained.json", {**settings, "ending": ending, "final_loss": 1.0 + rank})
+            write_json(
+                lane / "trained.json", {**settings, "ending": ending, "final_loss": 1.0 + rank, "steps": 3, "tokens": 40, "checks": []}
+            )
     found, _ = write(tmp_path)
     assert [(arm.name, sorted(arm.trials), arm.losses) for arm in found] == [("rank=16", [0], [17.0]), ("rank=4", [0, 1], [5.0, 5.0])]
 

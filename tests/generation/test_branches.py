@@ -42,7 +42,7 @@ def test_replies_are_those_of_each_prompt_alone(model, tokenizer, params, batch,
 
 def test_other_weights_a_group_of_equals_and_progress(generator, params):
     told = []
-    replies = generator.generate_branches(params, [["Who?"] * 3, ["What?"]], GREEDY, on_progress=told.append)
+    replies = generator.generate_branches(params, [["Who?"] * 3, ["What?"]], GREEDY, advance=told.append)
     assert len({reply.tokens for reply in replies[0]}) == 1 and sum(told) == 2
     assert generator.generate_branches(params, [], GREEDY) == []
     with pytest.raises(UserError, match="other weights"):

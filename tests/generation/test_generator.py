@@ -72,7 +72,7 @@ def test_replies_do_not_depend_on_batch_or_company(model, generator, tokenizer, 
     expected = generator.generate(params, prompts, WARM)
     for batch, parts in ((1, [1] * 4), (3, [3, 1])):
         done = []
-        replies = Generator(model, tokenizer, batch).generate(params, prompts, WARM, on_progress=done.append)
+        replies = Generator(model, tokenizer, batch).generate(params, prompts, WARM, advance=done.append)
         assert [(r.text, r.tokens) for r in replies] == [(r.text, r.tokens) for r in expected]
         assert done == parts
 
@@ -206,7 +206,7 @@ def test_what_does_not_fit_or_cannot_be_completed_is_refused(generator, model, t
 
 def test_nothing_to_do_is_done_at_once(generator, params):
     calls = collections.Counter()
-    assert generator.generate(params, [], GREEDY, on_progress=calls.update) == []
+    assert generator.generate(params, [], GREEDY, advance=calls.update) == []
     assert not calls
 
 

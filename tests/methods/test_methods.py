@@ -11,6 +11,7 @@ import pytest
 from experiments.comparison import run_arm
 from kafjax import lora
 from kafjax.core.errors import UserError
+from kafjax.core.progress import unshown
 from kafjax.core.records import Question
 from kafjax.evaluation.results import collect
 from kafjax.methods import METHODS, READERS, WEIGHTS, Method, in_running_order, open_method, parts
@@ -207,19 +208,19 @@ class FirstNamed(Reader):
 
     note = "the passage that shares most words with the question"
 
-    def answer(self, questions, on_progress=lambda n: None):
+    def answer(self, questions, advance=unshown):
         def shared(passage, question):
             return len(set(passage.text.split()) & set(question.text.split()))
 
         found = [[max(self.lab.corpus.passages, key=lambda p: shared(p, question))] for question in questions]
-        return self.read(questions, found, 1, on_progress=on_progress)
+        return self.read(questions, found, 1, advance=advance)
 
 
 class Parrot(Method):
     """A method of one's own from nothing but the protocol: repeats the last word of the question."""
 
-    def answer(self, questions, on_progress=lambda n: None):
-        replies = self.generate(prompt.closed_book_prefix(), [prompt.closed_book(q.text) for q in questions], 1, on_progress)
+    def answer(self, questions, advance=unshown):
+        replies = self.generate(prompt.closed_book_prefix(), [prompt.closed_book(q.text) for q in questions], 1, advance)
         last_words = [q.text.rstrip("?").split()[-1] for q in questions]
         said = [dataclasses.replace(reply, text=word) for reply, word in zip(replies, last_words, strict=True)]
         return [self.prediction(question, [reply]) for question, reply in zip(questions, said, strict=True)]

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from kafjax.parallel import distributed
+from kafjax.parallel import place
 from tests.multiprocess import launch
 from tests.multiprocess.launch import WORKER
 
@@ -51,7 +51,7 @@ def test_many_processes_train_as_one_does(launcher, alone, tmp_path, n, devices,
 @pytest.mark.parametrize("scheduler", ["SLURM", "Kubernetes", "TPU pod"])
 def test_processes_find_each_other_by_what_the_scheduler_says(launcher, tmp_path, scheduler):
     if scheduler == "SLURM":
-        environ = launch.slurm(launch.free_port(distributed._FIRST_PORT) - distributed._FIRST_PORT)
+        environ = launch.slurm(launch.free_port(place.FIRST_PORT) - place.FIRST_PORT)
     else:
         environ = launch.tpu_pod if scheduler == "TPU pod" else launch.kubernetes(launch.free_port())
     outcomes = launcher.run(WORKER, [f"--do=meet,{tmp_path}"], 2, tmp_path / "log", environ=environ)

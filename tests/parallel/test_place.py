@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.parallel.distributed import Place, _ask_tpu_host, find_place, first_host
+from kafjax.parallel.place import Place, ask_tpu_host, find_place, first_host
 
 # As srun sets them for the third of four tasks, two on each of two hosts.
 SLURM = {
@@ -115,8 +115,8 @@ def test_tpu_slices_of_several_hosts():
 
 
 def test_tpu_host_of_which_only_the_metadata_server_knows(tmp_path):
-    assert not _ask_tpu_host({}, tmp_path)
+    assert not ask_tpu_host({}, tmp_path)
     (tmp_path / "accel0").touch()
-    assert _ask_tpu_host({}, tmp_path)
-    assert not _ask_tpu_host({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) and not _ask_tpu_host({"TPU_WORKER_HOSTNAMES": "a"}, tmp_path)
-    assert not _ask_tpu_host({"JAX_PLATFORMS": "cpu"}, tmp_path)
+    assert ask_tpu_host({}, tmp_path)
+    assert not ask_tpu_host({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) and not ask_tpu_host({"TPU_WORKER_HOSTNAMES": "a"}, tmp_path)
+    assert not ask_tpu_host({"JAX_PLATFORMS": "cpu"}, tmp_path)
