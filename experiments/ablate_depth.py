@@ -33,6 +33,7 @@ from typing import Any
 from experiments import build
 from experiments.compiling import compiling
 from experiments.configs import AblateDepth
+from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say
 from kafjax.core.records import Passage, Prediction, Question
@@ -74,8 +75,9 @@ def run(config: AblateDepth) -> dict[str, Any]:
     if not depths or depths[-1] == 0:
         raise UserError("--depths needs a depth of 1 or more, such as --depths=0,1,2,3,5,10,20")
     weights, _ = parts(config.method)
+    corpus = open_corpus(config.corpus, config.settings.seed)
+    config = build.with_limit(config, corpus, hub.tokenizer(config.model.model), label="depth")
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
-    corpus = open_corpus(config.corpus, settings.seed)
     template = build.open_template(config.model.model, config.model.chat)
     where = {"prefix": "depth", "also": build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)}
     root, name = Path(config.run.runs), config.run.name
@@ -114,7 +116,7 @@ def _questions(lab: Lab, weights: str, most: int | None) -> list[Question]:
 def write_prompt(lab: Lab, question: Question, passages: Sequence[Passage]) -> tuple[Prompt, tuple[Passage, ...]]:
     """Writes the question behind passages, the first one first. Returns the prompt and the passages that the model's context holds."""
     generator, write = lab.generator, lab.prompts
-    room = lab.model.config.max_length - lab.settings.generation.max_new_tokens - generator.count(prefix_of(lab)) - 1
+    room = lab.model.config.max_length - lab.settings.generation.limit - generator.count(prefix_of(lab)) - 1
     reading = functools.partial(write.reading, best_last=False)
     kept = prompt.fit(question.text, [p.text for p in passages], room, generator.count, reading)
     return reading(question.text, kept), tuple(passages[: len(kept)])
@@ -149,7 +151,7 @@ def answer_shared(
         [(name, *write_prompt(lab, question, passages)) for name, passages in of_question.items()]
         for question, of_question in zip(questions, arranged, strict=True)
     ]
-    sampling = Sampling(max_new_tokens=lab.settings.generation.max_new_tokens, seed=lab.settings.seed)
+    sampling = Sampling(max_new_tokens=lab.settings.generation.limit, seed=lab.settings.seed)
     groups = [[asked for _, asked, _ in of_question] for of_question in written]
     replies = lab.generator.generate_branches(method.params, groups, sampling, method.prefix(prefix_of(lab)))
     answered = []
@@ -216,7 +218,7 @@ def _ask(method: RAG, question: Question, k: int) -> tuple[str, dict[str, float]
     began = time.perf_counter()
     found = method.find([question], k) if k else Found([[]], [[]], {})
     asked, _ = write_prompt(method.lab, question, [hit.passage for hit in found.hits[0]])
-    (reply,) = method.generate(prefix_of(method.lab), [asked], method.lab.settings.generation.max_new_tokens)
+    (reply,) = method.generate(prefix_of(method.lab), [asked], method.lab.settings.generation.limit)
     prediction = method.prediction(question, [*found.calls[0], reply], **found.seconds)
     return prediction.answer, {**prediction.seconds, "total": time.perf_counter() - began}
 

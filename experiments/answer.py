@@ -24,12 +24,13 @@ from absl import flags
 
 from experiments import build, configs
 from experiments.compiling import compiling
-from kafjax.core.config import command_of, given, leaves, read_record, record
+from kafjax.core.config import changed, command_of, given, leaves, read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
 from kafjax.core.records import Corpus, Prediction, Question
 from kafjax.core.rundir import Run, find_run, open_run, read_object
 from kafjax.core.text import visible
 from kafjax.corpus import open_corpus
+from kafjax.generation.config import LONGEST_LIMIT, SHORTEST_LIMIT
 from kafjax.methods import Method, open_method, parts
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.trained import Trained
@@ -47,11 +48,14 @@ def run(config: configs.Answer) -> None:
     if config.question is not None and not config.question.strip():
         raise UserError('--question is empty; write --question="Where was ... born?", or leave it out to be asked')
     parts(config.method)
+    # Nobody asks alone for a short reply: models stop by themselves.
+    config = changed(config, max_new_tokens=config.settings.generation.max_new_tokens or LONGEST_LIMIT)
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     corpus = open_corpus(config.corpus, settings.seed, needs_questions=False)
     template = build.open_template(config.model.model, config.model.chat)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     stored = _stored(Path(config.run)) if config.run else {}
+    indexed = _without_asking(config)
     if config.run:
         folder = Run(Path(config.run))
         if build.CORPUS_HASH in stored and stored[build.CORPUS_HASH] != also.get(build.CORPUS_HASH):
@@ -59,19 +63,25 @@ def run(config: configs.Answer) -> None:
         if stored.get(build.CHAT_TEMPLATE) != also.get(build.CHAT_TEMPLATE):
             raise UserError(f"the chat template of {config.model.model} has changed since {folder.path} was asked by it; start a new run")
     else:
-        folder = find_run(Path(config.runs), None, config, prefix="answer", also=also)
+        folder = find_run(Path(config.runs), None, indexed, prefix="answer", also=also)
     lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, template, trains=False)
     method = open_method(lab, config.method)
     _check_trained(config, method, folder, stored)
     method.check()
     if not config.run:
-        opened = open_run(Path(config.runs), None, config, prefix="answer", also=also)
+        opened = open_run(Path(config.runs), None, indexed, prefix="answer", also=also)
         opened.close()  # others may ask, too: nothing more is written but an index
     method.learn()
     if config.question is not None:
         _ask(method, corpus, config.question)
     else:
         _converse(method, corpus)
+
+
+def _without_asking(config: configs.Answer) -> configs.Answer:
+    """Returns what names the folder of an index: it stays the same, however it is asked. BM25 alone has another kind of index."""
+    asking = {leaf.flag: leaf.default for leaf in leaves(configs.Answer()) if leaf.flag in _ASKING and leaf.flag != "retriever"}
+    return changed(config, **{**asking, "max_new_tokens": SHORTEST_LIMIT})  # which earlier releases had as the default
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -89,7 +99,8 @@ def _take_over() -> dict[str, Any]:
     path = Path(flags.FLAGS.run)
     stored = _stored(path)
     known = {leaf.flag for leaf in leaves(configs.Answer())}
-    taken = read_record(configs.Answer, stored, path / "config.json", ignore=stored.keys() - known)
+    # The run's own limit is made for its questions.
+    taken = read_record(configs.Answer, stored, path / "config.json", ignore={"max_new_tokens", *(stored.keys() - known)})
     for name, value in given(configs.Answer).items():
         if name in taken and name not in _ASKING and value != taken[name]:
             raise UserError(f"--{name}={value} differs from {path}, which has {taken[name]!r}; leave the flag out, or start a new run")

@@ -16,15 +16,16 @@ from tokenizers import Tokenizer
 from experiments.configs import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import trees
-from kafjax.core.config import Config, config_hash, define, from_flags, read_record
+from kafjax.core.config import Config, changed, config_hash, define, from_flags, read_record
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import Run, read_object
 from kafjax.corpus import CorpusConfig
+from kafjax.generation.config import GenerationConfig, limit_for
 from kafjax.hub import cache_dir
 from kafjax.hub.chat import ChatTemplate
-from kafjax.hub.text import check_ids, prompt_ids
+from kafjax.hub.text import check_ids, content, prompt_ids
 from kafjax.lora import Spec
 from kafjax.methods import Lab, Settings
 from kafjax.methods.examples import check_texts
@@ -75,6 +76,19 @@ def pin_precision() -> None:
 def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
     """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated."""
     return {} if config.is_generated else {CORPUS_HASH: config_hash(dataclasses.asdict(corpus))}
+
+
+def with_limit(config: C, corpus: Corpus, tokenizer: Tokenizer, *, label: str) -> C:
+    """Returns a configuration that says how long replies may be: as the corpus's answers need, unless `--max_new_tokens` is given."""
+    generation: GenerationConfig = getattr(config, "settings", config).generation
+    if generation.max_new_tokens is not None:
+        return config
+    answers = {answer for question in (*corpus.questions, *corpus.retention) for answer in question.answers}
+    lengths = [len(content(tokenizer, answer)) for answer in answers]
+    limit = limit_for(lengths)
+    if limit > generation.limit:
+        say(label, f"accepted answers have up to {max(lengths)} tokens: replies may have {limit} (--max_new_tokens)")
+    return changed(config, max_new_tokens=limit)
 
 
 def open_template(model: str, chat: str) -> ChatTemplate | None:

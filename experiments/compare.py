@@ -24,8 +24,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, configs
+from experiments import build, configs, planning
 from experiments.comparison import clear_finished, load_arm, run_arm, save_arm, write_results
+from kafjax import hub
 from kafjax.core.config import command_of, record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
@@ -34,6 +35,8 @@ from kafjax.corpus import open_corpus
 from kafjax.evaluation import comparison_tables, table
 from kafjax.methods import METHODS, in_running_order, open_method
 from kafjax.training.checksum import weights_hash
+
+LESS = "for less of it: --budget=10m, --epochs, --steps, or --methods without those that train"
 
 
 def run(config: configs.Compare) -> dict[str, Any]:
@@ -46,9 +49,14 @@ def run(config: configs.Compare) -> dict[str, Any]:
     if not config.methods:
         raise UserError(f"--methods is empty; choose from {', '.join(METHODS)}")
     names = in_running_order(list(config.methods))
-    settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
-    corpus = open_corpus(config.corpus, settings.seed)
+    corpus, tokenizer = open_corpus(config.corpus, config.settings.seed), hub.tokenizer(config.model.model)
+    config = build.with_limit(config, corpus, tokenizer, label="compare")
     template = build.open_template(config.model.model, config.model.chat)
+    model, prompts = build.asked_through(template, hub.describe_decoder(config.model.model), tokenizer)
+    forecasts = planning.of_weights(names, config, corpus, model, tokenizer, prompts)
+    if config.budget is not None:
+        return run(planning.within(config, config.budget, forecasts, label="compare"))
+    settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     where = {"prefix": config.profile, "also": also}
     root = Path(config.run.runs)
@@ -56,30 +64,31 @@ def run(config: configs.Compare) -> dict[str, Any]:
     lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True)
     for name in names:
         open_method(lab, name).check()
-    run = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind
+    folder = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind
     values = {**record(config), "methods": config.methods, "runs": config.run.runs, "name": config.run.name}
     command = command_of("experiments.compare", configs.Compare, values)
     counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
-    say("compare", f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {run.path}")
-    clear_finished(run)
+    say("compare", f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}")
+    planning.tell("compare", {name: forecasts[name] for name in forecasts if not open_method(lab, name).is_trained}, LESS)
+    clear_finished(folder)
     code = environment() | {"weights": weights_hash(lab.params)}
-    arms = {name: arm for name in names if (arm := load_arm(run, name)) is not None}
+    arms = {name: arm for name in names if (arm := load_arm(folder, name)) is not None}
     for name in arms:
         say(name, "finished earlier")
     while pending := [name for name in names if name not in arms]:
         if arms:
-            results = write_results(run, lab, names, arms, code, command)
+            results = write_results(folder, lab, names, arms, code, command)
             so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())  # the notes come with the whole table
             print(f"\n{table.to_markdown(so_far)}", flush=True)
         arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
         arms[pending[0]] = dataclasses.replace(arm, environment=code)
-        save_arm(run, pending[0], arms[pending[0]])
-    results = write_results(run, lab, names, arms, code, command)
+        save_arm(folder, pending[0], arms[pending[0]])
+    results = write_results(folder, lab, names, arms, code, command)
     print(f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}")
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
-    print(f"Look at {run.path}/report.html, or at {run.path}/predictions.jsonl for every answer.")
-    print(f"Next: change one thing, say --replay=0.5 or --k=1, beside --config={run.path}/config.json, and compare the tables.")
+    print(f"Look at {folder.path}/report.html, or at {folder.path}/predictions.jsonl for every answer.")
+    print(f"Next: change one thing, say --replay=0.5 or --k=1, beside --config={folder.path}/config.json, and compare the tables.")
     return results
 
 

@@ -35,6 +35,15 @@ PROFILES = {
 """Values by flag that differ from the defaults. `default` is made for two cores and twenty minutes."""
 
 
+def _budget() -> str | None:
+    return option(
+        None,
+        "Time that training may take, such as 90s, 20m or 1.5h: passes are picked that fit (of a generated corpus subjects, too). "
+        "The forecast is rough.",
+        record=False,
+    )
+
+
 def _chat() -> str:
     """Declares `--chat`. What it comes to is part of a run's identity as the template's fingerprint (`build.CHAT_TEMPLATE`)."""
     return option(
@@ -118,6 +127,7 @@ class Compare(Config):
         identity=False,
     )
     latency_queries: int = option(12, "Queries asked one at a time to measure the latency.", least=0, most=10**6)
+    budget: str | None = _budget()
     run: RunConfig = nested(RunConfig())
 
 
@@ -150,6 +160,7 @@ class Finetune(Config):
     replay: float = option(0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY)
     rows: str | None = option(None, "Folder of scripts/pack_rows.py: train on its rows instead of packing --corpus in memory.", path=True)
     mesh: str = option("auto", MESH, identity=False)
+    budget: str | None = _budget()
     wandb: bool = option(False, "Mirror the metrics to an offline wandb run in the run's folder.", record=False)
     processes: Processes = nested(Processes())
     run: RunConfig = nested(RunConfig())

@@ -29,10 +29,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from experiments import build
+from experiments import build, planning
 from experiments.configs import FLOAT, Finetune
 from kafjax import hub, lora
 from kafjax.core import trees
@@ -54,6 +55,7 @@ from kafjax.parallel import distributed, shard, shardings
 from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
+from kafjax.training.forecast import forecast, matmul_rate
 from kafjax.training.packed import PackedRows, tokenizer_checksum
 from kafjax.training.took import Took
 from kafjax.training.track import tracker
@@ -88,6 +90,11 @@ def _finetune(config: Finetune) -> None:
     lesson = open_lesson(config, model, tokenizer, prompts, chat)
     examples = lesson.examples
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
+    expected = {config.method: forecast(model, examples, train_config, mesh, matmul_rate(model.dtype, mesh), spec)}
+    if config.budget is not None:
+        if jax.process_count() > 1:
+            raise UserError("--budget is for one process: many would not measure the same speed; give --steps")
+        return _finetune(planning.within(config, config.budget, expected, label="finetune"))
     params = build.load_weights(config.model, layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)))
     where = {"prefix": f"finetune-{config.method}", "also": {**lesson.identity, **chat}}
     opened = open_run if distributed.is_main() else find_run
@@ -99,6 +106,7 @@ def _finetune(config: Finetune) -> None:
         say("finetune", f"finished earlier; delete {run.path} to train again")
     else:
         say("finetune", f"{lesson.told}; writing to {run.path}")
+        planning.tell("finetune", expected, "for less of it: --budget=10m, --epochs or --steps")
         with tracker(run.path, config.wandb and distributed.is_main(), record(config)) as track:
 
             def log(**row: Any) -> None:

@@ -70,12 +70,12 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     mesh = make_mesh(config.mesh)
     if config.lanes is not None:
         check_lanes(config.lanes, mesh)
-    corpus = open_corpus(config.corpus, config.seed)
+    corpus, tokenizer = open_corpus(config.corpus, config.seed), hub.tokenizer(config.model.model)
+    config = build.with_limit(config, corpus, tokenizer, label="sweep")
     template = build.open_template(config.model.model, config.model.chat)
     where = {"prefix": "sweep", "also": build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)}
     root, name = Path(config.run.runs), config.run.name
     rundir.find_run(root, name, config, **where)
-    tokenizer = hub.tokenizer(config.model.model)
     model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
     check(model.abstract_params(), config.train, lanes)
     check_texts(corpus, tokenizer, model.config.vocab_size)
@@ -88,8 +88,8 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     say("sweep", f"{corpus.name}: {len(lanes)} lanes, {n_questions} questions each; writing to {run.path}")
     code = rundir.environment() | {"weights": weights_hash(params)}
     train_missing(run, model, params, examples, config.train, lanes, mesh=mesh, stop=stop, slots=config.lanes, code=code)
-    generator = Generator(model, tokenizer, config.generation.batch, mesh)
-    answer_missing(run, generator, params, corpus, lanes, config.generation.max_new_tokens, prompts)
+    generator = Generator(model, tokenizer, config.generation.batch, mesh, config.generation.batch_tokens)
+    answer_missing(run, generator, params, corpus, lanes, config.generation.limit, prompts)
     results = write_results(run, lanes)
     print(f"\n{table.render([sweep.ablation_table(results['cells'])], [])}")
     print(f"Look at {run.path}/figures, or at {run.path}/predictions.jsonl for every answer.")

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ from kafjax.generation.stops import Stops
 from kafjax.hub.text import Prompt, check_ids, content, continued, prompt_ids
 from kafjax.models import Cache, Decoder
 from kafjax.parallel import constrainer, replicated, shard
+
+BATCH_TOKENS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +79,17 @@ class Generation:
 class Generator:
     """Generates with one model and tokenizer; parameters are given at each call, so many sets of weights share the programs.
 
-    Up to `batch` prompts are answered at a time. With a `mesh`, on which the parameters have to lie, rows are split over `data` and
-    `fsdp` and heads over `tensor`; where its devices are of several processes, all of them make the same calls and get the same replies.
+    Up to `batch` prompts are answered at a time, fewer where they would have more than `batch_tokens` tokens with their padding. With a
+    `mesh`, on which the parameters have to lie, rows are split over `data` and `fsdp` and heads over `tensor`; where its devices are of
+    several processes, all of them make the same calls and get the same replies.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, batch: int = 32, mesh: Mesh | None = None):
-        if batch < 1:
-            raise UserError(f"batch={batch} must be at least 1")
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, batch: int = 32, mesh: Mesh | None = None, batch_tokens: int = BATCH_TOKENS):
+        for name, value in (("batch", batch), ("batch_tokens", batch_tokens)):
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
         self.model = model if mesh is None else dataclasses.replace(model, constrain=constrainer(mesh))
-        self.tokenizer, self.batch, self.mesh = tokenizer, batch, mesh
+        self.tokenizer, self.batch, self.mesh, self.batch_tokens = tokenizer, batch, mesh, batch_tokens
         self._stops: dict[tuple[str, ...], Stops] = {}
 
     def count(self, text: Prompt) -> int:
@@ -131,8 +135,7 @@ class Generator:
         prompt_tokens = [self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompt_tokens[i]))
         replies: dict[int, Generation] = {}
-        for at in range(0, len(by_length), self.batch):
-            numbers = by_length[at : at + self.batch]
+        for numbers in batches(by_length, [len(tokens) for tokens in prompt_tokens], self.batch, self.batch_tokens):
             of_batch = None if adapters is None else [adapters[i] for i in numbers]
             made = self._batch(params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix, of_batch)
             replies.update(zip(numbers, made, strict=True))
@@ -162,7 +165,8 @@ class Generator:
         numbers = list(itertools.accumulate([0, *map(len, tokens)]))  # of each group's first prompt
         by_length = sorted((i for i in range(len(groups)) if tokens[i]), key=lambda i: max(map(len, tokens[i])))
         replies: list[list[Generation]] = [[] for _ in groups]
-        at_a_time = max(1, self.batch // max(map(len, groups), default=1))
+        longest = max((len(given) for group in tokens for given in group), default=1)
+        at_a_time = max(1, rows_of(longest, self.batch, self.batch_tokens) // max(map(len, groups), default=1))
         for at in range(0, len(by_length), at_a_time):
             chosen = by_length[at : at + at_a_time]
             made = iter(self._branches(params, [numbers[i] for i in chosen], [tokens[i] for i in chosen], at_a_time, sampling, prefix))
@@ -231,7 +235,8 @@ class Generator:
         adapters: list[int] | None,
     ) -> list[Generation]:
         # Few sizes, so that few programs are compiled; rows that fill up are done from the start.
-        n, rows = len(numbers), next(size for size in (1, min(8, self.batch), self.batch) if size >= len(numbers))
+        most = rows_of(max(map(len, prompt_tokens)), self.batch, self.batch_tokens)
+        n, rows = len(numbers), next(size for size in (1, min(8, most), most) if size >= len(numbers))
         tokens_BxT, length_B = _pad(prompt_tokens, rows)
         number_B = np.array(numbers + [-1] * (rows - n), np.int32)
         n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
@@ -295,6 +300,29 @@ class Generator:
             stops = Stops.of(self.tokenizer, strings, config.vocab_size, *config.end_ids)
             self._stops[strings] = dataclasses.replace(stops, mask_V=self._place(stops.mask_V))
         return self._stops[strings]
+
+
+def rows_of(length: int, batch: int, batch_tokens: int) -> int:
+    """Number of prompts of up to `length` tokens that are run at a time: at most `batch`, one at least.
+
+    A shape of prompts is a program, so lengths of one bucket have one number of rows.
+    """
+    return max(1, min(batch, batch_tokens // bucket(length)))
+
+
+def batches(by_length: Sequence[int], lengths: Sequence[int], batch: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Divides prompts, given shortest first by their numbers, into batches of rows that `rows_of` allows.
+
+    The padded prompts of a batch have `batch_tokens` tokens at most, unless it is a single one.
+    """
+    made: list[int] = []
+    for i in by_length:
+        if made and len(made) >= rows_of(lengths[i], batch, batch_tokens):
+            yield made
+            made = []
+        made.append(i)
+    if made:
+        yield made
 
 
 def _key_data(seed: int) -> np.ndarray:

@@ -79,7 +79,8 @@ class Lab:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        return Generator(self.model, self.tokenizer, self.settings.generation.batch, self.mesh)
+        config = self.settings.generation
+        return Generator(self.model, self.tokenizer, config.batch, self.mesh, config.batch_tokens)
 
     @functools.cached_property
     def embedder(self) -> Embedder:

@@ -84,5 +84,5 @@ class ClosedBook(Method):
     def answer(self, questions, advance=unshown):
         write = self.lab.prompts
         prompts = [write.closed_book(question.text) for question in questions]
-        replies = self.generate(write.closed_book_prefix(), prompts, self.lab.settings.generation.max_new_tokens, advance)
+        replies = self.generate(write.closed_book_prefix(), prompts, self.lab.settings.generation.limit, advance)
         return [self.prediction(question, [reply]) for question, reply in zip(questions, replies, strict=True)]

@@ -54,7 +54,7 @@ class Reader(Method):
         """Answers each question from its passages, best first. `earlier` are calls already made for it, `seconds` stages already run."""
         generator, settings, write = self.lab.generator, self.lab.settings, self.lab.prompts
         prefix = write.reading_prefix(n_passages)
-        room = self.lab.model.config.max_length - settings.generation.max_new_tokens - generator.count(prefix) - 1
+        room = self.lab.model.config.max_length - settings.generation.limit - generator.count(prefix) - 1
         fitted = [
             prompt.fit(question.text, [p.text for p in found], room, generator.count, write.reading)
             for question, found in zip(questions, passages, strict=True)
@@ -63,7 +63,7 @@ class Reader(Method):
             context = f"the model's context of {self.lab.model.config.max_length} tokens"
             say(self.name, f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut")
         prompts = [write.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
-        replies = self.generate(prefix, prompts, settings.generation.max_new_tokens, advance)
+        replies = self.generate(prefix, prompts, settings.generation.limit, advance)
         earlier = earlier or [[]] * len(questions)
         return [
             self.prediction(question, [*before, reply], found[: len(kept)], **seconds)

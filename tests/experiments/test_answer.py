@@ -58,12 +58,12 @@ def test_a_question_of_ones_own_has_no_known_answer(answer, run):
 
 def test_an_index_is_built_once_without_a_run(answer, world, tmp_path):
     command = [*world.flags(runs=tmp_path), *[flag for flag in SETTINGS if "latency" not in flag], f"--question={QUESTION}"]
-    first, second = answer(*command), answer(*command)
-    assert first.code == second.code == 0, first.err + second.err
+    first, second, fewer = answer(*command), answer(*command), answer(*command, "--k=1", "--max_new_tokens=2")
+    assert first.code == second.code == fewer.code == 0, first.err + second.err + fewer.err
     assert first.out.splitlines()[0] == second.out.splitlines()[0]
     (folder,) = tmp_path.iterdir()
     assert (folder / "artifacts" / "index" / "store" / "passages.jsonl").exists()
-    assert "indexing passages: 6/6" in first.err and "indexing passages" not in second.err
+    assert "indexing passages: 6/6" in first.err and "indexing passages" not in second.err + fewer.err
 
 
 def test_what_has_not_been_trained_names_the_command_that_trains_it(answer, compare, world, tmp_path):
@@ -86,7 +86,7 @@ def test_what_finetune_has_trained_can_be_asked(answer, finetune, world, tmp_pat
     settings = ["--method=lora", "--epochs=1", "--rank=4", "--batch_rows=2", "--seq_len=64"]
     trained = finetune(*world.flags(runs=tmp_path, embedder=None), *settings, "--name=tuned")
     assert trained.code == 0, trained.err
-    run = [f"--run={tmp_path / 'tuned'}", "--max_new_tokens=4", f"--embedder={world.bert}"]
+    run = [f"--run={tmp_path / 'tuned'}", "--max_new_tokens=40", f"--embedder={world.bert}"]
     alone, with_passages = (answer(*run, *method, f"--question={QUESTION}") for method in ([], ["--method=lora+rag", "--engine=exact"]))
     assert alone.code == with_passages.code == 0, alone.err + with_passages.err
     assert "passages" not in alone.out and "passages" in with_passages.out
@@ -143,6 +143,8 @@ def test_documents_alone_will_do(answer, world, tmp_path):
 def test_a_reply_that_its_limit_cuts_says_so(answer, run):
     short = answer(f"--run={run}", "--method=base", f"--question={STRANGE}", "--max_new_tokens=1")
     assert "cut at 1 tokens; --max_new_tokens allows more" in short.out
+    longer = answer(f"--run={run}", "--method=base", f"--question={STRANGE}")  # the run itself allowed 4
+    assert "cut at 4 tokens" not in longer.out and int(re.search(r"(\d+) output", longer.out)[1]) > 4
 
 
 def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, tmp_path):

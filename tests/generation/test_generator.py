@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from kafjax import lora
 from kafjax.core.errors import UserError
 from kafjax.generation import Generator, Sampling
-from kafjax.generation.decode import STRIDE, decode, first_token, prefill
+from kafjax.generation.config import LONGEST_LIMIT, SHORTEST_LIMIT, GenerationConfig, limit_for
+from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
+from kafjax.generation.generator import batches
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -75,6 +79,27 @@ def test_replies_do_not_depend_on_batch_or_company(model, generator, tokenizer, 
         replies = Generator(model, tokenizer, batch).generate(params, prompts, WARM, advance=done.append)
         assert [(r.text, r.tokens) for r in replies] == [(r.text, r.tokens) for r in expected]
         assert done == parts
+
+
+def test_long_prompts_are_read_fewer_at_a_time(model, tokenizer, generator, params):
+    prompts = ["q", "A fox, two hens", "the river ran past the old mill " * 7, "a fox, two hens and a grey goose " * 6]
+    lengths = [generator.count(prompt) for prompt in prompts]
+    assert max(lengths[:2]) < 32 < min(lengths[2:]), lengths
+    done = []
+    narrow = Generator(model, tokenizer, batch_tokens=64)
+    replies = narrow.generate(params, prompts, GREEDY, advance=done.append)
+    assert tokens_of(replies) == tokens_of(generator.generate(params, prompts, GREEDY))
+    assert done == [2, 1, 1]
+
+
+@hypothesis.given(lengths=st.lists(st.integers(1, 300), max_size=30), batch=st.integers(1, 9), batch_tokens=st.integers(1, 700))
+def test_batches_hold_all_prompts_and_no_more_tokens_than_allowed(lengths, batch, batch_tokens):
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    made = list(batches(by_length, lengths, batch, batch_tokens))
+    assert [i for numbers in made for i in numbers] == by_length
+    for numbers in made:
+        padded = bucket(max(lengths[i] for i in numbers))
+        assert len(numbers) == 1 or (len(numbers) <= batch and len(numbers) * padded <= batch_tokens)
 
 
 def test_replies_come_in_the_order_of_the_prompts(generator, params, natural):
@@ -264,3 +289,9 @@ def test_a_slot_that_is_not_there_is_told(generator, params, adapters):
         generator.generate(in_slots(params, adapters, [0]), PROMPTS[:1], GREEDY, adapters=[4])
     with pytest.raises(UserError, match="no adapter slot 0: these parameters have 0"):
         generator.generate(params, PROMPTS[:1], GREEDY, adapters=[0])
+
+
+def test_a_limit_that_nobody_chose_has_room_for_the_answers():
+    assert GenerationConfig().limit == limit_for([]) == limit_for([3, 8]) == SHORTEST_LIMIT
+    assert limit_for([3, 40]) == 44 and limit_for([10_000]) == LONGEST_LIMIT
+    assert GenerationConfig(max_new_tokens=5).limit == 5
