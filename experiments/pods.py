@@ -20,7 +20,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.generation import decode
 from kafjax.generation.sample import Sampling
-from kafjax.models import Decoder
+from kafjax.models import Cache, Decoder
 from kafjax.parallel import BATCH_AXES, constrainer, n_data_shares
 from kafjax.parallel.chips import Slice, chip_of
 from kafjax.parallel.hlo import Collective, collectives
@@ -117,11 +117,12 @@ def _on(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32,
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
 
-def _cache(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> dict[str, jax.ShapeDtypeStruct]:
-    c = model.config
-    heads = "tensor" if c.n_kv_heads % mesh.shape["tensor"] == 0 else None
-    block = _on(mesh, (c.n_layers, rows, slots, c.n_kv_heads, c.head_dim), model.dtype, None, BATCH_AXES, None, heads, None)
-    return {"k": block, "v": block}
+def _cache(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> Cache:
+    def placed(block: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        heads = "tensor" if block.shape[3] % mesh.shape["tensor"] == 0 else None
+        return _on(mesh, block.shape, block.dtype, None, BATCH_AXES, None, heads, None)
+
+    return jax.tree.map(placed, model.cache_shapes(rows, slots))
 
 
 def lower_prefill(model: Decoder, mesh: jax.sharding.Mesh, rows: int, length: int) -> jax.stages.Lowered:

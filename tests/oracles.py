@@ -53,7 +53,16 @@ LONG = {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 10}
 LONG["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 3.0, 9.0]}
 OF_QWEN = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
 OF_MIXTRAL = {"num_local_experts": 5, "intermediate_size": 16}
+# Two periods of a sliding and a full layer, and one that shares their keys and values.
+GEMMA4 = {
+    **{key: value for key, value in TINY_GEMMA.items() if key != "query_pre_attn_scalar"},
+    **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 2},
+    **{"global_head_dim": 16, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 101},
+    **{"rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 100.0}}},
+}
+GEMMA4["rope_parameters"]["sliding_attention"] = {"rope_type": "default", "rope_theta": 50.0}
 FAMILIES = {
+    "gemma4_text": (transformers.Gemma4TextConfig, transformers.Gemma4ForCausalLM, GEMMA4),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, TINY_GEMMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, {**TINY_GEMMA, "attn_logit_softcapping": 2.0}),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, TINY_PLAIN),
@@ -105,8 +114,14 @@ def randomised(model: transformers.PreTrainedModel, seed: int) -> transformers.P
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name.lower():
                 parameter.add_(0.3 * noise)
+                if model.config.model_type in ("gemma4_text", "gemma4"):  # sharp scores and loud layers magnify the rounding of float32
+                    scales_scores, adds = name.endswith("q_norm.weight"), ".post_" in name
+                    parameter.mul_(len(parameter) ** -0.5 if scales_scores else 0.5 if adds else 1.0)
             else:
                 parameter.copy_(noise * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.add_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 

@@ -62,7 +62,8 @@ class DecoderShape:
     """A decoder in the numbers that its FLOPs depend on.
 
     `block_params`: matmul weights of all blocks together (attention and MLP projections; no embedding, no norms).
-    Of `layers`, `sliding_layers` see only the last `window` tokens.
+    Of `layers`, `sliding_layers` see only the last `window` tokens. The others' heads are of size `full_head_dim`, or of
+    `head_dim`, too, where that is 0.
     """
 
     block_params: int
@@ -73,6 +74,12 @@ class DecoderShape:
     vocab: int
     sliding_layers: int = 0
     window: int = 0
+    full_head_dim: int = 0
+
+    @property
+    def head_dims(self) -> int:
+        """Sizes of a head in all layers together."""
+        return self.sliding_layers * self.head_dim + (self.layers - self.sliding_layers) * (self.full_head_dim or self.head_dim)
 
 
 def attention_flops(shape: DecoderShape, length: int, start: int = 0) -> int:
@@ -82,8 +89,8 @@ def attention_flops(shape: DecoderShape, length: int, start: int = 0) -> int:
     """
     full = _seen(length, length) - _seen(start, length)
     sliding = _seen(length, shape.window) - _seen(start, shape.window)
-    seen = (shape.layers - shape.sliding_layers) * full + shape.sliding_layers * sliding
-    return 4 * shape.heads * shape.head_dim * seen
+    of_full = (shape.layers - shape.sliding_layers) * (shape.full_head_dim or shape.head_dim) * full
+    return 4 * shape.heads * (of_full + shape.sliding_layers * shape.head_dim * sliding)
 
 
 def _seen(length: int, window: int) -> int:

@@ -61,7 +61,7 @@ def prefill(
     hidden_BxTxD, new = model.hidden(params, tokens_BxT, positions_BxT, past=past)
     last_BxD = jnp.take_along_axis(hidden_BxTxD, (length_B - 1)[:, None, None], axis=1)[:, 0]
 
-    def join(new_LxBxTxKxD, past_LxBxSxKxD):
+    def join(new_LxBxTxKxD, past_LxBxSxKxD=None):
         n_past = 0 if past_LxBxSxKxD is None else past_LxBxSxKxD.shape[2]
         L, _, _, K, Dh = new_LxBxTxKxD.shape
         cache = jnp.zeros((L, B, n_past + T + n_free, K, Dh), new_LxBxTxKxD.dtype)
@@ -69,7 +69,7 @@ def prefill(
             cache = cache.at[:, :, :n_past].set(past_LxBxSxKxD)
         return jax.lax.dynamic_update_slice(cache, new_LxBxTxKxD, (0, 0, start, 0, 0))
 
-    cache = {name: join(new[name], None if past is None else past[name]) for name in new}
+    cache = jax.tree.map(join, new) if past is None else jax.tree.map(join, new, past)
     return model.constrain(last_BxD, ("batch", None)), _constrained(model, cache)
 
 
@@ -116,7 +116,7 @@ def decode(
         state, cache = carry
         token_Bx1 = jax.lax.dynamic_slice_in_dim(state.out_BxN, state.step - 1, 1, axis=1)
         hidden_Bx1xD, new = model.hidden(params, token_Bx1, _within(model, state.position_B)[:, None], past=cache)
-        cache = {name: cache[name].at[:, rows, state.position_B].set(new[name][:, :, 0]) for name in cache}
+        cache = jax.tree.map(lambda block, of_token: block.at[:, rows, state.position_B].set(of_token[:, :, 0]), cache, new)
         token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
         token_B = jnp.where(state.done_B, model.config.text_end, token_B)
         out_BxN = state.out_BxN.at[:, state.step].set(token_B)
@@ -137,7 +137,7 @@ def _within(model: Decoder, positions: jax.Array) -> jax.Array:
 
 def _constrained(model: Decoder, cache: Cache) -> Cache:
     """Constrains the cache to the placement of the activations' rows and heads."""
-    return {name: model.constrain(block, (None, "batch", None, "kv_heads", None)) for name, block in cache.items()}
+    return jax.tree.map(lambda block: model.constrain(block, (None, "batch", None, "kv_heads", None)), cache)
 
 
 def _everywhere(model: Decoder, state: State) -> State:

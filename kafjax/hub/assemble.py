@@ -73,7 +73,7 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
     for full_name, tensor in tensors:
         name = table.canonical(full_name)
         if name not in expected:
-            if table.unused.fullmatch(name):
+            if table.unused.fullmatch(name) or table.idle.fullmatch(name):
                 continue
             raise UserError(f"{source}: extra tensor '{full_name}' that this model has no place for")
         if name in seen:

@@ -272,5 +272,5 @@ def _convert_gemma(package: Any, folder: Path) -> None:
 
 NAMED: dict[str, Callable[[], Path]] = {"gemma3-270m": _gemma_cache, "minilm": _minilm_folder}
 """Models that come as Python packages."""
-SUPPORTED = ("gemma3", "mistral3", *names.TABLES)
+SUPPORTED = ("gemma4", "gemma3", "mistral3", *names.TABLES)
 """Values of `model_type` in a `config.json`."""

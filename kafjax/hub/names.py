@@ -1,7 +1,8 @@
 """One table per family: where a checkpoint's tensor lives in the parameter tree, and whether it is transposed on the way.
 
-A `{i}` in a tensor's name is the layer; those tensors are stacked on the leading axis of the parameter. A Hugging Face
-projection weight is `[out, in]`, ours `[in, out]`. Several entries may name one tensor: it holds them one after another.
+A `{i}` in a tensor's name is the layer; those tensors are stacked on the leading axis of the parameter, or of several where layers
+are of several stacks (`core.stacks`): an entry's path is then the common one. A Hugging Face projection weight is `[out, in]`, ours
+`[in, out]`. Several entries may name one tensor: it holds them one after another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kafjax.core import trees
+from kafjax.core import stacks, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,21 @@ class Table:
     Attributes:
       entries: of all its models; one of them uses those whose path it has (`of`).
       unused: names that checkpoints of the family carry and this code has no use for.
+      idle: names of `entries` that they may also carry where this model has no such parameter.
       renamed: how some writers' names become those of `entries`: what is found of the pattern is replaced.
     """
 
     entries: tuple[Entry, ...]
     unused: re.Pattern[str] = re.compile("(?!)")
+    idle: re.Pattern[str] = re.compile("(?!)")
     renamed: tuple[tuple[str, str], ...] = ()
 
     def of(self, params: Mapping[str, Any]) -> tuple[Entry, ...]:
-        """The entries of the model that has these parameters (arrays or abstract)."""
-        paths = trees.flatten(params).keys()
-        return tuple(entry for entry in self.entries if entry.path in paths)
+        """The entries of the model that has these parameters (arrays or abstract), once for each stack."""
+        stacked: dict[str, list[str]] = {}
+        for path in trees.flatten(params):
+            stacked.setdefault(stacks.common(path), []).append(path)
+        return tuple(dataclasses.replace(entry, path=path) for entry in self.entries for path in stacked.get(entry.path, ()))
 
     def pieces(self, params: Mapping[str, Any]) -> dict[str, tuple[Piece, ...]]:
         """Every tensor of that model by name, as the pieces that it holds, in order."""
@@ -72,14 +77,15 @@ class Table:
             for index in itertools.product(*map(range, shape[: len(stacked)])):
                 name = entry.tensor
                 for marker, i in zip(stacked, index, strict=True):
-                    name = name.replace(marker, str(i))
+                    number = stacks.numbers(entry.path, shape[0])[i] if marker == "{i}" else i
+                    name = name.replace(marker, str(number))
                 before = found.get(name, ())
                 start = before[-1].stop if before else 0
                 found[name] = (*before, Piece(entry, index, start, start + n_rows))
         return found
 
     def tensors(self, params: Mapping[str, Any]) -> dict[str, tuple[Entry, int | None]]:
-        """Every tensor but those of experts by name: its entry, and its layer in the parameter (None in one that is not stacked).
+        """Every tensor but those of experts by name: its entry, and its row in the parameter (None in one that is not stacked).
 
         A part of a joined tensor has a name of its own, with our name of the projection:
         `model.layers.0.self_attn.q_proj.weight`.
@@ -147,11 +153,27 @@ _GEMMA_NORMS = {
     "mlp_post_norm": "post_feedforward_layernorm",
 }
 # A head in the file of a tied model is the embedding under another name.
-_OF_MULTIMODAL = {
+_OF_MULTIMODAL: dict[str, Any] = {
     "unused": re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*"),
     "renamed": ((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head\.", "lm_head.")),
 }
 GEMMA3 = Table(entries=(*_decoder(), *_scales(_GEMMA_NORMS)), **_OF_MULTIMODAL)
+_GEMMA4_NORMS = {**_GEMMA_NORMS, "per_layer/norm": "post_per_layer_input_norm"}
+_PER_LAYER = {"gate": "per_layer_input_gate", "proj": "per_layer_projection"}
+GEMMA4 = Table(
+    entries=(
+        *_decoder(),
+        *_scales(_GEMMA4_NORMS),
+        *(Entry(f"layers/per_layer/{ours}/kernel", f"model.layers.{{i}}.{theirs}.weight", True) for ours, theirs in _PER_LAYER.items()),
+        Entry("layers/layer_scalar/scale", "model.layers.{i}.layer_scalar"),
+        Entry("per_layer/embed/embedding", "model.embed_tokens_per_layer.weight"),
+        Entry("per_layer/proj/kernel", "model.per_layer_model_projection.weight", True),
+        Entry("per_layer/norm/scale", "model.per_layer_projection_norm.weight"),
+    ),
+    unused=re.compile(rf"{_OF_MULTIMODAL['unused'].pattern}|(model\.)?(audio_tower|embed_vision|embed_audio)\..*"),
+    idle=re.compile(r"model\.layers\.\d+\.self_attn\.[kv]_(proj|norm)\.weight"),  # of layers that share those of others
+    renamed=_OF_MULTIMODAL["renamed"],
+)
 _NOTHING_NEW = re.compile(r"lm_head\.weight|.*\.rotary_emb\.inv_freq")
 _LLAMA_NORMS = _scales({"mlp_norm": "post_attention_layernorm"})
 LLAMA = Table(entries=(*_decoder(), *_LLAMA_NORMS), unused=_NOTHING_NEW)
@@ -241,7 +263,8 @@ CROSS_ENCODER = Table(
 )
 
 TABLES = {
-    **{"gemma3_text": GEMMA3, "gemma2": GEMMA3, "llama": LLAMA, "smollm3": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
+    **{"gemma4_text": GEMMA4, "gemma3_text": GEMMA3, "gemma2": GEMMA3},
+    **{"llama": LLAMA, "smollm3": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA},
     **{"mistral": MISTRAL, "ministral3": MISTRAL, "phi3": PHI3, "olmo2": OLMO, "olmo3": OLMO},
     **{"qwen3_moe": QWEN3_MOE, "mixtral": MIXTRAL, "bert": BERT},
 }

@@ -140,7 +140,7 @@ def _is_target(config: Mapping[str, Any], module: str) -> bool:
         return False
     if isinstance(targets, str):
         if targets.lower() == "all-linear":
-            return _LAYER.match(module) is not None  # all but the head
+            return _LAYER.match(module) is not None or module.endswith(".per_layer_model_projection")  # all but the head and tables
         return patterns.fullmatch(targets, module) is not None
     if module in targets or not _ends(module, targets):
         return module in targets

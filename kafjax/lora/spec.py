@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kafjax.core import patterns, trees
+from kafjax.core import patterns, stacks, trees
 from kafjax.core.config import Config, option
 from kafjax.core.errors import UserError, nearest
 from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.quantized import QuantizedKernel
 
-PRESETS = {"all-linear": r"^layers/", "attention": r"(q|k|v|o)_proj", "mlp": r"(gate|up|down)_proj"}
+PRESETS = {"all-linear": r"^(layers/|per_layer/proj/)", "attention": r"(q|k|v|o)_proj", "mlp": r"(gate|up|down)_proj"}
 """Names that `Spec.targets` may be, beside a regular expression."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ class Spec(Config):
     """A LoRA adapter's hyperparameters (Hu et al. 2021, arXiv:2106.09685).
 
     A pattern is a regular expression. It matches a kernel if it is found in its path, `layers/attn/q_proj/kernel`, and one layer of the
-    kernel if it is found in that layer's path, `layers/3/attn/q_proj/kernel`.
+    kernel if it is found in that layer's path, `layers/3/attn/q_proj/kernel` (also where kernels are of several stacks: `core.stacks`).
 
     Attributes:
       rank: columns of `a` and rows of `b`.
@@ -149,9 +149,10 @@ def ranks(spec: Spec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     targets = PRESETS.get(spec.targets, spec.targets)
     found: dict[str, np.ndarray] = {}
     for path, leaf in kernels.items():
-        names = _layers(path, leaf)
-        of_layers = names != [path]
-        chosen = [_found(targets, path, name) and (spec.layers is None or (of_layers and i in spec.layers)) for i, name in enumerate(names)]
+        names, numbers = _layers(path, leaf), _numbers(path, leaf) or (None,)
+        chosen = [
+            _found(targets, path, name) and (spec.layers is None or i in spec.layers) for i, name in zip(numbers, names, strict=True)
+        ]
         if any(chosen):
             if isinstance(leaf, LoRAWeight):
                 raise UserError(f"'{path}' already carries an adapter; merge that one first")
@@ -313,7 +314,13 @@ def count(spec: Spec, params: Mapping[str, Any]) -> int:
 
 
 def _names(path: str, stacked: tuple[int, ...]) -> list[str]:
-    return [path.replace("layers/", f"layers/{i}/", 1) for i in range(*stacked)] if stacked else [path]
+    return [stacks.of_layer(path, i) for i in stacks.numbers(path, *stacked)] if stacked else [path]
+
+
+def _numbers(path: str, leaf: Any) -> range:
+    """Numbers of the layers that lie in a leaf; none in one that is not stacked."""
+    names = _layers(path, leaf)
+    return range(0) if names == [path] else stacks.numbers(path, len(names))
 
 
 def _layers(path: str, leaf: Any) -> list[str]:
@@ -334,7 +341,7 @@ def _check_patterns(spec: Spec, kernels: Mapping[str, Any]) -> None:
         for pattern in getattr(spec, field):
             if not any(_found(pattern, path, name) for path, name in named):
                 raise UserError(f"LoRA {field} {pattern!r} is found in no target; nearest: {_nearest(pattern, kernels)}")
-    n_layers = max(len(_layers(path, leaf)) for path, leaf in kernels.items())
+    n_layers = 1 + max((_numbers(path, leaf) or range(1))[-1] for path, leaf in kernels.items())
     if spec.layers is not None and (above := [i for i in spec.layers if i >= n_layers]):
         raise UserError(f"LoRA layers: there is no layer {above[0]}, the targets have layers 0 to {n_layers - 1}")
 

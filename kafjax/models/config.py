@@ -13,6 +13,17 @@ from kafjax.ops.rope import QueryGrowth, Stretch
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """Sizes and switches in which the layers of one decoder may differ; see `DecoderConfig`."""
+
+    head_dim: int
+    n_kv_heads: int
+    mlp_size: int
+    keys_as_values: bool
+    shares_kv: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """A decoder's shape and the switches in which the families differ. The defaults are Gemma 3's (Gemma Team 2025).
 
@@ -31,6 +42,14 @@ class DecoderConfig:
       pre_norms: a norm before attention and MLP.
       post_norms: a norm behind attention and MLP, before the sum.
       qk_norm: queries and keys are normed: per head, or with `wide_qk_norm` over all heads together.
+      value_norm: values are normed, too, per head and without a scale.
+      full_head_dim, full_kv_heads: of layers that do not slide, where they differ from `head_dim` and `n_kv_heads`; else None.
+      keys_as_values: layers that do not slide have no projection of values: those are the projected keys, before norm and rotation.
+      n_sharing: number of last layers without keys and values. They take those of the last layer before them that slides as they do, or
+        does not.
+      sharing_mlp_size: of those layers, where it differs from `mlp_size`; else None.
+      per_layer_size: width of the embeddings that each token has for each layer, and `per_layer_vocab` tokens; 0 for none.
+      layer_scalar: a layer's output is multiplied by a number of its own, which is not trained.
       n_experts: MLPs of a layer, each of `mlp_size`, of which a token goes through `experts_per_token`; 0 for one MLP.
       normalised_shares: what those experts add is weighted by shares that sum to 1.
       activation: of the gate, "gelu_tanh" or "silu".
@@ -46,7 +65,8 @@ class DecoderConfig:
         text model.
 
     Raises:
-      UserError: a layer slides and there is no window, or `sliding` or `rotated` has another length than `n_layers`.
+      UserError: a layer slides and there is no window, `sliding` or `rotated` has another length than `n_layers`, or a layer shares keys
+        and values that no layer has.
     """
 
     vocab_size: int
@@ -74,6 +94,15 @@ class DecoderConfig:
     post_norms: bool = True
     qk_norm: bool = True
     wide_qk_norm: bool = False
+    value_norm: bool = False
+    full_head_dim: int | None = None
+    full_kv_heads: int | None = None
+    keys_as_values: bool = False
+    n_sharing: int = 0
+    sharing_mlp_size: int | None = None
+    per_layer_size: int = 0
+    per_layer_vocab: int = 0
+    layer_scalar: bool = False
     n_experts: int = 0
     experts_per_token: int = 0
     normalised_shares: bool = False
@@ -95,6 +124,21 @@ class DecoderConfig:
                 raise UserError(f"`{name}` names {len(layers)} layers, there are {self.n_layers}")
         if any(self.sliding) and self.window is None:
             raise UserError("a layer slides, and there is no window")
+        own, sharing = self.sliding[: self.n_layers - self.n_sharing], self.sliding[self.n_layers - self.n_sharing :]
+        if not set(sharing) <= set(own):
+            kind = "sliding_attention" if set(sharing) - set(own) == {True} else "full_attention"
+            raise UserError(f"the last {self.n_sharing} layers share keys and values, and no layer before them is of type {kind}")
+
+    def shape(self, layer: int) -> LayerShape:
+        """The shape of a layer."""
+        is_full, shares = not self.sliding[layer], layer >= self.n_layers - self.n_sharing
+        return LayerShape(
+            head_dim=(is_full and self.full_head_dim) or self.head_dim,
+            n_kv_heads=(is_full and self.full_kv_heads) or self.n_kv_heads,
+            mlp_size=(shares and self.sharing_mlp_size) or self.mlp_size,
+            keys_as_values=is_full and self.keys_as_values,
+            shares_kv=shares,
+        )
 
     @property
     def end_ids(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""One decoder for the families of `families`, from Gemma 3 to OLMo 3: embed -> layers -> norm -> logits.
+"""One decoder for the families of `families`, from Gemma 2 to OLMo 3: embed -> layers -> norm -> logits.
 
 They differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
 arXiv:2503.19786) the parameters are
@@ -9,38 +9,46 @@ arXiv:2503.19786) the parameters are
 
 and others have no norms before or after, no q/k norms, biases, experts
 (`"mlp": {"router": [L, D, E], "gate_experts": [L, E, D, F], ...}`), or a `"head": {"embedding": [V, D]}` where the embedding does
-not make the logits.
+not make the logits. Where layers have several shapes, as in Gemma 4, "layers" are several such stacks by name (`models.stacks`), and where
+tokens have embeddings for each layer there are `"per_layer": {"embed": {"embedding": [V, L*P]}, "proj": ..., "norm": ...}`.
 
 Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, E experts, F inside of an
-MLP, V vocabulary, L layers.
+MLP, P embedding for one layer, V vocabulary, L layers (of a stack).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.models.config import DecoderConfig
-from kafjax.models.layers import Embedding, Projection, RMSNorm, parameter
+from kafjax.models.config import DecoderConfig, LayerShape
+from kafjax.models.layers import Embedding, Projection, RMSNorm, Scale, parameter
+from kafjax.models.per_layer import PerLayerEmbedding, PerLayerInput
 from kafjax.models.remat import rematerialised
+from kafjax.models.sight import Sight, pick
 from kafjax.models.split import Split, random_params, split
+from kafjax.models.stacks import Block, Stack, blocks, joined, of_stack
 from kafjax.ops.attention import attend, attend_fused, soft_cap
 from kafjax.ops.experts import mixture, route
 from kafjax.ops.linear import factors
-from kafjax.ops.rope import rope_angles, rotate
+from kafjax.ops.norms import rms_norm
+from kafjax.ops.rope import rotate
 from kafjax.parallel.sharding import Constrain, unconstrained
 
-Cache = dict[str, jax.Array]
-"""Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s."""
+Cache = dict[str, Any]
+"""Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s.
 
+Of several stacks it is `{name: {"k": .., "v": ..}}`, without those that share the keys and values of others."""
 
 RESIDUAL = ("batch", "length", None)
 
@@ -58,17 +66,20 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query attention, with or without an RMS norm of queries and keys, per head or over all heads, before the rotation."""
 
-    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
-        D, H, K, Dh = cfg.hidden_size, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+    def __init__(self, cfg: DecoderConfig, shape: LayerShape, rngs: nnx.Rngs):
+        D, H, K, Dh = cfg.hidden_size, cfg.n_heads, shape.n_kv_heads, shape.head_dim
         self.q_proj = Projection(D, H * Dh, ("embed", "heads"), bias=cfg.qkv_bias, rngs=rngs)
-        self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
-        self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
+        if not shape.shares_kv:
+            self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
+            if not shape.keys_as_values:
+                self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
+            self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
         self.o_proj = Projection(H * Dh, D, ("heads", "embed"), bias=cfg.o_bias, rngs=rngs)
         self.q_norm = _norm(cfg, *((H * Dh, "heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
-        self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
         self.head_dim, self.scale, self.cap, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.attention_cap, cfg.wide_qk_norm
+        self.shape, self.value_eps = shape, cfg.norm_eps if cfg.value_norm else None
 
-    def __call__(self, x_BxTxD, angles, growth_BxTx1x1, mask_BxTxT, past_kv, past_mask_BxTxS, constrain, attention):
+    def __call__(self, x_BxTxD, angles, growth_BxTx1x1, mask_BxTxT, past_kv, past_mask_BxTxS, shared_kv, constrain, attention):
         def heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], -1, self.head_dim)
 
@@ -78,8 +89,14 @@ class Attention(nnx.Module):
         q = rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles)
         q = constrain(q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype), ("batch", "length", "heads", None))
         # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
-        k = constrain(rotate(normed(self.k_norm, self.k_proj(x_BxTxD)), angles), ("batch", None, "kv_heads", None))
-        v = constrain(heads(self.v_proj(x_BxTxD)), ("batch", None, "kv_heads", None))
+        if self.shape.shares_kv:
+            k, v = shared_kv["k"], shared_kv["v"]
+        else:
+            projected = self.k_proj(x_BxTxD)
+            k = constrain(rotate(normed(self.k_norm, projected), angles), ("batch", None, "kv_heads", None))
+            v = heads(projected if self.shape.keys_as_values else self.v_proj(x_BxTxD))
+            v = v if self.value_eps is None else rms_norm(v, jnp.float32(1), self.value_eps, offset=0.0)
+            v = constrain(v, ("batch", None, "kv_heads", None))
         if past_kv is not None:
             out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale, self.cap)
         elif attention == "cudnn":
@@ -88,16 +105,16 @@ class Attention(nnx.Module):
             out = attend_fused(q, k, v, mask_BxTxT, self.scale)
         else:
             out = attend(q, [k], [v], [mask_BxTxT], self.scale, self.cap)
-        return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), {"k": k, "v": v}
+        return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), None if self.shape.shares_kv else {"k": k, "v": v}
 
 
 class MLP(nnx.Module):
     """`down(activation(gate(x)) * up(x))`."""
 
-    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
-        self.gate_proj = Projection(cfg.hidden_size, cfg.mlp_size, ("embed", "mlp"), rngs=rngs)
-        self.up_proj = Projection(cfg.hidden_size, cfg.mlp_size, ("embed", "mlp"), rngs=rngs)
-        self.down_proj = Projection(cfg.mlp_size, cfg.hidden_size, ("mlp", "embed"), rngs=rngs)
+    def __init__(self, cfg: DecoderConfig, shape: LayerShape, rngs: nnx.Rngs):
+        self.gate_proj = Projection(cfg.hidden_size, shape.mlp_size, ("embed", "mlp"), rngs=rngs)
+        self.up_proj = Projection(cfg.hidden_size, shape.mlp_size, ("embed", "mlp"), rngs=rngs)
+        self.down_proj = Projection(shape.mlp_size, cfg.hidden_size, ("mlp", "embed"), rngs=rngs)
         self.activation = cfg.activation
 
     def __call__(self, x, constrain):
@@ -130,18 +147,25 @@ def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before, after, or both."""
+    """Attention and MLP, each with a norm before, after, or both; then what its tokens have for this layer alone, and a factor."""
 
-    def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: DecoderConfig, shape: LayerShape, rngs: nnx.Rngs):
         self.attn_norm, self.mlp_norm = (_norm(cfg, present=cfg.pre_norms) for _ in range(2))
         self.attn_post_norm, self.mlp_post_norm = (_norm(cfg, present=cfg.post_norms) for _ in range(2))
-        self.attn = Attention(cfg, rngs)
-        self.mlp = Experts(cfg, rngs) if cfg.n_experts else MLP(cfg, rngs)
+        self.attn = Attention(cfg, shape, rngs)
+        self.mlp = Experts(cfg, rngs) if cfg.n_experts else MLP(cfg, shape, rngs)
+        self.per_layer = PerLayerInput(cfg, rngs) if cfg.per_layer_size else None
+        self.layer_scalar = Scale() if cfg.layer_scalar else None
+        self.activation = _ACTIVATIONS[cfg.activation]
 
-    def __call__(self, x, angles, growth, mask, past_kv, past_mask, constrain, attention):
-        attended, kv = self.attn(_normed(self.attn_norm, x), angles, growth, mask, past_kv, past_mask, constrain, attention)
+    def __call__(self, x, angles, growth, mask, past_kv, past_mask, shared_kv, per_layer_BxTxP, constrain, attention):
+        normed = _normed(self.attn_norm, x)
+        attended, kv = self.attn(normed, angles, growth, mask, past_kv, past_mask, shared_kv, constrain, attention)
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
-        return x + _normed(self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL)), kv
+        x = x + _normed(self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL))
+        if self.per_layer is not None:
+            x = x + constrain(self.per_layer(x, per_layer_BxTxP, self.activation), RESIDUAL)
+        return (x if self.layer_scalar is None else self.layer_scalar(x)), kv
 
 
 class Ends(nnx.Module):
@@ -150,6 +174,8 @@ class Ends(nnx.Module):
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         self.embed = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
         self.final_norm = _norm(cfg)
+        if cfg.per_layer_size:
+            self.per_layer = PerLayerEmbedding(cfg, rngs)
         if not cfg.tied:
             self.head = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
 
@@ -172,8 +198,17 @@ class Decoder:
     constrain: Constrain = unconstrained
 
     @functools.cached_property
-    def _layer(self) -> Split:
-        return split(lambda rngs: Layer(self.config, rngs), n_layers=self.config.n_layers)
+    def _blocks(self) -> tuple[Block, ...]:
+        return blocks(self.config)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, Split]:
+        """The module of each stack, by its name."""
+        return {stack.name: split(functools.partial(Layer, self.config, stack.shape), len(stack.numbers)) for stack in self._stacks}
+
+    @property
+    def _stacks(self) -> tuple[Stack, ...]:
+        return tuple(itertools.chain.from_iterable(self._blocks))
 
     @functools.cached_property
     def _ends(self) -> Split:
@@ -181,21 +216,32 @@ class Decoder:
 
     def abstract_params(self) -> trees.Tree:
         """Shapes and dtypes (float32) of the parameters."""
-        return {**self._ends.abstract, "layers": self._layer.abstract}
+        return {**self._ends.abstract, "layers": joined({name: made.abstract for name, made in self._splits.items()})}
 
     def axes(self) -> trees.Tree:
         """Names of the logical axes of each parameter, for the sharding rules."""
-        return {**self._ends.axes, "layers": self._layer.axes}
+        return {**self._ends.axes, "layers": joined({name: made.axes for name, made in self._splits.items()})}
 
     def init(self, key: jax.Array) -> trees.Tree:
         """Random float32 parameters; jit it with `out_shardings` to create them where they belong."""
         ends_key, layers_key = jax.random.split(key)
+        layer_keys = jax.random.split(layers_key, self.config.n_layers)
 
-        def layer(k: jax.Array) -> trees.Tree:
-            return random_params(lambda rngs: Layer(self.config, rngs), k)
+        def layers(stack: Stack) -> trees.Tree:
+            draw = functools.partial(random_params, functools.partial(Layer, self.config, stack.shape))
+            return jax.vmap(draw)(layer_keys[np.array(stack.numbers)])
 
-        layers = jax.vmap(layer)(jax.random.split(layers_key, self.config.n_layers))
-        return {**random_params(lambda rngs: Ends(self.config, rngs), ends_key), "layers": layers}
+        ends = random_params(lambda rngs: Ends(self.config, rngs), ends_key)
+        return {**ends, "layers": joined({stack.name: layers(stack) for stack in self._stacks})}
+
+    def cache_shapes(self, rows: int, slots: int) -> Cache:
+        """Shapes of a cache of `slots` positions, in the dtype of activations."""
+
+        def of_stack(stack: Stack) -> Cache:
+            shape = (len(stack.numbers), rows, slots, stack.shape.n_kv_heads, stack.shape.head_dim)
+            return {name: jax.ShapeDtypeStruct(shape, self.dtype) for name in ("k", "v")}
+
+        return joined({stack.name: of_stack(stack) for stack in self._stacks if not stack.shape.shares_kv})
 
     def apply(self, params: trees.Tree, tokens_BxT: jax.Array) -> jax.Array:
         """Tokens int32 -> logits float32 `[B, T, V]`, each position from the ones up to it."""
@@ -239,59 +285,56 @@ class Decoder:
         if cfg.scale_embedding:
             x = x * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
         x = self.constrain(x, RESIDUAL)
-        masks = _masks(cfg, positions_BxT, segments_BxT)
-        past_masks = None if past is None else _past_masks(cfg, positions_BxT, past["k"].shape[2])
-        angles = _angles(cfg, positions_BxT)
-        growth = None if cfg.query_growth is None else cfg.query_growth.at(positions_BxT)
+        sight = Sight.of(cfg, positions_BxT, segments_BxT, None if past is None else jax.tree.leaves(past)[0].shape[2])
+        per_layer_LxBxTxP = ends.per_layer(tokens_BxT, x) if cfg.per_layer_size else None
+        new: dict[str, Any] = {}
+        shared: dict[bool, Any] = {}  # by whether they slide: past and new keys and values of the last layer that has its own
+        for block in self._blocks:
+            x, kvs = self._run(block, params["layers"], x, sight, per_layer_LxBxTxP, past, shared)
+            new |= {name: kv for name, kv in kvs.items() if kv is not None}
+            for stack in (stack for stack in block if cfg.n_sharing and stack.name in new):
+                both = of_stack(past, stack.name), new[stack.name]
+                shared[cfg.sliding[stack.numbers.start]] = jax.tree.map(lambda leaf: leaf[-1], both)
+        return ends.final_norm(x), joined(new)
 
-        def layer(x, scanned):
-            layer_params, sliding, rotated, layer_past = scanned
+    def _run(
+        self,
+        block: Block,
+        layers: trees.Tree,
+        x_BxTxD: jax.Array,
+        sight: Sight,
+        per_layer_LxBxTxP: jax.Array | None,
+        past: Cache | None,
+        shared: dict[bool, Any],
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Runs the layers of a block, one scan over its periods. Returns the state behind them, and each stack's new keys and values."""
+        cfg = self.config
 
-            def pick(pair: tuple[Any, Any]) -> Any:
-                """Picks from a pair (for full layers, for sliding ones); where both are the same there is nothing to choose."""
-                return jax.tree.map(lambda a, b: a if a is b else jnp.where(sliding, b, a), *pair)
+        def scanned(stack: Stack) -> tuple[Any, ...]:
+            rows = slice(stack.numbers.start, stack.numbers.stop, stack.numbers.step)
+            flags = [None if of_layers is None else jnp.array(of_layers[rows]) for of_layers in (cfg.sliding, cfg.rotated)]
+            vectors = None if per_layer_LxBxTxP is None else per_layer_LxBxTxP[rows]
+            return of_stack(layers, stack.name), *flags, of_stack(past, stack.name), vectors
 
-            past_mask = None if past_masks is None else pick(past_masks)
-            turn = pick(angles)
+        def layer(stack: Stack, x, scanned):
+            layer_params, sliding, rotated, layer_past, vectors_BxTxP = scanned
+            kinds = {cfg.sliding[i] for i in stack.numbers}
+            kind = kinds.pop() if len(kinds) == 1 else sliding
+            layer_past, shared_kv = shared[cfg.sliding[stack.numbers.start]] if stack.shape.shares_kv else (layer_past, None)
+            turn, mask, past_mask = (pick(pair, kind) for pair in (sight.angles, sight.masks, sight.past_masks))
             if rotated is not None:
                 turn = jax.tree.map(lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0))
-            run = self._layer.module(layer_params)
-            return run(x, turn, growth, pick(masks), layer_past, past_mask, self.constrain, self.attention)
+            run = self._splits[stack.name].module(layer_params)
+            return run(x, turn, sight.growth, mask, layer_past, past_mask, shared_kv, vectors_BxTxP, self.constrain, self.attention)
 
-        scanned = (params["layers"], jnp.array(cfg.sliding), None if cfg.rotated is None else jnp.array(cfg.rotated), past)
-        x, kv = jax.lax.scan(rematerialised(layer, self.remat), x, scanned, unroll=cfg.n_layers if self.unroll else 1)
-        return ends.final_norm(x), kv
+        runs = {stack.name: rematerialised(functools.partial(layer, stack), self.remat) for stack in block}
 
+        def period(x, of_stacks):
+            kvs = {}
+            for name, run in runs.items():
+                x, kvs[name] = run(x, of_stacks[name])
+            return x, kvs
 
-def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
-    """(full, sliding) rotations; one and the same where sliding layers have no base of their own."""
-    rotary_dim = cfg.rotary_dim or cfg.head_dim
-    full = rope_angles(positions_BxT, rotary_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
-    if cfg.rope_theta_sliding is None:
-        return full, full
-    return full, rope_angles(positions_BxT, rotary_dim, cfg.rope_theta_sliding)
-
-
-def _masks(cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, T]` among the new tokens; one and the same where all layers are of one kind."""
-    T = positions_BxT.shape[1]
-    causal = jnp.arange(T)[:, None] >= jnp.arange(T)[None, :]
-    full = jnp.broadcast_to(causal, (positions_BxT.shape[0], T, T))
-    if segments_BxT is not None:
-        full = full & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
-    return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - positions_BxT[:, None, :])
-
-
-def _past_masks(cfg: DecoderConfig, positions_BxT: jax.Array, n_slots: int) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, S]` over the cache: slots below the first new position of the row are filled."""
-    slots = jnp.arange(n_slots)
-    full = jnp.broadcast_to(slots < positions_BxT[:, :1, None], (*positions_BxT.shape, n_slots))
-    return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - slots)
-
-
-def _with_window(cfg: DecoderConfig, full: jax.Array, distance: Callable[[], jax.Array]) -> tuple[jax.Array, jax.Array]:
-    if not any(cfg.sliding):
-        return full, full
-    window: Any = cfg.window  # never None where a layer slides
-    sliding = full & (distance() < window)
-    return (sliding, sliding) if all(cfg.sliding) else (full, sliding)
+        n_periods = len(block[0].numbers)
+        stacked = {stack.name: scanned(stack) for stack in block}
+        return jax.lax.scan(period, x_BxTxD, stacked, unroll=n_periods if self.unroll else 1)

@@ -3,6 +3,7 @@
 Each family is one way to set the decoder's switches:
 
     gemma3_text   norms before and after with (1 + w), q/k norms, GELU, scaled embedding, a rotary base for sliding layers
+    gemma4_text   as gemma3_text with norms of w, layers of several shapes, shared keys and values, and per-layer embeddings
     gemma2        as gemma3_text, without q/k norms and that base, with caps of attention scores and logits
     llama         norms before, SiLU, rotary frequencies stretched from Llama 3.1 on
     mistral       as llama, with a sliding window in every layer or in none
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kafjax.core.errors import UserError, nearest
+from kafjax.models import gemma4
 from kafjax.models.ropes import Config, read_long_rope, read_rope, rope_type
 from kafjax.models.settings import check_settings
 from kafjax.ops.rope import QueryGrowth
@@ -35,10 +37,8 @@ _MINISTRAL3_ROPE = {  # of a file that has none
     **{"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
     **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
 }
-_NEVER = {  # in any family
-    "quantization_config": None,
-    "use_bidirectional_attention": False,
-}
+_NEVER = {"quantization_config": None}  # in any family
+_CAUSAL = {"use_bidirectional_attention": False}
 _DENSE = {"num_experts": None, "num_local_experts": None}
 _UNCAPPED = {"final_logit_softcapping": None, "attn_logit_softcapping": None}
 _PLAIN: dict[str, Any] = {
@@ -57,6 +57,8 @@ def read(config: Config) -> dict[str, Any]:
     if not isinstance(family, str) or family not in _READERS:
         raise UserError(f"config.json: model_type '{family}' is no decoder that is supported. {nearest(str(family), _READERS)}")
     refuse(config, _NEVER)
+    if config.get("use_bidirectional_attention") != "vision":  # which is of images alone
+        refuse(config, _CAUSAL)
     check_settings(config)
     return _READERS[family](config)
 
@@ -105,6 +107,13 @@ def _gemma2(config: Config) -> dict[str, Any]:
     }
 
 
+def _gemma4(config: Config) -> dict[str, Any]:
+    refuse(config, gemma4.REFUSED)
+    config = {**gemma4.DEFAULTS, **config, "query_pre_attn_scalar": 1, "num_experts": None}  # there are none without their block
+    full, local = _ropes_by_kind(config)
+    return gemma4.read(config, _gemma(config, pattern=6, max_length=131072), full, local)
+
+
 def _gemma(config: Config, *, pattern: int, max_length: int) -> dict[str, Any]:
     """Reads the settings that the Gemmas have in common; one in `pattern` layers sees everything, unless the file names them."""
     refuse(config, {"hidden_activation": "gelu_pytorch_tanh", **_DENSE})
@@ -135,6 +144,10 @@ def _ropes_by_kind(config: Config) -> tuple[Config, Config]:
 def _gemma3_multimodal(config: Config) -> dict[str, Any]:
     text = read({**_GEMMA3_DEFAULTS, **_text_config(config), "model_type": "gemma3_text"})
     return {**text, "multimodal": True}
+
+
+def _gemma4_multimodal(config: Config) -> dict[str, Any]:
+    return {**read({**_text_config(config), "model_type": "gemma4_text"}), "multimodal": True}
 
 
 def _mistral3_multimodal(config: Config) -> dict[str, Any]:
@@ -292,6 +305,8 @@ def _qwen(config: Config) -> dict[str, Any]:
 
 
 _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
+    "gemma4_text": _gemma4,
+    "gemma4": _gemma4_multimodal,
     "gemma3_text": _gemma3,
     "gemma3": _gemma3_multimodal,
     "gemma2": _gemma2,

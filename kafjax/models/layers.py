@@ -18,7 +18,7 @@ def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str | None, ..
 class Projection(nnx.Module):
     """`x @ kernel (+ bias)`, kernel `[in, out]`; the kernel may be a `LoRAWeight`."""
 
-    def __init__(self, n_in: int, n_out: int, axes: tuple[str, str], *, bias: bool = False, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, axes: tuple[str | None, str | None], *, bias: bool = False, rngs: nnx.Rngs):
         self.kernel = parameter(rngs.params(), (n_in, n_out), axes, n_in**-0.5)
         self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32), axes=(axes[1],)) if bias else None
 
@@ -30,12 +30,22 @@ class Projection(nnx.Module):
 class RMSNorm(nnx.Module):
     """Starts out multiplying by one: `offset + scale`."""
 
-    def __init__(self, size: int, eps: float, offset: float, axis: str = "embed"):
+    def __init__(self, size: int, eps: float, offset: float, axis: str | None = "embed"):
         self.scale = nnx.Param(jnp.full((size,), 1.0 - offset, jnp.float32), axes=(axis,))
         self.eps, self.offset = eps, offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return rms_norm(x, self.scale.get_value(), self.eps, self.offset)
+
+
+class Scale(nnx.Module):
+    """`x * scale`, one number, which does not train: in torch it is a buffer."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones((1,), jnp.float32), axes=(None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * jax.lax.stop_gradient(self.scale.get_value()).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kafjax.core.errors import UserError
-from kafjax.ops.rope import Llama3Stretch, LongRope, Stretch, YarnStretch
+from kafjax.ops.rope import Llama3Stretch, LongRope, Proportional, Stretch, YarnStretch
 
 Config = Mapping[str, Any]
 
@@ -97,12 +97,26 @@ def read_long_rope(config: Config, scaling: Config, rotary_dim: int) -> LongRope
     return LongRope(lists["short_factor"], lists["long_factor"], original, float(factor), longest)
 
 
+def read_proportional(config: Config, scaling: Config, theta: Any) -> dict[str, Any]:
+    """Reads the rope of Gemma 4's layers that see everything, as `read_rope` does: a share of the pairs of a head turns, or all."""
+    plain = {key: value for key, value in scaling.items() if key not in ("rope_type", "partial_rotary_factor", "factor")}
+    if rope_type(scaling) != "proportional":
+        return read_rope(config, scaling, theta, allowed=("default", "proportional"), whose="full_attention layers")
+    share, factor = (scaling.get(key, 1.0) for key in ("partial_rotary_factor", "factor"))
+    if share is None or share > 1:
+        raise UserError(f"config.json: partial_rotary_factor={share!r} must be a number above 0, up to 1")
+    fields = read_rope(config, plain, theta, allowed=("default",), whose="full_attention layers")
+    return fields | {"rope_factor": float(factor), "rope_stretch": Proportional(float(share))}
+
+
 def written_rope(fields: Config) -> dict[str, Any] | None:
     """The `rope_scaling` that `read_rope` reads as these fields; None where nothing is scaled."""
     stretch, factor = fields["rope_stretch"], fields["rope_factor"]
     if isinstance(stretch, LongRope):
         lists = {"short_factor": list(stretch.short), "long_factor": list(stretch.long)}
         return {"rope_type": "longrope", **lists, "attention_factor": stretch.attention_factor}
+    if isinstance(stretch, Proportional):
+        return {"rope_type": "proportional", "partial_rotary_factor": stretch.share} | ({} if factor == 1 else {"factor": factor})
     if isinstance(stretch, Llama3Stretch):
         own = {"rope_type": "llama3", "low_freq_factor": stretch.low, "high_freq_factor": stretch.high}
     elif isinstance(stretch, YarnStretch):

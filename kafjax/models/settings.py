@@ -32,8 +32,12 @@ _COUNTS = {
     "num_local_experts": 2**16,
     "num_experts_per_tok": 2**16,
     "moe_intermediate_size": 2**22,
+    "global_head_dim": 2**16,
+    "num_global_key_value_heads": 2**16,
+    "vocab_size_per_layer_input": 2**24,
 }
 """Whole numbers above 0, and the highest that is read."""
+_COUNTS_FROM_0 = {"num_kv_shared_layers": 10_000, "hidden_size_per_layer_input": 2**16}
 _POSITIVE = {"rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "factor"}
 _POSITIVE |= {"low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor"}
 _POSITIVE |= {"attn_logit_softcapping", "final_logit_softcapping"}
@@ -46,11 +50,14 @@ _SWITCHES = {
     "use_sliding_window",
     "truncate",
     "norm_topk_prob",
+    "attention_k_eq_v",
+    "use_double_wide_mlp",
+    "enable_moe_block",
 }
 _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"}
 _MAY_BE_NULL |= {"beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor", *_NOT_NEGATIVE}
 _MAY_BE_NULL |= {"attn_logit_softcapping", "final_logit_softcapping"}
-_MAY_BE_NULL |= {"num_experts", "num_local_experts"}
+_MAY_BE_NULL |= {"num_experts", "num_local_experts", "moe_intermediate_size", "num_global_key_value_heads", *_COUNTS_FROM_0}
 _MAY_BE_NULL |= {"attention_bias", "mlp_bias"}  # which transformers takes for false
 _ROPES = ("rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
 
@@ -66,11 +73,12 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
         "rope_theta" in rope or any("rope_theta" in r for r in rope.values() if isinstance(r, dict)) for rope in ropes
     )
     for key, value in config.items():
-        if key in _COUNTS:
+        if (most := _COUNTS.get(key, _COUNTS_FROM_0.get(key))) is not None:
+            least = 1 if key in _COUNTS else 0
             if value is None and key in _MAY_BE_NULL:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNTS[key]:
-                raise UserError(f"{where}: {key}={shortened(value)} must be a whole number from 1 to {_COUNTS[key]}")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise UserError(f"{where}: {key}={shortened(value)} must be a whole number from {least} to {most}")
         elif key in _POSITIVE or key in _NOT_NEGATIVE:
             if value is None and (key in _MAY_BE_NULL or (key == "rope_theta" and theta_is_nested)):
                 continue
@@ -89,6 +97,11 @@ def check_settings(config: Mapping[str, Any], where: str = "config.json") -> Non
         elif key == "layer_types":
             if value is not None and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
                 raise UserError(f"{where}: {key}={shortened(value)} must be a list of names")
+        elif key == "per_layer_config" and value is not None:
+            if not isinstance(value, dict) or not all(isinstance(layer, dict) for layer in value.values()):
+                raise UserError(f"{where}: {key}={shortened(value)} must be an object of objects")
+            for number, layer in value.items():
+                check_settings(layer, f"{where}: {key}: {shortened(number)}")
         elif key in _ROPES and value is not None:
             if not isinstance(value, dict):
                 raise UserError(f"{where}: {key}={shortened(value)} must be an object")

@@ -1,7 +1,8 @@
 """Published decoders by name, for planning: what fits where, and what a step costs, before any weight is fetched.
 
 The numbers are those of the models' own `config.json` files; the test compares the parameter counts with the published ones. The
-larger Gemma 3 come with a vision tower, of which nothing is here; their vocabulary has 64 more rows for images.
+larger Gemma 3 and the Gemma 4 come with towers for images and sound, of which nothing is here; the vocabulary of the former has 64
+more rows for images.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.models.config import DecoderConfig
-from kafjax.ops.rope import Llama3Stretch, YarnStretch
+from kafjax.ops.rope import Llama3Stretch, Proportional, YarnStretch
 
 
 def named(name: str) -> DecoderConfig:
@@ -26,6 +27,16 @@ def _gemma3(*sizes: int, window: int, vocab_size: int = 262_144, **changes: Any)
     sliding = tuple((i + 1) % 6 != 0 for i in range(n_layers))
     gemma = DecoderConfig(vocab_size, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, 256, sliding, window)
     return dataclasses.replace(gemma, **changes)
+
+
+def _gemma4(*sizes: int, pattern: int = 6, **switches: Any) -> DecoderConfig:
+    hidden_size, mlp_size, n_layers, n_heads, n_kv_heads = sizes
+    fields: dict[str, Any] = {
+        **{"sliding": tuple((i + 1) % pattern != 0 for i in range(n_layers)), "window": 512, "full_head_dim": 512},
+        **{"rope_stretch": Proportional(0.25), "attention_scale": 1.0, "logit_cap": 30.0, "norm_offset": 0.0, "value_norm": True},
+        **{"layer_scalar": True, "max_length": 131_072, "also_eos_ids": (106,), "family": "gemma4_text", **switches},
+    }
+    return DecoderConfig(262_144, hidden_size, mlp_size, n_layers, n_heads, n_kv_heads, 256, **fields)
 
 
 def _gemma2(*sizes: int, **switches: Any) -> DecoderConfig:
@@ -76,10 +87,14 @@ def _olmo(family: str, vocab_size: int, *sizes: int, **switches: Any) -> Decoder
     return _plain(family, vocab_size, *sizes, rope_theta=5e5, bos_id=None, eos_id=100_257, **norms, **switches)
 
 
+_PER_LAYER = {"per_layer_size": 256, "per_layer_vocab": 262_144}
 _MULTIMODAL = {"window": 1024, "vocab_size": 262_208, "rope_factor": 8.0, "max_length": 131_072, "also_eos_ids": (106,)}
 
 # Sizes are hidden, MLP, layers, query heads, key heads.
 CONFIGS: dict[str, DecoderConfig] = {
+    "gemma4-e2b": _gemma4(1536, 6144, 35, 8, 1, pattern=5, n_sharing=20, sharing_mlp_size=12_288, **_PER_LAYER),
+    "gemma4-e4b": _gemma4(2560, 10_240, 42, 8, 2, n_sharing=18, **_PER_LAYER),
+    "gemma4-31b": _gemma4(5376, 21_504, 60, 32, 16, window=1024, full_kv_heads=4, keys_as_values=True, max_length=262_144),
     "gemma3-270m": _gemma3(640, 2048, 18, 4, 1, window=512),
     "gemma3-1b": _gemma3(1152, 6912, 26, 4, 1, window=512),
     "gemma3-4b": _gemma3(2560, 10_240, 34, 8, 4, **_MULTIMODAL),

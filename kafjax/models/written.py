@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kafjax.models import gemma4
 from kafjax.models.ropes import written_rope
 
 _ARCHITECTURES = {
+    "gemma4_text": "Gemma4ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -47,6 +49,9 @@ def write(fields: Mapping[str, Any]) -> dict[str, Any]:
         "sliding_window": fields["window"],
     }
     kinds = ["sliding_attention" if sliding else "full_attention" for sliding in fields["sliding"]]
+    if family == "gemma4_text":
+        full_rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta"), **(config.pop("rope_scaling") or {})}
+        return config | gemma4.write(fields, full_rope) | {"layer_types": kinds, "attention_bias": fields["o_bias"]}
     if family in ("gemma3_text", "gemma2"):
         config |= {"layer_types": kinds, "attention_bias": fields["o_bias"]}
         config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(fields["attention_scale"] ** -2)}

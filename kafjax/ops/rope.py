@@ -82,7 +82,18 @@ class LongRope:
         return frequency_F / jnp.where(is_long, jnp.array(self.long), jnp.array(self.short))
 
 
-Stretch = Llama3Stretch | YarnStretch | LongRope
+@dataclasses.dataclass(frozen=True)
+class Proportional:
+    """Turns the fastest `share` of the pairs of a whole head, as Gemma 4 does in layers that see everything; the others stay."""
+
+    share: float
+
+    def turning(self, frequency_F: jax.Array) -> jax.Array:
+        n = int(self.share * 2 * frequency_F.shape[0] // 2)
+        return jnp.where(jnp.arange(frequency_F.shape[0]) < n, frequency_F, 0)
+
+
+Stretch = Llama3Stretch | YarnStretch | LongRope | Proportional
 
 
 def rope_angles(
@@ -100,6 +111,8 @@ def rope_angles(
     frequency_F = 1.0 / (jnp.asarray(theta, jnp.float32) ** exponent_F)
     if isinstance(stretch, LongRope):
         frequency_F = stretch.divided(frequency_F, positions_BxT)
+    elif isinstance(stretch, Proportional):
+        frequency_F = stretch.turning(frequency_F) / factor
     else:
         kept_F = 0.0 if stretch is None else stretch.kept(frequency_F, theta)
         frequency_F = frequency_F * (kept_F + (1 - kept_F) / factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.evaluation import cost
-from kafjax.models import Decoder
+from kafjax.models import Decoder, DecoderConfig
+from kafjax.models.config import LayerShape
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import UNKNOWN, chip_of
 from kafjax.parallel.estimate import Demand, choose, show
@@ -45,6 +47,7 @@ def decoder_shape(model: Decoder) -> cost.DecoderShape:
         vocab=config.vocab_size,
         sliding_layers=sum(config.sliding),
         window=config.window or 0,
+        full_head_dim=config.full_head_dim or 0,
     )
 
 
@@ -66,7 +69,7 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
     else:
         flops = cost.train_flops_lora(shape, tokens, tokens, config.seq_len, adapter_params=adapter)
     again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
-    all_pairs = 4 * shape.layers * shape.heads * shape.head_dim * config.seq_len  # attention computes what the mask hides, too
+    all_pairs = 4 * shape.heads * shape.head_dims * config.seq_len  # attention computes what the mask hides, too
     masked = tokens * all_pairs - cost.attention_flops(shape, config.seq_len) * tokens / config.seq_len
     attention_again = 0.0 if config.remat == "none" else tokens * all_pairs
     scores = 4.0 * shape.heads * config.seq_len
@@ -94,7 +97,7 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
         residual=axes.hidden * c,
         kept=kept,
         kept_is_split=config.remat in ("none", "dots"),
-        transient=2 * c * axes.inner + 3 * scores,
+        transient=2 * c * axes.widest + 3 * scores,
         kv=2 * axes.kv * c,
         loss=min(config.loss_chunk, tokens) * shape.vocab * 4.0 * 2,
         weight_reads=passes if spec is None else passes - 1,
@@ -113,7 +116,7 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     flops = rows * cost.query_flops(shape, past + new, 1, past)
     scores = 4.0 * shape.heads * (past + new)
-    all_pairs = new * 4 * shape.layers * shape.heads * shape.head_dim * (past + new)
+    all_pairs = new * 4 * shape.heads * shape.head_dims * (past + new)
     cache = 2 * axes.kv * c * (past + new) / new  # of a new token, for the whole row's
     return Demand(
         model_flops=flops,
@@ -132,7 +135,7 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
         residual=axes.hidden * c,
         kept=cache * (2 if past else 1),  # for some shapes XLA for TPUs has the loop work on a copy
         kept_is_split=True,
-        transient=max(2 * c * axes.inner, 1.5 * scores),  # attention or the MLP, whichever is larger
+        transient=max(2 * c * axes.widest, 1.5 * scores),  # attention or the MLP, whichever is larger
         kv=0.0,
         loss=rows * shape.vocab * 4.0 * 2,
         weight_reads=1,
@@ -145,29 +148,47 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
 
 @dataclasses.dataclass(frozen=True)
 class _Widths:
-    """Sizes of a token's arrays in a layer: between layers, of keys (or values), of all products with kernels, of all intermediates."""
+    """Sizes of a token's arrays in a layer: between layers, of the keys (or values) that it keeps, of all products with kernels, of all
+    intermediates. Where layers differ they are means, and `widest` is the largest of a layer's intermediates."""
 
     hidden: int
-    kv: int
-    dots: int
-    inner: int
+    kv: float
+    dots: float
+    inner: float
+    widest: int
 
     @classmethod
     def of(cls, model: Decoder) -> _Widths:
         config = model.config
-        heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        mlps = max(config.experts_per_token, 1)
-        mlp = mlps * config.mlp_size
-        dots = heads + 2 * kv + 2 * config.hidden_size + 2 * mlp
-        return cls(config.hidden_size, kv, dots, 2 * (heads + kv) + kv + (4 + 2 * mlps) * config.hidden_size + 3 * mlp + heads)
+        kvs, dots, inner = zip(*(_of_layer(config, config.shape(i)) for i in range(config.n_layers)), strict=True)
+        beside = config.n_layers * config.per_layer_size
+        return cls(config.hidden_size, _mean(kvs), _mean(dots), _mean(inner), max(inner) + beside)
 
     def limits(self, model: Decoder, seq_len: int) -> dict[str, dict[str, int]]:
         config = model.config
+        others = {"full_kv_heads": config.full_kv_heads, "sharing_mlp_size": config.sharing_mlp_size}
         return {
             "fsdp": {"hidden_size": config.hidden_size} | ({"n_experts": config.n_experts} if config.n_experts else {}),
-            "tensor": {name: getattr(config, name) for name in ("n_kv_heads", "n_heads", "mlp_size", "vocab_size")},
+            "tensor": {name: getattr(config, name) for name in ("n_kv_heads", "n_heads", "mlp_size", "vocab_size")}
+            | {name: size for name, size in others.items() if size},
             "sequence": {"seq_len": seq_len},
         }
+
+
+def _of_layer(config: DecoderConfig, layer: LayerShape) -> tuple[int, int, int]:
+    """Sizes of a token's kept keys, products and intermediates in one layer, as in `_Widths`."""
+    heads, kv = config.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+    mlps = max(config.experts_per_token, 1)
+    mlp, own = mlps * layer.mlp_size, 0 if layer.shares_kv else kv
+    n_values = 1 if layer.keys_as_values else 2
+    beside = config.per_layer_size
+    dots = heads + n_values * own + 2 * config.hidden_size + 2 * mlp + (beside + config.hidden_size if beside else 0)
+    inner = 2 * (heads + own) + own + (4 + 2 * mlps) * config.hidden_size + 3 * mlp + heads
+    return own, dots, inner + (3 * beside + 2 * config.hidden_size if beside else 0)
+
+
+def _mean(sizes: Sequence[int]) -> float:
+    return sizes[0] if len({*sizes}) == 1 else sum(sizes) / len(sizes)
 
 
 def _kernels(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:

@@ -69,7 +69,7 @@ class Task:
 
     @classmethod
     def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, donate: bool = False) -> Task:
-        """Makes the task of full fine-tuning of `params`, without the embedding (and an untied head) if `config.freeze_embedding`.
+        """Makes the task of full fine-tuning of `params`, without the embeddings (and an untied head) if `config.freeze_embedding`.
 
         The step overwrites its state: with `donate` the trainable part of `params`, else a copy of it. Raises `UserError` if they are
         quantised.
@@ -251,7 +251,7 @@ def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: Spec | None = 
 
 def _trains(config: TrainConfig, path: str) -> bool:
     """True if full fine-tuning changes the parameter at `path`."""
-    return not (config.freeze_embedding and path.startswith(("embed/", "head/")))
+    return not (config.freeze_embedding and path.startswith(("embed/", "head/", "per_layer/embed/")))
 
 
 def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:

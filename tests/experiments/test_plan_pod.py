@@ -25,6 +25,13 @@ def test_a_plan_ends_with_its_verdict(plan_pod, tmp_path, method):
     assert all(0 < program["mfu"] <= 1 and program["model_flops"] <= program["flops"] for program in programs)
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "lanes", "rag"])
+def test_layers_of_several_shapes_are_planned(plan_pod, method):
+    """Smaller key heads than any tensor axis that the rest would allow, and most parameters in an embedding."""
+    outcome = plan_pod("--model=gemma4-e4b", f"--method={method}", "--topology=v5p-32", "--batch=32", "--lanes=4", "--formula")
+    assert last_line(outcome).startswith("fits by formula: ")
+
+
 def test_gpus_of_another_machine_are_planned_by_formula_which_is_said(plan_pod):
     outcome = plan_pod("--model=llama3.1-70b", "--topology=h100-64", "--batch=64", "--search")
     assert last_line(outcome).startswith("fits by formula: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +64,21 @@ def test_logits_of_a_branch_are_those_of_its_prompt(model, params, window):
         whole = np.concatenate([trunk[:start], ends[row, :length]]).astype(np.int32)
         expected = model.apply(params, whole[None])[0, -1]
         np.testing.assert_allclose(model.logits(params, last_BxD[row]), expected, atol=1e-4)
+
+
+def test_layers_of_several_shapes_branch_from_one_prefix(model, tokenizer):
+    """A cache of each stack that has keys and values of its own."""
+    shapes = {"n_layers": 4, "sliding": (True, False) * 2, "full_head_dim": 16, "full_kv_heads": 1, "n_sharing": 2, "sharing_mlp_size": 20}
+    model = Decoder(dataclasses.replace(model.config, **shapes, per_layer_size=4, per_layer_vocab=300, rope_theta_sliding=100.0))
+    params = jax.jit(model.init)(jax.random.key(0))
+    generator = Generator(model, tokenizer)
+    cached = generator.prefix(params, PREFIX)
+    assert {name: block["k"].shape[::4] for name, block in cached.cache.items()} == {"from0by2": (1, 8), "from1by2": (1, 16)}
+    groups = GROUPS[:2]
+    branched = generator.generate_branches(params, groups, GREEDY, cached)
+    alone = [generator.generate(params, prompts, GREEDY, cached) for prompts in groups]
+    assert [[reply.tokens for reply in replies] for replies in branched] == [[reply.tokens for reply in replies] for replies in alone]
+    assert len({reply.tokens for replies in alone for reply in replies}) > 2
 
 
 def test_shared_tokens_leave_one_to_run():

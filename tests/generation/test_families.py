@@ -20,6 +20,7 @@ OVERRIDES = {
     "phi3": {"original_max_position_embeddings": FULL_CONTEXT},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     "qwen3": {},
+    "gemma4_text": {"sliding_window": 7, "tie_word_embeddings": False},
     "gemma2": {"sliding_window": 7, "layer_types": None, "num_key_value_heads": 4},
     "qwen3_moe": {"num_experts_per_tok": 2, "norm_topk_prob": True},
     "mixtral": {},
@@ -31,7 +32,8 @@ OVERRIDES["llama"]["rope_parameters"] |= {"rope_theta": 100.0, "original_max_pos
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", OVERRIDES)
 def test_greedy_replies_equal_transformers(family, tokenizer, tmp_path):
-    hf = tiny_hf(family, vocab_size=tokenizer.get_vocab_size(), **OVERRIDES[family])
+    sizes = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input")[: 1 + (family == "gemma4_text")], tokenizer.get_vocab_size())
+    hf = tiny_hf(family, **sizes, **OVERRIDES[family])
     model, params = carry_over(hf, tmp_path)
     assert max(len(tokenizer.encode(prompt).ids) for prompt in PROMPTS) + N_NEW == FULL_CONTEXT < bucket(FULL_CONTEXT - N_NEW)
     replies = Generator(model, tokenizer).generate(params, PROMPTS, Sampling(max_new_tokens=N_NEW, stop=()))

@@ -170,9 +170,9 @@ def test_json_that_is_no_object_is_named(gemma, name):
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("gemma4", "Did you mean 'gemma"),
+        ("gemma5", "Did you mean 'gemma"),
         ("qwen3_next", "Did you mean 'qwen3"),
-        ("zzz", "Known: bert, gemma2, gemma3, gemma3_text, llama, ministral3, mistral, mistral3"),
+        ("zzz", "Known: bert, gemma2, gemma3, gemma3_text, gemma4, gemma4_text, llama, ministral3, mistral, mistral3"),
         (None, "Known: bert, gemma2"),
         (["llama"], "is not supported"),
     ],
@@ -212,6 +212,16 @@ def test_a_quantised_tensor_is_named(gemma):
     assert "'model.norm.weight' is of type I8" in load_error(gemma)
 
 
+def test_keys_and_values_of_layers_that_share_them_are_passed_over_in_a_file(tmp_path):
+    """Published files hold them, and nothing reads them; of a layer that has some they are wanted."""
+    tiny_hf("gemma4_text").save_pretrained(tmp_path)
+    expected = hub.load(str(tmp_path))[1]
+    edit(tmp_path / "model.safetensors", lambda t: t.update({"model.layers.5.self_attn.k_proj.weight": np.ones((32, 24), np.float32)}))
+    jax.tree.map(np.testing.assert_array_equal, hub.load(str(tmp_path))[1], expected)
+    edit(tmp_path / "model.safetensors", lambda t: t.pop("model.layers.1.self_attn.k_proj.weight"))
+    assert "tensor 'model.layers.1.self_attn.k_proj.weight' missing" in load_error(tmp_path)
+
+
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 
 
@@ -219,6 +229,12 @@ def multimodal(family: str) -> transformers.PreTrainedModel:
     """A tiny random one, whose text model is of that family."""
     fields = {"image_token_index": 100, "eos_token_id": [1, 96], "attn_implementation": "eager"}
     text = {**FAMILIES[family][2], "vocab_size": 112, "model_type": family}
+    if family == "gemma4_text":
+        vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        vision |= {"head_dim": 8, "patch_size": 4, "position_embedding_size": 16}
+        text |= {"vocab_size_per_layer_input": 112, "pad_token_id": 0, "use_bidirectional_attention": "vision"}
+        config = transformers.Gemma4Config(text_config=text, vision_config=vision, image_token_id=100, eos_token_id=[1, 96])
+        return randomised(transformers.Gemma4ForConditionalGeneration(config), 0)
     if family == "gemma3_text":
         text["pad_token_id"] = 0
         fields |= {"boi_token_index": 101, "eoi_token_index": 102, "mm_tokens_per_image": 4}
@@ -229,7 +245,7 @@ def multimodal(family: str) -> transformers.PreTrainedModel:
 
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["names of published files", "names in memory"])
-@pytest.mark.parametrize("family", ["gemma3_text", "ministral3", "mistral"])
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma3_text", "ministral3", "mistral"])
 def test_the_text_of_a_multimodal_model_computes_as_transformers(tmp_path, family, in_memory):
     """The vision tower is passed over, under the names that transformers writes and under those that it computes with."""
     hf = multimodal(family)

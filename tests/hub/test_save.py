@@ -34,6 +34,10 @@ YARN |= {"beta_slow": 0.1, "mscale": 2.0, "mscale_all_dim": 0.5}
 # Of each family what the others do not have, so that nothing that has to be written is at its default.
 OVERRIDES = {
     "gemma3_text": {"attention_bias": True},
+    "gemma4_text": {
+        **{"attention_bias": True, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 9.0},
+        **{"vocab_size_per_layer_input": 105, "use_double_wide_mlp": False, "num_kv_shared_layers": 3},
+    },
     "gemma2": {"attention_bias": True, "final_logit_softcapping": None, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
     "llama": {"attention_bias": True, "rope_parameters": {**LLAMA3, "rope_theta": 100.0}},
     "mistral": {"sliding_window": 3, "head_dim": 16},

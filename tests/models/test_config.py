@@ -117,6 +117,35 @@ def test_the_other_families_mean_what_transformers_makes_of_them(family, overrid
             assert ours.window == hf.sliding_window
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"global_head_dim": 8, "use_double_wide_mlp": False, "rope_parameters": None},
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+        {"layer_types": None, "num_hidden_layers": 8, "num_kv_shared_layers": 1, "num_global_key_value_heads": 1},  # not that many, then
+        {"layer_types": ["full_attention", "sliding_attention"] * 3, "use_bidirectional_attention": "vision"},  # the last one is full
+        {key: None for key in ("head_dim", "global_head_dim", "num_key_value_heads", "sliding_window", "hidden_size_per_layer_input")}
+        | {"vocab_size_per_layer_input": None, "final_logit_softcapping": 30.0, "num_kv_shared_layers": None},
+    ],
+    ids=str,
+)
+def test_gemma4_is_what_transformers_makes_of_it(overrides):
+    """Reads published files, and those that transformers writes, which tell the full layers' heads layer by layer."""
+    given = {**FAMILIES["gemma4_text"][2], **overrides}
+    raw = {key: value for key, value in given.items() if value is not None}
+    ours, hf = DecoderConfig.from_hf({**raw, "model_type": "gemma4_text"}), FAMILIES["gemma4_text"][0](**copy.deepcopy(raw))
+    assert "per_layer_config" in hf.to_dict() and ours == DecoderConfig.from_hf(hf.to_dict())
+    assert [kind == "sliding_attention" for kind in hf.layer_types] == list(ours.sliding) and ours.window == hf.sliding_window
+    for i, mode in enumerate(hf.kv_sharing_modes):
+        shape, of_layer = ours.shape(i), hf.per_layer_config[i]
+        assert (shape.head_dim, shape.n_kv_heads) == (of_layer.head_dim, of_layer.num_key_value_heads)
+        assert shape.shares_kv == (mode == "reuse")
+    assert (ours.per_layer_size, ours.logit_cap) == (hf.hidden_size_per_layer_input, hf.final_logit_softcapping)
+    assert ours.rope_theta == hf.rope_parameters["full_attention"]["rope_theta"]
+    assert ours.rope_theta_sliding == hf.rope_parameters["sliding_attention"]["rope_theta"]
+
+
 def test_the_text_of_a_multimodal_gemma_with_the_defaults_that_its_file_leaves_out():
     """`text_config` of the published gemma-3-4b-it says no more than this."""
     scaling = {"factor": 8.0, "rope_type": "linear"}
@@ -187,6 +216,24 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(changes, named):
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
+        ("gemma4_text", {"enable_moe_block": True}, "enable_moe_block=True is not supported"),
+        ("gemma4_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+        ("gemma4_text", {"num_kv_shared_layers": 6}, "num_kv_shared_layers=6 must be below num_hidden_layers=6"),
+        ("gemma4_text", {"num_kv_shared_layers": 5}, "no layer before them is of type full_attention"),
+        ("gemma4_text", {"vocab_size_per_layer_input": 100}, "vocab_size_per_layer_input=100 is below vocab_size=101"),
+        ("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 3}, "no multiple of 3 key heads of full_attention"),
+        ("gemma4_text", {"per_layer_config": {"0": {"head_dim": 16}}}, "layers of type full_attention alone"),
+        ("gemma4_text", {"per_layer_config": {i: {"sliding_window": 3} for i in "135"}}, "'sliding_window' of per_layer_config"),
+        ("gemma4_text", {"per_layer_config": {i: {"num_key_value_heads": 1} for i in "135"}}, "without attention_k_eq_v"),
+        ("gemma4_text", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}}, "yarn"),
+        (
+            "gemma4_text",
+            {"rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 1.5}}},
+            "partial_rotary_factor=1.5 must be a number above 0, up to 1",
+        ),
+        ("gemma4_text", {"rope_parameters": {"sliding_attention": {"rope_type": "proportional"}}}, "proportional"),
+        ("gemma4_text", {"hidden_activation": "silu"}, "hidden_activation"),
+        ("gemma4", {}, "text_config"),
         ("gemma2", {"final_logit_softcapping": -1}, "final_logit_softcapping=-1 must be a number above 0"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma2", {"hidden_activation": "silu"}, "hidden_activation"),

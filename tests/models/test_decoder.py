@@ -11,11 +11,11 @@ import pytest
 import torch
 from oracles import FAMILIES, GROWING, YARN, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 
-from kafjax.core import trees
+from kafjax.core import stacks, trees
 from kafjax.core.errors import UserError
 from kafjax.hub.names import TABLES
 from kafjax.hub.safetensors_out import hf_tensors
-from kafjax.models import Cache, DecoderConfig
+from kafjax.models import Cache, Decoder
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -48,7 +48,42 @@ GEMMA_SWITCHES = {
     "another attention scale": ({"query_pre_attn_scalar": 3}, {"attention_scale": 8**-0.5}),
     "another epsilon": ({"rms_norm_eps": 0.1}, {"norm_eps": 1e-6}),
 }
+# As the larger sizes are: values that are the keys, of fewer heads in full layers, and nothing for single layers.
+KEYS_AS_VALUES = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
 SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA_SWITCHES.items()} | {
+    "gemma4: shared keys, per-layer embeddings, wide MLPs": ("gemma4_text", {}, {"rope_stretch": None}),
+    "gemma4: values are keys, in other numbers, biases, an untied head, a cap": (
+        "gemma4_text",
+        {**KEYS_AS_VALUES, "attention_bias": True, "tie_word_embeddings": False, "final_logit_softcapping": 0.5},
+        {"logit_cap": None},
+    ),
+    "gemma4: no period, narrow MLPs, smaller full heads": (
+        "gemma4_text",
+        {
+            **{"num_hidden_layers": 5, "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL]},
+            **{"use_double_wide_mlp": False, "global_head_dim": 4},
+        },
+        {"value_norm": False},
+    ),
+    "gemma4: layers of one shape, where all turns": (
+        "gemma4_text",
+        {
+            **{"num_kv_shared_layers": 0, "global_head_dim": 8, "num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2},
+            "rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 500.0}, SLIDING: {"rope_type": "default", "rope_theta": 50.0}},
+        },
+        {"rope_theta_sliding": 77.0},
+    ),
+    "gemma4: one sharing layer, no per-layer embeddings, positions divided": (
+        "gemma4_text",
+        {
+            **{"num_kv_shared_layers": 1, "hidden_size_per_layer_input": 0},
+            "rope_parameters": {
+                FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.3, "factor": 3.0, "rope_theta": 100.0},
+                SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+        {"rope_factor": 1.0},
+    ),
     "gemma2: caps that bind": ("gemma2", {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 0.5}, {"attention_cap": 2.0}),
     "gemma2: a cap of logits alone, large heads": (
         "gemma2",
@@ -147,10 +182,16 @@ def assert_close(ours, reference, tolerance=2e-5):
 
 
 def silenced_after(params, n_layers):
-    """Parameters with which the later layers add nothing."""
+    """Parameters with which the later layers change nothing."""
 
     def silence(path, leaf):
-        return leaf.at[n_layers:].set(0.0) if any(name in path for name in ("o_proj", "down_proj", "down_experts")) else leaf
+        if not path.startswith("layers/"):
+            return leaf
+        later = np.array(stacks.numbers(path, leaf.shape[0])) >= n_layers
+        if "layer_scalar" in path:
+            return leaf.at[later].set(1.0)
+        adds = any(name in path for name in ("o_proj", "down_proj", "down_experts", "per_layer/proj"))
+        return leaf.at[later].set(0.0) if adds else leaf
 
     return trees.map_with_path(silence, params)
 
@@ -204,6 +245,7 @@ def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
 
     theirs = {as_stored: grad for name, p in hf.named_parameters() for as_stored, grad in stored_form(family, name, p.grad)}
     ours = dict(hf_tensors(quick_jit(gradient)(params), TABLES[family]))
+    theirs |= {name: torch.zeros_like(buffer) for name, buffer in hf.named_buffers() if name in ours}  # which do not train
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         assert_close(grad, theirs[name], 1e-4)
@@ -227,10 +269,9 @@ def test_bfloat16_is_as_close_to_float32_as_in_torch(family, tmp_path):
     assert np.sqrt(np.mean((logits - exact) ** 2)) < 1.2 * np.sqrt(np.mean((theirs - exact) ** 2))
 
 
-def empty_cache(cfg: DecoderConfig, batch: int, slots: int) -> Cache:
+def empty_cache(model: Decoder, batch: int, slots: int) -> Cache:
     """Full of nonsense, so that a slot which is read too early shows."""
-    shape = (cfg.n_layers, batch, slots, cfg.n_kv_heads, cfg.head_dim)
-    return {"k": jnp.full(shape, 7.0), "v": jnp.full(shape, -7.0)}
+    return jax.tree.map(lambda block: jnp.full(block.shape, 7.0, block.dtype), model.cache_shapes(batch, slots))
 
 
 def write(cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
@@ -244,7 +285,7 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
     _, model, params = tiny
     tokens = random_tokens(4, (2, sum(chunks)), 101)
     expected = apply(params, tokens)
-    cache, start = empty_cache(model.config, 2, 20), 0
+    cache, start = empty_cache(model, 2, 20), 0
     for size in chunks:
         positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
         h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)
@@ -256,6 +297,8 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
+        ("gemma4_text", {}),
+        ("gemma4_text", {**KEYS_AS_VALUES, "sliding_window": 3}),
         ("gemma2", {}),
         ("llama", STRETCHED),
         ("mistral", {"sliding_window": 3}),
@@ -275,7 +318,7 @@ def test_cached_decoding_equals_the_full_forward_in_every_family(family, overrid
     hidden = quick_jit(model.hidden)
     tokens = random_tokens(4, (2, 14), 101)
     expected = quick_jit(model.apply)(params, tokens)
-    cache, start = empty_cache(model.config, 2, 20), 0
+    cache, start = empty_cache(model, 2, 20), 0
     for size in (7,) + (1,) * 7:
         positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
         h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)

@@ -30,6 +30,12 @@ FILES = {
     "smollm3": {**PLAIN, "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False},
     "olmo2": {**PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.0, "beta_fast": 32.0, "mscale": 1.0}},
     "olmo3": {**PLAIN, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma4_text": {
+        **{**PLAIN, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2, "global_head_dim": 16},
+        **{"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 99, "use_double_wide_mlp": True},
+        **{"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 30.0, "enable_moe_block": False},
+        **{"use_bidirectional_attention": None, "per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}}},
+    },
     "gemma3_text": {**PLAIN, "sliding_window": 16, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gemma2": {**PLAIN, "sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "bert": {**PLAIN, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "hidden_act": "gelu"},

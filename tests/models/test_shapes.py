@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+import transformers
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
@@ -41,11 +43,14 @@ PUBLISHED = {
 MULTIMODAL = {"gemma3-4b": 4_300_079_472, "gemma3-12b": 12_187_325_040, "gemma3-27b": 27_432_406_640}
 
 
+GEMMA4 = ("gemma4-e2b", "gemma4-e4b", "gemma4-31b")  # whose files hold towers for images and sound, too
+
+
 def size(name: str) -> int:
     return trees.count(Decoder(CONFIGS[name]).abstract_params())
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - MULTIMODAL.keys()))
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - MULTIMODAL.keys() - {*GEMMA4}))
 def test_parameters_are_as_many_as_published(name):
     assert size(name) == PUBLISHED[name]
 
@@ -53,6 +58,14 @@ def test_parameters_are_as_many_as_published(name):
 def test_the_multimodal_models_differ_from_the_published_ones_by_one_vision_tower():
     towers = {total - size(name) - 1152 * CONFIGS[name].hidden_size - 1152 for name, total in MULTIMODAL.items()}
     assert len(towers) == 1 and 4.1e8 < towers.pop() < 4.2e8
+
+
+@pytest.mark.parametrize("name", GEMMA4)
+def test_the_language_part_of_gemma4_has_as_many_parameters_as_in_transformers(name):
+    config = {key: value for key, value in CONFIGS[name].to_hf().items() if key not in ("model_type", "architectures")}
+    with torch.device("meta"):
+        theirs = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**config))
+    assert size(name) == theirs.num_parameters() + CONFIGS[name].n_layers  # a buffer of one number a layer
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -28,6 +28,9 @@ MODEL = Decoder(CONFIG)
 TRAIN = TrainConfig(batch_rows=8, seq_len=16, learning_rate=1e-3, freeze_embedding=False, weight_decay=0.1)
 # Four experts: fsdp splits them whole, tensor splits each.
 EXPERTS = Decoder(dataclasses.replace(CONFIG, n_experts=4, experts_per_token=2, normalised_shares=True, post_norms=False))
+# Full layers with wider heads, two layers that share the keys and values of the two before, and embeddings for each layer.
+SHAPES = dataclasses.replace(CONFIG, n_layers=4, sliding=(True, False) * 2, full_head_dim=8, n_sharing=2, sharing_mlp_size=48)
+STACKS = Decoder(dataclasses.replace(SHAPES, per_layer_size=4, per_layer_vocab=64, value_norm=True, layer_scalar=True))
 SPECS = ("data:8", "fsdp:8", "tensor:8", "sequence:8", "fsdp:2,sequence:2,tensor:2")
 FLOAT = 4  # bytes
 
@@ -112,6 +115,8 @@ def main() -> None:
 
     of_experts = jax.jit(EXPERTS.init)(jax.random.key(0))
     equal("experts", *(two_steps(mesh, TRAIN, of_experts, EXPERTS) for mesh in (mixed, alone)))
+    of_stacks = jax.jit(STACKS.init)(jax.random.key(0))
+    equal("stacks", *(two_steps(mesh, TRAIN, of_stacks, STACKS) for mesh in (mixed, alone)))
 
     chosen_and_refused()
 

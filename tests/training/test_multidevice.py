@@ -51,6 +51,7 @@ def test_every_axis_on_eight_devices_equals_one_and_sends_what_it_should():
         "adafactor equals one device",
         "muon equals one device",
         "experts equals one device",
+        "stacks equals one device",
         "auto says why",
         "what does not divide is named",
     ]
