@@ -75,8 +75,17 @@ def pin_precision() -> None:
 
 
 def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
-    """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated."""
-    return {} if config.is_generated else {CORPUS_HASH: config_hash(dataclasses.asdict(corpus))}
+    """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated.
+
+    The place that a text was read from is left out, and so is how it was cut: passages show that.
+    """
+    if config.is_generated:
+        return {}
+    contents = dataclasses.asdict(corpus)
+    for text in (*contents["documents"], *contents["passages"]):
+        for name in ("source", "cuts", "format"):
+            text.pop(name, None)
+    return {CORPUS_HASH: config_hash(contents)}
 
 
 def open_template(model: str, chat: str) -> ChatTemplate | None:
