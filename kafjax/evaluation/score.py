@@ -83,6 +83,12 @@ def contains(reply: str, answers: Sequence[str]) -> float:
     return float(any(_stands_in(normalise_any(answer), said) for answer in answers) or exact_match(reply, answers))
 
 
+def answers_in(text: str, answers: Sequence[str]) -> list[str]:
+    """Returns the answers that stand in a text as `contains` reads it."""
+    said = normalise_any(text)
+    return [answer for answer in answers if (plain := normalise_any(answer)) and _stands_in(plain, said)]
+
+
 def _stands_in(answer: str, reply: str) -> bool:
     if not answer or not reply:
         return answer == reply
