@@ -223,7 +223,10 @@ def _questions(root: Path, gold: Gold | None, *, needed: bool = True) -> list[Qu
     missing or empty, if it is `needed`, and for whatever is wrong in it.
     """
     if beir.is_beir(root):
-        return beir.questions(root, gold) if needed or (root / "qrels").is_dir() else []
+        if needed:
+            why = "BEIR's queries have no answers to score or to train on"
+            raise UserError(f"{root}: {why}; rank its documents with scripts/rank.py, or add questions.jsonl")
+        return beir.questions(root, gold) if (root / "qrels").is_dir() else []
     file = rows.find(root, "questions")
     if file is None:
         if not needed:
