@@ -16,7 +16,9 @@ from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Document, Passage, Source
 from kafjax.core.words import has_more_words, word_spans
 from kafjax.corpus.markdown import MARKDOWN, Block, blocks
-from kafjax.corpus.sentences import sentence_spans, trim
+from kafjax.corpus.sentences import sentence_spans, sentences, trim
+
+__all__ = ["CHUNK_WORDS", "LONGEST_SENTENCE", "PAGES", "SHORT_WORDS", "SIZES", "chunk", "cut", "deduplicate", "parse_size", "sentences"]
 
 PAGES = "pages"
 SIZES = ("sentence", "document")

@@ -33,14 +33,14 @@ def read_documents(root: Path) -> Iterator[Document]:
     Raises:
       UserError: a file that is broken or no UTF-8.
     """
-    inside, passed_over = root.resolve(), _PassedOver()
+    passed_over = _PassedOver()
     for file in sorted(root.rglob("*")):
         name = file.relative_to(root)
         if hidden := next((part for part in name.parts if part.startswith(".")), None):
             passed_over.add("hidden", hidden)
         elif file.is_dir() or _is_rows(name):
             continue
-        elif not file.resolve().is_relative_to(inside):
+        elif not rows.lies_inside(root, file):
             passed_over.add("leads outside", name)
         elif file.suffix.lower() not in (*TEXTS, *CONVERTERS):
             passed_over.add(file.suffix.lower() or "no ending", name)

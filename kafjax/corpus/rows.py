@@ -13,6 +13,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def read(root: Path, file: Path, places: dict[str, str] | None, key: str = "id")
     Raises:
       UserError: naming file and line, for whatever is not a row with an id.
     """
-    if not file.resolve().is_relative_to(root.resolve()):
+    if not lies_inside(root, file):
         raise UserError(f"{file} is a link that leads outside {root}; copy the file instead")
     for row in _readers()[file.suffix.lower()](file):
         identity = row.values.get(key)
@@ -64,6 +65,11 @@ def read(root: Path, file: Path, places: dict[str, str] | None, key: str = "id")
                 raise UserError(f"{row.place}: id '{identity}' is taken by {places[identity]}")
             places[identity] = row.place
         yield row
+
+
+def lies_inside(root: Path, file: Path) -> bool:
+    """True if a file lies in the folder, links followed. A link that goes round in circles lies where it stands."""
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root))
 
 
 def _readers() -> dict[str, Callable[[Path], Iterator[Row]]]:
