@@ -160,9 +160,9 @@ def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: flo
         print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
     by_id = {passage.id: passage for passage in corpus.passages}
     for rank, id in enumerate(prediction.passages, 1):
-        source = by_id[id].source
-        place = "" if source is None else f"{visible(str(source))}: "
-        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {place}{visible(by_id[id].text)}")
+        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {visible(by_id[id].text)}")
+        if (source := by_id[id].source) is not None:
+            print(f"{'':13}from {visible(str(source))}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
     print(f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}")
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in prediction.seconds.items())
