@@ -24,9 +24,12 @@ CHAT = [
     "sentencepiece>=0.2",
     "transformers>=5.0",
 ]
+# Documents that are no plain text.
+DOCUMENTS = ["beautifulsoup4>=4.12", "docutils>=0.21", "mammoth>=1.8", "markdownify>=1.0", "pypdf>=5.0"]
 # The reference implementations that results are checked against, beside the test runner.
 TEST = [
     *CHAT,
+    *DOCUMENTS,
     "hypothesis>=6.100",
     "kubeflow-trainer-api>=2.1",
     "kubernetes-validate>=1.33",
@@ -67,6 +70,8 @@ setup(
         # Models by name. tokenizers needs it anyway, so it adds nothing to what is installed.
         "huggingface_hub>=1.0",
         "jax>=0.10.2",
+        # Blocks of Markdown. flax needs it anyway, through rich.
+        "markdown-it-py>=3.0",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.5",
@@ -85,6 +90,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "chat": CHAT,
+        "documents": DOCUMENTS,
         # BM25 is numpy alone there; ScaNN has Linux wheels only.
         "retrieval": ["bm25s>=0.3", 'scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"'],
         # ArrayRecord files through TFDS and Grain, read without TensorFlow.

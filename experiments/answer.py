@@ -5,10 +5,10 @@
     python -m experiments.answer --run=runs/NAME --method=lora+rag               with what a comparison has trained and indexed
     python -m experiments.answer --run=runs/NAME                                 with what experiments.finetune has trained
 
-Shows the answer, the passages that were in the prompt, the tokens and where the time went. Methods are those of experiments.compare;
-an index is built on first use, training is not started here. With --run model, corpus and settings are the run's; only --k,
---retriever, --reranker, --candidates, --max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by
-line; an empty line or Ctrl-D ends.
+Shows the answer, the passages that were in the prompt with their files and lines, the tokens and where the time went. Methods are
+those of experiments.compare; an index is built on first use, training is not started here. With --run model, corpus and settings are
+the run's; only --k, --retriever, --reranker, --candidates, --max_new_tokens and --hyde_tokens may differ. Without --question, questions
+are read line by line; an empty line or Ctrl-D ends.
 """
 
 from __future__ import annotations
@@ -169,9 +169,11 @@ def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: flo
         print(f"          cut at {prediction.output_tokens} tokens; --max_new_tokens allows more")
     if prediction.answers:
         print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
-    texts = {passage.id: passage.text for passage in corpus.passages}
+    by_id = {passage.id: passage for passage in corpus.passages}
     for rank, id in enumerate(prediction.passages, 1):
-        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {visible(texts[id])}")
+        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {visible(by_id[id].text)}")
+        if (source := by_id[id].source) is not None:
+            print(f"{'':13}from {visible(str(source))}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
     print(f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}")
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in prediction.seconds.items())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from kafjax.core import trees
 from kafjax.core.config import Config, changed, config_hash, define, from_flags, read_record
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import Progress, say, waiting
-from kafjax.core.records import Corpus
+from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, read_object
 from kafjax.corpus import CorpusConfig
 from kafjax.generation.config import GenerationConfig, limit_for
@@ -32,9 +33,9 @@ from kafjax.methods.examples import check_texts
 from kafjax.models import Decoder
 from kafjax.ops import quantized
 from kafjax.parallel import make_mesh, shard, shardings
-from kafjax.prompts import prompt
+from kafjax.prompts import shots
 from kafjax.prompts.dialogue import Dialogue
-from kafjax.prompts.prompt import Prompts
+from kafjax.prompts.prompt import Plain
 from kafjax.training import TrainConfig
 from kafjax.training.demand import auto_mesh
 from kafjax.training.task import lay_out
@@ -74,8 +75,17 @@ def pin_precision() -> None:
 
 
 def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
-    """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated."""
-    return {} if config.is_generated else {CORPUS_HASH: config_hash(dataclasses.asdict(corpus))}
+    """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated.
+
+    The place that a text was read from is left out, and so is how it was cut: passages show that.
+    """
+    if config.is_generated:
+        return {}
+    contents = dataclasses.asdict(corpus)
+    for text in (*contents["documents"], *contents["passages"]):
+        for name in ("source", "cuts", "format"):
+            text.pop(name, None)
+    return {CORPUS_HASH: config_hash(contents)}
 
 
 def with_limit(config: C, corpus: Corpus, tokenizer: Tokenizer, *, label: str) -> C:
@@ -107,19 +117,29 @@ def chat_identity(template: ChatTemplate | None) -> dict[str, str]:
     return {} if template is None else {CHAT_TEMPLATE: template.fingerprint}
 
 
-def asked_through(template: ChatTemplate | None, model: Decoder, tokenizer: Tokenizer) -> tuple[Decoder, Prompts]:
+def asked_through(template: ChatTemplate | None, model: Decoder, tokenizer: Tokenizer) -> tuple[Decoder, Plain | Dialogue]:
     """Returns the model, which ends its replies with its turn, and how it is asked.
 
     Raises:
       UserError: a token of the template is none of the model's.
     """
     if template is None:
-        return model, prompt
+        return model, Plain()
     end = tokenizer.token_to_id(template.end)
     if end is None:
         raise UserError(f"the chat template ends a reply with '{template.end}', which tokenizer.json does not have; ask with --chat=off")
     check_ids([end, *prompt_ids(tokenizer, template.asked(["?"]))], model.config.vocab_size, "the chat template")
     return dataclasses.replace(model, config=model.config.ending_with(end)), Dialogue(template)
+
+
+def suited(prompts: Plain | Dialogue, questions: Iterable[Question]) -> Plain | Dialogue:
+    """Returns prompts whose worked examples hold no answer to any of the questions."""
+    return dataclasses.replace(prompts, shots=shots.choose(questions))
+
+
+def asked_of(corpus: Corpus) -> Iterator[Question]:
+    """Yields all questions that a corpus asks or trains on."""
+    return itertools.chain(corpus.questions, corpus.training_questions, corpus.retention, corpus.replay_questions)
 
 
 def open_mesh(mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None = None, *, label: str) -> Mesh:
@@ -186,5 +206,5 @@ def open_lab(
         folder=run.file("artifacts"),
         log=run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
-        prompts=prompts,
+        prompts=suited(prompts, asked_of(corpus)),
     )

@@ -47,18 +47,18 @@ def run(config: BuildIndex) -> None:
     changes = bool(config.append or config.delete)
     opens = not config.corpus.corpus and bool(changes or config.query)
     writes = not opens or changes
-    open_embedder = functools.cache(lambda: _open_embedder(config.retrieval.embedder))
+    embedder = functools.cache(lambda: open_embedder(config.retrieval.embedder))
     check_kind(config.retrieval.retriever)
     with_vectors = config.retrieval.retriever != LEXICAL
     if with_vectors:
-        open_embedder()  # refused before the index is touched
+        embedder()  # refused before the index is touched
     scorer = None if config.retrieval.reranker is None else open_scorer(config.retrieval.reranker)
     # From before it is read until it is saved: a change that another process makes meanwhile would be lost.
     with folder.writing(out) if writes else contextlib.nullcontext():
         if opens:
-            store = Store.load(out, open_embedder().fingerprint if with_vectors else None)
+            store = Store.load(out, embedder().fingerprint if with_vectors else None)
         else:
-            store = _build(config, open_embedder)
+            store = _build(config, embedder)
         if config.delete:
             store.delete(_passage_ids(config.delete, store.ids))
         if config.append:
@@ -67,14 +67,14 @@ def run(config: BuildIndex) -> None:
                 store.append(passages)
             else:
                 with _timed(len(passages)) as advance:
-                    store.append(passages, embed_passages(open_embedder(), passages, advance))
+                    store.append(passages, embed_passages(embedder(), passages, advance))
         if writes:
             store.save(out)
             vectors = "no vectors" if store.index is None else f"{store.index.dimension} dimensions, {store.index.engine}"
             print(f"{out}: {len(store)} passages, {vectors}, {size_on_disk(out):,} bytes")
     if config.query:
         settings = config.retrieval
-        retriever = open_retriever(store, settings.retriever, open_embedder, scorer, settings.candidates)
+        retriever = open_retriever(store, settings.retriever, embedder, scorer, settings.candidates)
         (hits,) = retriever.search([config.query], settings.k)
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3d}. {hit.score:.3f}  [{visible(hit.passage.id)}] {visible(hit.passage.text)}")
@@ -82,7 +82,8 @@ def run(config: BuildIndex) -> None:
             print("no passage holds a word of the query")
 
 
-def _open_embedder(name: str) -> Embedder:
+def open_embedder(name: str) -> Embedder:
+    """Loads the embedding model. Raises `UserError` for a language model."""
     model, params = hub.load(name)
     if not isinstance(model, Encoder):
         raise UserError(f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)")

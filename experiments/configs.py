@@ -258,6 +258,25 @@ class PackRows(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class ListPassages(Config):
+    """The passages of a corpus, listed."""
+
+    corpus: CorpusConfig = nested(CorpusConfig(retention=0, held_out=0), without=("retention", "held_out"))
+    json: bool = option(False, "A JSON object a line instead of a table.", record=False)
+    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank(Config):
+    """The ranking of a corpus's documents for each of its questions, without a language model."""
+
+    corpus: CorpusConfig = nested(CorpusConfig(retention=0, held_out=0), without=("retention", "held_out"))
+    retrieval: RetrievalConfig = nested(RetrievalConfig(k=10))
+    seed: int = option(0, "Seed of a generated corpus.", least=0, most=2**31 - 1)
+    out: str | None = option(None, "Folder for run.trec and retrieval.json (default: scores are only printed).", record=False, path=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class BuildDataset(Config):
     """A TFDS dataset, prepared."""
 

@@ -118,7 +118,7 @@ def _finetune(config: Finetune) -> None:
             _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
-    _show(run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions, prompts)
+    _show(run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions, build.suited(prompts, lesson.questions))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,7 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     code = rundir.environment() | {"weights": weights_hash(params)}
     train_missing(run, model, params, examples, config.train, lanes, mesh=mesh, stop=stop, slots=config.lanes, code=code)
     generator = Generator(model, tokenizer, config.generation.batch, mesh, config.generation.batch_tokens)
-    answer_missing(run, generator, params, corpus, lanes, config.generation.limit, prompts)
+    answer_missing(run, generator, params, corpus, lanes, config.generation.limit, build.suited(prompts, build.asked_of(corpus)))
     results = write_results(run, lanes)
     print(f"\n{table.render([sweep.ablation_table(results['cells'])], [])}")
     print(f"Look at {run.path}/figures, or at {run.path}/predictions.jsonl for every answer.")

@@ -7,21 +7,61 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """The place that a text was read from: a file, by its path within the corpus, and the part of it.
+
+    `heading` are the headings above it, the outermost first. `bytes` is (first, behind the last) in the file, `lines` (first, last)
+    counted from 1; both are None where a file had to be converted. `page` is counted from 1.
+    """
+
+    file: str
+    heading: tuple[str, ...] = ()
+    bytes: tuple[int, int] | None = None
+    lines: tuple[int, int] | None = None
+    page: int | None = None
+
+    def __str__(self) -> str:
+        """Writes the place as compilers do, `guide.md:12-15 (Guide > Install)`."""
+        lines = "" if self.lines is None else f":{'-'.join(map(str, dict.fromkeys(self.lines)))}"
+        page = "" if self.page is None else f", page {self.page}"
+        heading = f" ({' > '.join(self.heading)})" if self.heading else ""
+        return f"{self.file}{lines}{page}{heading}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A part of a file that a document leaves out: `at` in the document's text, with its size in `bytes` and line ends."""
+
+    at: int
+    bytes: int
+    lines: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Document:
-    """A text to learn from. `id` is unique within a corpus."""
+    """A text to learn from. `id` is unique within a corpus.
+
+    `format` says how the text is cut into passages: "" for prose, "markdown", or "pages" (form feeds between them). `source` is where
+    it was read from, and no part of what it is. `cuts` are the parts of its file that the text leaves out, in their order; None where
+    the text is no piece of a file.
+    """
 
     id: str
     text: str
     title: str = ""
+    format: str = ""
+    source: Source | None = dataclasses.field(default=None, compare=False)
+    cuts: tuple[Cut, ...] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A retrievable piece of a document. `document` is the id of the document it was cut from."""
+    """A retrievable piece of a document. `document` is the id of the document it was cut from, `source` its place in a file."""
 
     id: str
     text: str
     document: str = ""
+    source: Source | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

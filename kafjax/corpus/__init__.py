@@ -1,11 +1,12 @@
 """Corpora: documents, passages, and questions about them."""
 
 from kafjax.corpus.biographies import biographies, control
-from kafjax.corpus.chunking import chunk, sentences
+from kafjax.corpus.chunking import chunk
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capitals, factbook, prose
 from kafjax.corpus.folder import load_folder, load_passages, load_questions, save_folder, save_questions, stream_folder
 from kafjax.corpus.load import CorpusStream, load, open_corpus, stream_corpus
+from kafjax.corpus.sentences import sentences
 
 __all__ = [
     "NAMES",

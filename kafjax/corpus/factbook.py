@@ -14,8 +14,8 @@ from collections.abc import Collection
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Question
 from kafjax.corpus import country_fields
-from kafjax.corpus.chunking import sentences
 from kafjax.corpus.facts import Subject, assemble, state, stream
+from kafjax.corpus.sentences import sentences
 
 PROSE_WORDS = (40, 60)
 # The Factbook sets surnames in capitals.

@@ -1,24 +1,22 @@
-"""A corpus in a directory, in FlashRAG's format, read and written.
+"""A corpus in a directory: documents and questions as FlashRAG or BEIR publish them, or files as they are. docs/data.md has the formats.
 
-    corpus.jsonl      {"id": "17", "contents": "Title\\nText ..."} a line; or *.txt and *.md files, each a document, ids are relative paths
+    corpus.jsonl      {"id": "17", "contents": "Title\\nText ..."} a line; or files, each a document, ids are relative paths
     questions.jsonl   {"id": "q1", "question": "...", "golden_answers": ["...", ...]} a line; optionally
                       "passages": ids of gold documents, or of single passages of them ("17#0")
                       "split": see SPLITS (also accepted inside "metadata")
                       "subject": whom or what it is about (likewise)
     held_out.jsonl, replay.jsonl   optional prose for perplexity and for replay, as corpus.jsonl
 
-A question without a split takes part by its id: sha256 puts half of them among the training questions (asked again as `seen`), the others
-are `untrained`. Text files are only read where there is no corpus.jsonl. Hidden files, and links that lead outside, are not read.
+Each may be .jsonl.gz, .csv, .tsv or .parquet, too. A question without a split takes part by its id: sha256 puts half of them among the
+training questions (asked again as `seen`), the others are `untrained`. Other files are only read where there is no corpus.jsonl.
 """
 
 from __future__ import annotations
 
-import codecs
+import dataclasses
 import difflib
 import hashlib
 import itertools
-import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,12 +28,14 @@ from absl import logging
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Passage, Question
 from kafjax.core.rundir import write_jsonl
-from kafjax.corpus.chunking import cut, deduplicate, words
+from kafjax.core.text import shortened
+from kafjax.core.words import has_more_words
+from kafjax.corpus import beir, rows
+from kafjax.corpus.chunking import PAGES, cut, deduplicate
+from kafjax.corpus.files import read_documents, row_source, tell_of_others, utf8_name
+from kafjax.corpus.markdown import MARKDOWN
 
 SPLITS = ("train", "seen", "paraphrase", "untrained", "retention", "replay", "reversed", "two_hop", "update")
-# Without a chunk size, documents up to this many words are passages as they are, and longer ones are packed into passages of CHUNK_WORDS.
-SHORT_WORDS = 100
-CHUNK_WORDS = 64
 # A first line of `contents` up to this long is a title.
 TITLE_WORDS = 12
 Gold = Mapping[str, tuple[Passage, ...]]
@@ -55,7 +55,7 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
     root = Path(path)
     _check_directory(root)
     documents = _documents(root)
-    passages, kept = deduplicate(default_passages(documents, size, overlap))
+    passages, kept = deduplicate(cut(documents, size, overlap))
     questions = _questions(root, _gold_ids(documents, passages, kept), needed=needs_questions)
     by_split = defaultdict(list)
     for question in questions:
@@ -67,8 +67,8 @@ def load_folder(path: str | Path, size: str | int | None = None, overlap: int = 
         training_questions=tuple(by_split["train"]),
         questions=tuple(by_split["asked"]),
         retention=tuple(by_split["retention"]),
-        held_out_texts=_texts(root, "held_out.jsonl"),
-        replay_texts=_texts(root, "replay.jsonl"),
+        held_out_texts=_texts(root, "held_out"),
+        replay_texts=_texts(root, "replay"),
         replay_questions=tuple(by_split["replay"]),
     )
 
@@ -88,7 +88,7 @@ def stream_folder(path: str | Path) -> tuple[Iterator[Document], list[Question]]
 
 def corpus_name(path: str | Path) -> str:
     """Names the corpus of a directory after it."""
-    return _utf8_name(Path(Path(path).resolve().name))
+    return utf8_name(Path(Path(path).resolve().name))
 
 
 def load_passages(path: str | Path, size: str | int | None = None, overlap: int = 0) -> tuple[Passage, ...]:
@@ -101,9 +101,11 @@ def load_passages(path: str | Path, size: str | int | None = None, overlap: int 
         raise UserError(f"{path} does not exist")
     if path.is_dir():
         documents = _documents(path)
-    elif not (documents := [_document(place, row) for place, row in _rows(path.parent, path.name)]):
+    elif not path.name.endswith(rows.KINDS):
+        raise UserError(f"{path}: documents come from a folder, or from a file that ends in {', '.join(rows.KINDS)}")
+    elif not (documents := list(_rows_as_documents(path.parent, path, {}))):
         raise UserError(f"{path} is empty")
-    return deduplicate(default_passages(documents, size, overlap))[0]
+    return deduplicate(cut(documents, size, overlap))[0]
 
 
 def save_folder(corpus: Corpus, path: str | Path) -> None:
@@ -114,7 +116,7 @@ def save_folder(corpus: Corpus, path: str | Path) -> None:
     root = Path(path)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and is not an empty directory; pick another one to save the corpus to")
-    write_jsonl(root / "corpus.jsonl", ({"id": d.id, "title": d.title, "contents": d.text} for d in corpus.documents))
+    write_jsonl(root / "corpus.jsonl", map(_document_row, corpus.documents))
     for name, texts in (("held_out", corpus.held_out_texts), ("replay", corpus.replay_texts)):
         if texts:
             write_jsonl(root / f"{name}.jsonl", ({"id": f"{name}-{k}", "contents": text} for k, text in enumerate(texts)))
@@ -130,6 +132,11 @@ def save_questions(directory: Path, questions: Iterable[Question]) -> None:
 def load_questions(directory: Path) -> list[Question]:
     """Reads `questions.jsonl` without the corpus, so gold passages are left out. Raises `UserError` as `load_folder` does."""
     return _questions(directory, None)
+
+
+def _document_row(document: Document) -> dict[str, Any]:
+    row = {"id": document.id, "title": document.title, "contents": document.text}
+    return {**row, "format": document.format} if document.format else row
 
 
 def _question_row(question: Question) -> dict[str, Any]:
@@ -154,62 +161,37 @@ def _documents(root: Path) -> list[Document]:
 
 def _stream_documents(root: Path, places: dict[str, str] | None) -> Iterator[Document]:
     """Yields the documents in order. `places` is filled with where each id stands; None: ids may repeat."""
-    empty = True
-    if (root / "corpus.jsonl").exists():
-        source = "corpus.jsonl is empty"
-        for place, row in _stream_rows(root, "corpus.jsonl", places):
-            empty = False
-            yield _document(place, row)
-    else:
-        source = "there is no corpus.jsonl, and no *.txt or *.md file with text"
-        for name, text in _text_files(root):
-            if text.strip():
-                empty = False
-                yield Document(id=name, text=text)
+    empty, file = True, rows.find(root, "corpus")
+    if file is not None:
+        tell_of_others(root, file)
+    for document in read_documents(root) if file is None else _rows_as_documents(root, file, places):
+        empty = False
+        yield document
     if empty:
-        raise UserError(f"the corpus in {root} is empty: {source}")
+        none = "there is no corpus.jsonl, and no *.txt or *.md file with text" if file is None else f"{file.name} is empty"
+        raise UserError(f"the corpus in {root} is empty: {none}")
 
 
-def _document(place: str, row: dict[str, Any]) -> Document:
-    contents = _string(place, row, "contents")
-    if "title" in row:
-        return Document(id=row["id"], text=contents, title=_string(place, row, "title", empty=True))
+def _rows_as_documents(root: Path, file: Path, places: dict[str, str] | None) -> Iterator[Document]:
+    of_beir = beir.is_beir(root)
+    for row in rows.read(root, file, places, "_id" if of_beir else "id"):
+        document = beir.document(row) if of_beir else _document(row)
+        yield dataclasses.replace(document, source=row_source(file, row))
+
+
+def _document(row: rows.Row) -> Document:
+    values, place = row.values, row.place
+    contents = rows.string(place, values, "contents")
+    style = rows.string(place, values, "format", empty=True) if "format" in values else ""
+    if style not in ("", MARKDOWN, PAGES):
+        raise UserError(f"{place}: unknown format '{shortened(style, 40, str)}': '{MARKDOWN}', '{PAGES}' or none")
+    if "title" in values:
+        return Document(values["id"], contents, rows.string(place, values, "title", empty=True), style)
     first, _, rest = contents.partition("\n")
     title = first.strip().strip('"')
-    if title and rest.strip() and len(title.split()) <= TITLE_WORDS and title[-1] not in ".!?":
-        return Document(id=row["id"], text=f"{title}\n{rest}", title=title)
-    return Document(id=row["id"], text=contents)
-
-
-def _text_files(root: Path) -> Iterator[tuple[str, str]]:
-    """(relative path, text) of the text files, sorted by path."""
-    inside = root.resolve()
-    for file in sorted(root.rglob("*")):
-        name = file.relative_to(root)
-        if file.suffix.lower() not in (".txt", ".md") or not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        if not file.resolve().is_relative_to(inside):
-            logging.warning("%s is a link that leads outside %s: not read", file, root)
-            continue
-        yield _utf8_name(name), _read(file)
-
-
-def _utf8_name(path: Path) -> str:
-    """Spells a path as text; bytes of it that are no UTF-8 become escapes."""
-    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
-
-
-def default_passages(documents: Sequence[Document], size: str | int | None, overlap: int) -> list[Passage]:
-    """`cut`, but without a size short documents stay whole and longer ones are cut into some 64 words."""
-    if size is not None:
-        return cut(documents, size, overlap)
-    if overlap:
-        raise UserError(f"an overlap of {overlap} words needs a chunk size in words")
-    return [
-        passage
-        for document in documents
-        for passage in cut([document], "document" if len(words(document.text)) <= SHORT_WORDS else CHUNK_WORDS)
-    ]
+    if title and rest.strip() and not has_more_words(title, TITLE_WORDS) and title[-1] not in ".!?" and not style:
+        return Document(values["id"], f"{title}\n{rest}", title)
+    return Document(values["id"], contents, format=style)
 
 
 def _gold_ids(documents: Iterable[Document], passages: Iterable[Passage], kept: Mapping[str, str]) -> Gold:
@@ -240,39 +222,49 @@ def _questions(root: Path, gold: Gold | None, *, needed: bool = True) -> list[Qu
     Tells of questions that name a document of which no passage holds an accepted answer. Raises `UserError` for a file that is
     missing or empty, if it is `needed`, and for whatever is wrong in it.
     """
-    if not (root / "questions.jsonl").exists():
+    if beir.is_beir(root):
+        if needed:
+            why = "BEIR's queries have no answers to score or to train on"
+            raise UserError(f"{root}: {why}; rank its documents with scripts/rank.py, or add questions.jsonl")
+        return beir.questions(root, gold) if (root / "qrels").is_dir() else []
+    file = rows.find(root, "questions")
+    if file is None:
         if not needed:
             return []
-        raise UserError(f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line')
+        others = [other.name for other in sorted(root.glob("*.jsonl")) if other.stem not in ("corpus", "held_out", "replay")]
+        instead = f"; rename {others[0]} if it holds them" if others else ""
+        raise UserError(f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line{instead}')
     questions: list[Question] = []
     without: list[str] = []
-    for place, row in _rows(root, "questions.jsonl"):
-        optional = {**_from_metadata(row.get("metadata")), **row}
-        answers = _answers(place, row)
+    for row in rows.read(root, file, {}):
+        values, place = row.values, row.place
+        optional = {**_from_metadata(values.get("metadata")), **values}
+        answers = _answers(place, values)
         question = Question(
-            id=row["id"],
-            text=_string(place, row, "question"),
+            id=values["id"],
+            text=rows.string(place, values, "question"),
             answers=answers,
             split=_split(place, optional),
-            passages=() if gold is None else _gold(place, row, answers, gold, without),
-            subject=_string(place, optional, "subject", empty=True) if "subject" in optional else "",
+            passages=() if gold is None else _gold(place, values, answers, gold, without),
+            subject=", ".join(rows.strings(place, optional, "subject")) if optional.get("subject") is not None else "",
         )
         questions += [question] if question.split else deal(question)
     if not questions:
-        raise UserError(f"{root / 'questions.jsonl'} is empty")
+        raise UserError(f"{file} is empty")
     if without:
         named = f"{len(without)} questions name a document of which no passage holds an accepted answer, such as '{without[0]}'"
-        logging.warning("%s: %s; all of its passages count as gold", root / "questions.jsonl", named)
+        logging.warning("%s: %s; all of its passages count as gold", file, named)
     return questions
 
 
-def _from_metadata(metadata: Any) -> dict[str, str]:
+def _from_metadata(metadata: Any) -> dict[str, Any]:
     """Reads split and subject out of a row's metadata, where they mean the same. Others write there what they like."""
     if not isinstance(metadata, dict):
         return {}
     split, subject = metadata.get("split"), metadata.get("subject")
     found = {"split": split} if isinstance(split, str) and split in SPLITS else {}
-    return found | ({"subject": subject} if isinstance(subject, str) else {})
+    names = subject if isinstance(subject, list) else [subject]
+    return found | ({"subject": subject} if all(isinstance(name, str | int) and not isinstance(name, bool) for name in names) else {})
 
 
 def deal(question: Question) -> list[Question]:
@@ -286,11 +278,18 @@ def deal(question: Question) -> list[Question]:
     return [as_split("train", "/train"), as_split("seen")]
 
 
-def _answers(place: str, row: dict[str, Any]) -> tuple[str, ...]:
-    answers = _strings(place, row, "golden_answers")
+def _answers(place: str, values: dict[str, Any]) -> tuple[str, ...]:
+    answers = rows.strings(place, values, "golden_answers")
+    choices = values.get("choices")
+    if isinstance(choices, list) and choices:  # a question of several choices: answers are their numbers, from 0
+        named = rows.strings(place, values, "choices")
+        indices = [int(answer) for answer in answers if answer.isdecimal() and len(answer) < 9]
+        if len(indices) < len(answers) or not all(index < len(named) for index in indices):
+            raise UserError(f"{place}: 'golden_answers' must be numbers of 'choices', 0 to {len(named) - 1}")
+        answers = tuple(named[index] for index in indices)
     answers = tuple(answer for answer in answers if answer.strip())
     if not answers:
-        raise UserError(f"{place}: question '{row['id']}' has no answers ('golden_answers' is empty)")
+        raise UserError(f"{place}: question '{values['id']}' has no answers ('golden_answers' is empty)")
     return answers
 
 
@@ -300,7 +299,7 @@ def _gold(place: str, row: dict[str, Any], answers: tuple[str, ...], gold: Gold,
     Where none does they are all of the document's, and the question's id goes to `without`.
     """
     found: dict[str, None] = {}
-    for passage in _strings(place, row, "passages") if "passages" in row else ():
+    for passage in rows.strings(place, row, "passages") if row.get("passages") is not None else ():
         if passage not in gold:
             close = difflib.get_close_matches(passage, itertools.islice(gold, 100_000), n=1, cutoff=0.0)
             raise UserError(
@@ -315,92 +314,15 @@ def _gold(place: str, row: dict[str, Any], answers: tuple[str, ...], gold: Gold,
     return tuple(found)
 
 
-def _split(place: str, row: dict[str, Any]) -> str:
-    if "split" not in row:
+def _split(place: str, values: dict[str, Any]) -> str:
+    if values.get("split") is None:
         return ""
-    split = _string(place, row, "split")
+    split = rows.string(place, values, "split")
     if split not in SPLITS:
         raise UserError(f"{place}: unknown split '{split}'. {nearest(split, SPLITS)}")
     return split
 
 
 def _texts(root: Path, name: str) -> tuple[str, ...]:
-    return tuple(_string(place, row, "contents") for place, row in _rows(root, name)) if (root / name).exists() else ()
-
-
-def _rows(root: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Returns ("file:line", row) for every line that is not blank; ids are unique strings (numbers become strings)."""
-    return list(_stream_rows(root, name, {}))
-
-
-def _stream_rows(root: Path, name: str, places: dict[str, str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what `_rows` returns, reading a line at a time.
-
-    Args:
-      places: filled with where each id stands, and a second row of an id is refused. None: ids may repeat.
-    """
-    file = root / name
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{file} is a link that leads outside {root}; copy the file instead")
-    for place, line in _lines(file):
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:  # ValueError: broken JSON, endless numbers, lone surrogates
-            raise UserError(f"{place}: not valid JSON ({getattr(error, 'msg', None) or getattr(error, 'reason', error)})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
-            row["id"] = str(row["id"])
-        identity = _string(place, row, "id")
-        if places is not None:
-            if identity in places:
-                raise UserError(f"{place}: id '{identity}' is taken by {places[identity]}")
-            places[identity] = place
-        yield place, row
-
-
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yields ("file:line", text) of the lines that are not blank. Only a newline ends a line: JSON allows U+2028 in a string."""
-    try:
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if text := _utf8(file, line if number > 1 else line.removeprefix(codecs.BOM_UTF8), lines.tell() - len(line)).strip():
-                    yield f"{file}:{number}", text
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def _utf8(file: Path, data: bytes, at: int) -> str:
-    """Decodes what stands in `file` from byte `at` on."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {at + error.start}); convert it: iconv -f latin1 -t utf-8") from error
-
-
-def _read(file: Path) -> str:
-    try:
-        return _utf8(file, file.read_bytes().removeprefix(codecs.BOM_UTF8), 0)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def _string(place: str, row: dict[str, Any], key: str, *, empty: bool = False) -> str:
-    if key not in row:
-        raise UserError(f"{place}: '{key}' is missing (there is: {', '.join(map(repr, row)) or 'nothing'})")
-    value = row[key]
-    if not isinstance(value, str):
-        raise UserError(f"{place}: '{key}' must be a string, got {json.dumps(value)[:40]}")
-    if not empty and not value.strip():
-        raise UserError(f"{place}: '{key}' is empty")
-    return value
-
-
-def _strings(place: str, row: dict[str, Any], key: str) -> tuple[str, ...]:
-    if key not in row:
-        raise UserError(f"{place}: '{key}' is missing (there is: {', '.join(map(repr, row))})")
-    values = row[key]
-    if not isinstance(values, list) or not all(isinstance(value, str | int) and not isinstance(value, bool) for value in values):
-        raise UserError(f"{place}: '{key}' must be a list of strings, got {json.dumps(values)[:40]}")
-    return tuple(map(str, values))
+    file = rows.find(root, name)
+    return () if file is None else tuple(rows.string(row.place, row.values, "contents") for row in rows.read(root, file, {}))

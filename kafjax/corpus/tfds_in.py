@@ -26,8 +26,8 @@ from typing import Any
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Passage, Question
-from kafjax.corpus.chunking import deduplicate
-from kafjax.corpus.folder import deal, default_passages, holding
+from kafjax.corpus.chunking import cut, deduplicate
+from kafjax.corpus.folder import deal, holding
 from kafjax.corpus.tfds_rows import LISTS, SPLITS, TEXTS, corpus_of
 
 PREFIX = "tfds:"
@@ -78,7 +78,7 @@ def load_tfds(source: str, size: str | int | None = None, overlap: int = 0) -> C
     documents, questions = PUBLIC[name](_read(source, builder, split or "validation"))
     if not questions:
         raise UserError(f"{source}: no question has an answer")
-    passages, _ = deduplicate(default_passages(documents, size, overlap))
+    passages, _ = deduplicate(cut(documents, size, overlap))
     dealt = [question for each in _with_gold(questions, passages) for question in deal(each)]
     return Corpus(
         name=name,

@@ -29,7 +29,8 @@ def corpus_rows(corpus: Corpus) -> dict[str, list[Row]]:
     def row(number: int, record: Any) -> Row:
         if isinstance(record, str):
             return {**empty, "id": str(number), "text": record}
-        fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        names = {field.name for field in dataclasses.fields(record)} & {*TEXTS, *LISTS}
+        fields = {name: getattr(record, name) for name in names}
         return {**empty, **{name: list(value) if name in LISTS else value for name, value in fields.items()}}
 
     found = {split: [row(i, record) for i, record in enumerate(getattr(corpus, split))] for split in SPLITS}

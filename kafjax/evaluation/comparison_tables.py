@@ -7,7 +7,7 @@ from typing import Any
 
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
-from kafjax.evaluation.results import ALPHA, MARGIN, RETENTION, splits_of
+from kafjax.evaluation.results import ALPHA, MARGIN, RETENTION, headline, splits_of
 from kafjax.evaluation.table import NONE, PENDING, Table, number, percent, ratio
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
@@ -25,6 +25,9 @@ def quality_table(results: Mapping[str, Any]) -> Table:
     """Tabulates what each method learnt and what it forgot."""
     splits = splits_of(results)
     columns: list[Column] = [(f"{split} %{_n(results, split)}", _percent_of(split)) for split in splits if split != RETENTION]
+    if (first := headline(splits)) is not None:
+        # Containment also counts an answer that goes on past the right one: the stricter scores stand beside the headline.
+        columns.insert(1, ("EM / F1 %", lambda method: _matches(method["quality"], first)))
     if RETENTION in splits:
         columns.append((f"{RETENTION} %{_n(results, RETENTION)}", _percent_of(RETENTION)))
     if _has(results, f"{RETENTION}_change"):
@@ -38,12 +41,18 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         RETENTION: "retention: other facts, which the base model knows",
     }
     notes = [
-        "Correct: an accepted answer stands in the reply's first line as whole words (SQuAD normalisation).",
+        "Correct: an accepted answer stands in the reply's first line as whole words, case, punctuation and articles aside. "
+        "EM / F1: SQuAD's exact match and token F1 of the column before; their intervals are in a table of their own.",
         "; ".join(meaning[split] for split in splits if split in meaning).capitalize() + ".",
         "Change: of retention, paired with the base model. Perplexity: on held-out text, over the base model's.",
         "[low, high]: 95% interval over questions (Wilson; change: Bonett-Price for pairs) or texts (perplexity: BCa bootstrap).",
     ]
     return _method_table("Quality and forgetting", results, columns, notes)
+
+
+def _matches(quality: Mapping[str, Any], split: str) -> str:
+    found = [quality.get(f"{split}_{metric}") for metric in ("exact_match", "f1")]
+    return NONE if None in found else " / ".join(percent({**interval, "low": None}) for interval in found if interval is not None)
 
 
 def matches_table(results: Mapping[str, Any]) -> Table:

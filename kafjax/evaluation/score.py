@@ -1,8 +1,11 @@
 """Per-question scores.
 
-Every score is in [0, 1] and is the best over the accepted answers. Text is compared after SQuAD's normalisation
-(Rajpurkar et al. 2016): lower case, no ASCII punctuation, no articles, single spaces. The reply is cut at its first
-newline before it is scored, so that no method gains by going on.
+Every score is in [0, 1] and is the best over the accepted answers. The reply is cut at its first newline before it is scored, so that
+no method gains by going on. Texts are compared after one of two normalisations:
+
+  SQuAD's (Rajpurkar et al. 2016)   lower case, no ASCII punctuation, no articles, single spaces: `exact_match` and `token_f1`
+  of any script                     compatible forms made one (NFKC), no case, no punctuation of any script, no articles, single spaces:
+                                    `contains`, which says what is correct
 """
 
 from __future__ import annotations
@@ -15,15 +18,37 @@ import string
 import unicodedata
 from collections.abc import Collection, Sequence
 
+import regex
+
 from kafjax.core.records import Prediction
+from kafjax.core.words import UNSPACED
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+# Punctuation and quotes, ASCII's symbols (SQuAD takes them away, too), other currencies and accents that stand alone, and what is not
+# seen: joiners, direction marks, soft hyphens.
+_MARKS = rf"\p{{P}}\p{{Sc}}\p{{Sk}}\p{{Cf}}{re.escape(string.punctuation)}"
+# Between scripts without blanks a mark divides ("\u6771\u4eac\u3001\u5927\u962a"); elsewhere it vanishes, as an apostrophe does.
+_DIVIDING = regex.compile(rf"(?<=[{UNSPACED}])[{_MARKS}]+|[{_MARKS}]+(?=[{UNSPACED}])")
+_VANISHING = regex.compile(rf"[{_MARKS}]+")
+# Katakana is written in whole words of its own, which do not end within a run of it. Its marks of sound and length belong to it.
+_KATAKANA = regex.compile(r"[\p{Katakana}\u30fc]")
+_UNDIVIDED = regex.compile(rf"[[{UNSPACED}]--[\p{{Katakana}}\u30fc]]", regex.V1)
+_COMBINING = regex.compile(r"\p{M}")
+_HANGUL = regex.compile(r"\p{Hangul}")
 
 
 def normalise(text: str) -> str:
     """SQuAD's answer normalisation, after Unicode NFC: text that renders the same compares the same."""
     text = unicodedata.normalize("NFC", text).lower().translate(_NO_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def normalise_any(text: str) -> str:
+    """Normalises text of any script as SQuAD does English: its punctuation and quotes vanish as ASCII's do."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = _VANISHING.sub("", _DIVIDING.sub(" ", text))
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
@@ -48,12 +73,48 @@ def _token_f1(reply: list[str], gold: list[str]) -> float:
 
 
 def contains(reply: str, answers: Sequence[str]) -> float:
-    """1.0 if a normalised answer stands in the normalised reply as a run of whole tokens.
+    """1.0 if an answer stands in the reply as a run of whole words, both normalised by `normalise_any`.
 
-    "Rome" is in "It is Rome." but not in "Romeo". An answer that normalises to nothing is only in an empty reply.
+    "Rome" is in "It is Rome." but not in "Romeo". Where a script puts no blanks between words, an answer may begin and end between any
+    two of its letters, but not within a run of Katakana; Korean particles may follow a word. An answer that normalises to nothing is
+    only in an empty reply. What matches exactly is contained.
     """
-    tokens = f" {normalise(reply)} "
-    return float(any(f" {normalise(answer)} " in tokens for answer in answers))
+    said = normalise_any(reply)
+    return float(any(_stands_in(normalise_any(answer), said) for answer in answers) or exact_match(reply, answers))
+
+
+def answers_in(text: str, answers: Sequence[str]) -> list[str]:
+    """Returns the answers that stand in a text as `contains` reads it."""
+    said = normalise_any(text)
+    return [answer for answer in answers if (plain := normalise_any(answer)) and _stands_in(plain, said)]
+
+
+def _stands_in(answer: str, reply: str) -> bool:
+    if not answer or not reply:
+        return answer == reply
+    at = reply.find(answer)
+    while at >= 0:
+        end = at + len(answer)
+        before, after = reply[max(at - 1, 0) : at], reply[end : end + 1]
+        if _divides(before, answer[0]) and (_divides(answer[-1], after) or _is_particle(answer[-1], after)):
+            return True
+        at = reply.find(answer, at + 1)
+    return False
+
+
+def _divides(left: str, right: str) -> bool:
+    """True if a word may end between two characters; "" is the end of the text."""
+    if not left or not right or left == " " or right == " ":
+        return True
+    if _COMBINING.match(right):  # the mark of a letter
+        return False
+    if _UNDIVIDED.match(left) or _UNDIVIDED.match(right):
+        return True
+    return bool(_KATAKANA.match(left)) != bool(_KATAKANA.match(right))
+
+
+def _is_particle(last: str, following: str) -> bool:
+    return bool(_HANGUL.match(last) and _HANGUL.match(following))
 
 
 def recall_at_k(retrieved: Sequence[str], gold: Collection[str]) -> float:

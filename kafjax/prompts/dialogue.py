@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from kafjax.hub.chat import ChatTemplate
 from kafjax.hub.text import Marked
 from kafjax.prompts.prompt import SHOTS, passage_lines
+from kafjax.prompts.shots import Shot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +21,22 @@ class Dialogue:
     """
 
     template: ChatTemplate
+    shots: tuple[Shot, ...] = SHOTS
 
     def closed_book_prefix(self) -> Marked:
-        return self._prefix((shot.question, shot.answer) for shot in SHOTS)
+        return self._prefix((shot.question, shot.answer) for shot in self.shots)
 
     def closed_book(self, question: str) -> Marked:
         return self._last(question)
 
     def reading_prefix(self, n_passages: int, best_last: bool = True) -> Marked:
-        return self._prefix((_reading(shot.question, shot.passages[:n_passages], best_last), shot.answer) for shot in SHOTS)
+        return self._prefix((_reading(shot.question, shot.passages[:n_passages], best_last), shot.answer) for shot in self.shots)
 
     def reading(self, question: str, passages: Sequence[str], best_last: bool = True) -> Marked:
         return self._last(_reading(question, passages, best_last))
 
     def hyde_prefix(self) -> Marked:
-        return self._prefix((_hyde(shot.question), shot.passages[0]) for shot in SHOTS)
+        return self._prefix((_hyde(shot.question), shot.passages[0]) for shot in self.shots)
 
     def hyde(self, question: str) -> Marked:
         return self._last(_hyde(question))
@@ -50,7 +52,7 @@ class Dialogue:
         return Marked((*parts, between[: self.template.seam(between)]))
 
     def _last(self, content: str) -> Marked:
-        *_, between, _, end = self.template.asked([""] * (2 * len(SHOTS) + 1)).parts
+        *_, between, _, end = self.template.asked([""] * (2 * len(self.shots) + 1)).parts
         return Marked((between[self.template.seam(between) :], content.strip(), end))
 
 

@@ -4,8 +4,8 @@ The prefix is computed once and its cache shared (`generation.Prefix`). A small 
 shown how, and reads one short passage well where it fails on a page; so passages are sentences, the best stands last,
 next to the question, and the examples have passages beside the point too.
 
-The functions of this module write prompts as plain text, for base models; `dialogue.Dialogue` writes them as turns of a chat. Both are
-`Prompts`, and methods know no more of them than that.
+The functions of this module write prompts as plain text, for base models, and `Plain` with worked examples chosen for a corpus;
+`dialogue.Dialogue` writes them as turns of a chat. All are `Prompts`, and methods know no more of them than that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import regex
+
+from kafjax.core.words import word_spans
 from kafjax.hub.text import Prompt
+from kafjax.prompts.shots import ALTERNATIVES, Shot
 
 
 class Prompts(Protocol):
@@ -39,45 +43,15 @@ class Prompts(Protocol):
         """An answer behind any of these, with what ends it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Shot:
-    """A worked example. `passages` are best first, as retrieval gives them; only the first one answers."""
-
-    question: str
-    answer: str
-    passages: tuple[str, ...]
-
-
-# Invented matters with short answers: nothing here is asked by any corpus, and nothing can be answered from memory.
-SHOTS = (
-    Shot(
-        "What subject does Tomas Berg teach?",
-        "chemistry",
-        ("Tomas Berg teaches chemistry at a school in Uppsala.", "Tomas Berg spends his summers in Norway.", "Lena Falk teaches history."),
-    ),
-    Shot(
-        "What is the occupation of Ilse Brandt?",
-        "baker",
-        ("Ilse Brandt has been a baker since 2009.", "Ilse Brandt lives by the sea.", "Karl Weber used to drive a bus."),
-    ),
-    Shot(
-        "When was the bridge over the Elm opened?",
-        "1931",
-        ("The bridge over the Elm was opened in 1931.", "The Elm is a short river in the north.", "The mill by the bridge closed in 1960."),
-    ),
-    Shot(
-        "Who pays the wages of Otto Lind?",
-        "Harrow Paints",
-        ("The wages of Otto Lind are paid by Harrow Paints.", "Otto Lind likes to swim.", "Greta Moss left Dunmore Steel."),
-    ),
-)
+SHOTS = tuple(of_place[0] for of_place in ALTERNATIVES)
+"""The worked examples of a corpus that asks for nothing in them."""
 
 QUESTION = "Question: {}\nAnswer:"
 """How a question is put, in training and in asking; an answer follows after one space and ends with the line."""
 
 
-def closed_book_prefix() -> str:
-    return "".join(f"{QUESTION.format(shot.question)} {shot.answer}\n\n" for shot in SHOTS)
+def closed_book_prefix(shots: Sequence[Shot] = SHOTS) -> str:
+    return "".join(f"{QUESTION.format(shot.question)} {shot.answer}\n\n" for shot in shots)
 
 
 def closed_book(question: str) -> str:
@@ -92,9 +66,9 @@ def answer(text: str) -> str:
     return f" {text}\n"
 
 
-def reading_prefix(n_passages: int, best_last: bool = True) -> str:
+def reading_prefix(n_passages: int, best_last: bool = True, shots: Sequence[Shot] = SHOTS) -> str:
     """Worked examples with as many passages as questions will have, up to the three that the examples come with."""
-    return "".join(f"{reading(shot.question, shot.passages[:n_passages], best_last)} {shot.answer}\n\n" for shot in SHOTS)
+    return "".join(f"{reading(shot.question, shot.passages[:n_passages], best_last)} {shot.answer}\n\n" for shot in shots)
 
 
 def reading(question: str, passages: Sequence[str], best_last: bool = True) -> str:
@@ -103,16 +77,37 @@ def reading(question: str, passages: Sequence[str], best_last: bool = True) -> s
 
 
 def passage_lines(passages: Sequence[str], best_last: bool = True) -> str:
-    """Writes a line for each passage (given best first), the best one last or first."""
-    return "".join(f"Passage: {' '.join(passage.split())}\n" for passage in (reversed(passages) if best_last else passages))
+    """Writes a line for each passage (given best first), the best one last or first. Lines of code and of tables stay lines."""
+    return "".join(f"Passage: {_shown(passage)}\n" for passage in (reversed(passages) if best_last else passages))
 
 
+def _shown(passage: str) -> str:
+    """Joins the lines of prose. Blank lines are left out, since one ends a worked example."""
+    if "\n```" not in passage and "\n~~~" not in passage and "\n|" not in passage and not passage.startswith(("```", "~~~", "|")):
+        return " ".join(passage.split())
+    shown, fence = [], ""
+    for line in passage.split("\n"):
+        marks = _FENCE.match(line)
+        before = fence
+        if marks and (not fence or (line.startswith(fence) and not line.strip(fence[0]))):
+            fence = "" if fence else marks[0]
+        if not line.strip():
+            continue
+        alone = bool(before or fence or line.lstrip().startswith("|"))
+        if alone or not shown or shown[-1][1]:
+            shown.append((line.rstrip() if alone else " ".join(line.split()), alone))
+        else:
+            shown[-1] = (f"{shown[-1][0]} {' '.join(line.split())}", False)
+    return "\n".join(text for text, _ in shown)
+
+
+_FENCE = regex.compile(r"`{3,}|~{3,}")
 HYDE_STOP = ("\n",)
 
 
-def hyde_prefix() -> str:
+def hyde_prefix(shots: Sequence[Shot] = SHOTS) -> str:
     """Worked examples of a passage that would answer a question (Gao et al. 2022)."""
-    return "".join(f"{hyde(shot.question)} {shot.passages[0]}\n\n" for shot in SHOTS)
+    return "".join(f"{hyde(shot.question)} {shot.passages[0]}\n\n" for shot in shots)
 
 
 def hyde(question: str) -> str:
@@ -128,19 +123,51 @@ def fit(
 ) -> tuple[str, ...]:
     """The passages (best first) that fit with the question into `room` tokens, as `count` counts those of `reading`.
 
-    The worst are dropped first; the best, if it alone is too long, is cut at a word. May be empty.
+    The worst are dropped first; the best, if it alone is too long, is cut at a word, or at a letter of a script without blanks. May be
+    empty.
     """
     kept = list(passages)
     while len(kept) > 1 and count(reading(question, kept)) > room:
         kept.pop()
     if not kept or count(reading(question, kept)) <= room:
         return tuple(kept)
-    words = kept[0].split()
-    fitting, too_many = 0, len(words)
+    ends = [0, *(end for _, end in word_spans(kept[0]))]
+    fitting, too_many = 0, len(ends) - 1
     while too_many - fitting > 1:
         middle = (fitting + too_many) // 2
-        if count(reading(question, [" ".join(words[:middle])])) <= room:
+        if count(reading(question, [kept[0][: ends[middle]]])) <= room:
             fitting = middle
         else:
             too_many = middle
-    return (" ".join(words[:fitting]),) if fitting else ()
+    return (kept[0][: ends[fitting]],) if fitting else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Writes `Prompts` as plain text, behind these worked examples."""
+
+    shots: tuple[Shot, ...] = SHOTS
+
+    def closed_book_prefix(self) -> str:
+        return closed_book_prefix(self.shots)
+
+    def closed_book(self, question: str) -> str:
+        return closed_book(question)
+
+    def reading_prefix(self, n_passages: int, best_last: bool = True) -> str:
+        return reading_prefix(n_passages, best_last, self.shots)
+
+    def reading(self, question: str, passages: Sequence[str], best_last: bool = True) -> str:
+        return reading(question, passages, best_last)
+
+    def hyde_prefix(self) -> str:
+        return hyde_prefix(self.shots)
+
+    def hyde(self, question: str) -> str:
+        return hyde(question)
+
+    def without_prefix(self, question: str) -> str:
+        return without_prefix(question)
+
+    def answer(self, text: str) -> str:
+        return answer(text)

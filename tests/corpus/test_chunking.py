@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Document, Passage
-from kafjax.corpus.chunking import chunk, cut, deduplicate, sentences, words
+from kafjax.core.words import words
+from kafjax.corpus.chunking import chunk, cut, deduplicate
+from kafjax.corpus.sentences import sentences
 
 
 @pytest.mark.parametrize(

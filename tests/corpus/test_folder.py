@@ -68,18 +68,20 @@ def test_gold_ids_follow_a_duplicate_to_the_passage_that_was_kept(tmp_path: Path
     assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("a#0",)}
 
 
-def test_text_files_are_documents_named_by_their_path(tmp_path: Path) -> None:
+def test_text_files_are_documents_named_by_their_path(tmp_path: Path, caplog) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "b.txt").write_text("Bee.")
     (tmp_path / "sub" / "a.md").write_text("\ufeff# Heading\nAy.", encoding="utf-8")
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / ".hidden" / "c.txt").write_text("Not read.")
-    (tmp_path / "d.pdf").write_bytes(b"\xff")
     (tmp_path / "questions.jsonl").write_text(_lines([{"id": "q", "question": "?", "golden_answers": ["Ay"], "passages": ["sub/a.md"]}]))
+    (tmp_path / "d.xyz").write_bytes(b"\xff")
     corpus = load_folder(tmp_path, "sentence")
     assert [(d.id, d.text) for d in corpus.documents] == [("b.txt", "Bee."), ("sub/a.md", "# Heading\nAy.")]
-    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("sub/a.md#1",)}
+    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("sub/a.md#0",)}
+    for told in (".hidden (hidden; rename", "d.xyz (.xyz; convert to .md or .txt", "empty.txt (empty)"):
+        assert told in caplog.text
 
 
 def test_links_that_lead_outside_are_not_followed(tmp_path: Path) -> None:
@@ -189,7 +191,8 @@ GOOD = QUESTIONS[0]
         (None, [{"id": "q", "question": "What?"}], r"questions.jsonl:1: 'golden_answers' is missing"),
         (None, [{**GOOD, "golden_answers": []}], r"questions.jsonl:1: question 'q1' has no answers"),
         (None, [{**GOOD, "golden_answers": [" "]}], r"questions.jsonl:1: question 'q1' has no answers"),
-        (None, [{**GOOD, "golden_answers": "Norway"}], r"questions.jsonl:1: 'golden_answers' must be a list of strings, got \"Norway\""),
+        (None, [{**GOOD, "golden_answers": 3.5}], r"questions.jsonl:1: 'golden_answers' must be a list of strings, got 3.5"),
+        (None, [{**GOOD, "golden_answers": [2], "choices": ["a", "b"]}], r"questions.jsonl:1: .* numbers of 'choices', 0 to 1"),
         (None, [{**GOOD, "passages": ["p3"]}], r"questions.jsonl:1: gold passage 'p3' of question 'q1' matches nothing .*nearest: 'p1'"),
         (None, [{**GOOD, "split": "paraphrases"}], r"questions.jsonl:1: unknown split 'paraphrases'. Did you mean 'paraphrase'\?"),
     ],

@@ -76,6 +76,45 @@ def test_contains_needs_whole_tokens_in_order(reply, answers, contained):
     assert score.contains(reply, answers) == contained
 
 
+@pytest.mark.parametrize(
+    ("reply", "answer", "contained"),
+    [
+        ("「東京」", "東京", 1.0),
+        ("首都は東京です。", "東京", 1.0),
+        ("東京、大阪", "京大", 0.0),
+        ("ローマンです", "ローマ", 0.0),
+        ("ローマです", "ローマ", 1.0),
+        ("它建于１９３１年", "1931", 1.0),
+        ("它建于11931年", "1931", 0.0),
+        ("«Париж»", "париж", 1.0),
+        ("Парижане", "Париж", 0.0),
+        ("It was O\u2019Brien.", "O'Brien", 1.0),
+        ("from 1990\u20131995", "1990-1995", 1.0),
+        ("“Oslo”", "Oslo", 1.0),
+        ("อยู่ที่กรุงเทพครับ", "กรุงเทพ", 1.0),
+        ("กี", "ก", 0.0),
+        ("هل هي القاهرة؟", "القاهرة", 1.0),
+        ("दिल्ली।", "दिल्ली", 1.0),
+        ("서울입니다.", "서울", 1.0),
+        ("한서울", "서울", 0.0),
+        ("می‌خواهم", "میخواهم", 1.0),
+        ("STRASSE", "Straße", 1.0),
+        ("…", "Rome", 0.0),
+    ],
+)
+def test_contains_reads_any_script(reply, answer, contained):
+    assert score.contains(reply, [answer]) == contained
+
+
+@given(st.text(max_size=12), st.text(max_size=4), st.text(max_size=12))
+@settings(deadline=None)
+def test_what_matches_exactly_is_contained_whatever_the_script(before, answer, after):
+    assert score.exact_match(answer + before, [answer]) <= score.contains(answer + before, [answer])
+    assert score.contains(answer, [answer]) == 1.0
+    if score.normalise_any(answer):
+        assert score.contains(f"{before} {answer} {after}", [answer]) == 1.0 or not answer.strip().isascii()
+
+
 def test_reciprocal_rank_equals_ranking_precision_for_one_gold_passage():
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -41,7 +41,7 @@ def test_a_start_that_is_repeated_picks_the_same():
 
 @pytest.mark.parametrize("text", ["", "20", "m", "-1m", "0s", "1e9h", "20 m", "twenty"])
 def test_what_is_no_time_is_refused(text):
-    with pytest.raises(UserError, match="is no time; write 90s, 20m or 1.5h"):
+    with pytest.raises(UserError, match="is no time; write 90s, 20m or"):
         read_seconds(text)
 
 

@@ -57,3 +57,16 @@ def test_the_best_passage_stands_next_to_the_question(question, passages):
     lines = prompt.reading(question, passages).split("\n")
     assert lines[: len(passages)] == [f"Passage: {passage}" for passage in reversed(passages)]
     assert lines[-2:] == [f"Question: {question}", "Answer:"]
+
+
+def test_a_passage_without_blanks_is_cut_at_a_letter():
+    passage = "村民住在河边" * 40
+    (kept,) = prompt.fit("?", [passage], 100, len)
+    assert passage.startswith(kept) and len(prompt.reading("?", [kept])) == 100
+
+
+def test_lines_of_code_and_tables_stay_lines_in_the_prompt():
+    passage = "Guide:\n```py\nif x:\n\n    y = 1\n```\nwrapped\nprose\n| a |\n|---|"
+    assert prompt.passage_lines([passage]) == "Passage: Guide:\n```py\nif x:\n    y = 1\n```\nwrapped prose\n| a |\n|---|\n"
+    assert prompt.passage_lines(["two\nlines\n\nof  prose"]) == "Passage: two lines of prose\n"
+    assert prompt.passage_lines(["````\n```\nx\n```\n````\na\nb"]) == "Passage: ````\n```\nx\n```\n````\na b\n"

@@ -1,0 +1,82 @@
+# ruff: noqa: RUF001
+"""Sentences in the scripts of the world, and time linear in the text."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from kafjax.core.records import Document
+from kafjax.core.words import words
+from kafjax.corpus.chunking import LONGEST_SENTENCE, cut
+from kafjax.corpus.sentences import sentence_spans, sentences
+
+SPACED = [
+    ["هل هذا كتاب؟", "نعم.", "هذا كتاب۔"],
+    ["ชาวบ้านอาศัยอยู่ริมแม่น้ำ", "ทุกเช้าเขาไปเก็บชา"],
+    ["„Ja.“", "¿Qué?", "Nada."],
+    ["What‽", "So it was."],
+]
+UNSPACED = [
+    ["他来了！", "她说：“走吧。”", "然后走了。"],
+    ["彼は「東京へ行く。明日だ。」と言った。", "「帰る。」", "彼女は泣いた。"],
+    ["３．１４です．", "次の文．"],
+    ["यह है।", "वह नहीं है॥"],
+    ["ጤና ይስጥልኝ።", "እንዴት ነህ፧"],
+    ["តើអ្នក។", "បាទ។"],
+]
+
+
+@pytest.mark.parametrize("expected", SPACED + UNSPACED)
+def test_sentences_of_any_script(expected):
+    assert sentences(" ".join(expected)) == expected
+
+
+@pytest.mark.parametrize("expected", UNSPACED)
+def test_stops_of_scripts_that_need_no_blank_end_a_sentence_without_one(expected):
+    assert sentences("".join(expected)) == expected
+
+
+def test_the_number_of_an_item_is_no_sentence():
+    assert sentences("1. Install it. Then go.\n2. Stop.") == ["1. Install it.", "Then go.", "2. Stop."]
+
+
+def test_a_sentence_without_end_is_cut_into_what_an_encoder_reads():
+    for text in ("word " * 2000, "村民" * 2000, "ชาวบ้าน" * 900):
+        found = cut([Document("d", text)], "sentence")
+        assert len(found) > 5 and all(len(words(p.text)) <= LONGEST_SENTENCE for p in found)
+
+
+def test_a_joined_emoji_is_never_cut():
+    family = "👨‍👩‍👧"
+    for word in words(family * 30):
+        assert word.strip().replace(family, "") == ""
+
+
+TEXTS = {
+    "dots": "." * 20_000,
+    "dots apart": ". " * 20_000,
+    "blanks": "a" + " " * 100_000 + "b",
+    "newlines": "\n" * 100_000 + "x",
+    "one word": "a" * 1_000_000,
+    "no stop": "word and more " * 70_000,
+    "no blank": "村民住在河边" * 50_000,
+    "open quotes": "「あ" * 50_000,
+    "closed quotes": "「あ。」" * 20_000,
+    "marks": "a" + "́" * 100_000,
+    "brackets": "! " + "(" * 100_000,
+    "dandas": "।)" * 20_000,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_time_is_linear_in_the_text(text):
+    def seconds(n: int) -> float:
+        began = time.process_time()
+        cut([Document("d", text[:n])], None)
+        sentence_spans(text[:n])
+        return time.process_time() - began
+
+    half, whole = seconds(len(text) // 4), seconds(len(text))
+    assert whole < max(0.5, 9 * half)  # four times the text; sixteen times the time would be quadratic
