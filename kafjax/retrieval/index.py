@@ -8,9 +8,10 @@ from absl import logging
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.retrieval import folder
-from kafjax.retrieval.base import Index, read_ids
+from kafjax.retrieval.base import Index
 from kafjax.retrieval.exact import ExactIndex
-from kafjax.retrieval.scann_index import ScannIndex, read_vectors, why_unavailable
+from kafjax.retrieval.folder import Manifest
+from kafjax.retrieval.scann_index import ScannIndex, why_unavailable
 
 ENGINES = ("auto", "scann", "exact")
 
@@ -43,12 +44,17 @@ def load_index(directory: Path | str) -> Index:
 
 def _load(directory: Path) -> Index:
     manifest = folder.read_manifest(directory, "index")
+    return index_for(directory, manifest).read(directory, manifest)
+
+
+def index_for(directory: Path, manifest: Manifest) -> Index:
+    """An empty index that can read what a manifest describes. Raises `UserError` for an unknown engine."""
+    if manifest.engine == ExactIndex.engine:
+        return ExactIndex()
     if manifest.engine != ScannIndex.engine:
-        return ExactIndex.load(directory)
+        raise UserError(f"{directory} is of engine {manifest.engine!r}, which is none of {', '.join(ENGINES[1:])}; {folder.AGAIN}")
     reason = why_unavailable()
     if reason is None:
-        return ScannIndex.load(directory)
+        return ScannIndex()
     logging.warning("searching %s with the exact engine: %s", directory, reason)
-    index = ExactIndex()
-    index.build(read_ids(directory, manifest), read_vectors(directory, manifest))
-    return index
+    return ExactIndex()
