@@ -11,9 +11,10 @@ from kafjax.retrieval import folder
 from kafjax.retrieval.base import Index
 from kafjax.retrieval.exact import ExactIndex
 from kafjax.retrieval.folder import Manifest
+from kafjax.retrieval.mesh_index import MESH_ENGINES, MeshIndex
 from kafjax.retrieval.scann_index import ScannIndex, why_unavailable
 
-ENGINES = ("auto", "scann", "exact")
+ENGINES = ("auto", "scann", "exact", *MESH_ENGINES)
 
 
 def open_index(engine: str = "auto") -> Index:
@@ -25,6 +26,8 @@ def open_index(engine: str = "auto") -> Index:
         raise UserError(f"unknown index engine '{engine}'. {nearest(engine, ENGINES)}")
     if engine == "exact":
         return ExactIndex()
+    if engine in MESH_ENGINES:
+        return MeshIndex(MESH_ENGINES[engine])
     reason = why_unavailable()
     if reason is None:
         return ScannIndex()
@@ -51,6 +54,8 @@ def index_for(directory: Path, manifest: Manifest) -> Index:
     """An empty index that can read what a manifest describes. Raises `UserError` for an unknown engine."""
     if manifest.engine == ExactIndex.engine:
         return ExactIndex()
+    if manifest.engine in MESH_ENGINES:
+        return MeshIndex(MESH_ENGINES[manifest.engine])
     if manifest.engine != ScannIndex.engine:
         raise UserError(f"{directory} is of engine {manifest.engine!r}, which is none of {', '.join(ENGINES[1:])}; {folder.AGAIN}")
     reason = why_unavailable()
