@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ _LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
 
 
 @contextlib.contextmanager
-def writing(directory: Path | str) -> Iterator[None]:
+def writing(directory: Path | str) -> Generator[None]:
     """Keeps `directory` to this process, for work that ends in a change of it, and refuses at the start what that would refuse.
 
     Raises:
@@ -46,7 +46,7 @@ def writing(directory: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def committing(directory: Path) -> Iterator[Path]:
+def committing(directory: Path) -> Generator[Path]:
     """Yields the folder for files of new names, and at last for `write_manifest`, which makes them count.
 
     A folder that is not there yet is made under another name, and gets its own when the block ends without an error. At the end what
@@ -191,7 +191,7 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
 
 
 @contextlib.contextmanager
-def checking(directory: Path, manifest: Manifest, by_size: frozenset[str] = frozenset()) -> Iterator[Callable[[], None]]:
+def checking(directory: Path, manifest: Manifest, by_size: frozenset[str] = frozenset()) -> Generator[Callable[[], None]]:
     """Checks the files that a manifest names in threads, beside the block; yields what waits for the outcome, as its end does.
 
     Args:

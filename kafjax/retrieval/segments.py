@@ -10,6 +10,7 @@ in place of all once a quarter of the rows lies beside it; then the manifest, th
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import uuid
@@ -199,7 +200,6 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
         if not isinstance(id, str):
             raise UserError(f"ids must be strings, got {id!r}")
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(id for id in ids if id in seen or seen.add(id))
+        twice = collections.Counter(ids).most_common(1)[0][0]
         raise UserError(f"id '{twice}' is given twice; ids must be unique")
     return ids
