@@ -11,6 +11,7 @@ from kafjax.retrieval.hybrid import Hybrid, fuse
 from kafjax.retrieval.index import ENGINES, load_index, open_index
 from kafjax.retrieval.kinds import KINDS, build_store, open_retriever
 from kafjax.retrieval.lexical import Lexical
+from kafjax.retrieval.mesh_index import MeshIndex
 from kafjax.retrieval.rerank import CrossScorer, Reranked, open_scorer
 from kafjax.retrieval.retriever import Hit, Retriever
 from kafjax.retrieval.scann_index import ScannIndex
@@ -27,6 +28,7 @@ __all__ = [
     "Hybrid",
     "Index",
     "Lexical",
+    "MeshIndex",
     "Reranked",
     "Retriever",
     "ScannIndex",

@@ -1,54 +1,83 @@
 """Nearest neighbours by dot product, under string ids: what every engine promises.
 
 The score of a passage is the dot product of its vector with the query's: for L2-normalised vectors, which `Embedder` gives,
-the cosine similarity. Engines are exact (`ExactIndex`, anywhere JAX runs) or ScaNN (`ScannIndex`, fast on large indexes).
+the cosine similarity. Engines are exact (`ExactIndex`, anywhere JAX runs), ScaNN (`ScannIndex`, fast on large indexes), or spread over
+many devices (`MeshIndex`).
 """
 
 from __future__ import annotations
 
 import abc
-import json
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from absl import logging
 
 from kafjax.core.errors import UserError
-from kafjax.core.rundir import write_atomic
-from kafjax.core.schema import read
-from kafjax.retrieval import folder
+from kafjax.retrieval import folder, segments
 from kafjax.retrieval.folder import Manifest
+from kafjax.retrieval.segments import Rows, checked_ids
 
 # Past this norm squared distances inside ScaNN overflow float32 and abort the process; embeddings are near 1.
 MAX_NORM = 1e6
-_IDS = "ids.json"
+VECTORS = "vectors.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What an index or a store holds. `search` says in words how neighbours are chosen.
+
+    `n_segments` and `n_unsaved` (rows added or deleted) are relative to the folder that it was last saved to or read from; 0 segments:
+    none. `n_bytes` lie in that folder.
+    """
+
+    engine: str
+    count: int
+    dimension: int | None
+    search: str
+    n_segments: int
+    n_unsaved: int
+    n_bytes: int
+
+    @classmethod
+    def of(cls, rows: Rows, engine: str, dimension: int | None, search: str) -> Self:
+        log = rows.log
+        n_bytes = sum(file.bytes for segment in log.segments for file in segment.files.values()) if log else 0
+        return cls(engine, len(rows), dimension, search, len(log.segments) if log else 0, rows.n_new + len(rows.gone), n_bytes)
 
 
 class Index(abc.ABC):
     """Vectors under unique string ids, which can grow and shrink without a rebuild.
 
     Every input is checked here, before an engine sees it, and a call that raises `UserError` has changed nothing.
-    Vectors may be any real array; they are kept as float32. An engine fills in the underscored methods.
+    Vectors may be any real array; they are taken as float32. An engine fills in the underscored methods.
     """
 
-    engine: ClassVar[str]
+    engine: str
+    how: str
+    """How neighbours are chosen, in words."""
 
     def __init__(self) -> None:
         self.dimension: int | None = None  # unknown until the first vectors
-        self._ids: list[str] = []
-        self._known: set[str] = set()
+        self._rows = Rows()
         self._told_of_clamping = False
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._rows)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """All ids."""
-        return tuple(self._ids)
+        return tuple(self._rows.ids)
+
+    @property
+    def stats(self) -> Stats:
+        """Size, engine and state on disk."""
+        return Stats.of(self._rows, self.engine, self.dimension, self.how)
 
     def build(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         """Replaces the contents. `N` may be 0.
@@ -58,34 +87,36 @@ class Index(abc.ABC):
         ids = checked_ids(ids)
         vectors_NxD = _checked_vectors(vectors_NxD, ids)
         self._build(ids, vectors_NxD)
-        self._set(ids, vectors_NxD.shape[1])
+        self.dimension, self._rows = vectors_NxD.shape[1], Rows(ids)
 
     def append(self, ids: Sequence[str], vectors_MxD: np.ndarray) -> None:
         """Adds vectors without a rebuild. Raises `UserError` as `build` does, and for an id that the index already has."""
         ids = checked_ids(ids)
         vectors_MxD = _checked_vectors(vectors_MxD, ids, self.dimension)
         for id in ids:
-            if id in self._known:
+            if id in self._rows.number:
                 raise UserError(f"id '{id}' is already in the index; delete it first to replace it")
         if not ids:
             return
-        self._append(ids, vectors_MxD)
+        self._append(ids, vectors_MxD, len(self))
         self.dimension = vectors_MxD.shape[1]
-        self._ids += ids
-        self._known.update(ids)
+        self._rows.append(ids)
+
+    def upsert(self, ids: Sequence[str], vectors_MxD: np.ndarray) -> None:
+        """Adds vectors, in place of those that the index has under the same ids. Raises `UserError` as `build` does."""
+        ids = checked_ids(ids)
+        vectors_MxD = _checked_vectors(vectors_MxD, ids, self.dimension)
+        self.delete([id for id in ids if id in self._rows.number])
+        self.append(ids, vectors_MxD)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes vectors without a rebuild. Raises `UserError` naming an id that the index does not have."""
         ids = checked_ids(ids)
         for id in ids:
-            if id not in self._known:
+            if id not in self._rows.number:
                 raise UserError(f"id '{id}' is not in the index ({len(self)} ids)")
-        if not ids:
-            return
-        gone = set(ids)
-        kept = np.array([row for row, id in enumerate(self._ids) if id not in gone], np.int32)
-        self._delete(ids, kept)
-        self._set([self._ids[row] for row in kept], self.dimension)
+        if ids:
+            self._delete(ids, self._rows.delete(ids))
 
     def search(self, queries_QxD: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
         """The `k` nearest ids of each query, best first, and their scores, float32 `[Q, K]`.
@@ -107,10 +138,11 @@ class Index(abc.ABC):
     def save(self, directory: Path | str) -> None:
         """Writes the index as a folder, which may be moved. It replaces one saved there before, whole or not at all.
 
-        Raises `UserError` if the disk refuses, or if the folder holds something else.
+        Saving again to the same folder costs what has changed: see `kafjax.retrieval.segments`. Raises `UserError` if the disk refuses,
+        if the folder holds something else, or if another process has changed it since.
         """
-        with folder.replacing(Path(directory)) as path:
-            self.write(path)
+        self._check_built()
+        segments.save(directory, "index", self._rows, self.write_all, self.write_new, **self.fields())
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -118,90 +150,102 @@ class Index(abc.ABC):
 
         def read(path: Path) -> Self:
             manifest = folder.read_manifest(path, "index")
-            if manifest.engine != cls.engine:
-                raise UserError(f"{path} holds an index of engine {manifest.engine!r}, not '{cls.engine}'")
             index = cls()
-            index._load(path, read_ids(path, manifest), manifest)
-            return index
+            if manifest.engine != index.engine:
+                raise UserError(f"{path} holds an index of engine {manifest.engine!r}, not '{index.engine}'")
+            return index.read(path, manifest)
 
         return folder.reading(directory, read)
 
     def n_bytes(self) -> int:
-        """Bytes that `save` writes: what must be kept. Measured, by saving into a temporary folder."""
+        """Bytes of a fresh save but for the manifest. Measured, by saving into a temporary folder."""
         with tempfile.TemporaryDirectory() as temporary:
-            self.write(Path(temporary))
-            return folder.size_on_disk(Path(temporary))
+            segments.save(Path(temporary) / "all", "index", Rows(self.ids), self.write_all, self.write_new, **self.fields())
+            return folder.size_on_disk(Path(temporary)) - (Path(temporary) / "all" / folder.MANIFEST).stat().st_size
 
-    def write(self, path: Path) -> None:
-        """Writes the index into an empty folder, which is whole at the end. For `save`, and for what holds an index."""
+    def fields(self) -> dict[str, Any]:
+        """Returns what a manifest says of the vectors."""
+        return {"engine": self.engine, "dimension": self.dimension}
+
+    def write_all(self, path: Path) -> tuple[list[str], dict[str, Any]]:
+        """Writes all vectors into an empty folder. Returns their ids in their order there, and more fields of the manifest."""
+        self._check_built()
+        return self._save(path)
+
+    def write_new(self, path: Path, ids: list[str]) -> None:
+        """Writes the vectors of the ids appended last, float32 `[M, D]`, into an empty folder."""
+        np.save(path / VECTORS, self._last(ids), allow_pickle=False)
+
+    def read(self, directory: Path, manifest: Manifest) -> Self:
+        """Reads what `save` wrote in this format or the one before. Raises `UserError` naming what is missing or damaged."""
+        with folder.checking(directory, manifest) as wait:
+            if manifest.format == 1:
+                ids = segments.read_ids(directory / "ids.json")
+                if len(ids) != manifest.count:
+                    raise UserError(f"{directory} has {len(ids)} ids for {manifest.count} vectors; {folder.AGAIN}")
+                self.restore([directory], manifest, ids, [np.arange(len(ids))], wait)
+                return self
+            rows, live = segments.read(directory, manifest)
+            self.restore([directory / segment.name for segment in manifest.segments], manifest, rows.ids, live, wait)
+            self._rows = rows
+        return self
+
+    def restore(self, paths: list[Path], manifest: Manifest, ids: list[str], live: list[np.ndarray], wait: Callable[[], None]) -> None:
+        """Takes the rows `live` of the segments at `paths`, in all those of `ids`. The files are sound only when `wait` has returned."""
+        counts = [segment.count for segment in manifest.segments] or [len(ids)]
+        base, *later = zip(paths, counts, live, strict=True)
+        self.dimension = manifest.dimension
+        self._load(*base, manifest, wait)
+        if later:
+            added = [read_npy(path / VECTORS, (count, self.dimension))[rows] for path, count, rows in later]
+            vectors_MxD, first = np.concatenate(added), len(live[0])
+            if len(vectors_MxD):
+                self._append(ids[first:], _checked_vectors(vectors_MxD, ids[first:], self.dimension), first)
+        self._rows = Rows(ids)
+
+    def _check_built(self) -> None:
         if self.dimension is None:
             raise UserError("the index was never built; there is nothing to save")
-        fields = self._save(path)
-        write_atomic(path / _IDS, json.dumps(self._row_ids()))
-        folder.write_manifest(path, "index", engine=self.engine, dimension=self.dimension, count=len(self), **fields)
-
-    def _set(self, ids: list[str], dimension: int | None) -> None:
-        self.dimension = dimension
-        self._ids = ids
-        self._known = set(ids)
-
-    def _row_ids(self) -> list[str]:
-        """The ids in the order in which `_save` writes the vectors."""
-        return self._ids
 
     @abc.abstractmethod
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
         """Takes checked contents, possibly none."""
 
     @abc.abstractmethod
-    def _append(self, ids: list[str], vectors_MxD: np.ndarray) -> None:
-        """Takes at least one checked new vector, after those in `self._ids`."""
+    def _append(self, ids: list[str], vectors_MxD: np.ndarray, first: int) -> None:
+        """Takes at least one checked new vector, after the `first` ones that are there."""
 
     @abc.abstractmethod
     def _delete(self, ids: list[str], kept: np.ndarray) -> None:
-        """Drops known ids; `kept` are the positions in `self._ids` (still as before) that stay, ascending."""
+        """Drops known ids; `kept` are the positions of those that stay, ascending."""
 
     @abc.abstractmethod
     def _search(self, queries_QxD: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
         """Searches for `1 <= k <= len(self)` neighbours of at least one query."""
 
     @abc.abstractmethod
-    def _save(self, path: Path) -> dict[str, Any]:
-        """Writes the vectors into the empty folder `path`; returns what else the manifest should hold."""
+    def _last(self, ids: list[str]) -> np.ndarray:
+        """The vectors of `ids`, which were appended last, float32 `[M, D]`."""
 
     @abc.abstractmethod
-    def _load(self, path: Path, ids: list[str], manifest: Manifest) -> None:
-        """Reads what `_save` wrote and takes `ids`; the files are already checked against their checksums."""
+    def _save(self, path: Path) -> tuple[list[str], dict[str, Any]]:
+        """Writes the vectors into the empty folder `path`; returns their ids in that order, and what else the manifest should hold."""
+
+    @abc.abstractmethod
+    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
+        """Reads the rows `live` of the `count` that `_save` wrote. The dimension is set."""
 
 
-def read_ids(directory: Path, manifest: Manifest) -> list[str]:
-    """The ids of a saved index, in the order of its vectors. Raises `UserError` if they do not fit the manifest."""
-    again = "build and save the index again"
-    if _IDS not in manifest.files:
-        raise UserError(f"{directory}/{_IDS} is missing; {again}")
-    stored = read(list[str], directory / _IDS, fix=again)
+def read_npy(path: Path, shape: tuple[int | None, ...], dtype: type = np.float32) -> np.ndarray:
+    """The array of a saved index, mapped where it has rows. Raises `UserError` if the file holds anything else."""
     try:
-        ids = checked_ids(stored)
-    except UserError as error:
-        raise UserError(f"{directory / _IDS}: {error}; {again}") from error
-    if len(ids) != manifest.count:
-        raise UserError(f"{directory} has {len(ids)} ids for {manifest.count} vectors; {again}")
-    return ids
-
-
-def checked_ids(ids: Sequence[str]) -> list[str]:
-    """Returns the ids as a list. Raises `UserError` for one that is no string, or is given twice."""
-    if isinstance(ids, str):
-        raise UserError(f"ids must be a list of strings, got the one string '{ids}'")
-    ids = list(ids)
-    seen: set[str] = set()
-    for id in ids:
-        if not isinstance(id, str):
-            raise UserError(f"ids must be strings, got {id!r}")
-        if id in seen:
-            raise UserError(f"id '{id}' is given twice; ids must be unique")
-        seen.add(id)
-    return ids
+        # NumPy cannot map an array without rows.
+        array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is missing or no array of vectors; {folder.AGAIN}") from error
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(f"{path} holds {array.dtype} {array.shape}, not {np.dtype(dtype).name} {shape}; {folder.AGAIN}")
+    return array
 
 
 def _checked_vectors(vectors: np.ndarray, ids: list[str] | None, dimension: int | None = None) -> np.ndarray:

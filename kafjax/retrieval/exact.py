@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kafjax.core.errors import UserError
-from kafjax.retrieval.base import Index
+from kafjax.retrieval.base import VECTORS, Index, read_npy
 from kafjax.retrieval.folder import Manifest
 
 CHUNK = 16_384  # rows scored at once: bounds memory at QUERIES * CHUNK scores
 QUERIES = 256
 _SMALLEST = 256
-_VECTORS = "vectors.npy"
+_FILES = {"scann": "dataset.npy"}  # engines whose saved vectors have another name
 
 
 class ExactIndex(Index):
@@ -28,6 +28,7 @@ class ExactIndex(Index):
     """
 
     engine = "exact"
+    how = "exact: every vector is scored"
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,14 +37,14 @@ class ExactIndex(Index):
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
         self._vectors_CxD = jnp.asarray(_padded(vectors_NxD, capacity(len(ids))))
 
-    def _append(self, ids: list[str], vectors_MxD: np.ndarray) -> None:
-        n, m = len(self), len(ids)
-        if n == 0:
+    def _append(self, ids: list[str], vectors_MxD: np.ndarray, first: int) -> None:
+        m = len(ids)
+        if first == 0:
             return self._build(ids, vectors_MxD)
-        missing = capacity(n + m) - len(self._vectors_CxD)
+        missing = capacity(first + m) - len(self._vectors_CxD)
         if missing:
             self._vectors_CxD = jnp.pad(self._vectors_CxD, ((0, missing), (0, 0)))
-        self._vectors_CxD = _set_rows(self._vectors_CxD, _padded(vectors_MxD, capacity(m)), n)
+        self._vectors_CxD = _set_rows(self._vectors_CxD, _padded(vectors_MxD, capacity(m)), first)
 
     def _delete(self, ids: list[str], kept: np.ndarray) -> None:
         rows = np.zeros(capacity(len(kept)), np.int32)
@@ -59,28 +60,25 @@ class ExactIndex(Index):
             padded = _padded(batch, 1 << (len(batch) - 1).bit_length())
             scores_QxK, rows_QxK = jax.device_get(_top_k(self._vectors_CxD, len(self), padded, k))
             scores.append(scores_QxK[: len(batch)])
-            ids.extend([self._ids[row] for row in rows_K] for rows_K in rows_QxK[: len(batch)])
+            ids.extend([self._rows.ids[row] for row in rows_K] for rows_K in rows_QxK[: len(batch)])
         return ids, np.concatenate(scores)
 
-    def _save(self, path: Path) -> dict[str, Any]:
-        np.save(path / _VECTORS, np.asarray(self._vectors_CxD)[: len(self)], allow_pickle=False)
-        return {}
+    def _last(self, ids: list[str]) -> np.ndarray:
+        return np.asarray(self._vectors_CxD[len(self) - len(ids) : len(self)])
 
-    def _load(self, path: Path, ids: list[str], manifest: Manifest) -> None:
-        self.build(ids, read_npy(path / _VECTORS, manifest))
+    def _save(self, path: Path) -> tuple[list[str], dict[str, Any]]:
+        np.save(path / VECTORS, np.asarray(self._vectors_CxD)[: len(self)], allow_pickle=False)
+        return self._rows.ids, {}
 
-
-def read_npy(path: Path, manifest: Manifest) -> np.ndarray:
-    """The vectors of a saved index, float32 `[count, dimension]`. Raises `UserError` if the file holds anything else."""
-    try:
-        # NumPy cannot map an array without rows.
-        vectors = np.load(path, mmap_mode="r" if manifest.count else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not an array of vectors; build and save the index again") from error
-    shape = (manifest.count, manifest.dimension)
-    if vectors.shape != shape or vectors.dtype != np.float32:
-        raise UserError(f"{path} holds {vectors.dtype} {vectors.shape}, not float32 {shape}; build and save the index again")
-    return vectors
+    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
+        stored_NxD = read_npy(path / _FILES.get(manifest.engine, VECTORS), (count, self.dimension))
+        # A chunk at a time, in place: the vectors are in memory once.
+        self._vectors_CxD = jnp.zeros((capacity(len(live)), stored_NxD.shape[1]), jnp.float32)
+        step = min(len(self._vectors_CxD), CHUNK)
+        for first in range(0, len(live), step):
+            rows = live[first : first + step]
+            chunk = stored_NxD[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else stored_NxD[rows]
+            self._vectors_CxD = _set_rows(self._vectors_CxD, _padded(chunk, step), first)
 
 
 def capacity(n: int) -> int:

@@ -1,15 +1,17 @@
-"""Folders that appear whole or not at all, with a manifest that notices a missing, truncated or changed file."""
+"""Folders that change as a whole or not at all, with a manifest that notices a missing, truncated or changed file."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,14 +21,17 @@ from kafjax.core.rundir import check_writable, clear_temporaries, read_json, tem
 from kafjax.core.schema import Count, checked, read
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+AGAIN = "build it again, with experiments.build_index --corpus"
 T = TypeVar("T")
 _READS = 100
-_LOOKS = 5  # at a folder and the one before it, until both are known to be absent
+_LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
+"""What a killed writer leaves in a folder."""
 
 
 @contextlib.contextmanager
-def writing(directory: Path | str) -> Iterator[None]:
-    """Keeps `directory` to this process, for work that ends in `replacing` it, and refuses at the start what that would refuse.
+def writing(directory: Path | str) -> Generator[None]:
+    """Keeps `directory` to this process, for work that ends in a change of it, and refuses at the start what that would refuse.
 
     Raises:
       UserError: another process writes it; its disk takes no files; or `directory` holds anything but a folder saved before:
@@ -34,7 +39,6 @@ def writing(directory: Path | str) -> Iterator[None]:
     """
     with hold(directory):
         directory = Path(directory).resolve()
-        _settle(directory)
         if directory.exists() and not is_replaceable(directory):
             raise UserError(f"{directory} exists and holds files that were not saved by kafjax; choose another folder")
         check_writable(directory.parent)
@@ -42,81 +46,70 @@ def writing(directory: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """Yields an empty sibling folder to fill; when the block ends without an error it takes the place of `directory`.
+def committing(directory: Path) -> Generator[Path]:
+    """Yields the folder for files of new names, and at last for `write_manifest`, which makes them count.
 
-    A kill at any moment leaves the old folder or the new one, for `reading` and for the next writer. Raises `UserError` as `writing`.
+    A folder that is not there yet is made under another name, and gets its own when the block ends without an error. At the end what
+    the manifest does not name is deleted. A kill at any moment leaves the old manifest with its files, or the new one with its files.
+    Raises `UserError` as `writing`.
     """
     with writing(directory):
         directory = Path(directory).resolve()
         clear_temporaries(directory)
-        saving = temporary_beside(directory)
         try:
-            saving.mkdir(parents=True)
-            yield saving
-            if directory.exists():
-                directory.rename(_previous(directory))
-            saving.rename(directory)
+            if (directory / MANIFEST).exists():
+                ours = {path.name for path in directory.iterdir()}
+                try:
+                    yield directory
+                finally:
+                    _sweep(directory, ours)
+                return
+            made = temporary_beside(directory)
+            made.mkdir(parents=True)
+            try:
+                yield made
+                made.rename(directory)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
         except OSError as error:
             raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
-        finally:
-            _settle(directory)
-            shutil.rmtree(saving, ignore_errors=True)
 
 
-def _settle(directory: Path) -> None:
-    """Undoes or finishes a replacement that was cut off between its two renames. For the holder of the lock."""
-    previous = _previous(directory)
-    if previous.exists():
-        if directory.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            previous.rename(directory)
+def _sweep(directory: Path, ours: set[str]) -> None:
+    """Deletes files that no manifest names any more: some of `ours`, and what killed writers left. Readers may have them open."""
+    manifest = read(Manifest, directory / MANIFEST)
+    for path in directory.iterdir():
+        if path.name not in _named(manifest) and (path.name in ours or _LEFT.fullmatch(path.name)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def reading(directory: Path | str, read: Callable[[Path], T]) -> T:
-    """Returns `read(folder)` of a folder that `replacing` has written, the old one or the new one as a whole. Writes nothing.
+    """Returns `read(folder)`, which reads the manifest first. Writes nothing.
 
-    Where a writer replaces the folder meanwhile it is read again: every save has a manifest of its own, so an unchanged manifest
-    means that all files were of one save. Raises whatever `read` raises about a folder that stays as it is.
+    The files that a manifest names never change, so what is read is one save. Only that a writer deleted them meanwhile is possible: it
+    has then written another manifest, and the folder is read again. Raises whatever `read` raises about a folder that stays as it is.
     """
     directory = Path(directory).resolve()
     for look in range(_READS):
-        folder = _present(directory)
-        before = _state(folder)
+        before = _state(directory)
         try:
-            result = read(folder)
+            return read(directory)
         except Exception:
-            # A folder without a manifest may be one that a writer is just deleting, so it is looked at more than once.
-            has_manifest = before is not None and before[1] is not None
-            if (has_manifest or look >= _LOOKS) and _state(_present(directory)) == before:
+            if _state(directory) == before:
                 raise
-        else:
-            if _state(_present(directory)) == before:
-                return result
         time.sleep(min(look, 20) / 1000)
     raise UserError(f"{directory} was replaced {_READS} times while it was being read; try again when its writer is done")
 
 
-def _present(directory: Path) -> Path:
-    """The folder itself, or between the two renames of a writer the one before it."""
-    for _ in range(_LOOKS):
-        for folder in (directory, _previous(directory)):
-            if folder.exists():
-                return folder
-    return directory
-
-
-def _state(folder: Path) -> tuple[int, bytes | None] | None:
-    """Tells one save from another: the folder's inode and its manifest, None where it has none; None for no folder."""
+def _state(directory: Path) -> bytes | None:
+    """Tells one save from another: every manifest has an id of its own."""
     try:
-        number = folder.stat().st_ino
+        return (directory / MANIFEST).read_bytes()
     except OSError:
         return None
-    try:
-        return number, (folder / MANIFEST).read_bytes()
-    except OSError:
-        return number, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,69 +121,124 @@ class FileRecord:
 
 
 @dataclasses.dataclass(frozen=True)
+class SegmentRecord:
+    """A folder of the files of `count` rows."""
+
+    name: str
+    count: Count
+    files: dict[str, FileRecord]
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Contents of `manifest.json` of a saved index or store. `files` and `folders` are all that the folder holds."""
+    """Contents of `manifest.json` of a saved index or store. `count` rows live. `files` and `folders` are those of format 1."""
 
     kind: str
     format: Count
-    files: dict[str, FileRecord]
-    folders: list[str]
+    save: str = ""
+    segments: tuple[SegmentRecord, ...] = ()
     count: Count | None = None
     dimension: Count | None = None
     engine: str = ""
     encoder: str = ""
     leaves: Count | None = None
+    files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    folders: tuple[str, ...] = ()
 
 
-def write_manifest(folder: Path, kind: str, **fields: Any) -> None:
-    """Flushes the folder's files to disk and writes `manifest.json`: `kind`, `fields`, each file's size and sha256, an id of this save.
+def _named(manifest: Manifest) -> set[str]:
+    return {MANIFEST, *manifest.files, *manifest.folders, *(segment.name for segment in manifest.segments)}
 
-    Folders inside have a manifest of their own.
-    """
+
+def sealed(folder: Path) -> dict[str, FileRecord]:
+    """Flushes the folder's files to disk. Returns the record of each by its name."""
     files = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    about = {"kind": f"kafjax {kind}", "format": 1, "save": uuid.uuid4().hex, **fields}
-    write_json(folder / MANIFEST, {**about, "files": files, "folders": folders})
+            files[path.name] = FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return files
+
+
+def write_manifest(folder: Path, kind: str, **fields: Any) -> str:
+    """Writes `manifest.json`: `kind`, `fields`, and an id of this save, which is returned."""
+    save = uuid.uuid4().hex
+    write_json(folder / MANIFEST, {"kind": f"kafjax {kind}", "format": FORMAT, "save": save, **fields})
+    return save
 
 
 def read_manifest(directory: Path, kind: str) -> Manifest:
-    """The manifest of a folder saved as `kind`, its files checked against it.
+    """The manifest of a folder saved as `kind`. Its files are not looked at: see `checking`.
 
-    Raises `UserError` naming the folder or file that is missing, truncated, changed or of another kind.
+    Raises `UserError` naming a folder or file that is missing, damaged, of another kind or of a later format.
     """
     path = directory / MANIFEST
     if not path.is_file():
         reason = "holds no manifest.json" if directory.is_dir() else "is not a folder"
         raise UserError(f"{directory} {reason}: not a saved {kind}; give the folder that save() wrote")
-    again = f"build and save the {kind} again"
     stored = read_json(path)
     if not isinstance(stored, dict) or stored.get("kind") != f"kafjax {kind}":
         raise UserError(f"{path} is not the manifest of a saved {kind}")
-    manifest = checked(Manifest, stored, path, fix=again)
-    if manifest.format != 1:
-        raise UserError(f"{path} has format {manifest.format}, this kafjax reads 1; {again}")
-    for name, expected in manifest.files.items():
-        _check_file(directory, name, expected, kind)
+    manifest = checked(Manifest, stored, path, fix=AGAIN)
+    if manifest.format not in (1, FORMAT):
+        raise UserError(f"{path} has format {manifest.format}, this kafjax reads 1 and {FORMAT}; {AGAIN}")
+    if manifest.format == FORMAT and not manifest.segments:
+        raise UserError(f"{path} names no segments; {AGAIN}")
+    for segment in manifest.segments:
+        if not _LEFT.fullmatch(segment.name):
+            raise UserError(f"{path} is damaged; {AGAIN}")
     return manifest
 
 
-def _check_file(directory: Path, name: str, expected: FileRecord, kind: str) -> None:
+@contextlib.contextmanager
+def checking(directory: Path, manifest: Manifest, by_size: frozenset[str] = frozenset()) -> Generator[Callable[[], None]]:
+    """Checks the files that a manifest names in threads, beside the block; yields what waits for the outcome, as its end does.
+
+    Args:
+      by_size: names of files whose sums are left out: what reads them checks each row.
+
+    Raises:
+      UserError: naming a file that is missing, truncated or changed.
+    """
+    groups = [(directory, manifest.files), *((directory / segment.name, segment.files) for segment in manifest.segments)]
+    files = [(place, name, record) for place, records in groups for name, record in records.items()]
+    for file in files:
+        _check_size(*file)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        checks = [pool.submit(_check_file, *file) for file in files if file[1] not in by_size]
+
+        def wait() -> None:
+            for check in checks:
+                check.result()
+
+        try:
+            yield wait
+        except UserError:
+            wait()  # a sum that differs is the better reason
+            raise
+        wait()
+
+
+def _check_size(directory: Path, name: str, expected: FileRecord) -> None:
     path = directory / name
-    again = f"build and save the {kind} again"
     if Path(name).name != name or "\0" in name:
-        raise UserError(f"{directory / MANIFEST} is damaged; {again}")
+        raise UserError(f"{directory / MANIFEST} is damaged; {AGAIN}")
     if not path.is_file():
-        raise UserError(f"{path} is missing; {again}")
+        raise UserError(f"{path} is missing; {AGAIN}")
     size = path.stat().st_size
     if size != expected.bytes:
-        raise UserError(f"{path} has {size} bytes instead of {expected.bytes}; {again}")
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
-            raise UserError(f"{path} is damaged (its checksum differs); {again}")
+        raise UserError(f"{path} has {size} bytes instead of {expected.bytes}; {AGAIN}")
+
+
+def _check_file(directory: Path, name: str, expected: FileRecord) -> None:
+    path = directory / name
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # a writer may have deleted it just now
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != expected.sha256:
+        raise UserError(f"{path} is damaged (its checksum differs); {AGAIN}")
 
 
 def size_on_disk(folder: Path) -> int:
@@ -198,12 +246,8 @@ def size_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _previous(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.previous")
-
-
 def is_replaceable(directory: Path) -> bool:
-    """True for an empty folder, or one that holds exactly the files of its manifest."""
+    """True for an empty folder, or one that holds no more than what its manifest names and killed writers left."""
     if not directory.is_dir():
         return False
     names = {path.name for path in directory.iterdir()}
@@ -213,4 +257,4 @@ def is_replaceable(directory: Path) -> bool:
         manifest = read(Manifest, directory / MANIFEST)
     except UserError:
         return False
-    return manifest.kind.startswith("kafjax ") and names <= {MANIFEST, *manifest.files, *manifest.folders}
+    return manifest.kind.startswith("kafjax ") and all(name in _named(manifest) or _LEFT.fullmatch(name) for name in names)

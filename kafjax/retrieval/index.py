@@ -8,11 +8,13 @@ from absl import logging
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.retrieval import folder
-from kafjax.retrieval.base import Index, read_ids
+from kafjax.retrieval.base import Index
 from kafjax.retrieval.exact import ExactIndex
-from kafjax.retrieval.scann_index import ScannIndex, read_vectors, why_unavailable
+from kafjax.retrieval.folder import Manifest
+from kafjax.retrieval.mesh_index import MESH_ENGINES, MeshIndex
+from kafjax.retrieval.scann_index import ScannIndex, why_unavailable
 
-ENGINES = ("auto", "scann", "exact")
+ENGINES = ("auto", "scann", "exact", *MESH_ENGINES)
 
 
 def open_index(engine: str = "auto") -> Index:
@@ -24,6 +26,8 @@ def open_index(engine: str = "auto") -> Index:
         raise UserError(f"unknown index engine '{engine}'. {nearest(engine, ENGINES)}")
     if engine == "exact":
         return ExactIndex()
+    if engine in MESH_ENGINES:
+        return MeshIndex(MESH_ENGINES[engine])
     reason = why_unavailable()
     if reason is None:
         return ScannIndex()
@@ -43,12 +47,19 @@ def load_index(directory: Path | str) -> Index:
 
 def _load(directory: Path) -> Index:
     manifest = folder.read_manifest(directory, "index")
+    return index_for(directory, manifest).read(directory, manifest)
+
+
+def index_for(directory: Path, manifest: Manifest) -> Index:
+    """An empty index that can read what a manifest describes. Raises `UserError` for an unknown engine."""
+    if manifest.engine == ExactIndex.engine:
+        return ExactIndex()
+    if manifest.engine in MESH_ENGINES:
+        return MeshIndex(MESH_ENGINES[manifest.engine])
     if manifest.engine != ScannIndex.engine:
-        return ExactIndex.load(directory)
+        raise UserError(f"{directory} is of engine {manifest.engine!r}, which is none of {', '.join(ENGINES[1:])}; {folder.AGAIN}")
     reason = why_unavailable()
     if reason is None:
-        return ScannIndex.load(directory)
+        return ScannIndex()
     logging.warning("searching %s with the exact engine: %s", directory, reason)
-    index = ExactIndex()
-    index.build(read_ids(directory, manifest), read_vectors(directory, manifest))
-    return index
+    return ExactIndex()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kafjax.core.errors import UserError
-from kafjax.retrieval.base import Index
-from kafjax.retrieval.exact import read_npy
-from kafjax.retrieval.folder import Manifest
+from kafjax.retrieval.base import Index, read_npy
+from kafjax.retrieval.folder import AGAIN, Manifest
+from kafjax.retrieval.segments import read_ids
 
 TREE_FROM = 10_000  # below, an exhaustive scan takes well under a millisecond a query, needs no training and is exact
 SCANNED = 50_000
@@ -32,6 +33,7 @@ class ScannIndex(Index):
     """
 
     engine = "scann"
+    how = "ScaNN: a tree of quantised vectors, scores exact; exhaustive below 10,000 vectors"
 
     def __init__(self, tree_from: int = TREE_FROM) -> None:
         reason = why_unavailable()
@@ -41,12 +43,14 @@ class ScannIndex(Index):
         self.tree_from = tree_from
         self._searcher: Any = None  # None while empty: ScaNN cannot search nothing
         self._leaves = 0  # 0: exhaustive
+        self._added: dict[str, np.ndarray] = {}  # since the structure was built or read: ScaNN gives no vector back
 
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
         from scann import scann_ops_pybind
 
         n = len(ids)
         self._searcher, self._leaves = None, 0
+        self._added = {}
         if n == 0:
             return
         builder = scann_ops_pybind.builder(vectors_NxD, REORDERED, "dot_product")
@@ -58,12 +62,17 @@ class ScannIndex(Index):
             builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED)
         self._searcher = builder.build(docids=list(ids))
 
-    def _append(self, ids: list[str], vectors_MxD: np.ndarray) -> None:
-        if self._searcher is None:
-            return self._build(ids, vectors_MxD)
+    def _append(self, ids: list[str], vectors_MxD: np.ndarray, first: int) -> None:
+        if first == 0:
+            self._build(ids, vectors_MxD)
+            self._added = dict(zip(ids, vectors_MxD.copy(), strict=True))
+            return
+        self._added.update(zip(ids, vectors_MxD.copy(), strict=True))
         self._searcher.upsert(ids, vectors_MxD, batch_size=len(ids))
 
     def _delete(self, ids: list[str], kept: np.ndarray) -> None:
+        for id in ids:
+            self._added.pop(id, None)
         if len(kept) == 0:
             self._searcher, self._leaves = None, 0
         else:
@@ -89,44 +98,44 @@ class ScannIndex(Index):
         share = max(min(0.5, SCANNED / n), 0.1, 40 * k / n)
         return math.ceil(self._leaves * min(1.0, share))
 
-    def _save(self, path: Path) -> dict[str, Any]:
+    def _last(self, ids: list[str]) -> np.ndarray:
+        found = [self._added[id] for id in ids]
+        return np.stack(found) if found else np.zeros((0, self.dimension or 0), np.float32)
+
+    def _save(self, path: Path) -> tuple[list[str], dict[str, Any]]:
         if self._searcher is None:
-            np.save(path / _VECTORS, np.zeros((0, self.dimension), np.float32), allow_pickle=False)
-            return {"leaves": 0}
+            np.save(path / _VECTORS, np.zeros((0, self.dimension or 0), np.float32), allow_pickle=False)
+            return [], {"leaves": 0}
         try:
             # The inner searcher's method: the outer one adds the ids as a pickle.
             self._searcher.searcher.serialize(str(path), True)
         except RuntimeError as error:
             raise UserError(f"ScaNN cannot write {path} ({error})") from error
-        return {"leaves": self._leaves}
+        return list(self._searcher.docids), {"leaves": self._leaves}  # in an order of its own: a delete moves the last row into the gap
 
-    def _row_ids(self) -> list[str]:
-        return [] if self._searcher is None else self._searcher.docids  # a delete moved the last row into the gap
-
-    def _load(self, path: Path, ids: list[str], manifest: Manifest) -> None:
+    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
         from scann import scann_ops_pybind
 
-        vectors_NxD = read_vectors(path, manifest)
-        if len(ids) == 0:
-            return self.build(ids, vectors_NxD)
-        again = "build and save the index again"
-        leaves = manifest.leaves
-        if not isinstance(leaves, int) or _ASSETS not in manifest.files or (path / _PICKLE).exists():
-            raise UserError(f"{path} is not what this engine saves; {again}")
+        if count == 0:
+            return
+        read_npy(path / _VECTORS, (count, self.dimension))
+        files = (manifest.segments[0] if manifest.segments else manifest).files
+        if manifest.leaves is None or _ASSETS not in files or (path / _PICKLE).exists():
+            raise UserError(f"{path} is not what this engine saves; {AGAIN}")
+        ids = read_ids(path / "ids.json")
+        wait()  # ScaNN itself reads anything
         try:
             loaded = scann_ops_pybind.load_searcher(str(path), assets_backcompat_shim=False)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"ScaNN cannot read {path} ({error}); {again}") from error
-        if loaded.size() != len(ids):
-            raise UserError(f"{path} holds {loaded.size()} vectors for {len(ids)} ids; {again}")
-        self._searcher = scann_ops_pybind.ScannSearcher(loaded.searcher, list(ids))
-        self._leaves = leaves
-        self._set(ids, vectors_NxD.shape[1])
-
-
-def read_vectors(path: Path, manifest: Manifest) -> np.ndarray:
-    """The vectors of a saved `ScannIndex`, float32 `[N, D]`, in the order of its ids. Needs no ScaNN."""
-    return read_npy(path / _VECTORS, manifest)
+            raise UserError(f"ScaNN cannot read {path} ({error}); {AGAIN}") from error
+        if not loaded.size() == len(ids) == count:
+            raise UserError(f"{path} holds {loaded.size()} vectors for {len(ids)} ids; {AGAIN}")
+        self._searcher = scann_ops_pybind.ScannSearcher(loaded.searcher, ids)
+        self._leaves = manifest.leaves
+        if len(live) < count:
+            living = np.zeros(count, bool)
+            living[live] = True
+            self._delete([id for id, lives in zip(ids, living, strict=True) if not lives], live)
 
 
 def why_unavailable() -> str | None:

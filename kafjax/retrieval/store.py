@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
-from kafjax.core.rundir import write_atomic
 from kafjax.core.schema import read_rows
-from kafjax.retrieval import folder
-from kafjax.retrieval.base import Index, checked_ids
-from kafjax.retrieval.index import load_index
+from kafjax.retrieval import folder, segments, texts
+from kafjax.retrieval.base import Index, Stats
+from kafjax.retrieval.folder import Manifest
+from kafjax.retrieval.index import index_for, load_index
 from kafjax.retrieval.retriever import Hit
+from kafjax.retrieval.segments import Rows, checked_ids
+from kafjax.retrieval.texts import PASSAGES, Texts
 
-_PASSAGES = "passages.jsonl"
-_INDEX = "index"
+_INDEX = "index"  # the folder of the vectors in format 1
 
 
 class Store:
@@ -30,7 +30,7 @@ class Store:
         index.build([p.id for p in passages], embedder.embed_documents([p.text for p in passages]))
         store = Store(index, passages, embedder.fingerprint)
 
-    On disk: `passages.jsonl`, a folder `index` where there is one, and a manifest.
+    On disk it is segments of ids, texts and vectors: see `kafjax.retrieval.segments`. Texts are read from there when they are asked for.
     """
 
     def __init__(self, index: Index | None, passages: Iterable[Passage], encoder: str = ""):
@@ -42,25 +42,35 @@ class Store:
         self.encoder = encoder
         self.n_changes = 0
         passages = list(passages)
-        checked_ids([passage.id for passage in passages])
-        self._passages = {passage.id: passage for passage in passages}
-        differing = set(index.ids) ^ self._passages.keys() if index is not None else ()
+        self._rows, self._texts = Rows(checked_ids([passage.id for passage in passages])), Texts()
+        self._texts.add(passages)
+        differing = set(index.ids) ^ self._rows.number.keys() if index is not None else ()
         if differing:
             id = min(differing)
-            raise UserError(f"passage '{id}' has {'a text but no vector' if id in self._passages else 'a vector but no text'}")
+            raise UserError(f"passage '{id}' has {'a text but no vector' if id in self._rows.number else 'a vector but no text'}")
+        if index is not None:
+            self._rows = Rows(index.ids)  # one order for both
 
     def __len__(self) -> int:
-        return len(self._passages)
+        return len(self._rows)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """All ids."""
-        return tuple(self._passages) if self.index is None else self.index.ids
+        return tuple(self._rows.ids)
 
     @property
     def passages(self) -> list[Passage]:
         """All passages."""
-        return list(self._passages.values())
+        return [self._passage(id) for id in self._rows.ids]
+
+    @property
+    def stats(self) -> Stats:
+        """Size, engine and state on disk."""
+        index = self.index
+        if index is None:
+            return Stats.of(self._rows, "", None, "by words: there are no vectors")
+        return Stats.of(self._rows, index.engine, index.dimension, index.how)
 
     def search(self, queries_QxD: np.ndarray, k: int) -> list[list[Hit]]:
         """Finds the `k` nearest passages of each query, best first. Errors and clamping of `k` are those of `Index.search`.
@@ -72,7 +82,7 @@ class Store:
             raise UserError("these passages have no vectors; search them with --retriever=lexical, or build them with --retriever=dense")
         ids, scores_QxK = self.index.search(queries_QxD, k)
         return [
-            [Hit(self._passages[id], score) for id, score in zip(row, scores, strict=True)]
+            [Hit(self._passage(id), score) for id, score in zip(row, scores, strict=True)]
             for row, scores in zip(ids, scores_QxK.tolist(), strict=True)
         ]
 
@@ -81,36 +91,54 @@ class Store:
         ids = checked_ids([passage.id for passage in passages])
         if (self.index is None) != (vectors_MxD is None):
             raise UserError("passages need vectors where the others have some, and none where the others have none")
-        if known := self._passages.keys() & set(ids):
-            raise UserError(f"id '{min(known)}' is already in the index; delete it first to replace it")
-        if self.index is not None:
+        for id in ids:
+            if id in self._rows.number:
+                raise UserError(f"id '{id}' is already in the index; delete it first to replace it")
+        if self.index is not None and vectors_MxD is not None:
             self.index.append(ids, vectors_MxD)
-        self._passages.update((passage.id, passage) for passage in passages)
+        self._rows.append(ids)
+        self._texts.add(passages)
+        self.n_changes += 1
+
+    def upsert(self, passages: Sequence[Passage], vectors_MxD: np.ndarray | None = None) -> None:
+        """Adds passages, in place of those of the same ids. Errors are those of `Index.upsert`."""
+        ids = checked_ids([passage.id for passage in passages])
+        if (self.index is None) != (vectors_MxD is None):
+            raise UserError("passages need vectors where the others have some, and none where the others have none")
+        if self.index is not None and vectors_MxD is not None:
+            self.index.upsert(ids, vectors_MxD)
+        self._drop([id for id in ids if id in self._rows.number])
+        self._rows.append(ids)
+        self._texts.add(passages)
         self.n_changes += 1
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes passages, without a rebuild. Raises `UserError` naming an unknown id."""
         ids = checked_ids(ids)
         for id in ids:
-            if id not in self._passages:
+            if id not in self._rows.number:
                 raise UserError(f"id '{id}' is not in the index ({len(self)} ids)")
         if self.index is not None:
             self.index.delete(ids)
-        for id in ids:
-            del self._passages[id]
+        self._drop(ids)
         self.n_changes += 1
 
     def save(self, directory: Path | str) -> None:
         """Writes a folder, which may be moved. It replaces a store saved there before, whole or not at all.
 
-        Raises `UserError` if the disk refuses, or if the folder holds something else.
+        Saving again to the same folder costs what has changed. Raises `UserError` if the disk refuses, if the folder holds something
+        else, or if another process has changed it since.
         """
-        with folder.replacing(Path(directory)) as path:
-            write_atomic(path / _PASSAGES, self._text())
-            if self.index is not None:
-                (path / _INDEX).mkdir()
-                self.index.write(path / _INDEX)
-            folder.write_manifest(path, "store", count=len(self), encoder=self.encoder)
+        before = self._rows.log
+        ids = segments.save(directory, "store", self._rows, self._write_all, self._write_new, **self._fields())
+        log = self._rows.log
+        if log is None or log is before:
+            return
+        if len(log.segments) == 1:
+            self._texts = Texts()
+        self._texts.drop(ids)
+        newest = log.segments[-1]
+        self._texts.open([log.directory / newest.name], [newest.count])
 
     @classmethod
     def load(cls, directory: Path | str, encoder: str | None = None) -> Self:
@@ -127,20 +155,55 @@ class Store:
         made_by = manifest.encoder
         if encoder is not None and made_by not in ("", encoder):
             raise UserError(f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again")
-        path = directory / _PASSAGES
-        if _PASSAGES not in manifest.files:
-            raise UserError(f"{path} is missing; build and save the store again")
-        passages = read_rows(Passage, path, fix="build and save the store again")
+        if manifest.format == 1:
+            return cls._load_format_1(directory, manifest)
+        store = cls(None, (), made_by)
+        with folder.checking(directory, manifest, by_size=frozenset([PASSAGES])) as wait:
+            store._rows, live = segments.read(directory, manifest)
+            paths = [directory / segment.name for segment in manifest.segments]
+            if manifest.engine:
+                store.index = index_for(directory, manifest)
+                store.index.restore(paths, manifest, store._rows.ids, live, wait)
+            store._texts.open(paths, [segment.count for segment in manifest.segments])
+        return store
+
+    @classmethod
+    def _load_format_1(cls, directory: Path, manifest: Manifest) -> Self:
+        """Reads a store of the release before, whose texts were one file and whose vectors a folder. The next save makes it segments."""
+        path = directory / PASSAGES
+        if PASSAGES not in manifest.files:
+            raise UserError(f"{path} is missing; {folder.AGAIN}")
+        with folder.checking(directory, manifest):
+            passages = read_rows(Passage, path, fix=folder.AGAIN)
         index = load_index(directory / _INDEX) if _INDEX in manifest.folders else None
         try:
-            return cls(index, passages, made_by)
+            return cls(index, passages, manifest.encoder)
         except UserError as error:
-            raise UserError(f"{directory}: {error}; build and save the store again") from error
+            raise UserError(f"{directory}: {error}; {folder.AGAIN}") from error
 
     def n_bytes(self) -> int:
-        """Bytes of the text and of the index on disk."""
-        return len(self._text()) + (0 if self.index is None else self.index.n_bytes())
+        """Bytes of a fresh save but for the manifest. Measured, by saving into a temporary folder."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "all"
+            segments.save(path, "store", Rows(self.ids), self._write_all, self._write_new, **self._fields())
+            return folder.size_on_disk(path) - (path / folder.MANIFEST).stat().st_size
 
-    def _text(self) -> bytes:
-        # Escaped to ASCII: some readers take U+2028 and the like in a text for the end of a line.
-        return "".join(json.dumps(dataclasses.asdict(passage)) + "\n" for passage in self._passages.values()).encode()
+    def _passage(self, id: str) -> Passage:
+        return self._texts.passage(id, self._rows.number[id])
+
+    def _drop(self, ids: Sequence[str]) -> None:
+        self._rows.delete(ids)
+        self._texts.drop(ids)
+
+    def _fields(self) -> dict[str, Any]:
+        return {"encoder": self.encoder, **({} if self.index is None else self.index.fields())}
+
+    def _write_all(self, path: Path) -> tuple[list[str], dict[str, Any]]:
+        ids, fields = (self._rows.ids, {}) if self.index is None else self.index.write_all(path)
+        texts.write(path, (self._texts.line(id, self._rows.number[id]) for id in ids))
+        return ids, fields
+
+    def _write_new(self, path: Path, ids: list[str]) -> None:
+        if self.index is not None:
+            self.index.write_new(path, ids)
+        texts.write(path, (self._texts.line(id, self._rows.number[id]) for id in ids))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,19 @@ from kafjax.retrieval import ExactIndex, ScannIndex, folder, load_index
 
 
 def write(directory: Path, text: str) -> None:
-    with folder.replacing(directory) as path:
-        (path / "a.txt").write_text(text)
-        folder.write_manifest(path, "test")
+    with folder.committing(directory) as path:
+        segment = path / f"segment-{uuid.uuid4().hex[:12]}"
+        segment.mkdir()
+        (segment / "a.txt").write_text(text)
+        record = folder.SegmentRecord(segment.name, 1, folder.sealed(segment))
+        folder.write_manifest(path, "test", segments=[dataclasses.asdict(record)])
 
 
 def read(directory: Path) -> str:
     def whole(path: Path) -> str:
-        folder.read_manifest(path, "test")
-        return (path / "a.txt").read_text()
+        manifest = folder.read_manifest(path, "test")
+        with folder.checking(path, manifest):
+            return (path / manifest.segments[0].name / "a.txt").read_text()
 
     return folder.reading(directory, whole)
 
@@ -35,48 +40,19 @@ def test_written_and_replaced(tmp_path):
     write(tmp_path / "deep" / "folder", "one")
     write(tmp_path / "deep" / "folder", "two")
     assert read(tmp_path / "deep" / "folder") == "two"
-    assert os.listdir(tmp_path / "deep") == ["folder"]
+    assert os.listdir(tmp_path / "deep") == ["folder"] and len(os.listdir(tmp_path / "deep" / "folder")) == 2
 
 
-def test_an_error_while_writing_leaves_the_old_folder(tmp_path):
-    write(tmp_path / "f", "old")
-    with pytest.raises(ZeroDivisionError), folder.replacing(tmp_path / "f") as path:
-        (path / "a.txt").write_text("half")
+@pytest.mark.parametrize("before", [None, "old"])
+def test_an_error_while_writing_leaves_what_was_there(tmp_path, before):
+    if before is not None:
+        write(tmp_path / "f", before)
+    with pytest.raises(ZeroDivisionError), folder.committing(tmp_path / "f") as path:
+        (path / "segment-0123456789ab").mkdir()
         1 / 0  # noqa: B018
-    assert read(tmp_path / "f") == "old"
-    assert os.listdir(tmp_path) == ["f"]
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("renames_before_death", [0, 1, 2])
-def test_a_kill_at_any_rename_leaves_the_old_folder_or_the_new(tmp_path, renames_before_death):
-    """The writer is killed just before each of the two renames, and just after them, before it could clean up."""
-    write(tmp_path / "f", "old")
-    script = f"""
-import os, pathlib, shutil, signal
-from kafjax.retrieval import folder
-left = {renames_before_death}
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-rename = pathlib.Path.rename
-def counted(self, target):
-    global left
-    if left == 0:
-        die()
-    left -= 1
-    rename(self, target)
-    if {renames_before_death} == 2 and left == 0:
-        die()
-pathlib.Path.rename = counted
-with folder.replacing(pathlib.Path({str(tmp_path / "f")!r})) as path:
-    (path / "a.txt").write_text("new")
-    folder.write_manifest(path, "test")
-"""
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGKILL
-    assert read(tmp_path / "f") == ("new" if renames_before_death == 2 else "old")
-    write(tmp_path / "f", "after")
-    assert read(tmp_path / "f") == "after"
-    assert os.listdir(tmp_path) == ["f"]
+    assert [path.name for path in tmp_path.rglob("segment-0123456789ab")] == []
+    assert os.listdir(tmp_path) == (["f"] if before else [])
+    assert before is None or read(tmp_path / "f") == before
 
 
 @pytest.mark.parametrize("engine", [ExactIndex, ScannIndex])
@@ -148,9 +124,9 @@ def store(n):
     index.build([f"p{i}" for i in range(n)], np.full((n, 4), n, np.float32))
     return Store(index, [Passage(f"p{i}", str(n)) for i in range(n)])
 
-saves, stores, stop = 0, (store(3), store(200)), pathlib.Path(sys.argv[2])
+saves, stop = 0, pathlib.Path(sys.argv[2])
 while saves == 0 or not stop.exists():
-    stores[saves % 2].save(sys.argv[1])
+    store((3, 200)[saves % 2]).save(sys.argv[1])
     saves += 1
 print(saves)
 """
@@ -164,7 +140,7 @@ reads, sizes, until = 0, set(), time.monotonic() + 90
 while (reads < 200 or len(sizes) < 2) and time.monotonic() < until:
     store = Store.load(sys.argv[1])
     n = len(store)
-    assert n in (3, 200) and {p.text for p in store._passages.values()} == {str(n)}, n
+    assert n in (3, 200) and {p.text for p in store.passages} == {str(n)}, n
     assert (np.asarray(store.index._vectors_CxD)[:n] == n).all()
     sizes.add(n)
     reads += 1
@@ -199,34 +175,35 @@ def test_readers_beside_a_writer_see_one_save_as_a_whole(tmp_path, record_proper
     assert os.listdir(tmp_path) == ["store"]
 
 
-def test_a_reader_writes_nothing_even_where_a_writer_was_cut_off(tmp_path):
-    """The folder is absent between the two renames, and its predecessor is read where it lies."""
+def test_what_a_killed_writer_left_is_not_read_and_the_next_one_deletes_it(tmp_path):
     write(tmp_path / "f", "old")
-    (tmp_path / "f").rename(tmp_path / ".f.previous")
+    (tmp_path / "f" / "segment-0123456789ab").mkdir()
+    (tmp_path / "f" / f".manifest.json.{'0' * 32}.tmp").touch()
     (tmp_path / ".f.0123.tmp").mkdir()
     assert read(tmp_path / "f") == "old"
-    assert sorted(os.listdir(tmp_path)) == [".f.0123.tmp", ".f.previous"]
+    assert len(os.listdir(tmp_path / "f")) == 4
     write(tmp_path / "f", "new")
-    assert read(tmp_path / "f") == "new" and os.listdir(tmp_path) == ["f"]
+    assert read(tmp_path / "f") == "new" and os.listdir(tmp_path) == ["f"] and len(os.listdir(tmp_path / "f")) == 2
 
 
 def test_what_is_replaced_while_it_is_read_is_read_again(tmp_path):
     write(tmp_path / "f", "old")
-    seen = []
+    looks = []
 
     def slow(path: Path) -> str:
-        first = (path / "a.txt").read_text()
-        if not seen:
+        manifest = folder.read_manifest(path, "test")
+        if not looks:
             write(tmp_path / "f", "new")
-        seen.append(first + (path / "a.txt").read_text())
-        return seen[-1]
+        looks.append(manifest.save)
+        return (path / manifest.segments[0].name / "a.txt").read_text()
 
-    assert folder.reading(tmp_path / "f", slow) == "newnew" and seen == ["oldnew", "newnew"]
+    assert folder.reading(tmp_path / "f", slow) == "new" and len(set(looks)) == 2
 
 
 def test_a_reader_of_a_folder_that_never_rests_gives_up(tmp_path):
     def replaced(path: Path) -> None:
         (path / "manifest.json").write_text(str(next(numbers)))
+        raise FileNotFoundError
 
     numbers = iter(range(10**6))
     write(tmp_path / "f", "old")

@@ -245,13 +245,13 @@ def test_saved_moved_loaded_searches_the_same_and_grows(built, tmp_path):
 
 def test_n_bytes_is_what_lies_on_disk(built, tmp_path):
     built.save(tmp_path / "a")
-    assert built.n_bytes() == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert built.n_bytes() == sum(path.stat().st_size for path in (tmp_path / "a").glob("segment-*/*"))
     assert built.n_bytes() > N * D * 4
 
 
 def test_no_pickle_is_written(built, tmp_path):
     built.save(tmp_path / "a")
-    assert not [path.name for path in (tmp_path / "a").iterdir() if path.suffix in (".pkl", ".pickle")]
+    assert not [path.name for path in (tmp_path / "a").rglob("*") if path.suffix in (".pkl", ".pickle")]
 
 
 def test_emptied_index_is_saved_and_loaded(built, tmp_path):
@@ -272,12 +272,12 @@ def test_index_without_vectors_cannot_be_saved(index, tmp_path):
 def test_every_file_is_checked_when_loading(built, tmp_path):
     good = tmp_path / "good"
     built.save(good)
-    for path in good.iterdir():
+    for path in [path.relative_to(good) for path in good.rglob("*") if path.is_file()]:
         bad = tmp_path / "bad"
         for spoil in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-2]), flip_a_bit, lambda p: p.write_bytes(b"")):
             shutil.rmtree(bad, ignore_errors=True)
             shutil.copytree(good, bad)
-            spoil(bad / path.name)
+            spoil(bad / path)
             with pytest.raises(UserError, match="bad"):
                 load_index(bad)
 
@@ -291,12 +291,14 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 7}, "300 ids for 7 vectors"),
+        ({"count": 7}, "300 different ids for 7 rows"),
         ({"dimension": 7}, r"not float32 \(300, 7\)"),
         ({"engine": "faiss"}, "engine 'faiss'"),
         ({"kind": "kafjax store"}, "not the manifest of a saved index"),
-        ({"format": 2}, "format 2"),
-        ({"files": {}}, "ids.json is missing"),
+        ({"format": 3}, "format 3, this kafjax reads 1 and 2"),
+        ({"segments": []}, "names no segments"),
+        ({"segments": [{"name": "../../etc", "count": 1, "files": {}}]}, "damaged"),
+        ({"segments": [{"name": "segment-0123456789ab", "count": 300, "files": {}}]}, "is missing"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}}, "damaged"),
     ],
 )
