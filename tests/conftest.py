@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests import compiling
 
 # Before any test module imports the libraries that read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,20 +56,10 @@ def kafjax_cache() -> Path:
     return Path(os.environ["KAFJAX_CACHE"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Optimises little: the time of tiny models goes into compiling. Not where a module is marked `optimised`."""
-    if request.node.get_closest_marker("optimised"):
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Chooses how programs are compiled before any fixture compiles one, and skips what this machine cannot run."""
+    compiling.compile_quickly(item.get_closest_marker("optimised") is None)
     for marker, (available, reason) in NEEDS.items():
         if item.get_closest_marker(marker) and not available():
             pytest.skip(reason)

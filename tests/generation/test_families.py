@@ -28,7 +28,6 @@ OVERRIDES = {
 OVERRIDES["llama"]["rope_parameters"] |= {"rope_theta": 100.0, "original_max_position_embeddings": 12}
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", OVERRIDES)
 def test_greedy_replies_equal_transformers(family, tokenizer, tmp_path):
     hf = tiny_hf(family, vocab_size=tokenizer.get_vocab_size(), **OVERRIDES[family])

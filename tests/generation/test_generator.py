@@ -15,8 +15,6 @@ from kafjax.core.errors import UserError
 from kafjax.generation import Generator, Sampling
 from kafjax.generation.decode import STRIDE, decode, first_token, prefill
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # 2 to 35 tokens with BOS: within the window of 7, past it, past the smallest bucket.
 PROMPTS = [
     "Whoever asks for the name of the miller will be told three",

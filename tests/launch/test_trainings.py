@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from launch import sweep
 from launch.config import Launch
 from launch.ledger import Ledger
 from launch.load import open_spec
-from tests import tiny
+from tests import compiling, tiny
 
 ROOT = Path(__file__).parents[2]
 KILLS = 4
@@ -44,10 +43,8 @@ def spec(tmp_path_factory) -> Path:
 
 
 def worker(spec: Path, folder: Path) -> subprocess.Popen:
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "ignore", "-m", "launch.sweep", str(spec), f"--folder={folder}", "--cores=1", "--lease_seconds=2"]
-    environ = {**os.environ, **quick, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=compiling.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_dry_run_estimates_trainings(spec, tmp_path, capsys):

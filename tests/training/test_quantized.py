@@ -36,14 +36,6 @@ def kernels(params: trees.Tree) -> trees.Tree:
     return {path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("/kernel")}
 
 
-@pytest.fixture
-def optimised():
-    """Turns XLA's optimisations on, since they determine the memory of a program."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @formats
 def test_training_equals_that_beside_the_dequantised_base(model, params, examples, format):
     base = quantize_params(params, format)
@@ -81,9 +73,10 @@ def test_lanes_train_and_slots_answer(model, params, examples, format):
         np.testing.assert_allclose(row, model.apply(attached, tokens)[0 if lane is lanes[1] else 1], atol=1e-4)
 
 
+@pytest.mark.optimised  # the optimisations determine the memory of a program
 @pytest.mark.parametrize(("format", "share"), [("int8", 0.27), ("nf4", 0.16)])
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_the_step_holds_the_small_base_only(optimised, examples, format, share, remat):
+def test_the_step_holds_the_small_base_only(examples, format, share, remat):
     """The compiled program takes in a base of that share. Its temporaries exceed those beside a float base by no more than one layer's
     kernels, however many layers there are."""
     model = Decoder(WIDE)
