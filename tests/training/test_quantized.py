@@ -52,7 +52,7 @@ def test_training_equals_that_beside_the_dequantised_base(model, params, example
     assert set(lora.drift(base, adapters, SPEC).values()) == {0.0}
 
 
-@formats
+@pytest.mark.parametrize("format", [pytest.param("int8", marks=pytest.mark.optimised), "nf4"])
 def test_lanes_train_and_slots_answer(model, params, examples, format):
     base = quantize_params(params, format)
     lanes = [Lane("r1", lora.Spec(1), 3e-3), Lane("r4", lora.Spec(4, targets="q_proj|up_proj"), 5e-3, seed=1)]
@@ -127,7 +127,8 @@ def test_lanes_hold_one_quantised_base(model, params):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_eight_devices_equal_one():
-    assert on_eight_devices(Path(__file__).with_name("multidevice_quantized.py")) == [
+    script = Path(__file__).with_name("multidevice_quantized.py")
+    assert on_eight_devices(script, optimised=True) == [
         "int8 is split with its scales",
         "int8 equals one device",
         "nf4 is split with its scales",
