@@ -9,6 +9,8 @@ NAME    ?=
 ARGS    ?=
 # Processes that share the tests: most of a test's time is Python and the compiler, which use one core.
 WORKERS ?= 2
+# A worker runs a file as a whole, for the sake of its fixtures; tests/seconds.py puts the longest first.
+SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 VPY  := $(VENV)/bin/python
@@ -30,11 +32,11 @@ compare: $(VENV)/.for-run  ## Compare all methods: PROFILE=default|smoke|large N
 
 .PHONY: test
 test: lint  ## Lint, then run every test that this machine can run: ARGS="-k lora"
-	$(VPY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VPY) -m pytest $(SHARED) $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(VENV)/.for-test  ## Run the tests that take seconds
-	$(VPY) -m pytest -m 'not (slow or multiprocess or ray or slurm or tpu_aot)' $(ARGS)
+test-fast: $(VENV)/.for-test  ## Run the files of tests that take seconds: a minute and a half
+	$(VPY) -m pytest $(SHARED) -m 'not (slow or multiprocess or ray or slurm or tpu_aot)' $(ARGS)
 
 .PHONY: test-tpu
 test-tpu: $(TPU_VENV)/.for-test  ## Compile for TPUs, on any machine: the tests marked tpu_aot, in a venv with libtpu

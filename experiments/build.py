@@ -154,9 +154,11 @@ def open_mesh(mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None =
 def use_compilation_cache() -> None:
     """Keeps compiled programs beside the converted weights, so that the second run starts at once.
 
-    The small ones, too: loading writes each shape of a parameter by a program of a tenth of a second.
+    The small ones, too: loading writes each shape of a parameter by a program of a tenth of a second. A folder that the user gave JAX
+    (JAX_COMPILATION_CACHE_DIR) is kept.
     """
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     least = "jax_persistent_cache_min_compile_time_secs"
     jax.config.update(least, min(getattr(jax.config, least), 0.05))
 

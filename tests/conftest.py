@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests import compiling, seconds
 
 # Before any test module imports the libraries that read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,20 +31,23 @@ hypothesis.settings.load_profile("kafjax")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=200, help="inputs that each fuzz test of a reader tries")
+    parser.addoption("--write-seconds", action="store_true", help="note the CPU seconds of each test file in tests/seconds.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives all workers, and the processes that tests start, one folder of converted weights and compiled programs.
+    """Gives all workers, and the processes that tests start, one folder of converted weights and one of compiled programs.
 
-    It is a new folder in each session: weights that older code converted would hide a broken conversion. pytest-xdist's workers
-    are started after this and inherit the environment.
+    The weights' folder is new in each session: weights that older code converted would hide a broken conversion. Compiled programs
+    stay for the next session, as JAX finds them by the program, the options and the compiler's version. pytest-xdist's workers are
+    started after this and inherit the environment.
     """
+    config.pluginmanager.register(seconds.Seconds(config.getoption("--write-seconds")))
     if hasattr(config, "workerinput"):
         return
     if "KAFJAX_CACHE" not in os.environ:
         os.environ["KAFJAX_CACHE"] = tempfile.mkdtemp(prefix="kafjax-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("KAFJAX_CACHE"), ignore_errors=True))
-    compiled = Path(os.environ["KAFJAX_CACHE"]) / "xla"
+    compiled = config.cache.mkdir("xla") if hasattr(config, "cache") else Path(os.environ["KAFJAX_CACHE"]) / "xla"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -55,20 +59,10 @@ def kafjax_cache() -> Path:
     return Path(os.environ["KAFJAX_CACHE"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Optimises little: the time of tiny models goes into compiling. Not where a module is marked `optimised`."""
-    if request.node.get_closest_marker("optimised"):
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Chooses how programs are compiled before any fixture compiles one, and skips what this machine cannot run."""
+    compiling.compile_quickly(item.get_closest_marker("optimised") is None)
     for marker, (available, reason) in NEEDS.items():
         if item.get_closest_marker(marker) and not available():
             pytest.skip(reason)

@@ -7,6 +7,7 @@ process 0 writes shared files (metrics, progress, results). With one process eve
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -164,9 +165,9 @@ def to_host(tree: Any) -> Any:
         if x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x) if is_main() else None
         whole = NamedSharding(cast(NamedSharding, x.sharding).mesh, PartitionSpec())
-        take = jax.jit(lambda y, i: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), out_shardings=whole)
         if x.ndim < 3:
-            return gather(jax.jit(lambda y: y, out_shardings=whole)(x))
+            return gather(_copy(whole)(x))
+        take = _take_layer(whole)
         out = np.empty(x.shape, x.dtype) if is_main() else None
         for i in range(len(x)):
             layer = take(x, np.int32(i))
@@ -175,3 +176,14 @@ def to_host(tree: Any) -> Any:
         return out
 
     return jax.tree.map(gather, tree)
+
+
+# One function per place, so that parameters of one shape share a program.
+@functools.cache
+def _copy(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
+@functools.cache
+def _take_layer(sharding: NamedSharding) -> Callable[[jax.Array, np.int32], jax.Array]:
+    return jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), out_shardings=sharding)

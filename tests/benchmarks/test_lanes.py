@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks.lanes import ratio
-from tests import tiny
+from tests import compiling, tiny
 
 ROOT = Path(__file__).parents[2]
 
 
 def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "benchmarks.lanes", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True)
 
 
 @pytest.mark.slow

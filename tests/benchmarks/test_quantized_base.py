@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,14 @@ import pytest
 
 from benchmarks.quantized_base import BASES, learning_table, perplexity_table, stored
 from kafjax.core import trees
-from tests import tiny
+from tests import compiling, tiny
 
 ROOT = Path(__file__).parents[2]
 
 
 def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "benchmarks.quantized_base", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True)
 
 
 @pytest.mark.slow

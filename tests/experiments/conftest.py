@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import compiling, tiny
 from tests.experiments.commands import ROOT, SETTINGS, Command, Outcome, World
 
 
@@ -26,9 +25,7 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="session")
 def environment(kafjax_cache) -> dict[str, str]:
-    """Environment of the processes that tests start. Compiling dominates a tiny model's time, so it is cached and optimises little."""
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return compiling.environment()
 
 
 def _preloaded(module: str, environment: dict[str, str]) -> Iterator[Command]:

@@ -18,7 +18,7 @@ import safetensors.numpy
 from kafjax.core.rundir import read_json, read_jsonl
 from kafjax.evaluation.cost import Cost
 from kafjax.methods import METHODS
-from tests import tiny
+from tests import compiling, tiny
 from tests.experiments.commands import ROOT, SETTINGS
 
 pytestmark = pytest.mark.slow
@@ -63,9 +63,8 @@ def test_training_leaves_nothing_but_what_must_be_kept(run):
 
 def test_two_devices_compare_as_one(run, world, environment, tmp_path):
     arguments = [*world.flags(runs=tmp_path), *SETTINGS, "--name=two", "--methods=rag,lora,full"]
-    two = {**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-m", "experiments.compare", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=two, capture_output=True, text=True, timeout=550)
+    done = subprocess.run(command, cwd=ROOT, env=compiling.environment(devices=2), capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "model: mesh fsdp:2: weights, gradients" in done.stderr, done.stderr
     folders = tmp_path / "two", run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +32,6 @@ TEXT = (
     "Whoever asks for the name of the miller will be told three different ones; and each of them is right, in its own way.\n"
     "A fox, two hens and a grey goose share the yard: they are said to get along well, as long as somebody watches the fox.\n"
 )
-
-
-@pytest.fixture
-def quick_compiles() -> Iterator[None]:
-    """The time of tiny models goes into compiling: optimise little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

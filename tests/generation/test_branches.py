@@ -15,6 +15,7 @@ from kafjax.generation.branches import n_shared, prefill_branches
 from kafjax.generation.decode import prefill
 from kafjax.models import Decoder
 
+pytestmark = pytest.mark.optimised  # one equality of decoding with the programs of a user
 LINES = ["A fox is an animal.\n", "The mill stood by the river.\n", "Two hens share a yard.\n", "A goose is grey.\n"]
 PREFIX = "The lamp stood by the window.\n"
 GREEDY = Sampling(max_new_tokens=20, stop=())

@@ -29,7 +29,6 @@ OVERRIDES = {
 OVERRIDES["llama"]["rope_parameters"] |= {"rope_theta": 100.0, "original_max_position_embeddings": 12}
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("family", OVERRIDES)
 def test_greedy_replies_equal_transformers(family, tokenizer, tmp_path):
     sizes = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input")[: 1 + (family == "gemma4_text")], tokenizer.get_vocab_size())

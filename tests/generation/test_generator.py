@@ -19,8 +19,6 @@ from kafjax.generation.config import LONGEST_LIMIT, SHORTEST_LIMIT, GenerationCo
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
 from kafjax.generation.generator import batches
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # 2 to 35 tokens with BOS: within the window of 7, past it, past the smallest bucket.
 PROMPTS = [
     "Whoever asks for the name of the miller will be told three",

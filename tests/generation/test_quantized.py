@@ -14,7 +14,6 @@ PROMPTS = ["The lamp", "A fox, two hens and a grey goose share the yard", "Whoev
 SPEC = lora.Spec(rank=2)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("format", FORMATS)
 def test_replies_are_those_of_the_dequantised_base(generator, naive, params, format):
     base = quantize_params(params, format)

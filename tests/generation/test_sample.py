@@ -11,8 +11,6 @@ import scipy.stats
 from kafjax.core.errors import UserError
 from kafjax.generation import Sampling, sample
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LOGITS = np.array([0.3, 2.0, -1.5, 1.1, 0.0, 2.6, -0.4, 1.9, -7.0, 0.9])
 N = 20_000
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from kafjax import hub, lora
 from kafjax.core.errors import UserError
 from kafjax.hub import remote
-from tests import tiny
+from tests import compiling, tiny
 from tests.hub import loopback
 
 pytestmark = pytest.mark.multiprocess
@@ -58,7 +57,7 @@ def at(published):
 def load(home, endpoint, *names, cwd=ROOT, script=LOAD, **environment):
     """Loads each name in a process of its own, since huggingface_hub reads its settings once."""
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **settings}
+    env = compiling.environment(**settings)
     env.pop("HF_TOKEN", None) if "HF_TOKEN" not in environment else None
     done = subprocess.run([sys.executable, "-c", script, *map(str, names)], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

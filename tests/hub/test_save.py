@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models import CONFIGS, Decoder, DecoderConfig
+from tests import compiling
 
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"
@@ -186,8 +186,7 @@ hub.save(sys.argv[2], model, params, shard_bytes=20_000)
 def test_a_kill_in_the_middle_leaves_no_folder_and_the_next_save_is_whole(tmp_path):
     model, params = carry_over(tiny_hf("qwen2"), tmp_path / "theirs")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "theirs"), str(tmp_path / "ours")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=compiling.environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "ours").exists()
     hub.save(tmp_path / "ours", model, params)

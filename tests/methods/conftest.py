@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-import jax
 import pytest
 
 from kafjax import hub
@@ -30,15 +29,6 @@ SETTINGS = changed(
     **{"epochs": 4, "lr_lora": 1e-2, "rank": 4, "batch_rows": 4, "seq_len": 64, "checkpoint_every": 0},
     **{"k": 2, "engine": "exact", "max_new_tokens": 4, "hyde_tokens": 6},
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Turns most optimisations off: these models are tiny, so compiling dominates their time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests import compiling
+
 ROOT = Path(__file__).parents[2]
 WORKER = "tests.multiprocess.worker"
 FINETUNE = "experiments.finetune"
@@ -67,10 +69,8 @@ class Launcher:
     """`with Launcher() as launcher: launcher.run(WORKER, ["both", folder], n=2, log=folder)`."""
 
     def __enter__(self) -> Launcher:
-        # Compiling takes most of a tiny model's time, so it optimises little.
-        quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environ = {**os.environ, **quick, "PYTHONPATH": str(ROOT)}
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
+        environ = compiling.environment()
         self._process = subprocess.Popen(script, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
 

@@ -111,7 +111,7 @@ def test_watchdog_names_the_process_that_holds_up_the_others(launcher, tmp_path,
     step = tmp_path / "step"
     crowd.wait_until(lambda: step.exists() and step.read_text() > "1", "training runs")
     crowd.signal(frozen, signal.SIGSTOP)
-    time.sleep(8)
+    time.sleep(4)
     crowd.signal(frozen, signal.SIGCONT)
     outcomes = crowd.ended()
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes

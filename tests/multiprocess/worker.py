@@ -63,7 +63,7 @@ def resume(folder: Path, mesh: str, kind: str, stop_after: str) -> None:
 
 def stall(folder: Path, mesh: str) -> None:
     """Sleeps long enough to be stopped in the middle."""
-    watchdog.STALL_SECONDS = 3.0
+    watchdog.STALL_SECONDS = 1.5
     learn(folder, "stalled", dataclasses.replace(TRAIN, steps=100), SPEC, mesh, run_dir=folder, log=lambda **row: _pace(folder, **row))
 
 

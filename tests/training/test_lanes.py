@@ -115,6 +115,7 @@ def test_one_compile_for_any_mix(model, params, examples, compiled_programs):
     assert len(steps) == 1, compiled_programs
 
 
+@pytest.mark.optimised  # it is about what XLA makes of the program
 def test_one_base_whatever_the_number_of_lanes():
     """Layers are wide, the vocabulary large, tokens few: seven more lanes cost their adapters and activations, no base and no logits."""
     sizes = {"hidden_size": 96, "mlp_size": 384, "n_heads": 2, "n_kv_heads": 2, "head_dim": 48}

@@ -36,14 +36,6 @@ def kernels(params: trees.Tree) -> trees.Tree:
     return {path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("/kernel")}
 
 
-@pytest.fixture
-def optimised():
-    """Turns XLA's optimisations on, since they determine the memory of a program."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @formats
 def test_training_equals_that_beside_the_dequantised_base(model, params, examples, format):
     base = quantize_params(params, format)
@@ -60,7 +52,7 @@ def test_training_equals_that_beside_the_dequantised_base(model, params, example
     assert set(lora.drift(base, adapters, SPEC).values()) == {0.0}
 
 
-@formats
+@pytest.mark.parametrize("format", [pytest.param("int8", marks=pytest.mark.optimised), "nf4"])
 def test_lanes_train_and_slots_answer(model, params, examples, format):
     base = quantize_params(params, format)
     lanes = [Lane("r1", lora.Spec(1), 3e-3), Lane("r4", lora.Spec(4, targets="q_proj|up_proj"), 5e-3, seed=1)]
@@ -81,9 +73,10 @@ def test_lanes_train_and_slots_answer(model, params, examples, format):
         np.testing.assert_allclose(row, model.apply(attached, tokens)[0 if lane is lanes[1] else 1], atol=1e-4)
 
 
+@pytest.mark.optimised  # the optimisations determine the memory of a program
 @pytest.mark.parametrize(("format", "share"), [("int8", 0.27), ("nf4", 0.16)])
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_the_step_holds_the_small_base_only(optimised, examples, format, share, remat):
+def test_the_step_holds_the_small_base_only(examples, format, share, remat):
     """The compiled program takes in a base of that share. Its temporaries exceed those beside a float base by no more than one layer's
     kernels, however many layers there are."""
     model = Decoder(WIDE)
@@ -134,7 +127,8 @@ def test_lanes_hold_one_quantised_base(model, params):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_eight_devices_equal_one():
-    assert on_eight_devices(Path(__file__).with_name("multidevice_quantized.py")) == [
+    script = Path(__file__).with_name("multidevice_quantized.py")
+    assert on_eight_devices(script, optimised=True) == [
         "int8 is split with its scales",
         "int8 equals one device",
         "nf4 is split with its scales",
