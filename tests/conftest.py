@@ -18,6 +18,11 @@ from tests import compiling, seconds
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
+# Compiled programs stay for the next session: JAX finds them by the program, the options and the compiler's version. Set here, since
+# the conftest of a folder imports JAX before pytest is configured.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads would spin on cores that the other worker needs
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the tests that press it would wait for ever.
@@ -35,11 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives all workers, and the processes that tests start, one folder of converted weights and one of compiled programs.
+    """Gives all workers, and the processes that tests start, one folder of converted weights.
 
-    The weights' folder is new in each session: weights that older code converted would hide a broken conversion. Compiled programs
-    stay for the next session, as JAX finds them by the program, the options and the compiler's version. pytest-xdist's workers are
-    started after this and inherit the environment.
+    It is new in each session: weights that older code converted would hide a broken conversion. pytest-xdist's workers are started
+    after this and inherit the environment.
     """
     config.pluginmanager.register(seconds.Seconds(config.getoption("--write-seconds")))
     if hasattr(config, "workerinput"):
@@ -47,10 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if "KAFJAX_CACHE" not in os.environ:
         os.environ["KAFJAX_CACHE"] = tempfile.mkdtemp(prefix="kafjax-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("KAFJAX_CACHE"), ignore_errors=True))
-    compiled = config.cache.mkdir("xla") if hasattr(config, "cache") else Path(os.environ["KAFJAX_CACHE"]) / "xla"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(scope="session")

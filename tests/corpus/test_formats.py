@@ -40,7 +40,7 @@ def as_parquet(rows) -> bytes:
 
 KINDS = {
     ".jsonl": lines,
-    ".jsonl.gz": lambda rows: gzip.compress(lines(rows)),
+    ".jsonl.gz": lambda rows: gzip.compress(lines(rows), mtime=0),
     ".csv": table,
     ".tsv": lambda rows: table(rows, "\t"),
     ".parquet": as_parquet,
@@ -130,7 +130,7 @@ def test_judgements_about_what_is_not_there_are_told(tmp_path, caplog):
         ("corpus.csv", b"name,contents\n1,a\n", r"corpus\.csv: row 2: 'id' is missing"),
         ("corpus.parquet", b"nothing of the kind", r"cannot read .*corpus\.parquet"),
         ("corpus.jsonl.gz", b"nothing of the kind", r"cannot read .*corpus\.jsonl\.gz"),
-        ("corpus.jsonl.gz", gzip.compress(lines(DOCUMENTS))[:-9], r"cannot read .*corpus\.jsonl\.gz"),
+        ("corpus.jsonl.gz", gzip.compress(lines(DOCUMENTS), mtime=0)[:-9], r"cannot read .*corpus\.jsonl\.gz"),
         ("a.txt", "caf\u00e9".encode("latin1"), r"a\.txt: not UTF-8 \(byte 3\); convert it: iconv -f latin1 -t utf-8"),
         ("a.txt", "\u201cx\u201d".encode("windows-1252"), r"iconv -f windows-1252 -t utf-8"),
         ("a.txt", "x".encode("utf-16"), r"iconv -f utf-16 -t utf-8"),
