@@ -116,7 +116,9 @@ def main() -> None:
     of_experts = jax.jit(EXPERTS.init)(jax.random.key(0))
     equal("experts", *(two_steps(mesh, TRAIN, of_experts, EXPERTS) for mesh in (mixed, alone)))
     of_stacks = jax.jit(STACKS.init)(jax.random.key(0))
-    equal("stacks", *(two_steps(mesh, TRAIN, of_stacks, STACKS) for mesh in (mixed, alone)))
+    # Many gradients of this model are nothing but noise: with the usual eps Adam would move those by the full rate, either way.
+    steady = dataclasses.replace(TRAIN, eps=1e-3)
+    equal("stacks", *(two_steps(mesh, steady, of_stacks, STACKS) for mesh in (mixed, alone)))
 
     chosen_and_refused()
 
