@@ -29,7 +29,7 @@ VECTORS = "vectors.npy"
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """What an index or a store holds. `search` says in words how neighbours are chosen.
+    """Contents of an index or a store. `search` says in words how neighbours are chosen.
 
     `n_segments` and `n_unsaved` (rows added or deleted) are relative to the folder that it was last saved to or read from; 0 segments:
     none. `n_bytes` lie in that folder.
