@@ -1,4 +1,8 @@
-"""Texts to unit vectors, in few compiled shapes."""
+"""Texts to unit vectors, in few compiled shapes.
+
+    embedder = Embedder(*hub.load("minilm"), hub.tokenizer("minilm"))
+    vectors_NxD = embedder.embed_documents([passage.text for passage in passages])
+"""
 
 from __future__ import annotations
 

@@ -25,6 +25,11 @@ class ExactIndex(Index):
 
     The vectors lie in a device buffer `[C, D]` whose capacity `C` depends on their number alone: appending within it
     compiles nothing, and an index after appends and deletes equals a fresh build bit by bit.
+
+        >>> index = ExactIndex()
+        >>> index.build(["north", "east"], [[0.0, 1.0], [1.0, 0.0]])
+        >>> index.search([[0.6, 0.8]], k=2)[0]
+        [['north', 'east']]
     """
 
     engine = "exact"

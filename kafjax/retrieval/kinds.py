@@ -1,4 +1,9 @@
-"""The kinds of retriever by name: builds the store that one needs, and opens it."""
+"""The kinds of retriever by name: builds the store that one needs, and opens it.
+
+    store = build_store(passages, "dense", "auto", lambda: embedder)
+    retriever = open_retriever(store, "hybrid", lambda: embedder)
+    (hits,) = retriever.search(["Who makes maps?"], k=5)
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,9 @@ def build_store(
     advance: Advance = unshown,
 ) -> Store:
     """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no vectors and serves that kind alone.
+
+        >>> len(build_store([Passage("a", "Mira draws maps.")], LEXICAL, "auto", lambda: None))
+        1
 
     Args:
       engine: of the vectors' index, a name in `ENGINES`.

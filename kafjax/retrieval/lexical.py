@@ -26,6 +26,12 @@ class Lexical:
     Rare words weigh more, so no list of stop words is needed and no language is assumed. A passage that shares no word with the text
     is no hit, so there may be fewer than `k`. The index is made of the store's texts on the first search, and again after the store
     has changed: nothing of it is kept on disk.
+
+        >>> from kafjax.core.records import Passage
+        >>> store = Store(None, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")])
+        >>> (hits,) = Lexical(store).search(["Who paints?"], k=5)
+        >>> [hit.passage.id for hit in hits]
+        ['b']
     """
 
     def __init__(self, store: Store):

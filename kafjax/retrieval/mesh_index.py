@@ -31,6 +31,12 @@ class MeshIndex(Index):
     Each device scores its rows and keeps the best by `lax.approx_max_k`, whose bins are sized for the whole index; the best of all
     devices are merged exactly. On a TPU the expected recall of that choice is 0.95 or more; on a CPU or GPU XLA computes it exactly.
     Scores are those of the stored numbers. What is saved is what is stored: int8 does not become float32 again.
+
+        >>> index = MeshIndex("int8")
+        >>> index.build(["north", "east"], np.array([[0.0, 1.0], [1.0, 0.0]]))
+        >>> ids, scores_QxK = index.search([[0.6, 0.8]], k=2)
+        >>> print(ids, scores_QxK.round(1))
+        [['north', 'east']] [[0.8 0.6]]
     """
 
     def __init__(self, dtype: str = "float32"):
