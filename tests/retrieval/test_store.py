@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -64,6 +65,39 @@ def test_a_store_written_before_passages_had_sources_opens(store, tmp_path, monk
     loaded = Store.load(tmp_path / "a")
     assert sorted(loaded.passages, key=lambda passage: passage.id) == PASSAGES
     assert all(passage.source is None for passage in loaded.passages)
+
+
+def test_a_merge_copies_the_lines_that_are_on_disk_and_refuses_damaged_ones(store, tmp_path):
+    store.save(tmp_path / "a")
+    (before,) = (tmp_path / "a").glob("segment-*/passages.jsonl")
+    lines = before.read_bytes().splitlines(keepends=True)
+    store = Store.load(tmp_path / "a")
+    store.save(tmp_path / "copy")
+    (copied,) = (tmp_path / "copy").glob("segment-*/passages.jsonl")
+    assert sorted(copied.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    before.write_bytes(before.read_bytes().replace(b"plain", b"plane"))
+    store = Store.load(tmp_path / "a")
+    with pytest.raises(UserError, match=r"passages\.jsonl: row \d: it is damaged; build it again"):
+        store.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_store_saved_with_sha256_sums_opens_and_is_checked_by_them(store, tmp_path, damage):
+    store.save(tmp_path / "a")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    for segment in manifest["segments"]:
+        for name, record in segment["files"].items():
+            del record["crc32"]
+            record["sha256"] = hashlib.sha256((tmp_path / "a" / segment["name"] / name).read_bytes()).hexdigest()
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    if not damage:
+        assert Store.load(tmp_path / "a").search(VECTORS, 1) == store.search(VECTORS, 1)
+        return
+    (path,) = (tmp_path / "a").glob("segment-*/ids.json")
+    path.write_bytes(path.read_bytes().replace(b"p0", b"q0"))
+    with pytest.raises(UserError, match=r"ids\.json is damaged \(its checksum differs\)"):
+        Store.load(tmp_path / "a")
 
 
 def test_refused_updates_change_nothing(store):
