@@ -25,7 +25,7 @@ from experiments import build
 from experiments.configs import BuildIndex
 from kafjax import hub
 from kafjax.core.errors import UserError, nearest
-from kafjax.core.progress import Progress
+from kafjax.core.progress import Advance, Progress
 from kafjax.core.text import visible
 from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
@@ -101,7 +101,7 @@ def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
 
 
 @contextlib.contextmanager
-def _timed(n_passages: int) -> Iterator[Callable[[int], None]]:
+def _timed(n_passages: int) -> Iterator[Advance]:
     """Yields what is told of every n passages that are done, for a progress bar, and prints how long the block took."""
     began = time.perf_counter()
     with Progress("embedding", n_passages, unit="passage") as bar:

@@ -11,8 +11,9 @@ import pytest
 
 import kafjax.hub
 import kafjax.lora
+import kafjax.retrieval
 
-PACKAGES = (kafjax.hub, kafjax.lora)
+PACKAGES = (kafjax.hub, kafjax.lora, kafjax.retrieval)
 MODULES = [module.name for package in PACKAGES for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
 EXPORTED = [
     pytest.param(value, id=f"{package.__name__}.{name}")

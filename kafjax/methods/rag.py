@@ -15,6 +15,7 @@ from kafjax.generation import Generation
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import Method
 from kafjax.prompts import prompt
+from kafjax.retrieval.folder import size_on_disk
 from kafjax.retrieval.retriever import Hit
 
 
@@ -115,11 +116,10 @@ class RAG(Reader):
 
     def cost(self) -> Cost:
         cost, record = super().cost(), self.lab.index_record
-        kept = sum(file.stat().st_size for file in Path(self.lab.folder / "index" / "store").rglob("*") if file.is_file())
         return dataclasses.replace(
             cost,
             index_seconds=record.seconds,
             index_flops_formula=record.flops,
             peak_memory_bytes=max(cost.peak_memory_bytes or 0, record.peak_memory_bytes),
-            artifact_bytes=cost.artifact_bytes + kept,
+            artifact_bytes=cost.artifact_bytes + size_on_disk(Path(self.lab.folder) / "index" / "store"),
         )

@@ -55,6 +55,15 @@ class Index(abc.ABC):
 
     Every input is checked here, before an engine sees it, and a call that raises `UserError` has changed nothing.
     Vectors may be any real array; they are taken as float32. An engine fills in the underscored methods.
+
+        >>> from kafjax.retrieval import ExactIndex
+        >>> index: Index = ExactIndex()
+        >>> index.build(["a", "b", "c"], np.eye(3))
+        >>> index.append(["d"], [[0.6, 0.8, 0.0]])
+        >>> index.delete(["a"])
+        >>> ids, scores_QxK = index.search([[0.0, 1.0, 0.0]], k=2)
+        >>> print(ids, scores_QxK)
+        [['b', 'd']] [[1.  0.8]]
     """
 
     engine: str

@@ -1,4 +1,7 @@
-"""Passages by meaning: those whose vectors are nearest to the text's."""
+"""Passages by meaning: those whose vectors are nearest to the text's.
+
+    (hits,) = Dense(store, embedder).search(["Who makes maps?"], k=5)
+"""
 
 from __future__ import annotations
 

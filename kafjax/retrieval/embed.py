@@ -1,10 +1,14 @@
-"""Texts to unit vectors, in few compiled shapes."""
+"""Texts to unit vectors, in few compiled shapes.
+
+    embedder = Embedder(*hub.load("minilm"), hub.tokenizer("minilm"))
+    vectors_NxD = embedder.embed_documents([passage.text for passage in passages])
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -12,7 +16,7 @@ import tokenizers
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.core.progress import say
+from kafjax.core.progress import Advance, say, unshown
 from kafjax.hub.text import check_ids
 from kafjax.models import Encoder, EncoderConfig
 
@@ -61,11 +65,11 @@ class Embedder:
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()
 
-    def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+    def embed(self, texts: Sequence[str], advance: Advance = unshown) -> np.ndarray:
         """Embeds texts as they are: float32 `[N, D]`, in the order of `texts`; longer ones are truncated, empty ones allowed.
 
         Passages go through `embed_documents` and questions through `embed_queries`, which put the encoder's prompts before them.
-        `progress(done, total)` is called after each batch.
+        `advance` is told the size of each batch that is done.
 
         Raises:
           UserError: a single string, or a text with a token that the model does not have.
@@ -73,21 +77,18 @@ class Embedder:
         if isinstance(texts, str):
             raise UserError(f"expected a list of texts, got the one string '{texts[:40]}'")
         vectors_NxD = np.zeros((len(texts), self.dimension), np.float32)
-        done = 0
         for rows, tokens_BxT, mask_BxT in self._padded_batches(texts):
             vectors_BxD = self._apply(self._params, tokens_BxT, mask_BxT)
             vectors_NxD[rows] = np.asarray(vectors_BxD)[: len(rows)]
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(texts))
+            advance(len(rows))
         return vectors_NxD
 
-    def embed_documents(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+    def embed_documents(self, texts: Sequence[str], advance: Advance = unshown) -> np.ndarray:
         """Embeds passages, each behind the encoder's document prompt, and tells how many are not read to their end."""
         prompted = [self.config.document_prompt + text for text in texts]
         if n_cut := sum(n > self.max_length for n in self.lengths(prompted)):
             say("embedding", f"{n_cut} of {len(texts)} passages are longer than {self.max_length} tokens and are not read to their end")
-        return self.embed(prompted, progress)
+        return self.embed(prompted, advance)
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds questions, each behind the encoder's query prompt."""

@@ -25,6 +25,11 @@ class ExactIndex(Index):
 
     The vectors lie in a device buffer `[C, D]` whose capacity `C` depends on their number alone: appending within it
     compiles nothing, and an index after appends and deletes equals a fresh build bit by bit.
+
+        >>> index = ExactIndex()
+        >>> index.build(["north", "east"], [[0.0, 1.0], [1.0, 0.0]])
+        >>> index.search([[0.6, 0.8]], k=2)[0]
+        [['north', 'east']]
     """
 
     engine = "exact"
@@ -78,7 +83,7 @@ class ExactIndex(Index):
         for first in range(0, len(live), step):
             rows = live[first : first + step]
             chunk = stored_NxD[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else stored_NxD[rows]
-            self._vectors_CxD = _set_rows(self._vectors_CxD, _padded(chunk, step), first)
+            self._vectors_CxD = _set_chunk(self._vectors_CxD, chunk if len(chunk) == step else _padded(chunk, step), first)
 
 
 def capacity(n: int) -> int:
@@ -101,6 +106,12 @@ def _set_rows(vectors_CxD: jax.Array, new_MxD: jax.Array, first: jax.Array) -> j
     """Puts `new` at row `first`, in place; its rows past the capacity are padding and fall away."""
     rows = first + jnp.arange(len(new_MxD))
     return vectors_CxD.at[rows].set(new_MxD, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+
+@functools.partial(jax.jit, donate_argnames="vectors_CxD")
+def _set_chunk(vectors_CxD: jax.Array, chunk_RxD: jax.Array, first: jax.Array) -> jax.Array:
+    """Puts a chunk at row `first`, in place. Faster than `_set_rows`, but the chunk must end within the capacity."""
+    return jax.lax.dynamic_update_slice(vectors_CxD, chunk_RxD, (first, 0))
 
 
 @jax.jit

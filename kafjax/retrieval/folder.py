@@ -11,9 +11,10 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
@@ -25,6 +26,7 @@ FORMAT = 2
 AGAIN = "build it again, with experiments.build_index --corpus"
 T = TypeVar("T")
 _READS = 100
+_BLOCK = 1 << 20  # bytes summed at a time: fits a processor's cache
 _LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
 """What a killed writer leaves in a folder."""
 
@@ -114,10 +116,14 @@ def _state(directory: Path) -> bytes | None:
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """Size and SHA-256 of a file, as hexadecimal digits."""
+    """Size and CRC-32 of a file. Saves of earlier releases noted its SHA-256 instead, as hexadecimal digits.
+
+    Sums notice damage, not forgery: whoever can write the file can write the manifest. A CRC-32 is read three times as fast.
+    """
 
     bytes: Count
-    sha256: str
+    crc32: Count | None = None
+    sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +162,7 @@ def sealed(folder: Path) -> dict[str, FileRecord]:
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-            files[path.name] = FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+            files[path.name] = FileRecord(path.stat().st_size, _crc32(file))
     return files
 
 
@@ -234,11 +240,21 @@ def _check_file(directory: Path, name: str, expected: FileRecord) -> None:
     path = directory / name
     try:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if expected.sha256 is None:
+                is_sound = _crc32(file) == expected.crc32
+            else:
+                is_sound = hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
     except OSError as error:  # a writer may have deleted it just now
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if found != expected.sha256:
+    if not is_sound:
         raise UserError(f"{path} is damaged (its checksum differs); {AGAIN}")
+
+
+def _crc32(file: IO[bytes]) -> int:
+    check = 0
+    while block := file.read(_BLOCK):
+        check = zlib.crc32(block, check)
+    return check
 
 
 def size_on_disk(folder: Path) -> int:

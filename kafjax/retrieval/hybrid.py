@@ -13,7 +13,15 @@ DEPTH = 100
 
 
 class Hybrid:
-    """Fuses what several retrievers find. They must search the same passages."""
+    """Fuses what several retrievers find. They must search the same passages.
+
+        >>> from kafjax.core.records import Passage
+        >>> from kafjax.retrieval import Lexical, Store
+        >>> lexical = Lexical(Store(None, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")]))
+        >>> (hits,) = Hybrid(lexical, lexical).search(["maps and bells"], k=1)
+        >>> [hit.passage.id for hit in hits]
+        ['a']
+    """
 
     def __init__(self, *retrievers: Retriever):
         self.retrievers = retrievers
@@ -29,6 +37,11 @@ def fuse(rankings: Sequence[Sequence[Hit]], constant: int = CONSTANT) -> list[Hi
     """Fuses rankings: a passage scores the sum over its rankings of `1 / (constant + rank)`, ranks from 1.
 
     Of equal scores the passage that an earlier ranking holds comes first.
+
+        >>> from kafjax.core.records import Passage
+        >>> a, b, c = (Hit(Passage(id, id), 0.5) for id in "abc")
+        >>> [(hit.passage.id, round(hit.score, 4)) for hit in fuse([[a, b], [b, c]])]
+        [('b', 0.0325), ('a', 0.0164), ('c', 0.0161)]
     """
     fused: dict[str, Hit] = {}
     for ranking in rankings:

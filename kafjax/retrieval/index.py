@@ -20,6 +20,9 @@ ENGINES = ("auto", "scann", "exact", *MESH_ENGINES)
 def open_index(engine: str = "auto") -> Index:
     """An empty index. `auto` is ScaNN where it is installed, else the exact engine (told in the log).
 
+        >>> open_index("exact").stats.engine
+        'exact'
+
     Raises `UserError` for an unknown engine, and for `scann` where ScaNN cannot be imported.
     """
     if engine not in ENGINES:
@@ -39,6 +42,14 @@ def open_index(engine: str = "auto") -> Index:
 
 def load_index(directory: Path | str) -> Index:
     """Reads a saved index of any engine. Where ScaNN is not installed its vectors are served by the exact engine (told in the log).
+
+        >>> import tempfile, numpy
+        >>> index = open_index("exact")
+        >>> index.build(["a", "b"], numpy.eye(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     index.save(folder)
+        ...     load_index(folder).ids
+        ('a', 'b')
 
     Raises `UserError` naming what is missing or damaged.
     """

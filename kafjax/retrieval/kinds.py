@@ -1,4 +1,9 @@
-"""The kinds of retriever by name: builds the store that one needs, and opens it."""
+"""The kinds of retriever by name: builds the store that one needs, and opens it.
+
+    store = build_store(passages, "dense", "auto", lambda: embedder)
+    retriever = open_retriever(store, "hybrid", lambda: embedder)
+    (hits,) = retriever.search(["Who makes maps?"], k=5)
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kafjax.core.errors import UserError, nearest
+from kafjax.core.progress import Advance, unshown
 from kafjax.core.records import Passage
 from kafjax.retrieval.dense import Dense
 from kafjax.retrieval.embed import Embedder
@@ -26,9 +32,12 @@ def build_store(
     kind: str,
     engine: str,
     open_embedder: Callable[[], Embedder],
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = unshown,
 ) -> Store:
     """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no vectors and serves that kind alone.
+
+        >>> len(build_store([Passage("a", "Mira draws maps.")], LEXICAL, "auto", lambda: None))
+        1
 
     Args:
       engine: of the vectors' index, a name in `ENGINES`.
@@ -46,16 +55,9 @@ def build_store(
     return Store(index, passages, embedder.fingerprint)
 
 
-def embed_passages(embedder: Embedder, passages: Sequence[Passage], advance: Callable[[int], None]) -> np.ndarray:
+def embed_passages(embedder: Embedder, passages: Sequence[Passage], advance: Advance = unshown) -> np.ndarray:
     """Embeds the texts of passages, float32 `[N, D]`. Raises `UserError` as `Embedder.embed` does."""
-    done = 0
-
-    def on_progress(now: int, _: int) -> None:
-        nonlocal done
-        advance(now - done)
-        done = now
-
-    return embedder.embed_documents([passage.text for passage in passages], on_progress)
+    return embedder.embed_documents([passage.text for passage in passages], advance)
 
 
 def open_retriever(

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import regex
 
 from kafjax.core.errors import UserError
 from kafjax.core.stopwatch import stage
+from kafjax.core.words import word_spans
 from kafjax.retrieval.retriever import Hit, check_query
 from kafjax.retrieval.store import Store
 
-_WORD = re.compile(r"\w+")
+_WORD = regex.compile(r"\w+")  # letters with their marks: the standard library's \w ends at the vowel signs of Hindi and Thai
 
 
 class Lexical:
     """Scores passages by the words they share with the text: Lucene's BM25, k1 = 1.5, b = 0.75.
 
-    Rare words weigh more, so no list of stop words is needed and no language is assumed; text without spaces between words is one
-    word. A passage that shares no word with the text is no hit, so there may be fewer than `k`. The index is made of the store's
-    texts on the first search, and again after the store has changed: nothing of it is kept on disk.
+    Rare words weigh more, so no list of stop words is needed and no language is assumed. A passage that shares no word with the text
+    is no hit, so there may be fewer than `k`. The index is made of the store's texts on the first search, and again after the store
+    has changed: nothing of it is kept on disk.
+
+        >>> from kafjax.core.records import Passage
+        >>> store = Store(None, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")])
+        >>> (hits,) = Lexical(store).search(["Who paints?"], k=5)
+        >>> [hit.passage.id for hit in hits]
+        ['b']
     """
 
     def __init__(self, store: Store):
@@ -76,5 +83,10 @@ def check_installed() -> None:
 
 
 def words(text: str) -> list[str]:
-    """Splits a text into runs of letters and digits, caseless, after Unicode NFKC."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    """Splits a text into runs of letters and digits, caseless, after Unicode NFKC. Scripts without blanks give a word for each letter.
+
+        >>> words("Café №7, 地图")
+        ['café', 'no7', '地', '图']
+    """
+    runs = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return [run[start:end] for run in runs for start, end in word_spans(run)]

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kafjax.core.errors import UserError
+from kafjax.core.progress import say
 from kafjax.retrieval.base import VECTORS, Index, read_npy
 from kafjax.retrieval.folder import Manifest
 
@@ -31,6 +32,12 @@ class MeshIndex(Index):
     Each device scores its rows and keeps the best by `lax.approx_max_k`, whose bins are sized for the whole index; the best of all
     devices are merged exactly. On a TPU the expected recall of that choice is 0.95 or more; on a CPU or GPU XLA computes it exactly.
     Scores are those of the stored numbers. What is saved is what is stored: int8 does not become float32 again.
+
+        >>> index = MeshIndex("int8")
+        >>> index.build(["north", "east"], np.array([[0.0, 1.0], [1.0, 0.0]]))
+        >>> ids, scores_QxK = index.search([[0.6, 0.8]], k=2)
+        >>> print(ids, scores_QxK.round(1))
+        [['north', 'east']] [[0.8 0.6]]
     """
 
     def __init__(self, dtype: str = "float32"):
@@ -84,6 +91,7 @@ class MeshIndex(Index):
 
     def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
         on_disk = np.uint16 if self.dtype == "bfloat16" else DTYPES[self.dtype]
+        say("search", planned(len(live), manifest.dimension or 0, self.dtype, self._mesh.size))
         check_memory(len(live), manifest.dimension or 0, self.dtype, self._mesh.devices.flat[0], self._mesh.size)
         vectors_NxD = read_npy(path / VECTORS, (count, self.dimension), on_disk)[live]
         scales_N = read_npy(path / _SCALES, (count,))[live]
@@ -120,13 +128,23 @@ def planned_bytes(n: int, dimension: int, dtype: str, n_devices: int) -> int:
     return capacity(n, n_devices) // n_devices * (dimension * np.dtype(DTYPES[dtype]).itemsize + 4)
 
 
+def planned(n: int, dimension: int, dtype: str, n_devices: int) -> str:
+    """The memory that vectors will take, in words.
+
+        >>> planned(21_000_000, 768, "int8", 16)
+        '21000000 vectors of 768 numbers in int8 need 1.0 GB a device on 16'
+    """
+    need = planned_bytes(n, dimension, dtype, n_devices)
+    return f"{n} vectors of {dimension} numbers in {dtype} need {need / 1e9:.1f} GB a device on {n_devices}"
+
+
 def check_memory(n: int, dimension: int, dtype: str, device: jax.Device, n_devices: int) -> None:
     """Raises `UserError` where the vectors are more than a device's memory, as far as it tells."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     need = planned_bytes(n, dimension, dtype, n_devices)
     if limit is not None and need > limit:
-        told = f"{n} vectors of {dimension} numbers in {dtype} need {need / 1e9:.1f} GB a device on {n_devices}, which have"
-        raise UserError(f"{told} {limit / 1e9:.1f} GB; take more devices, or --engine=mesh-int8")
+        told = planned(n, dimension, dtype, n_devices)
+        raise UserError(f"{told}, which have {limit / 1e9:.1f} GB; take more devices, or --engine=mesh-int8")
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -1,4 +1,10 @@
-"""Reranking: a cross-encoder sees question and passage together and orders by its score."""
+"""Reranking: a cross-encoder sees question and passage together and orders by its score.
+
+    model, params = hub.load_cross_encoder("cross-encoder/ms-marco-MiniLM-L6-v2")
+    scorer = CrossScorer(model, params, hub.tokenizer("cross-encoder/ms-marco-MiniLM-L6-v2"))
+    scorer = open_scorer("cross-encoder/ms-marco-MiniLM-L6-v2")  # the same
+    (hits,) = Reranked(retriever, scorer).search(["Who makes maps?"], k=5)
+"""
 
 from __future__ import annotations
 

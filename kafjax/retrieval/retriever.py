@@ -12,14 +12,24 @@ from kafjax.core.records import Passage
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A passage that was found. Scores of one search compare with each other; those of two kinds of retriever do not."""
+    """A passage that was found. Scores of one search compare with each other; those of two kinds of retriever do not.
+
+        >>> Hit(Passage("a", "Mira draws maps."), 0.5).passage.text
+        'Mira draws maps.'
+    """
 
     passage: Passage
     score: float
 
 
 class Retriever(Protocol):
-    """Finds passages for texts: by meaning (`Dense`), by words (`Lexical`), by both (`Hybrid`), or read again (`Reranked`)."""
+    """Finds passages for texts: by meaning (`Dense`), by words (`Lexical`), by both (`Hybrid`), or read again (`Reranked`).
+
+        >>> from kafjax.retrieval import Lexical, Store
+        >>> retriever: Retriever = Lexical(Store(None, [Passage("a", "Mira draws maps.")]))
+        >>> [[hit.passage.id for hit in hits] for hits in retriever.search(["maps", "bells"], k=1)]
+        [['a'], []]
+    """
 
     def search(self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None) -> list[list[Hit]]:
         """Returns at most `k` hits for each text, best first. The seconds of its stages go to `core.stopwatch`.

@@ -30,6 +30,11 @@ class ScannIndex(Index):
     least a tenth of them and those that hold 40 k. It scores these by asymmetric hashing, and the best (100, or 4 k) again in
     float32: scores are exact, the choice of neighbours is approximate, and building the same vectors again may choose differently.
     Appended vectors join the structure that `build` chose: build again once an index has grown by a large factor.
+
+        >>> index = ScannIndex()
+        >>> index.build(["north", "east"], np.array([[0.0, 1.0], [1.0, 0.0]]))
+        >>> index.search([[0.6, 0.8]], k=2)[0]
+        [['north', 'east']]
     """
 
     engine = "scann"

@@ -42,10 +42,11 @@ class Log:
 class Rows:
     """Unique live ids in order, each with its row number on disk, and what has changed since the last save."""
 
-    def __init__(self, ids: Sequence[str] = (), numbers: Sequence[int] | None = None, n_saved: int = 0, log: Log | None = None):
+    def __init__(self, ids: Sequence[str] = (), numbers: range | np.ndarray | None = None, n_saved: int = 0, log: Log | None = None):
         """`numbers` are the ids' rows among the `n_saved` on disk; None: nothing is on disk yet."""
         self.ids = list(ids)
-        self.number = dict(zip(self.ids, range(len(self.ids)) if numbers is None else numbers, strict=True))
+        self._given = range(len(self.ids)) if numbers is None else numbers
+        self._number: dict[str, int] | None = None
         self.n_saved, self.log = n_saved, log
         self.n_new = len(self.ids) if numbers is None else 0
         self._next = max(n_saved, len(self.ids))
@@ -53,6 +54,13 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def number(self) -> dict[str, int]:
+        """Row number of each id. Made when first asked for, which for the index inside a store is its first change."""
+        if self._number is None:
+            self._number = dict(zip(self.ids, self._given if isinstance(self._given, range) else self._given.tolist(), strict=True))
+        return self._number
 
     @property
     def new_ids(self) -> list[str]:
@@ -160,9 +168,11 @@ def read(directory: Path, manifest: Manifest) -> tuple[Rows, list[np.ndarray]]:
         ends.append(len(ids))
     numbers = np.flatnonzero(live_N)
     living = ids if len(numbers) == len(ids) else [ids[number] for number in numbers]
-    rows = Rows(living, numbers.tolist(), len(ids), Log(directory.resolve(), manifest.save, tuple(manifest.segments)))
-    if not len(rows.number) == len(living) == manifest.count:
-        raise UserError(f"{directory} has {len(rows.number)} different ids for {manifest.count} rows; {folder.AGAIN}")
+    # The ids of one file are unique: `read_ids` saw to that.
+    n_different = len(living) if len(manifest.segments) == 1 else len(set(living))
+    if not n_different == len(living) == manifest.count:
+        raise UserError(f"{directory} has {n_different} different ids for {manifest.count} rows; {folder.AGAIN}")
+    rows = Rows(living, numbers, len(ids), Log(directory.resolve(), manifest.save, tuple(manifest.segments)))
     live = [np.flatnonzero(live_N[end - segment.count : end]) for segment, end in zip(manifest.segments, ends, strict=True)]
     return rows, live
 
@@ -196,9 +206,10 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
     if isinstance(ids, str):
         raise UserError(f"ids must be a list of strings, got the one string '{ids}'")
     ids = list(ids)
-    for id in ids:
-        if not isinstance(id, str):
-            raise UserError(f"ids must be strings, got {id!r}")
+    if not {*map(type, ids)} <= {str}:  # a million take no time
+        for id in ids:
+            if not isinstance(id, str):
+                raise UserError(f"ids must be strings, got {id!r}")
     if len(set(ids)) < len(ids):
         twice = collections.Counter(ids).most_common(1)[0][0]
         raise UserError(f"id '{twice}' is given twice; ids must be unique")

@@ -26,9 +26,15 @@ _INDEX = "index"  # the folder of the vectors in format 1
 class Store:
     """Passages and the index of their vectors, under the same ids. Without an index they are searched by their words alone.
 
-        index = open_index()
-        index.build([p.id for p in passages], embedder.embed_documents([p.text for p in passages]))
-        store = Store(index, passages, embedder.fingerprint)
+        >>> from kafjax.retrieval import ExactIndex
+        >>> index = ExactIndex()
+        >>> index.build(["a", "b"], np.eye(2))
+        >>> store = Store(index, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store.save(folder)
+        ...     (hits,) = Store.load(folder).search(np.array([[0.1, 0.9]]), k=1)
+        >>> hits[0].passage.text
+        'Ada paints bells.'
 
     On disk it is segments of ids, texts and vectors: see `kafjax.retrieval.segments`. Texts are read from there when they are asked for.
     """

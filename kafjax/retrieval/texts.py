@@ -48,11 +48,9 @@ class Texts:
         """The passage of an id and its row number. Raises `UserError` naming a damaged line."""
         if id in self._new:
             return self._new[id]
-        which = bisect.bisect_right(self._starts, number) - 1
-        file, row = self._files[which], number - self._starts[which]
-        where = f"{file.path}: row {row + 1}"
+        line, where = self._read(number)
         try:
-            passage = checked(Passage, json.loads(file.line(row)), where, fix=AGAIN)
+            passage = checked(Passage, json.loads(line), where, fix=AGAIN)
         except ValueError as error:
             raise UserError(f"{where}: it is damaged; {AGAIN}") from error
         if passage.id != id:
@@ -60,9 +58,21 @@ class Texts:
         return passage
 
     def line(self, id: str, number: int) -> bytes:
-        """A passage as its line in a file."""
+        """A passage as its line in a file: the same bytes where it is on disk. Raises `UserError` naming a damaged line."""
+        if id not in self._new:
+            return self._read(number)[0]
         # Escaped to ASCII: some readers take U+2028 and the like in a text for the end of a line.
-        return json.dumps(dataclasses.asdict(self.passage(id, number))).encode() + b"\n"
+        return json.dumps(dataclasses.asdict(self._new[id])).encode() + b"\n"
+
+    def _read(self, number: int) -> tuple[bytes, str]:
+        """A line on disk, and where it is, for messages."""
+        which = bisect.bisect_right(self._starts, number) - 1
+        file, row = self._files[which], number - self._starts[which]
+        where = f"{file.path}: row {row + 1}"
+        try:
+            return file.line(row), where
+        except ValueError as error:
+            raise UserError(f"{where}: it is damaged; {AGAIN}") from error
 
 
 def write(path: Path, lines: Iterable[bytes]) -> None:

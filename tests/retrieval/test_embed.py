@@ -107,8 +107,8 @@ def test_progress_and_windows(embedder, monkeypatch):
     monkeypatch.setattr("kafjax.retrieval.embed.WINDOW", 20)  # texts are sorted within windows; the order comes back all the same
     texts = [f"{'very ' * (i % 5)}short text number {i}" for i in range(26)]
     seen = []
-    vectors = embedder.embed(texts, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(8, 26), (16, 26), (20, 26), (26, 26)]
+    vectors = embedder.embed(texts, advance=seen.append)
+    assert seen == [8, 8, 4, 6]
     some = [7, 19, 20, 25]
     np.testing.assert_allclose(vectors[some], embedder.embed([texts[i] for i in some]), atol=1e-6)
 

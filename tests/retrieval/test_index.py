@@ -1,4 +1,4 @@
-"""The contract of every engine: validation, growth, saving. Run on the exact engine and both forms of ScaNN."""
+"""The contract of every engine: validation, growth, saving. Run on the exact engine, the mesh and both forms of ScaNN."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.retrieval import ExactIndex, Index, ScannIndex, load_index, open_index, scann_index
+from kafjax.retrieval import ExactIndex, Index, MeshIndex, ScannIndex, load_index, open_index, scann_index
 
 N, D = 300, 24
 ENGINES: dict[str, Callable[[], Index]] = {
     "exact": ExactIndex,
+    "mesh": MeshIndex,
     "scann-exhaustive": ScannIndex,
     "scann-tree": lambda: ScannIndex(tree_from=100),
 }
@@ -343,8 +344,8 @@ def test_without_scann(built, tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, logger="absl"):
         assert isinstance(open_index("auto"), ExactIndex)
         loaded = load_index(tmp_path / "a")
-    assert len(caplog.records) == (1 if built.engine == "exact" else 2)
+    assert len(caplog.records) == (2 if built.engine == "scann" else 1)
     assert "exact engine" in caplog.text
-    assert isinstance(loaded, ExactIndex)
+    assert isinstance(loaded, ExactIndex if built.engine == "scann" else type(built))
     vectors = unit_vectors(N)
     assert [row[0] for row in loaded.search(vectors, 1)[0]] == names(N)

@@ -162,6 +162,26 @@ def test_words_that_no_passage_holds_find_nothing_and_ties_keep_their_order():
     assert nothing == [] and [hit.passage.id for hit in tied] == ["d", "a", "c"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "id"),
+    [("谁在塔里画地图", "maps"), ("铃铛", "bells"), ("ใครวาดแผนที่", "thai"), ("नक्शे", "hindi"), ("МАСТЕРСКАЯ", "russian")],
+)
+def test_passages_of_any_script_are_found_by_their_words(asked, id):
+    texts = {
+        "maps": "米拉·托尔在山上的塔里画地图。",
+        "bells": "阿达给铃铛上色、住在河边。",
+        "thai": "ช่างวาดแผนที่อยู่ในหอคอย",
+        "hindi": "वह नक्शे बनाती है",
+        "russian": "Мастерская стоит",
+    }
+    (hits,) = Lexical(Store(None, [Passage(id, text) for id, text in texts.items()])).search([asked], 5)
+    assert hits[0].passage.id == id
+
+
+def test_a_word_keeps_its_marks_and_ends_at_punctuation():
+    assert words("नक्शे, Café-Bar (maps)") == ["नक्शे", "café", "bar", "maps"]
+
+
 def test_ranks_are_fused_as_in_the_paper():
     a, b, c, d = (Hit(Passage(id, id), 9.0) for id in "abcd")
     fused = fuse([[a, b, c], [c, a, d]])

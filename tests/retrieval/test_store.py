@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.core.records import Passage
+from kafjax.core.records import Passage, Source
 from kafjax.retrieval import Hit, Store, open_index, texts
 
 TEXTS = ["plain", "two\nlines", 'quotes " and \\', "", "ends of lines: \u2028 \u0085 \x0b \r", "日本語 🜚"]
@@ -36,6 +38,66 @@ def test_append_and_delete_keep_text_and_index_together(store):
     assert store.search(vector, 1) == [[Hit(new, 1.0)]]
     assert len(store) == len(store.index) == len(PASSAGES) - 1
     assert {hit.passage.id for hit in store.search(vector, 50)[0]} == {"new", "p1", "p2", "p4", "p5"}
+
+
+def test_sources_of_passages_are_kept_through_saves_and_merges(store, tmp_path):
+    """Compared one by one: a source is no part of a passage's equality."""
+    places = {"new": Source("a/guide.md", ("Guide", "Install"), (10, 42), (3, 5)), "paper": Source("paper.pdf", page=7)}
+    for n, (id, source) in enumerate(places.items()):
+        store.append([Passage(id, "fresh", "d", source)], np.eye(8, dtype=np.float32)[6 + n :][:1])
+        store.save(tmp_path / "a")
+        store = Store.load(tmp_path / "a")
+    store.delete(["p0", "p1", "p2"])
+    store.save(tmp_path / "a")
+    loaded = Store.load(tmp_path / "a")
+    assert loaded.stats.n_segments == 1
+    assert {passage.id: passage.source for passage in loaded.passages} == {"p3": None, "p4": None, "p5": None, **places}
+
+
+def test_a_store_written_before_passages_had_sources_opens(store, tmp_path, monkeypatch):
+    def line(self, id: str, number: int) -> bytes:
+        passage = self.passage(id, number)
+        return json.dumps({"id": id, "text": passage.text, "document": passage.document}).encode() + b"\n"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(texts.Texts, "line", line)
+        store.save(tmp_path / "a")
+    loaded = Store.load(tmp_path / "a")
+    assert sorted(loaded.passages, key=lambda passage: passage.id) == PASSAGES
+    assert all(passage.source is None for passage in loaded.passages)
+
+
+def test_a_merge_copies_the_lines_that_are_on_disk_and_refuses_damaged_ones(store, tmp_path):
+    store.save(tmp_path / "a")
+    (before,) = (tmp_path / "a").glob("segment-*/passages.jsonl")
+    lines = before.read_bytes().splitlines(keepends=True)
+    store = Store.load(tmp_path / "a")
+    store.save(tmp_path / "copy")
+    (copied,) = (tmp_path / "copy").glob("segment-*/passages.jsonl")
+    assert sorted(copied.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    before.write_bytes(before.read_bytes().replace(b"plain", b"plane"))
+    store = Store.load(tmp_path / "a")
+    with pytest.raises(UserError, match=r"passages\.jsonl: row \d: it is damaged; build it again"):
+        store.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_store_saved_with_sha256_sums_opens_and_is_checked_by_them(store, tmp_path, damage):
+    store.save(tmp_path / "a")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    for segment in manifest["segments"]:
+        for name, record in segment["files"].items():
+            del record["crc32"]
+            record["sha256"] = hashlib.sha256((tmp_path / "a" / segment["name"] / name).read_bytes()).hexdigest()
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    if not damage:
+        assert Store.load(tmp_path / "a").search(VECTORS, 1) == store.search(VECTORS, 1)
+        return
+    (path,) = (tmp_path / "a").glob("segment-*/ids.json")
+    path.write_bytes(path.read_bytes().replace(b"p0", b"q0"))
+    with pytest.raises(UserError, match=r"ids\.json is damaged \(its checksum differs\)"):
+        Store.load(tmp_path / "a")
 
 
 def test_refused_updates_change_nothing(store):
