@@ -182,12 +182,21 @@ def load_weights(config: ModelConfig, abstract: trees.Tree) -> trees.Tree:
 
 
 def open_lab(
-    config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus, template: ChatTemplate | None, *, trains: bool
+    config: ModelConfig,
+    settings: Settings,
+    mesh: str,
+    run: Run,
+    corpus: Corpus,
+    template: ChatTemplate | None,
+    *,
+    trains: bool,
+    index: str | None = None,
 ) -> Lab:
     """Loads the language model and lays everything out for the methods.
 
     Args:
       trains: whether weights are trained, so that they are kept in float32. Else they lie as they are computed with: in --dtype.
+      index: folder of an index that is there, searched instead of one of the run's own.
     """
     tokenizer = hub.tokenizer(config.model)
     model, prompts = asked_through(template, describe_decoder(config), tokenizer)
@@ -207,4 +216,5 @@ def open_lab(
         log=run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
         prompts=suited(prompts, asked_of(corpus)),
+        index=None if index is None else Path(index),
     )

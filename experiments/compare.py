@@ -61,7 +61,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
     where = {"prefix": config.profile, "also": also}
     root = Path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
-    lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True)
+    lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True, index=config.index)
     for name in names:
         open_method(lab, name).check()
     folder = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind

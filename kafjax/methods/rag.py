@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from kafjax.core import trees
 from kafjax.core.progress import Advance, say, unshown
@@ -115,7 +114,7 @@ class RAG(Reader):
 
     def cost(self) -> Cost:
         cost, record = super().cost(), self.lab.index_record
-        kept = sum(file.stat().st_size for file in Path(self.lab.folder / "index" / "store").rglob("*") if file.is_file())
+        kept = sum(file.stat().st_size for file in self.lab.store_folder.rglob("*") if file.is_file())
         return dataclasses.replace(
             cost,
             index_seconds=record.seconds,
