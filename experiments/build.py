@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.config import Config, changed, config_hash, define, from_flags, read_record
 from kafjax.core.errors import UserError, run_main
+from kafjax.core.help import help_text
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, read_object
@@ -60,6 +62,9 @@ def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mappi
             values |= read_record(experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE})
         run(from_flags(experiment, values))
 
+    if not {"--help", "-help", "-?"}.isdisjoint(sys.argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{help_text(experiment)}", end="")
+        return
     define(experiment)
     pin_precision()
     run_main(main)
