@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from experiments.configs import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import trees
-from kafjax.core.config import Config, changed, config_hash, define, from_flags, read_record
+from kafjax.core.config import Config, changed, command_of, config_hash, define, from_flags, leaves, read_record
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.help import help_text
 from kafjax.core.progress import Progress, say, waiting
@@ -68,6 +68,17 @@ def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mappi
     define(experiment)
     pin_precision()
     run_main(main)
+
+
+def next_command(module: str, experiment: type[Config], config: Config, **changes: Any) -> str:
+    """Writes the command line of an experiment with every setting of `config` that it knows, but for a name, which would be taken.
+
+    Args:
+      changes: values by flag that differ from those of `config`; None leaves one at its default.
+    """
+    known = {leaf.flag for leaf in leaves(experiment())}
+    values = {leaf.flag: leaf.of(config) for leaf in leaves(config) if leaf.flag in known}
+    return command_of(module, experiment, {**values, "name": None, **changes})
 
 
 def pin_precision() -> None:
