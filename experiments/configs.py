@@ -252,6 +252,13 @@ class Report(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class SideBySide(Config):
+    """Comparisons side by side."""
+
+    out: str = option("table", "Folder that table.md, table.csv and plots are written to.", path=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class PackRows(Config):
     """Rows of tokens on disk."""
 
