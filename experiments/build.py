@@ -121,7 +121,7 @@ def open_template(model: str, chat: str) -> ChatTemplate | None:
     """Opens the chat template that `--chat` asks for. Raises `UserError` for `on` and a folder without one."""
     if chat == OFF:
         return None
-    with waiting("model", f"reading what {model} is"):  # the first time it is unpacked
+    with waiting("model", f"reading what {model} is", after=1.0):  # long the first time, when it is unpacked; nothing afterwards
         template = hub.chat_template(model)
     if template is None and chat == ON:
         raise UserError(f"--chat=on: {model} has no chat template (chat_template.jinja, or in tokenizer_config.json); leave --chat out")
@@ -179,7 +179,7 @@ def use_compilation_cache() -> None:
 
 def describe_decoder(config: ModelConfig) -> Decoder:
     """Opens the model without its weights. Raises `UserError` for a model that writes no text."""
-    with waiting("model", f"reading what {config.model} is"):  # the first time it is unpacked
+    with waiting("model", f"reading what {config.model} is", after=1.0):
         model = hub.describe_decoder(config.model, dtype=DTYPES[config.dtype])
     return dataclasses.replace(model, attention=config.attention)
 
