@@ -219,7 +219,8 @@ def open_lab(
     _ = model.config.text_end  # refused before weights are loaded: every method ends its replies
     placed = open_mesh(mesh, model, settings.train, label="model")
     params: Any = abstract_params(config, model)
-    check_texts(corpus, tokenizer, model.config.vocab_size)
+    with waiting("model", "checking the corpus against its vocabulary", after=5.0):
+        check_texts(corpus, tokenizer, model.config.vocab_size)
     abstract = shard(params, shardings(model.axes(), params, placed)) if trains else lay_out(model, params, placed)
     return Lab(
         model=model,

@@ -90,7 +90,10 @@ def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: La
         return []
     missed = {p.id for p in predictions if not p.correct and not set(p.passages).isdisjoint(p.gold_passages)}
     questions = [q for q in lab.corpus.questions if q.id in missed]
-    return Oracle(lab, "oracle", method.weights).answer(questions) if questions else []
+    if not questions:
+        return []
+    with Progress(method.name, len(questions), unit="question") as bar:
+        return Oracle(lab, "oracle", method.weights).answer(questions, lambda n: bar.advance(n, "missed ones, from the gold passage alone"))
 
 
 def clear_finished(run: Run) -> None:

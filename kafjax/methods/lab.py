@@ -17,7 +17,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
-from kafjax.core.progress import Advance, unshown
+from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import write_json
 from kafjax.core.schema import Amount, Count, read
@@ -86,7 +86,8 @@ class Lab:
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        model, params = hub.load(self.embedder_name)
+        with waiting("model", f"loading {self.embedder_name}", after=5.0):
+            model, params = hub.load(self.embedder_name)
         if not isinstance(model, Encoder):
             raise UserError(f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)")
         return Embedder(model, params, hub.tokenizer(self.embedder_name))
