@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import build
+from experiments import build, configs
 from experiments.compiling import compiling
 from experiments.configs import AblateDepth
 from kafjax import hub
@@ -98,7 +98,10 @@ def run(config: AblateDepth) -> dict[str, Any]:
     results = _write_results(run, lab, method, questions, depths, answers, alone)
     print(f"\n{table.render(all_tables(results), results['notes'])}")
     print(f"Look at {run.path}/depth.png, or at {run.path}/predictions.jsonl for every answer.")
-    print(f"Next: --k={results['best']} is the best depth here; compare retrieval at that depth with training: experiments.compare")
+    methods = tuple(dict.fromkeys((config.method, "lora", "full")))
+    print(f"Next: --k={results['best']} is the best depth here; compare retrieval at that depth with training:")
+    values = {"k": results["best"], "methods": methods, "latency_queries": None}
+    print(build.next_command("experiments.compare", configs.Compare, config, **values))
     return results
 
 

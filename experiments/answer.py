@@ -2,13 +2,14 @@
 
     python -m experiments.answer --question="Where was Mira Toll born?"          retrieval (rag) over invented biographies
     python -m experiments.answer --corpus=DIR                                    your own documents, question after question
+    python -m experiments.answer --index=INDEX                                   an index of experiments.build_index: no corpus is read
     python -m experiments.answer --run=runs/NAME --method=lora+rag               with what a comparison has trained and indexed
     python -m experiments.answer --run=runs/NAME                                 with what experiments.finetune has trained
 
 Shows the answer, the passages that were in the prompt with their files and lines, the tokens and where the time went. Methods are
-those of experiments.compare; an index is built on first use, training is not started here. With --run model, corpus and settings are
-the run's; only --k, --retriever, --reranker, --candidates, --max_new_tokens and --hyde_tokens may differ. Without --question, questions
-are read line by line; an empty line or Ctrl-D ends.
+those of experiments.compare. An index is built on first use; a file that is added or changed later is embedded alone. Training is not
+started here. With --run model, corpus and settings are the run's; only --k, --retriever, --reranker, --candidates, --index,
+--max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by line; an empty line or Ctrl-D ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import difflib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,19 @@ from experiments import build, configs
 from experiments.compiling import compiling
 from kafjax.core.config import changed, command_of, given, leaves, read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
-from kafjax.core.records import Corpus, Prediction, Question
+from kafjax.core.records import Corpus, Passage, Prediction, Question
 from kafjax.core.rundir import Run, find_run, open_run, read_object
 from kafjax.core.text import visible
-from kafjax.corpus import open_corpus
+from kafjax.corpus import CorpusConfig, open_corpus
 from kafjax.generation.config import LONGEST_LIMIT, SHORTEST_LIMIT
 from kafjax.methods import Method, open_method, parts
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.trained import Trained
 
 # What may differ from the run that is asked: it changes the asking, not what was learned.
-_ASKING = ("k", "retriever", "reranker", "candidates", "max_new_tokens", "hyde_tokens", "batch", "method", "mesh")
+_ASKING = ("k", "retriever", "reranker", "candidates", "max_new_tokens", "hyde_tokens", "batch", "method", "mesh", "index")
+_OF_AN_INDEX = ("base", "rag", "hyde")
+"""Methods that need no more than passages."""
 
 
 def run(config: configs.Answer) -> None:
@@ -51,7 +55,7 @@ def run(config: configs.Answer) -> None:
     # Nobody asks alone for a short reply: models stop by themselves.
     config = changed(config, max_new_tokens=config.settings.generation.max_new_tokens or LONGEST_LIMIT)
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
-    corpus = open_corpus(config.corpus, settings.seed, needs_questions=False)
+    corpus = _open_corpus(config)
     template = build.open_template(config.model.model, config.model.chat)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     stored = _stored(Path(config.run)) if config.run else {}
@@ -62,13 +66,17 @@ def run(config: configs.Answer) -> None:
             raise UserError(f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run")
         if stored.get(build.CHAT_TEMPLATE) != also.get(build.CHAT_TEMPLATE):
             raise UserError(f"the chat template of {config.model.model} has changed since {folder.path} was asked by it; start a new run")
+    elif config.index:
+        folder = Run(Path(config.index))  # nothing is written
     else:
+        # Whatever documents hold: where they change, their index changes with them.
+        also.pop(build.CORPUS_HASH, None)
         folder = find_run(Path(config.runs), None, indexed, prefix="answer", also=also)
-    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, template, trains=False)
+    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, template, trains=False, index=config.index)
     method = open_method(lab, config.method)
     _check_trained(config, method, folder, stored)
     method.check()
-    if not config.run:
+    if not (config.run or config.index):
         opened = open_run(Path(config.runs), None, indexed, prefix="answer", also=also)
         opened.close()  # others may ask, too: nothing more is written but an index
     method.learn()
@@ -76,6 +84,18 @@ def run(config: configs.Answer) -> None:
         _ask(method, corpus, config.question)
     else:
         _converse(method, corpus)
+
+
+def _open_corpus(config: configs.Answer) -> Corpus:
+    """Opens the documents; none for an index, which is all that its methods need."""
+    if config.run or not config.index:
+        return open_corpus(config.corpus, config.settings.seed, needs_questions=False)
+    if config.method not in _OF_AN_INDEX:
+        others = ", ".join(_OF_AN_INDEX)
+        raise UserError(f"--method={config.method} needs more than the passages of --index; it goes with {others}, or with --run")
+    if config.corpus != CorpusConfig():
+        raise UserError("--index holds the passages: leave --corpus and its settings out, or leave --index out")
+    return Corpus(name=config.index, documents=(), passages=(), training_questions=(), questions=())
 
 
 def _without_asking(config: configs.Answer) -> configs.Answer:
@@ -115,7 +135,7 @@ def _check_trained(config: configs.Answer, method: Method, folder: Run, stored: 
     if method.is_trained:
         return
     values = {**record(config), **read_record(configs.Compare, {k: stored[k] for k in ("latency_queries",) if k in stored}, folder.path)}
-    values["methods"] = (weights.name,)
+    values |= {"methods": (weights.name,), "max_new_tokens": stored.get("max_new_tokens")}  # not the limit of a question asked alone
     then = "ask with --run=runs/NAME"
     if stored and "method" not in stored:
         values |= {"runs": str(folder.path.parent), "name": folder.path.name}
@@ -147,7 +167,9 @@ def _ask(method: Method, corpus: Corpus, text: str) -> None:
         began = time.perf_counter()
         (prediction,) = method.answer([question])
         seconds = time.perf_counter() - began
-    _show(prediction, corpus, seconds, sum(compiled))
+    by_id = {passage.id: passage for passage in corpus.passages}
+    found = [by_id[id] if id in by_id else method.lab.store.passage(id) for id in prediction.passages]
+    _show(prediction, found, seconds, sum(compiled))
 
 
 def _question(method: Method, corpus: Corpus, text: str) -> Question:
@@ -163,17 +185,16 @@ def _question(method: Method, corpus: Corpus, text: str) -> Question:
     return question
 
 
-def _show(prediction: Prediction, corpus: Corpus, seconds: float, compiling: float) -> None:
+def _show(prediction: Prediction, passages: Sequence[Passage], seconds: float, compiling: float) -> None:
     print(f"answer    {visible(prediction.answer)}")
     if prediction.cut:
         print(f"          cut at {prediction.output_tokens} tokens; --max_new_tokens allows more")
     if prediction.answers:
         print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
-    by_id = {passage.id: passage for passage in corpus.passages}
-    for rank, id in enumerate(prediction.passages, 1):
-        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(id)}] {visible(by_id[id].text)}")
-        if (source := by_id[id].source) is not None:
-            print(f"{'':13}from {visible(str(source))}")
+    for rank, passage in enumerate(passages, 1):
+        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(passage.id)}] {visible(passage.text)}")
+        if passage.source is not None:
+            print(f"{'':13}from {visible(str(passage.source))}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
     print(f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}")
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in prediction.seconds.items())

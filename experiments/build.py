@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +18,9 @@ from tokenizers import Tokenizer
 from experiments.configs import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import trees
-from kafjax.core.config import Config, changed, config_hash, define, from_flags, read_record
+from kafjax.core.config import Config, changed, command_of, config_hash, define, from_flags, leaves, read_record
 from kafjax.core.errors import UserError, run_main
+from kafjax.core.help import help_text
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, read_object
@@ -60,9 +62,23 @@ def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mappi
             values |= read_record(experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE})
         run(from_flags(experiment, values))
 
+    if not {"--help", "-help", "-?"}.isdisjoint(sys.argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{help_text(experiment)}", end="")
+        return
     define(experiment)
     pin_precision()
     run_main(main)
+
+
+def next_command(module: str, experiment: type[Config], config: Config, **changes: Any) -> str:
+    """Writes the command line of an experiment with every setting of `config` that it knows, but for a name, which would be taken.
+
+    Args:
+      changes: values by flag that differ from those of `config`; None leaves one at its default.
+    """
+    known = {leaf.flag for leaf in leaves(experiment())}
+    values = {leaf.flag: leaf.of(config) for leaf in leaves(config) if leaf.flag in known}
+    return command_of(module, experiment, {**values, "name": None, **changes})
 
 
 def pin_precision() -> None:
@@ -105,7 +121,7 @@ def open_template(model: str, chat: str) -> ChatTemplate | None:
     """Opens the chat template that `--chat` asks for. Raises `UserError` for `on` and a folder without one."""
     if chat == OFF:
         return None
-    with waiting("model", f"reading what {model} is"):  # the first time it is unpacked
+    with waiting("model", f"reading what {model} is", after=1.0):  # long the first time, when it is unpacked; nothing afterwards
         template = hub.chat_template(model)
     if template is None and chat == ON:
         raise UserError(f"--chat=on: {model} has no chat template (chat_template.jinja, or in tokenizer_config.json); leave --chat out")
@@ -165,7 +181,7 @@ def use_compilation_cache() -> None:
 
 def describe_decoder(config: ModelConfig) -> Decoder:
     """Opens the model without its weights. Raises `UserError` for a model that writes no text."""
-    with waiting("model", f"reading what {config.model} is"):  # the first time it is unpacked
+    with waiting("model", f"reading what {config.model} is", after=1.0):
         model = hub.describe_decoder(config.model, dtype=DTYPES[config.dtype])
     return dataclasses.replace(model, attention=config.attention)
 
@@ -184,19 +200,29 @@ def load_weights(config: ModelConfig, abstract: trees.Tree) -> trees.Tree:
 
 
 def open_lab(
-    config: ModelConfig, settings: Settings, mesh: str, run: Run, corpus: Corpus, template: ChatTemplate | None, *, trains: bool
+    config: ModelConfig,
+    settings: Settings,
+    mesh: str,
+    run: Run,
+    corpus: Corpus,
+    template: ChatTemplate | None,
+    *,
+    trains: bool,
+    index: str | None = None,
 ) -> Lab:
     """Loads the language model and lays everything out for the methods.
 
     Args:
       trains: whether weights are trained, so that they are kept in float32. Else they lie as they are computed with: in --dtype.
+      index: folder of an index that is there, searched instead of one of the run's own.
     """
     tokenizer = hub.tokenizer(config.model)
     model, prompts = asked_through(template, describe_decoder(config), tokenizer)
     _ = model.config.text_end  # refused before weights are loaded: every method ends its replies
     placed = open_mesh(mesh, model, settings.train, label="model")
     params: Any = abstract_params(config, model)
-    check_texts(corpus, tokenizer, model.config.vocab_size)
+    with waiting("model", "checking the corpus against its vocabulary", after=5.0):
+        check_texts(corpus, tokenizer, model.config.vocab_size)
     abstract = shard(params, shardings(model.axes(), params, placed)) if trains else lay_out(model, params, placed)
     return Lab(
         model=model,
@@ -209,4 +235,5 @@ def open_lab(
         log=run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
         prompts=suited(prompts, asked_of(corpus)),
+        index=None if index is None else Path(index),
     )

@@ -61,7 +61,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
     where = {"prefix": config.profile, "also": also}
     root = Path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
-    lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True)
+    lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True, index=config.index)
     for name in names:
         open_method(lab, name).check()
     folder = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind
@@ -88,7 +88,10 @@ def run(config: configs.Compare) -> dict[str, Any]:
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
     print(f"Look at {folder.path}/report.html, or at {folder.path}/predictions.jsonl for every answer.")
-    print(f"Next: change one thing, say --replay=0.5 or --k=1, beside --config={folder.path}/config.json, and compare the tables.")
+    # Values of a profile are spelled out, so that none given beside it is lost.
+    one_thing = {"replay": 0.5} if forecasts else {"k": max(1, config.settings.retrieval.k // 2)}
+    print("Next: change one thing, and put the tables side by side:")
+    print(build.next_command("experiments.compare", configs.Compare, config, profile="default", **one_thing))
     return results
 
 

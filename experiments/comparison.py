@@ -12,11 +12,12 @@ from kafjax.core.progress import Progress, say
 from kafjax.core.records import Prediction, Question
 from kafjax.core.rundir import Run, read_jsonl, read_object, write_atomic, write_json, write_jsonl
 from kafjax.core.schema import read, read_rows
+from kafjax.corpus import is_dealt
 from kafjax.evaluation import comparison_tables, figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
 from kafjax.evaluation.report import write_report
-from kafjax.evaluation.results import RETENTION, Arm, collect
-from kafjax.methods import Lab, Method, open_method
+from kafjax.evaluation.results import RETENTION, Arm, as_one_split, collect
+from kafjax.methods import BASE, Lab, Method, open_method, parts
 from kafjax.methods.oracle import Oracle
 from kafjax.training import discard_checkpoints
 from kafjax.training.memory import PeakMemory
@@ -89,7 +90,10 @@ def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: La
         return []
     missed = {p.id for p in predictions if not p.correct and not set(p.passages).isdisjoint(p.gold_passages)}
     questions = [q for q in lab.corpus.questions if q.id in missed]
-    return Oracle(lab, "oracle", method.weights).answer(questions) if questions else []
+    if not questions:
+        return []
+    with Progress(method.name, len(questions), unit="question") as bar:
+        return Oracle(lab, "oracle", method.weights).answer(questions, lambda n: bar.advance(n, "missed ones, from the gold passage alone"))
 
 
 def clear_finished(run: Run) -> None:
@@ -147,6 +151,8 @@ def write_results(
     config = read_object(run.file("config.json"))
     pending = [name for name in names if name not in arms]
     arms = {name: arms[name] for name in names if name in arms}
+    if all(parts(name)[0] == BASE for name in names) and is_dealt(lab.corpus):
+        arms = as_one_split(arms)
     results = collect(arms, config=config, environment=environment, pending=pending)
     write_json(run.file("results.json"), results)
     write_atomic(run.file("table.md"), table.render(comparison_tables.all_tables(results), comparison_tables.footer(results)))

@@ -44,6 +44,10 @@ def _budget() -> str | None:
     )
 
 
+def _index(help: str) -> str | None:
+    return option(None, help, path=True, added=True)
+
+
 def _chat() -> str:
     """Declares `--chat`. What it comes to is part of a run's identity as the template's fingerprint (`build.CHAT_TEMPLATE`)."""
     return option(
@@ -127,6 +131,7 @@ class Compare(Config):
         identity=False,
     )
     latency_queries: int = option(12, "Queries asked one at a time to measure the latency.", least=0, most=10**6)
+    index: str | None = _index("Folder of experiments.build_index with the passages of --corpus: searched instead of embedding them again.")
     budget: str | None = _budget()
     run: RunConfig = nested(RunConfig())
 
@@ -140,6 +145,7 @@ class Answer(Config):
     settings: Settings = nested(Settings())
     mesh: str = option("auto", MESH, identity=False)
     method: str = option("rag", "Source of the model's knowledge: one of the methods of experiments.compare.", record=False)
+    index: str | None = _index("Folder of experiments.build_index, for base, rag and hyde. It holds the passages: no corpus is read.")
     question: str | None = option(None, "The question; without it, questions are read from the terminal.", record=False)
     run: str | None = option(
         None, "Folder of a run of experiments.compare or experiments.finetune whose work is used.", record=False, path=True
@@ -243,6 +249,13 @@ class Report(Config):
     )
     margin: float = option(0.05, "Differences within so much count as equal, if shown by two one-sided tests.", above=0, below=1)
     out: str = option("report", "Folder that the report is written to.", path=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBySide(Config):
+    """Comparisons side by side."""
+
+    out: str = option("table", "Folder that table.md, table.csv and plots are written to.", path=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ import jax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from experiments import build, planning
+from experiments import build, configs, planning
 from experiments.configs import FLOAT, Finetune
 from kafjax import hub, lora
 from kafjax.core import trees
@@ -118,7 +118,7 @@ def _finetune(config: Finetune) -> None:
             _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
-    _show(run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions, build.suited(prompts, lesson.questions))
+    _show(config, run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions, build.suited(prompts, lesson.questions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,9 @@ def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Me
     return lora.attach(params, shard(adapters, shardings(lora.axes(adapters, model.axes()), adapters, mesh)), spec)
 
 
-def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts) -> None:
+def _show(
+    config: Finetune, run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts
+) -> None:
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
     prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in shown]
     replies = generator.generate(params, prompts, Sampling(max_new_tokens=12))
@@ -203,7 +205,10 @@ def _show(run: Run, generator: Generator, params: trees.Tree, questions: Sequenc
         print(f"\n  {asked}\n    model:  {said}\n    answer: {known}")
     print(f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr.")
     print(f"Next: ask it more with python -m experiments.answer --run={run.path},")
-    print("or see what training buys, costs and forgets beside retrieval with python -m experiments.compare.")
+    if config.rows is None:
+        values = {"methods": ("base", "rag", config.method), f"lr_{config.method}": config.lr}
+        print("or see what training buys, costs and forgets beside retrieval:")
+        print(build.next_command("experiments.compare", configs.Compare, config, budget=None, **values))
 
 
 def main() -> None:

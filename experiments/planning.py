@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from experiments.configs import Compare
 from kafjax.core.config import Config, changed, leaves
-from kafjax.core.progress import say
+from kafjax.core.progress import say, waiting
 from kafjax.core.records import Corpus
 from kafjax.corpus import CorpusConfig
 from kafjax.lora.spec import VARIANTS, Spec
@@ -36,7 +36,8 @@ def of_weights(
     weights = [name for name in dict.fromkeys(parts(name)[0] for name in names) if name != BASE]
     if not weights:
         return {}
-    variants = training_examples(corpus, tokenizer, settings, model.config.text_end, prompts)
+    with waiting("compare", "packing what is trained on", after=5.0):
+        variants = training_examples(corpus, tokenizer, settings, model.config.text_end, prompts)
     mesh = make_mesh()
     rate = matmul_rate(model.dtype, mesh)
 

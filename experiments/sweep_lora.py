@@ -31,7 +31,6 @@ from experiments.sweep_grid import grid
 from experiments.sweep_lanes import BASE, TrainedLane, answer_missing, train_missing
 from kafjax import hub
 from kafjax.core import rundir
-from kafjax.core.config import command_of, record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.records import Corpus, Prediction, Question
@@ -64,7 +63,8 @@ def run(config: SweepLora) -> dict[str, Any] | None:
         for lane in lanes:
             spec = lane.spec
             print(f"{lane.name}: rank {spec.rank}, alpha {spec.alpha:g}, rate {lane.learning_rate:g}, seed {lane.seed}, {spec.targets}")
-        print(f"{len(lanes)} lanes. Next: the same command without --dry_run trains them.")
+        command = build.next_command("experiments.sweep_lora", SweepLora, config, dry_run=False, name=config.run.name)
+        print(f"{len(lanes)} lanes. Next: {command}")
         return None
     # All that can be refused is refused before anything is on disk.
     mesh = make_mesh(config.mesh)
@@ -97,10 +97,10 @@ def run(config: SweepLora) -> dict[str, Any] | None:
         print("Next: every lane diverged; try lower --lrs.")
         return results
     best = winner["settings"]
-    values = {**record(config), "rank": best["rank"], "alpha": best["alpha"], "lr_lora": best["learning rate"]}
-    values["targets"] = best.get("targets", config.targets[0])
+    values = {"rank": best["rank"], "alpha": best["alpha"], "lr_lora": best["learning rate"]}
+    values |= {"targets": best.get("targets", config.targets[0]), "mesh": None}  # lanes are an axis that only a sweep has
     print("Next: see the best cell beside retrieval and full fine-tuning, and what it forgets:")
-    print(command_of("experiments.compare", configs.Compare, values))
+    print(build.next_command("experiments.compare", configs.Compare, config, **values))
     return results
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import build
-from experiments.configs import PackRows
+from experiments.configs import Finetune, PackRows
 from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress
@@ -44,7 +44,7 @@ def run(config: PackRows) -> None:
         about = write_rows(Path(config.out), longest_first(examples()), config.seq_len, **source)
     told = f"{about.rows} rows of {about.seq_len} tokens, {100 * about.padding:.2f}% of them padding"
     print(f"{config.out}: {told}; {len(corpus.questions)} questions to ask afterwards")
-    print(f"Next: python -m experiments.finetune --rows={config.out} --seq_len={about.seq_len} --model={config.model}")
+    print(f"Next: {build.next_command('experiments.finetune', Finetune, config, rows=config.out, seq_len=about.seq_len)}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""CPU seconds of each test file: measured with `--write-seconds`, kept in seconds.json, used to start long files first and to leave them out.
+"""CPU seconds of each test file, measured with `--write-seconds` and kept in seconds.json: long files start first, or are left out.
 
 Wall time depends on what else runs, so CPU seconds are counted, those of processes that tests start included. A file pays for the
 fixtures of its directory if it is the first to use them.

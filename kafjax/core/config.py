@@ -42,6 +42,8 @@ from kafjax.core.text import shortened
 MOST_WHOLE = 2**31 - 1
 """Highest whole number of a field that sets no lower limit itself: arrays are counted in 32 bits."""
 
+CONFIG = "config.json of an earlier run to repeat; flags given beside it win."
+
 _OPTION, _NESTED = "option", "nested"
 C = TypeVar("C", bound="Config")
 
@@ -159,7 +161,7 @@ def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> 
     """Defines the flags of an experiment, and `--config`, which reads a record."""
     module: dict[str, Any] = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
     for leaf in leaves(experiment()):
-        text = _help(leaf)
+        text = explained(leaf)
         kind = _kind(leaf.hint)
         if kind is bool:
             flags.DEFINE_boolean(leaf.flag, leaf.default, text, **module)
@@ -173,7 +175,7 @@ def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> 
             flags.DEFINE_multi_string(leaf.flag, _as_texts(leaf.default), text, **module)
         else:
             flags.DEFINE_list(leaf.flag, None if leaf.default is None else _as_texts(leaf.default), text, **module)
-    flags.DEFINE_string("config", None, "config.json of an earlier run to repeat; flags given beside it win.", **module)
+    flags.DEFINE_string("config", None, CONFIG, **module)
 
 
 def from_flags(experiment: type[C], base: Mapping[str, Any] | None = None, values: flags.FlagValues = flags.FLAGS) -> C:
@@ -282,7 +284,8 @@ def arguments_of(experiment: type[Config], values: Mapping[str, Any]) -> list[st
     return words
 
 
-def _help(leaf: Leaf) -> str:
+def explained(leaf: Leaf) -> str:
+    """Returns the help of a flag, with its choices and bounds."""
     about = leaf.about
     bounds = [
         f"{word} {bound:g}"
@@ -292,6 +295,13 @@ def _help(leaf: Leaf) -> str:
     choices = [f"one of {', '.join(map(str, about.choices))}"] if about.choices else []
     ends = ", ".join([*choices, *bounds])
     return f"{about.help.rstrip('.')} ({ends})." if ends else about.help
+
+
+def default_text(leaf: Leaf) -> str:
+    """Returns the default of a flag as the command line would say it, "" for none."""
+    if leaf.default is None:
+        return ""
+    return ",".join(_as_texts(leaf.default)) if _is_collection(leaf.hint) else _text(leaf.default)
 
 
 def _kind(hint: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -96,11 +97,13 @@ class Progress:
 
 
 @contextlib.contextmanager
-def waiting(label: str, what: str) -> Generator[None]:
-    """Prints that `what` is being waited for, at once and every ten seconds until the block ends."""
-    say(label, f"{what} ...")
+def waiting(label: str, what: str, after: float = 0.0) -> Generator[None]:
+    """Prints that `what` is being waited for, once `after` seconds have passed and every ten seconds then, until the block ends."""
     began = time.monotonic()
-    with _repeating(lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: LINE_SECONDS):
+    if not after:
+        say(label, f"{what} ...")
+    pauses = itertools.chain([after or LINE_SECONDS], itertools.repeat(LINE_SECONDS))
+    with _repeating(lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: next(pauses)):
         yield
 
 

@@ -4,7 +4,7 @@ from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capitals, factbook, prose
-from kafjax.corpus.folder import load_folder, load_passages, load_questions, save_folder, save_questions, stream_folder
+from kafjax.corpus.folder import is_dealt, load_folder, load_passages, load_questions, save_folder, save_questions, stream_folder
 from kafjax.corpus.load import CorpusStream, load, open_corpus, stream_corpus
 from kafjax.corpus.sentences import sentences
 
@@ -17,6 +17,7 @@ __all__ = [
     "chunk",
     "control",
     "factbook",
+    "is_dealt",
     "load",
     "load_folder",
     "load_passages",

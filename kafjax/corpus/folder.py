@@ -278,6 +278,14 @@ def deal(question: Question) -> list[Question]:
     return [as_split("train", "/train"), as_split("seen")]
 
 
+def is_dealt(corpus: Corpus) -> bool:
+    """True if the questions of a corpus take part as `deal` deals them: their file says nothing of splits."""
+    as_dealt = [one for question in corpus.questions for one in deal(question)]
+    asked = [question for question in as_dealt if question.split != "train"]
+    trained = {question.id for question in as_dealt if question.split == "train"}
+    return asked == list(corpus.questions) and trained == {question.id for question in corpus.training_questions}
+
+
 def _answers(place: str, values: dict[str, Any]) -> tuple[str, ...]:
     answers = rows.strings(place, values, "golden_answers")
     choices = values.get("choices")

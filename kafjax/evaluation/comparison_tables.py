@@ -7,7 +7,7 @@ from typing import Any
 
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
-from kafjax.evaluation.results import ALPHA, MARGIN, RETENTION, headline, splits_of
+from kafjax.evaluation.results import ALL, ALPHA, MARGIN, RETENTION, headline, splits_of
 from kafjax.evaluation.table import NONE, PENDING, Table, number, percent, ratio
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
@@ -38,6 +38,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         "untrained": "untrained (the headline): subjects of which only documents were trained, no questions",
         "paraphrase": "paraphrase: facts whose questions were trained, in unseen wording",
         "seen": "seen: trained questions asked again",
+        ALL: "all (the headline): every question about the documents; nothing is trained, so none is set apart",
         RETENTION: "retention: other facts, which the base model knows",
     }
     notes = [

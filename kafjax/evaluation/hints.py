@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kafjax.evaluation.error_budget import DISTRACTOR_HARM, RETRIEVAL_MISS
-from kafjax.evaluation.results import BASE, HEADLINE, KNOWLEDGE, ORACLE, PARAPHRASE, RETENTION, SEEN, headline, splits_of
+from kafjax.evaluation.results import BASE, HEADLINE, ORACLE, PARAPHRASE, RETENTION, SEEN, headline, splits_of
 
 
 def hints(results: Mapping[str, Any]) -> list[str]:
@@ -14,12 +14,12 @@ def hints(results: Mapping[str, Any]) -> list[str]:
     methods = results["methods"]
     qualities = {name: method["quality"] for name, method in methods.items()}
     trained = {name for name, method in methods.items() if method["cost"]["trainable_parameters"]}
-    split = headline(splits_of(results))
-    return [*_experiment(qualities, split), *_training(qualities, trained), *_retrieval(results["error_budget"])]
+    splits = [split for split in splits_of(results) if split != RETENTION]
+    return [*_experiment(qualities, splits), *_training(qualities, trained), *_retrieval(results["error_budget"])]
 
 
-def _experiment(qualities: Mapping[str, Any], split: str | None) -> list[str]:
-    found = []
+def _experiment(qualities: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    found, split = [], headline(splits)
     knows = qualities.get(BASE, {}).get(split)
     if knows and knows["low"] is not None and knows["low"] > 0.05:
         found.append(
@@ -33,13 +33,14 @@ def _experiment(qualities: Mapping[str, Any], split: str | None) -> list[str]:
             "the prompt or the model limits retrieval, not the index."
         )
     widths = [
-        interval["high"] - interval["low"]
+        (interval["high"] - interval["low"], split)
         for quality in qualities.values()
-        for split in KNOWLEDGE
+        for split in splits
         if (interval := quality.get(split)) and interval["n"]
     ]
-    if widths and max(widths) > 0.2:
-        found.append(f"The widest interval spans {100 * max(widths):.0f} points: ask more questions before trusting small differences.")
+    width, widest = max(widths, default=(0.0, ""))
+    if width > 0.2:
+        found.append(f"The widest interval, on {widest}, spans {100 * width:.0f} points: ask more before trusting small differences.")
     return found
 
 

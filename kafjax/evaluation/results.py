@@ -29,6 +29,8 @@ ORACLE = "oracle"
 RETENTION = "retention"
 HEADLINE = "untrained"
 PARAPHRASE, SEEN = "paraphrase", "seen"
+ALL = "all"
+"""All questions of a corpus that sets none apart, in a run that trains nothing: see `as_one_split`."""
 KNOWLEDGE = (HEADLINE, PARAPHRASE, SEEN)
 MARGIN = 0.05  # differences in accuracy below 5 points count as equal
 ALPHA = 0.05
@@ -69,6 +71,16 @@ def splits_of(results: Mapping[str, Any]) -> list[str]:
     """Lists the splits that have scores in results.json, in the order of `ordered`."""
     keys = dict.fromkeys(key for method in results["methods"].values() for key in method["quality"])
     return ordered([key.removesuffix("_exact_match") for key in keys if key.endswith("_exact_match")])
+
+
+def as_one_split(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """Puts the knowledge questions of all arms into the split `ALL`: where nothing was trained, `seen` and `untrained` mean the same."""
+
+    def whole(arm: Arm) -> Arm:
+        predictions = [p if p.split == RETENTION else dataclasses.replace(p, split=ALL) for p in arm.predictions]
+        return dataclasses.replace(arm, predictions=predictions)
+
+    return {name: whole(arm) for name, arm in arms.items()}
 
 
 def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:

@@ -17,7 +17,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
-from kafjax.core.progress import Advance, unshown
+from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import write_json
 from kafjax.core.schema import Amount, Count, read
@@ -28,7 +28,7 @@ from kafjax.models import Decoder, Encoder
 from kafjax.prompts import prompt
 from kafjax.prompts.prompt import Prompts
 from kafjax.retrieval.embed import Embedder
-from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, check_kind, open_retriever
+from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, changes, check_kind, embed_passages, open_retriever
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.store import Store
@@ -58,6 +58,7 @@ class Lab:
       folder: keeps trained weights, adapters and the index, for a run that is resumed.
       log: takes rows for `metrics.jsonl`.
       progress: `progress(label, total)` gives a context manager with `advance(n)`, a progress bar.
+      index: a store that was made elsewhere. It is searched instead of one in `folder`, and never changed.
       prompts: how the model is asked, in training and in answering: as plain text, or as turns of a chat.
     """
 
@@ -71,6 +72,7 @@ class Lab:
     log: Callable[..., None]
     progress: Callable[[str, int], Any]
     prompts: Prompts = prompt
+    index: Path | None = None
 
     @property
     def embedder_name(self) -> str:
@@ -84,20 +86,55 @@ class Lab:
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        model, params = hub.load(self.embedder_name)
+        with waiting("model", f"loading {self.embedder_name}", after=5.0):
+            model, params = hub.load(self.embedder_name)
         if not isinstance(model, Encoder):
             raise UserError(f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)")
         return Embedder(model, params, hub.tokenizer(self.embedder_name))
 
     @functools.cached_property
     def store(self) -> Store:
-        """The index over the corpus's passages, built once or loaded from the folder."""
+        """The passages and their index: `index`, or one in the folder, built once and from then on brought up to the corpus."""
+        if self.index is not None:
+            return self._open_given(self.index)
         path = self.folder / "index"
         if not (path / "built.json").exists():
             with hold(path):
                 if not (path / "built.json").exists():
                     return self._build_store(path)
-        return Store.load(path / "store", None if self.settings.retrieval.retriever == LEXICAL else self.embedder.fingerprint)
+        store = Store.load(path / "store", self._encoder)
+        if not any(changes(store, self.corpus.passages)):
+            return store
+        with hold(path):
+            return self._update_store(path / "store", has_vectors=store.index is not None)
+
+    @property
+    def _encoder(self) -> str | None:
+        """Fingerprint of the encoder of queries; None where words alone are searched."""
+        return None if self.settings.retrieval.retriever == LEXICAL else self.embedder.fingerprint
+
+    def _open_given(self, path: Path) -> Store:
+        store, engine = Store.load(path, self._encoder), self.settings.retrieval.engine
+        if store.index is not None and engine not in ("auto", store.index.engine):
+            raise UserError(f"--engine={engine}: --index={path} is of engine {store.index.engine}; leave --engine out")
+        if self.corpus.passages:
+            gone, new = changes(store, self.corpus.passages)
+            if differing := [*gone, *(passage.id for passage in new)]:
+                told = f"{len(differing)} differ, such as '{min(differing)}'"
+                raise UserError(f"--index={path} does not hold the passages of {self.corpus.name}: {told}; build it again, or leave it out")
+        return store
+
+    def _update_store(self, path: Path, *, has_vectors: bool) -> Store:
+        """Embeds what the corpus has that the store has not, and saves that beside it; `built.json` stays the bill of the first build."""
+        store = Store.load(path, self.embedder.fingerprint if has_vectors else None)
+        gone, new = changes(store, self.corpus.passages)
+        with self.progress("indexing new passages", len(new)) as bar:
+            vectors = embed_passages(self.embedder, new, bar.advance) if has_vectors and new else None
+        store.delete(gone)
+        if new:
+            store.upsert(new, vectors)
+        store.save(path)
+        return store
 
     def _build_store(self, path: Path) -> Store:
         passages, config = self.corpus.passages, self.settings.retrieval
@@ -135,17 +172,29 @@ class Lab:
         if self.settings.retrieval.retriever != LEXICAL:
             _ = self.embedder
         _ = self.scorer
+        if self.index is not None:
+            _ = self.retriever
 
     @property
     def retriever_note(self) -> str:
         """A name of the retriever, in words."""
         config, dense = self.settings.retrieval, f"{self.embedder_name} + {self.index_record.engine}"
         found = {LEXICAL: "BM25", HYBRID: f"{dense} and BM25, ranks fused"}.get(config.retriever, dense)
-        return found if config.reranker is None else f"{found}, the best of {config.candidates} by {config.reranker}"
+        ranked = "" if config.reranker is None else f", the best of {config.candidates} by {config.reranker}"
+        made = "" if self.index is None else f" in {self.index}, whose seconds and memory are not on this bill"
+        return f"{found}{made}{ranked}"
+
+    @property
+    def store_folder(self) -> Path:
+        """The folder that the passages and their index lie in."""
+        return self.folder / "index" / "store" if self.index is None else self.index
 
     @property
     def index_record(self) -> IndexRecord:
-        """Reads the cost of building the index. Raises `UserError` for a damaged record."""
+        """Reads the cost of building the index. Of one made elsewhere only the FLOPs are known. Raises `UserError` for a damaged record."""
+        if self.index is not None:
+            engine, flops = (LEXICAL, 0.0) if self.store.index is None else (self.store.index.engine, self._embedding_flops())
+            return IndexRecord(seconds=0.0, engine=engine, flops=flops, peak_memory_bytes=0)
         path = self.folder / "index" / "built.json"
         return read(IndexRecord, path, fix=f"delete {path.parent} to build it again")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from kafjax.core import trees
 from kafjax.core.progress import Advance, say, unshown
@@ -121,5 +120,5 @@ class RAG(Reader):
             index_seconds=record.seconds,
             index_flops_formula=record.flops,
             peak_memory_bytes=max(cost.peak_memory_bytes or 0, record.peak_memory_bytes),
-            artifact_bytes=cost.artifact_bytes + size_on_disk(Path(self.lab.folder) / "index" / "store"),
+            artifact_bytes=cost.artifact_bytes + size_on_disk(self.lab.store_folder),
         )

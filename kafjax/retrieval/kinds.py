@@ -55,6 +55,16 @@ def build_store(
     return Store(index, passages, embedder.fingerprint)
 
 
+def changes(store: Store, passages: Sequence[Passage]) -> tuple[list[str], list[Passage]]:
+    """Compares a store with the passages that it should hold. Returns the ids that are gone, and passages that are new or changed.
+
+    The place that a passage was read from is no part of what it is.
+    """
+    wanted, held = {passage.id for passage in passages}, set(store.ids)
+    new = [passage for passage in passages if passage.id not in held or store.passage(passage.id) != passage]
+    return [id for id in store.ids if id not in wanted], new
+
+
 def embed_passages(embedder: Embedder, passages: Sequence[Passage], advance: Advance = unshown) -> np.ndarray:
     """Embeds the texts of passages, float32 `[N, D]`. Raises `UserError` as `Embedder.embed` does."""
     return embedder.embed_documents([passage.text for passage in passages], advance)

@@ -68,7 +68,11 @@ class Store:
     @property
     def passages(self) -> list[Passage]:
         """All passages."""
-        return [self._passage(id) for id in self._rows.ids]
+        return [self.passage(id) for id in self._rows.ids]
+
+    def passage(self, id: str) -> Passage:
+        """Reads the passage of an id. Raises `KeyError` for an id that is not there, `UserError` for a damaged line."""
+        return self._texts.passage(id, self._rows.number[id])
 
     @property
     def stats(self) -> Stats:
@@ -88,7 +92,7 @@ class Store:
             raise UserError("these passages have no vectors; search them with --retriever=lexical, or build them with --retriever=dense")
         ids, scores_QxK = self.index.search(queries_QxD, k)
         return [
-            [Hit(self._passage(id), score) for id, score in zip(row, scores, strict=True)]
+            [Hit(self.passage(id), score) for id, score in zip(row, scores, strict=True)]
             for row, scores in zip(ids, scores_QxK.tolist(), strict=True)
         ]
 
@@ -193,9 +197,6 @@ class Store:
             path = Path(temporary) / "all"
             segments.save(path, "store", Rows(self.ids), self._write_all, self._write_new, **self._fields())
             return folder.size_on_disk(path) - (path / folder.MANIFEST).stat().st_size
-
-    def _passage(self, id: str) -> Passage:
-        return self._texts.passage(id, self._rows.number[id])
 
     def _drop(self, ids: Sequence[str]) -> None:
         self._rows.delete(ids)

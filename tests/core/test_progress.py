@@ -131,6 +131,16 @@ def test_waiting_says_what_for_until_it_is_over(monkeypatch):
         assert len(log.lines) == n
 
 
+def test_waiting_that_is_soon_over_says_nothing_where_it_may():
+    with contextlib.redirect_stderr(Log()) as log:
+        with waiting("model", "reading", after=30.0):
+            pass
+        assert log.lines == []
+        with waiting("model", "reading", after=0.05):
+            wait_until(lambda: log.lines)
+        assert re.fullmatch(r"model: reading, \d+ s \.\.\.", log.lines[0])
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
 def test_an_exception_passes_and_the_lines_end(monkeypatch, error):
     with contextlib.redirect_stderr(Log()) as log:

@@ -11,8 +11,9 @@ from kafjax.core.records import Prediction
 from kafjax.evaluation import comparison_tables
 from kafjax.evaluation import results as module
 from kafjax.evaluation.cost import Cost
+from kafjax.evaluation.figures import draw_all
 from kafjax.evaluation.hints import hints
-from kafjax.evaluation.results import Arm, collect, summarise
+from kafjax.evaluation.results import Arm, as_one_split, collect, headline, splits_of, summarise
 
 
 def leaves(node, path=()):
@@ -163,3 +164,19 @@ def test_results_without_some_splits_or_texts_can_be_collected():
     assert collected["methods"]["rag"]["quality"]["paraphrase"]["value"] == 0.8
     assert collected["pending"] == ["lora"]
     assert collected["break_even"] == []
+
+
+def test_where_nothing_is_trained_all_questions_are_one_split_with_its_name_everywhere(arms, tmp_path):
+    untrained = {name: dataclasses.replace(arms[name], predictions=arms[name].predictions[::8]) for name in ("base", "rag")}
+    results = collect(as_one_split(untrained), config={}, environment={})
+    n = sum(p.split != "retention" for p in untrained["rag"].predictions)
+    assert splits_of(results) == ["all", "retention"] and headline(splits_of(results)) == "all"
+    assert results["methods"]["rag"]["quality"]["all"]["n"] == n
+    assert {pair["split"] for pair in results["comparisons"]} == {"all"}
+    table = comparison_tables.quality_table(results)
+    assert table.headers[1] == f"all % (n={n})" and any("All (the headline)" in note for note in table.notes)
+    drawn = draw_all(results, tmp_path)
+    assert {"quality_cost", "forgetting", "error_budget", "latency"} == {path.stem for path in drawn.values()}
+    assert any("on all questions" in caption for caption in drawn)
+    few = {name: dataclasses.replace(arm, predictions=arm.predictions[:20]) for name, arm in untrained.items()}
+    assert any("interval, on all," in hint for hint in hints(collect(as_one_split(few), config={}, environment={})))

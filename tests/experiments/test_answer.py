@@ -32,7 +32,7 @@ def run(finished, world):
 
 @pytest.mark.parametrize("method", ["base", "oracle", "rag", "hyde", "lora", "full+rag"])
 def test_answers_as_in_the_comparison(answer, run, method):
-    outcome = answer(f"--run={run}", f"--method={method}", f"--question={QUESTION}")
+    outcome = answer(f"--run={run}", f"--method={method}", f"--question={QUESTION}", "--max_new_tokens=4")
     assert outcome.code == 0, outcome.err
     predictions = [p for p in read_jsonl(run / "predictions.jsonl") if p["method"] == method and p["question"] == QUESTION]
     shown = {line[:10].strip(): line[10:] for line in outcome.out.splitlines() if line[:10].strip()}
@@ -62,7 +62,7 @@ def test_an_index_is_built_once_without_a_run(answer, world, tmp_path):
     assert first.code == second.code == fewer.code == 0, first.err + second.err + fewer.err
     assert first.out.splitlines()[0] == second.out.splitlines()[0]
     (folder,) = tmp_path.iterdir()
-    assert (folder / "artifacts" / "index" / "store" / "passages.jsonl").exists()
+    assert list((folder / "artifacts" / "index" / "store").glob("*/passages.jsonl"))
     assert "indexing passages: 6/6" in first.err and "indexing passages" not in second.err + fewer.err
 
 
@@ -159,3 +159,51 @@ def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, 
         [reply.text for reply in lab.generator.generate(lab.params, prompts, Sampling(max_new_tokens=8))] for lab in (served, kept)
     )
     assert mine == expected
+
+
+def test_an_index_is_all_that_retrieval_needs(answer, build_index, world, tmp_path):
+    index = tmp_path / "index"
+    made = build_index(f"--corpus={world.corpus}", f"--embedder={world.bert}", f"--out={index}", "--engine=exact")
+    assert made.code == 0, made.err
+    ask = [*world.flags(corpus=None, runs=tmp_path / "runs"), f"--index={index}", f"--question={QUESTION}", "--max_new_tokens=4", "--k=2"]
+    found = answer(*ask)
+    assert found.code == 0, found.err
+    with_corpus = answer(*world.flags(runs=tmp_path), "--engine=exact", f"--question={QUESTION}", "--max_new_tokens=4", "--k=2")
+    assert re.findall(r"\d\. \[(\S+)\] (.*)", found.out) == re.findall(r"\d\. \[(\S+)\] (.*)", with_corpus.out) != []
+    assert not (tmp_path / "runs").exists()
+    assert "indexing" not in found.err
+    assert "--method=lora needs more than the passages of --index; it goes with base, rag, hyde" in refused(answer(*ask, "--method=lora"))
+    assert "leave --corpus and its settings out" in refused(answer(*ask, f"--corpus={world.corpus}"))
+    assert "--engine=scann" in refused(answer(*ask, "--engine=scann"))
+    assert "nowhere" in refused(answer(*ask, f"--index={tmp_path / 'nowhere'}"))
+
+
+def test_a_file_that_is_added_is_embedded_alone(answer, world, tmp_path):
+    corpus = tmp_path / "notes"
+    corpus.mkdir()
+    (corpus / "bees.md").write_text("Mira Toll keeps bees.\n")
+    (corpus / "boats.md").write_text("Mira Toll builds boats.\n")
+    ask = [*world.flags(corpus=corpus, runs=tmp_path / "runs"), "--engine=exact", "--max_new_tokens=2"]
+    first = answer(*ask, "--question=Who keeps bees?")
+    assert first.code == 0 and "indexing passages: 2/2" in first.err, first.err
+    (corpus / "clocks.md").write_text("Otto Varn repairs clocks.\n")
+    (corpus / "boats.md").unlink()
+    second = answer(*ask, "--question=Who repairs clocks?")
+    assert second.code == 0 and "indexing new passages: 1/1" in second.err, second.err
+    assert "Otto Varn repairs clocks." in second.out and "boats.md" not in second.out
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    third = answer(*ask, "--question=Who repairs clocks?")
+    assert third.code == 0 and "indexing" not in third.err
+
+
+def test_a_comparison_searches_an_index_that_holds_its_passages(compare, build_index, world, tmp_path):
+    index = tmp_path / "index"
+    made = build_index(f"--corpus={world.corpus}", f"--embedder={world.bert}", f"--out={index}", "--engine=exact")
+    assert made.code == 0, made.err
+    compared = compare(*world.flags(runs=tmp_path / "runs"), *SETTINGS, "--methods=base,rag", f"--index={index}", "--name=given")
+    assert compared.code == 0, compared.err
+    assert "indexing" not in compared.err and "whose seconds and memory are not on this bill" in compared.out
+    grown = [*tiny.documents(), {"id": "new", "contents": "Bees winter in the old mill."}]
+    other = tiny.write_corpus(tmp_path / "other", corpus=grown)
+    line = refused(compare(*world.flags(corpus=other, runs=tmp_path / "runs"), *SETTINGS, "--methods=rag", f"--index={index}"))
+    assert "does not hold the passages of" in line and "1 differ, such as 'new#0'" in line

@@ -235,3 +235,21 @@ def test_changed_documents_do_not_meet_old_results(compare, world, tmp_path):
     (corpus / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = compare(*command)
     assert outcome.code == 2 and "corpus_hash" in outcome.err and "pick another --name" in outcome.err
+
+
+def test_own_questions_without_a_split_are_all_one_where_nothing_is_trained(compare, world, tmp_path):
+    rows = [row for row in tiny.questions() if row["split"] in ("untrained", "train")]
+    asked = [{key: value for key, value in row.items() if key != "split"} for row in rows]
+    corpus = tiny.write_corpus(tmp_path / "own", questions=asked)
+    flags = [*world.flags(corpus=corpus, runs=tmp_path / "runs"), *SETTINGS, "--epochs=1", "--retention=0", "--held_out=0", "--name=own"]
+    outcome = compare(*flags, "--methods=base,rag")
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "runs" / "own"
+    quality = read_json(run / "results.json")["methods"]["rag"]["quality"]
+    assert quality["all"]["n"] == len(asked) and "untrained" not in quality and "seen" not in quality
+    assert f"all % (n={len(asked)})" in outcome.out
+    assert (run / "figures" / "quality_cost.png").exists() and (run / "figures" / "error_budget.png").exists()
+    assert {row["split"] for row in read_jsonl(run / "predictions.jsonl")} == {"all"}
+    with_training = compare(*flags, "--methods=base,lora")  # the same run: base is not asked again
+    assert with_training.code == 0 and "base: finished earlier" in with_training.err, with_training.err
+    assert {"seen", "untrained"} <= read_json(run / "results.json")["methods"]["lora"]["quality"].keys()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 
 import pytest
 from absl import flags
 
-from experiments import compare, configs
+from experiments import build, compare, configs
 from kafjax.core.config import changed, define, from_flags, identity, leaves, read_record
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import find_run
@@ -98,3 +99,21 @@ def test_every_flag_that_takes_a_number_refuses_what_is_none_and_what_cannot_be(
             except (UserError, flags.Error) as error:
                 told = str(error)
             assert leaf.flag in told or leaf.path[-1] in told, (leaf.flag, text[:20], told)
+
+
+def test_the_next_command_carries_every_flag_that_the_other_experiment_knows():
+    def parsed(command, kind):
+        values = flags.FlagValues()
+        define(kind, values)
+        values(shlex.split(command)[2:])
+        return from_flags(kind, values=values)
+
+    given = changed(
+        configs.Compare(), corpus="my documents", runs="elsewhere", name="a", methods=("base", "rag"), seed=3, base="nf4", index="idx", k=4
+    )
+    command = build.next_command("experiments.compare", configs.Compare, given, k=2)
+    assert parsed(command, configs.Compare) == changed(given, k=2, name=None)
+    tuned = changed(configs.Finetune(), corpus="x", runs="elsewhere", rank=4, epochs=3, replay=0.5, chat="off", mesh="fsdp:2", lr=0.1)
+    command = build.next_command("experiments.compare", configs.Compare, tuned, lr_lora=0.1)
+    shared = {"corpus": "x", "runs": "elsewhere", "rank": 4, "epochs": 3, "replay": 0.5, "chat": "off", "mesh": "fsdp:2", "lr_lora": 0.1}
+    assert parsed(command, configs.Compare) == changed(configs.Compare(), **shared)

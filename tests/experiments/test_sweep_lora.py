@@ -52,7 +52,7 @@ def test_writes_lanes_answers_table_and_figures(swept, world):
     assert all((run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("quality", "retention", "loss"))
     command = shlex.split(outcome.out.rstrip().splitlines()[-1])
     assert command[:3] == ["python", "-m", "experiments.compare"]  # with the best cell, and all that the user had set
-    assert {f"--model={world.gemma}", f"--corpus={world.corpus}", "--lr_lora=0.01", "--seq_len=64"} <= {*command}
+    assert {f"--model={world.gemma}", f"--corpus={world.corpus}", "--lr_lora=0.01", "--seq_len=64", f"--runs={run.parent}"} <= {*command}
     assert any(word in command for word in ("--rank=2", "--rank=4"))
 
 
@@ -100,7 +100,9 @@ def test_a_folder_of_another_sweep_is_refused(sweep_lora, world, swept):
 @pytest.mark.multiprocess
 def test_a_dry_run_lists_the_lanes_and_writes_nothing(sweep_lora, world, tmp_path):
     outcome = sweep_lora(*world.flags(runs=tmp_path / "runs", embedder=None), *GRID, "--dry_run")
-    assert outcome.code == 0 and [line.partition(":")[0] for line in outcome.out.splitlines()[:-1]] == NAMES
+    *lanes, last = outcome.out.splitlines()
+    assert outcome.code == 0 and [line.partition(":")[0] for line in lanes] == NAMES
+    assert last.startswith(f"{len(NAMES)} lanes. Next: python -m experiments.sweep_lora ") and "--dry_run" not in last
     assert not (tmp_path / "runs").exists()
 
 

@@ -37,10 +37,14 @@ def test_scores_are_those_of_the_method_or_lane(tmp_path, experiment, folder, sc
     assert "| untrained | 0.0 [0, 66] | 2 |" in card.text and "| seen | 75.0 [30, 95] | 4 |" in card.text
     assert "| rank | 2 |" in card.text and "| variant | dora |" in card.text and main in card.text
 
+# What every release noted of a training.
+NUMBERS = ("seconds", "compile_seconds", "tokens_per_second", "trainable_parameters")
+NUMBERS += ("optimizer_bytes", "flops_measured", "peak_memory_bytes")
+
 
 def test_a_training_alone_has_its_loss(tmp_path):
     write_json(tmp_path / "config.json", {**record(configs.Finetune()), "chat_template": "0123"})
-    write_json(tmp_path / "result.json", {"final_loss": 0.5, "steps": 7, "tokens": 1234})
+    write_json(tmp_path / "result.json", {**dict.fromkeys(NUMBERS, 1), "final_loss": 0.5, "steps": 7, "tokens": 1234})
     text = model_card("base", "transformers", tmp_path, None)
     assert "Final loss: 0.500 nats per token, after 7 steps on 1,234 tokens." in text
     assert "all weights" in text and "chat template" in text
