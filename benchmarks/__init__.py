@@ -1,1 +1,2 @@
-"""Speed beside the neighbours, both in one run on one machine. Runs from the checkout: `python -m benchmarks.NAME`."""
+"""Speed beside the neighbours, both in one run on one machine. Runs from the checkout: `python -m
+benchmarks.NAME`."""

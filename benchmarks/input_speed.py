@@ -1,12 +1,14 @@
-"""Overhead of a step outside its own computation: laying out its batch, the watchdog, the check for SIGTERM.
+"""Overhead of a step outside its own computation: laying out its batch, the watchdog, the check for
+SIGTERM.
 
     python -m benchmarks.input_speed
     python -m benchmarks.input_speed --batch_rows=64 --seq_len=1024 --repeats=200
 
-Batches are made as in training (`training.feed`), from texts in memory and from packed rows on the disk, and waited for, although in
-training the device works meanwhile. The watchdog costs a step nothing; its threads write a note and read others ten times per
-`STALL_SECONDS`, so that their share of the time is what one such turn takes over its pause. Numbers are medians of single
-calls, with a 95% bootstrap interval.
+Batches are made as in training (`training.feed`), from texts in memory and from packed rows on the
+disk, and waited for, although in training the device works meanwhile. The watchdog costs a step
+nothing; its threads write a note and read others ten times per `STALL_SECONDS`, so that their share
+of the time is what one such turn takes over its pause. Numbers are medians of single calls, with a
+95% bootstrap interval.
 """
 
 from __future__ import annotations
@@ -34,11 +36,14 @@ N_ROWS = 2048  # of the data set
 
 
 def define_flags() -> None:
-    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share
+    names."""
     flags.DEFINE_integer("batch_rows", 8, "Rows per step of this process.", lower_bound=1)
     flags.DEFINE_integer("seq_len", 1024, "Tokens per row.", lower_bound=32)
     flags.DEFINE_integer("repeats", 100, "Calls measured of each.", lower_bound=2)
-    flags.DEFINE_integer("processes", 256, "Processes whose notes the watchdog reads.", lower_bound=1)
+    flags.DEFINE_integer(
+        "processes", 256, "Processes whose notes the watchdog reads.", lower_bound=1
+    )
 
 
 def main(_: list[str]) -> None:
@@ -49,20 +54,32 @@ def main(_: list[str]) -> None:
             print(f"{name:<40} {middle:9.3f} ms   ({low:.3f} to {high:.3f}, n = {values.repeats})")
             if name.startswith("watchdog: a turn"):
                 print(f"{'':<40} {100 * middle / (1e3 * STALL_SECONDS / 10):9.4f} % of the time")
-    print(", ".join(f"{key} {value}" for key, value in environment().items() if isinstance(value, str | int)))
+    print(
+        ", ".join(
+            f"{key} {value}" for key, value in environment().items() if isinstance(value, str | int)
+        )
+    )
 
 
-def calls(folder: Path, batch_rows: int, seq_len: int, processes: int) -> Iterator[tuple[str, Callable[[int], object]]]:
+def calls(
+    folder: Path, batch_rows: int, seq_len: int, processes: int
+) -> Iterator[tuple[str, Callable[[int], object]]]:
     """Returns the measured calls by name. Each takes the number of the repeat."""
     rng = np.random.default_rng(0)
     n_texts = N_ROWS * seq_len // 64
-    examples = [Example(rng.integers(1, 32_000, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(16, 112, n_texts)]
+    examples = [
+        Example(rng.integers(1, 32_000, n).astype(np.int32), np.ones(n, np.float32))
+        for n in rng.integers(16, 112, n_texts)
+    ]
     where = batch_sharding(make_mesh("fsdp:1", jax.devices()[:1]), 1)
 
     def of(source: Source) -> Callable[[int], object]:
         return lambda i: jax.block_until_ready(feed(source, i % (len(source) - 1), where))
 
-    yield f"batch of {batch_rows} x {seq_len}, texts in memory", of(Batches([examples], seq_len=seq_len, batch_rows=batch_rows, epochs=1))
+    yield (
+        f"batch of {batch_rows} x {seq_len}, texts in memory",
+        of(Batches([examples], seq_len=seq_len, batch_rows=batch_rows, epochs=1)),
+    )
     write_rows(folder / "rows", examples, seq_len)
     packed = PackedRows.open(folder / "rows").batches(batch_rows=batch_rows, epochs=1)
     yield f"batch of {batch_rows} x {seq_len}, packed rows", of(packed)

@@ -1,16 +1,19 @@
-"""N adapters trained as lanes of one program beside the same N trained one after another: tokens/s, memory, compile time.
+"""N adapters trained as lanes of one program beside the same N trained one after another: tokens/s,
+memory, compile time.
 
     python -m benchmarks.lanes                                             a small random model, 1 to 32 lanes
     python -m benchmarks.lanes --model=gemma3-270m --rows=2 --seq_len=64 --lanes=1,2,4,8 --rounds=3
     python -m benchmarks.lanes --show                                      table and figure of what was measured so far
 
-Both sides run kafjax's own steps (`training.lane_step`, `training.task`) with the same rank, rows and tokens: forward, backward, clipping,
-AdamW; the loss looks at every token. One after another means N single steps, so a single step is timed and multiplied by N. The two
-take turns, the first turn alternating. The ratio is that of the medians; its interval is a 95% bootstrap over rounds. Compile time is
-not in it: it is a column of its own (one after another, each run compiles for itself, since its learning rate is part of its program).
+Both sides run kafjax's own steps (`training.lane_step`, `training.task`) with the same rank, rows
+and tokens: forward, backward, clipping, AdamW; the loss looks at every token. One after another
+means N single steps, so a single step is timed and multiplied by N. The two take turns, the first
+turn alternating. The ratio is that of the medians; its interval is a 95% bootstrap over rounds.
+Compile time is not in it: it is a column of its own (one after another, each run compiles for
+itself, since its learning rate is part of its program).
 
-Measurements are added to OUT/lanes.json, in place of an earlier one of the same model, rows, tokens and lanes. OUT/lanes.md and .png
-show all of them.
+Measurements are added to OUT/lanes.json, in place of an earlier one of the same model, rows, tokens
+and lanes. OUT/lanes.md and .png show all of them.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ SCRATCH = DecoderConfig(
 
 
 def define_flags() -> None:
-    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share
+    names."""
     flags.DEFINE_string(
         "model",
         "scratch",
@@ -84,10 +88,16 @@ def main(_: list[str]) -> None:
             results["cases"][f"{values.model} {values.rows}x{values.seq_len} {n}"] = case
             results["environment"] = environment()
             write_json(file, results)
-            say(f"{n} lanes", f"{table.ratio(case['ratio'])} times the throughput of one after another")
+            say(
+                f"{n} lanes",
+                f"{table.ratio(case['ratio'])} times the throughput of one after another",
+            )
     if not results["cases"]:
         raise UserError(f"{file} holds no measurement yet; run without --show")
-    cases = sorted(results["cases"].values(), key=lambda case: (case["model"], case["rows"] * case["seq_len"], case["lanes"]))
+    cases = sorted(
+        results["cases"].values(),
+        key=lambda case: (case["model"], case["rows"] * case["seq_len"], case["lanes"]),
+    )
     text = table.render([lanes_table(cases)], [])
     write_atomic(Path(values.out) / "lanes.md", text)
     draw(cases, Path(values.out) / "lanes.png")
@@ -109,11 +119,17 @@ def _model() -> tuple[Decoder, trees.Tree]:
 
 
 def measure(model: Decoder, params: trees.Tree, n: int) -> dict[str, Any]:
-    """Both sides at `n` lanes, in turns. Raises `UserError` if the losses of the first step differ by more than 1e-4."""
+    """Both sides at `n` lanes, in turns. Raises `UserError` if the losses of the first step differ
+    by more than 1e-4."""
     values = flags.FLAGS
-    label, n_turns = f"{values.model}, {n} lanes of {values.rows} x {values.seq_len}", values.warmup + values.rounds
+    label, n_turns = (
+        f"{values.model}, {n} lanes of {values.rows} x {values.seq_len}",
+        values.warmup + values.rounds,
+    )
     spec = lora.Spec(values.rank, 2.0 * values.rank)
-    config = TrainConfig(steps=n_turns, batch_rows=values.rows, seq_len=values.seq_len, loss_chunk=512)
+    config = TrainConfig(
+        steps=n_turns, batch_rows=values.rows, seq_len=values.seq_len, loss_chunk=512
+    )
     batches = [_batch(seed, model.config.vocab_size) for seed in range(n)]
     with waiting(label, "compiling both sides"):
         lanes, lanes_bill = _lanes(model, params, config, spec, batches)
@@ -126,9 +142,13 @@ def measure(model: Decoder, params: trees.Tree, n: int) -> dict[str, Any]:
                 began = time.perf_counter()
                 losses[name].append(step())
                 seconds[name].append(time.perf_counter() - began)
-            bar.advance(1, f"{seconds['lanes'][-1]:.2f} s, a single step {seconds['single'][-1]:.2f} s")
+            bar.advance(
+                1, f"{seconds['lanes'][-1]:.2f} s, a single step {seconds['single'][-1]:.2f} s"
+            )
     if abs(losses["lanes"][0] - losses["single"][0]) > 1e-4:
-        raise UserError(f"{label}: first losses {losses['lanes'][0]} and {losses['single'][0]}; the two sides do not do the same work")
+        raise UserError(
+            f"{label}: first losses {losses['lanes'][0]} and {losses['single'][0]}; the two sides do not do the same work"
+        )
     del lanes, single
     gc.collect()
     measured = {name: np.array(taken[values.warmup :]) for name, taken in seconds.items()}
@@ -152,7 +172,8 @@ def measure(model: Decoder, params: trees.Tree, n: int) -> dict[str, Any]:
 
 
 def ratio(ours_R: np.ndarray, theirs_R: np.ndarray) -> dict[str, Any]:
-    """Median of theirs over median of ours (above 1, ours is faster), with a bootstrap over the rounds that both took part in."""
+    """Median of theirs over median of ours (above 1, ours is faster), with a bootstrap over the
+    rounds that both took part in."""
     drawn_KxR = np.random.default_rng(0).integers(0, len(ours_R), (10_000, len(ours_R)))
     drawn_K = np.median(theirs_R[drawn_KxR], axis=1) / np.median(ours_R[drawn_KxR], axis=1)
     low, high = np.percentile(drawn_K, [2.5, 97.5])
@@ -162,9 +183,15 @@ def ratio(ours_R: np.ndarray, theirs_R: np.ndarray) -> dict[str, Any]:
 
 def _batch(seed: int, vocab_size: int) -> Batch:
     values = flags.FLAGS
-    tokens_BxT1 = np.random.default_rng(seed).integers(3, vocab_size, (values.rows, values.seq_len + 1)).astype(np.int32)
+    tokens_BxT1 = (
+        np.random.default_rng(seed)
+        .integers(3, vocab_size, (values.rows, values.seq_len + 1))
+        .astype(np.int32)
+    )
     examples = [Example(tokens, np.ones(len(tokens), np.float32)) for tokens in tokens_BxT1]
-    return make_batch(pack(examples, values.seq_len), seq_len=values.seq_len, batch_rows=values.rows)
+    return make_batch(
+        pack(examples, values.seq_len), seq_len=values.seq_len, batch_rows=values.rows
+    )
 
 
 Bill = tuple[float, int]
@@ -172,7 +199,11 @@ Bill = tuple[float, int]
 
 
 def _lanes(
-    model: Decoder, params: trees.Tree, config: TrainConfig, spec: lora.Spec, batches: Sequence[Batch]
+    model: Decoder,
+    params: trees.Tree,
+    config: TrainConfig,
+    spec: lora.Spec,
+    batches: Sequence[Batch],
 ) -> tuple[Callable[[], float], Bill]:
     """All lanes' next step, done when it returns; gives the first lane's loss."""
     n = len(batches)
@@ -182,7 +213,15 @@ def _lanes(
     scales = lora.lanes.scales(spec, params, layout)
     stacked = {path: np.broadcast_to(scale, (n, *scale.shape)) for path, scale in scales.items()}
     rates = np.linspace(1e-4, 1e-3, n).astype(np.float32)
-    inputs = task.shard_inputs(LaneInputs(stacked, rates, np.zeros(n, np.int32), np.full(n, config.steps, np.int32), np.ones(n, bool)))
+    inputs = task.shard_inputs(
+        LaneInputs(
+            stacked,
+            rates,
+            np.zeros(n, np.int32),
+            np.full(n, config.steps, np.int32),
+            np.ones(n, bool),
+        )
+    )
     batch = shard(jax.tree.map(lambda *leaves: np.stack(leaves), *batches), task.batch_sharding())
     state = task.empty()
 
@@ -194,7 +233,9 @@ def _lanes(
     return step, (program.seconds, program.argument_bytes + program.temporary_bytes)
 
 
-def _single(model: Decoder, params: trees.Tree, config: TrainConfig, spec: lora.Spec, batch: Batch) -> tuple[Callable[[], float], Bill]:
+def _single(
+    model: Decoder, params: trees.Tree, config: TrainConfig, spec: lora.Spec, batch: Batch
+) -> tuple[Callable[[], float], Bill]:
     task = Task.lora(model, params, config, make_mesh(), config.steps, spec)
     program, state = task.compile(batch), task.new_state()
     batch = shard(batch, batch_sharding(make_mesh()))
@@ -210,7 +251,9 @@ def _single(model: Decoder, params: trees.Tree, config: TrainConfig, spec: lora.
 def lanes_table(cases: Sequence[Mapping[str, Any]]) -> table.Table:
     def row(case: Mapping[str, Any]) -> tuple[str, ...]:
         n, speed = case["lanes"], case["tokens_per_second"]
-        compiling = f"{case['compile_seconds']['lanes']:.1f} / {n * case['compile_seconds']['single']:.1f}"
+        compiling = (
+            f"{case['compile_seconds']['lanes']:.1f} / {n * case['compile_seconds']['single']:.1f}"
+        )
         memory = f"{case['bytes']['lanes'] / 1e6:,.0f} ({case['bytes']['lanes'] / case['bytes']['single']:.2f}x)"
         return (
             f"{case['model']}, {case['rows']}x{case['seq_len']}",
@@ -222,12 +265,22 @@ def lanes_table(cases: Sequence[Mapping[str, Any]]) -> table.Table:
             memory,
         )
 
-    headers = ("model, tokens a lane", "lanes", "together", "one by one", "ratio", "compile s, one / N programs", "MB (of a single run)")
+    headers = (
+        "model, tokens a lane",
+        "lanes",
+        "together",
+        "one by one",
+        "ratio",
+        "compile s, one / N programs",
+        "MB (of a single run)",
+    )
     notes = (
         "Tokens/s over all lanes, median step, taken in turns; ratio of the medians [95% bootstrap over rounds], compile time not in it.",
         "MB: the program's arguments and temporaries as XLA plans them, the base among them once.",
     )
-    return table.Table("LoRA lanes beside the same runs one after another", headers, tuple(map(row, cases)), notes)
+    return table.Table(
+        "LoRA lanes beside the same runs one after another", headers, tuple(map(row, cases)), notes
+    )
 
 
 def draw(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -237,14 +290,29 @@ def draw(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(9.0, 3.6)
         speed, memory = figure.subplots(1, 2)
-        for (name, of_line), (colour, marker) in zip(lines.items(), list(METHOD_STYLE.values())[2:], strict=False):
+        for (name, of_line), (colour, marker) in zip(
+            lines.items(), list(METHOD_STYLE.values())[2:], strict=False
+        ):
             n = [case["lanes"] for case in of_line]
-            value, low, high = (np.array([case["ratio"][key] for case in of_line]) for key in ("value", "low", "high"))
+            value, low, high = (
+                np.array([case["ratio"][key] for case in of_line])
+                for key in ("value", "low", "high")
+            )
             style = {"color": colour, "marker": marker, "markersize": 5, "label": name}
-            speed.errorbar(n, value, yerr=np.maximum([value - low, high - value], 0), elinewidth=1, **style)
-            memory.plot(n, [case["bytes"]["lanes"] / case["bytes"]["single"] for case in of_line], **style)
+            speed.errorbar(
+                n, value, yerr=np.maximum([value - low, high - value], 0), elinewidth=1, **style
+            )
+            memory.plot(
+                n, [case["bytes"]["lanes"] / case["bytes"]["single"] for case in of_line], **style
+            )
         most = max(case["lanes"] for case in cases)
-        memory.plot([1, most], [1, most], color="#999999", linestyle=":", label="a copy of everything a lane")
+        memory.plot(
+            [1, most],
+            [1, most],
+            color="#999999",
+            linestyle=":",
+            label="a copy of everything a lane",
+        )
         speed.axhline(1, color="#999999", linestyle=":")
         speed.set(xlabel="lanes", ylabel="throughput over one after another", ylim=(0, None))
         memory.set(xlabel="lanes", ylabel="memory over a single run", yscale="log")

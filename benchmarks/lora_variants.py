@@ -1,15 +1,18 @@
-"""Cost of each variant of LoRA relative to the plain one: time of a step, parameters, memory, seconds before the first step.
+"""Cost of each variant of LoRA relative to the plain one: time of a step, parameters, memory,
+seconds before the first step.
 
     python -m benchmarks.lora_variants                                  Gemma 3 270M, two rows of 64 tokens
     python -m benchmarks.lora_variants --variants=dora,pissa            those alone, and the plain one, which is always measured
     python -m benchmarks.lora_variants --show                           the table of what was measured so far
 
-Every variant is kafjax's own training step (`training.task`): forward, backward, clipping, AdamW; the loss looks at every token. In each
-round all of them take one step, in turns, every other round backwards. The ratio is that of the median steps; its interval is a 95%
-bootstrap over the rounds. Starting up means drawing the adapter and, for PiSSA and OLoRA, taking it out of the base, its programs
-compiled anew; compiling the step is not in it.
+Every variant is kafjax's own training step (`training.task`): forward, backward, clipping, AdamW;
+the loss looks at every token. In each round all of them take one step, in turns, every other round
+backwards. The ratio is that of the median steps; its interval is a 95% bootstrap over the rounds.
+Starting up means drawing the adapter and, for PiSSA and OLoRA, taking it out of the base, its
+programs compiled anew; compiling the step is not in it.
 
-Measurements are added to OUT/lora_variants.json, in place of an earlier one of the same variant. OUT/lora_variants.md shows all of them.
+Measurements are added to OUT/lora_variants.json, in place of an earlier one of the same variant.
+OUT/lora_variants.md shows all of them.
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def define_flags() -> None:
-    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share
+    names."""
     flags.DEFINE_string("model", "gemma3-270m", "gemma3-270m, or a folder of a decoder.")
     flags.DEFINE_list("variants", list(VARIANTS), "Which to measure.")
     flags.DEFINE_integer("rows", 2, "Rows per step.", lower_bound=1)
@@ -113,14 +117,22 @@ def measure(model: Decoder, params: trees.Tree, names: list[str]) -> dict[str, d
                 seconds[name].append(time.perf_counter() - began)
             bar.advance(1, f"plain {seconds['plain'][-1]:.2f} s")
     measured = {name: np.array(taken[values.warmup :]) for name, taken in seconds.items()}
-    of_all = {"model": values.model, "rows": values.rows, "seq_len": values.seq_len, "rank": values.rank}
+    of_all = {
+        "model": values.model,
+        "rows": values.rows,
+        "seq_len": values.seq_len,
+        "rank": values.rank,
+    }
     return {
         name: {
             **of_all,
             "ratio": ratio(measured["plain"], measured[name]),
             "seconds": measured[name].tolist(),
             "plain_seconds": measured["plain"].tolist(),
-            **{field: getattr(case, field) for field in ("trainable_parameters", "temporary_bytes", "start_seconds")},
+            **{
+                field: getattr(case, field)
+                for field in ("trainable_parameters", "temporary_bytes", "start_seconds")
+            },
         }
         for name, case in ready.items()
     }
@@ -129,7 +141,11 @@ def measure(model: Decoder, params: trees.Tree, names: list[str]) -> dict[str, d
 def prepare(model: Decoder, params: trees.Tree, changes: Mapping[str, Any], n_steps: int) -> Ready:
     values = flags.FLAGS
     config = TrainConfig(
-        steps=n_steps, batch_rows=values.rows, seq_len=values.seq_len, loss_chunk=512, lora_plus=changes.get("lora_plus", 1.0)
+        steps=n_steps,
+        batch_rows=values.rows,
+        seq_len=values.seq_len,
+        loss_chunk=512,
+        lora_plus=changes.get("lora_plus", 1.0),
     )
     of_spec = {name: value for name, value in changes.items() if name != "lora_plus"}
     spec = lora.Spec(**{"rank": values.rank, "alpha": 2.0 * values.rank, **of_spec})
@@ -147,14 +163,22 @@ def prepare(model: Decoder, params: trees.Tree, changes: Mapping[str, Any], n_st
         state, metrics = jax.block_until_ready(program(state, task.frozen, batch))
         return float(metrics["loss"])
 
-    return Ready(step, lora.count(spec, params), program.memory_analysis().temp_size_in_bytes, start_seconds)
+    return Ready(
+        step, lora.count(spec, params), program.memory_analysis().temp_size_in_bytes, start_seconds
+    )
 
 
 def _batch(vocab_size: int) -> Batch:
     values = flags.FLAGS
-    tokens_BxT1 = np.random.default_rng(0).integers(3, vocab_size, (values.rows, values.seq_len + 1)).astype(np.int32)
+    tokens_BxT1 = (
+        np.random.default_rng(0)
+        .integers(3, vocab_size, (values.rows, values.seq_len + 1))
+        .astype(np.int32)
+    )
     examples = [Example(tokens, np.ones(len(tokens), np.float32)) for tokens in tokens_BxT1]
-    return make_batch(pack(examples, values.seq_len), seq_len=values.seq_len, batch_rows=values.rows)
+    return make_batch(
+        pack(examples, values.seq_len), seq_len=values.seq_len, batch_rows=values.rows
+    )
 
 
 def variants_table(cases: Mapping[str, Mapping[str, Any]]) -> table.Table:

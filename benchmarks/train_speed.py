@@ -1,4 +1,5 @@
-"""Training speed beside torch: tokens/s of the full and the LoRA step, kafjax and torch + transformers + peft in turns.
+"""Training speed beside torch: tokens/s of the full and the LoRA step, kafjax and torch +
+transformers + peft in turns.
 
     python -m benchmarks.train_speed                                 four cases, Gemma 3 270M, float32
     python -m benchmarks.train_speed --dtype=bfloat16 --steps=20     other numbers, longer
@@ -6,16 +7,20 @@
     python -m benchmarks.train_speed --model=random:llama3.2-1b --dtype=bfloat16 --attention=cudnn --rows=8 --seq_len=2048    on a GPU
     python -m benchmarks.train_speed --model=random:llama3.1-8b --dtype=bfloat16 --param_dtype=bfloat16 --remat=full --sides=ours ...
 
-Where JAX finds a GPU, torch uses it too, and the table has the share of the GPU's peak that the model's arithmetic makes (MFU).
+Where JAX finds a GPU, torch uses it too, and the table has the share of the GPU's peak that the
+model's arithmetic makes (MFU).
 
-Both sides get the same weights, tokens and threads and do the same work: forward, backward, clipping by global norm, AdamW, embedding
-frozen (and with it the tied head), logits only where the loss looks. That last point favours torch: its own training would compute
-logits everywhere, so here the hidden states are picked before the head. torch runs eagerly with its fused AdamW and its own choice of
-attention. In bfloat16 what trains is float32 on both sides (torch: autocast), or --param_dtype, and what is frozen is bfloat16.
+Both sides get the same weights, tokens and threads and do the same work: forward, backward,
+clipping by global norm, AdamW, embedding frozen (and with it the tied head), logits only where the
+loss looks. That last point favours torch: its own training would compute logits everywhere, so here
+the hidden states are picked before the head. torch runs eagerly with its fused AdamW and its own
+choice of attention. In bfloat16 what trains is float32 on both sides (torch: autocast), or
+--param_dtype, and what is frozen is bfloat16.
 
-First both losses, and in full fine-tuning both gradient norms, are compared: a difference above 1e-3 (float32) ends the benchmark.
-Then the sides take turns, the first turn alternating, with a rest between so that no thread pool still spins in the other's time.
-The ratio is that of the median step times; its interval is a 95% bootstrap over rounds. Writes OUT/train_speed.json and .md.
+First both losses, and in full fine-tuning both gradient norms, are compared: a difference above
+1e-3 (float32) ends the benchmark. Then the sides take turns, the first turn alternating, with a
+rest between so that no thread pool still spins in the other's time. The ratio is that of the median
+step times; its interval is a 95% bootstrap over rounds. Writes OUT/train_speed.json and .md.
 """
 
 from __future__ import annotations
@@ -71,15 +76,29 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
 
 
-_SETTINGS = ("model", "sides", "rows", "seq_len", "rank", "dtype", "param_dtype", "remat", "attention", "steps", "warmup")
+_SETTINGS = (
+    "model",
+    "sides",
+    "rows",
+    "seq_len",
+    "rank",
+    "dtype",
+    "param_dtype",
+    "remat",
+    "attention",
+    "steps",
+    "warmup",
+)
 
 Step = Callable[[], tuple[float, float]]
-"""One optimizer step, done when it returns; gives the loss before it and the norm of the gradient before clipping."""
+"""One optimizer step, done when it returns; gives the loss before it and the norm of the gradient
+before clipping."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One side of a case: seconds of each measured step, `[rounds]`; losses and gradient norms of all steps, warm-up included."""
+    """One side of a case: seconds of each measured step, `[rounds]`; losses and gradient norms of
+    all steps, warm-up included."""
 
     seconds: np.ndarray
     losses: np.ndarray
@@ -87,18 +106,36 @@ class Measured:
 
 
 def define_flags() -> None:
-    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share names."""
-    flags.DEFINE_string("model", "gemma3-270m", "gemma3-270m, a folder, or random:NAME: random weights in a published shape (llama3.2-1b).")
+    """Defines the flags. Not done at import: tests import several benchmarks, whose flags share
+    names."""
+    flags.DEFINE_string(
+        "model",
+        "gemma3-270m",
+        "gemma3-270m, a folder, or random:NAME: random weights in a published shape (llama3.2-1b).",
+    )
     flags.DEFINE_list("cases", list(CASES), f"What is measured: {', '.join(CASES)}.")
-    flags.DEFINE_list("sides", list(SIDES), "ours, theirs, or both in turns. One alone has all the memory, and no ratio.")
+    flags.DEFINE_list(
+        "sides",
+        list(SIDES),
+        "ours, theirs, or both in turns. One alone has all the memory, and no ratio.",
+    )
     flags.DEFINE_integer("steps", 10, "Steps measured of each side and case.", lower_bound=1)
     flags.DEFINE_integer("warmup", 2, "Steps before those.", lower_bound=1)
     flags.DEFINE_integer("rows", 4, "Rows per step.", lower_bound=1)
     flags.DEFINE_integer("seq_len", 128, "Tokens per row.", lower_bound=17)
-    flags.DEFINE_integer("rank", 8, "LoRA: rank of the adapter; alpha is twice that.", lower_bound=1)
-    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of activations and of frozen weights.")
+    flags.DEFINE_integer(
+        "rank", 8, "LoRA: rank of the adapter; alpha is twice that.", lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "dtype", "float32", list(DTYPES), "Type of activations and of frozen weights."
+    )
     flags.DEFINE_enum("param_dtype", "float32", list(DTYPES), "Full: type of what trains.")
-    flags.DEFINE_enum("remat", "none", ["none", "full"], "full: both sides compute each layer again in the backward pass.")
+    flags.DEFINE_enum(
+        "remat",
+        "none",
+        ["none", "full"],
+        "full: both sides compute each layer again in the backward pass.",
+    )
     flags.DEFINE_enum("attention", "xla", ATTENTION, "Ours; torch chooses for itself.")
     flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
 
@@ -123,7 +160,9 @@ def main(_: list[str]) -> None:
     settings = {name: values[name].value for name in _SETTINGS}
     settings |= {"threads": torch.get_num_threads(), "device": jax.devices()[0].device_kind}
     versions = {package.__name__: package.__version__ for package in (torch, transformers, peft)}
-    text = table.render([speed_table(rows)], [_listed(settings), _listed({**versions, "jax": jax.__version__})])
+    text = table.render(
+        [speed_table(rows)], [_listed(settings), _listed({**versions, "jax": jax.__version__})]
+    )
     result = {"settings": settings, "cases": rows, "environment": environment(), "peers": versions}
     write_json(Path(values.out) / "train_speed.json", result)
     write_atomic(Path(values.out) / "train_speed.md", text)
@@ -131,15 +170,29 @@ def main(_: list[str]) -> None:
 
 
 def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
-    """The model, its parameters and int32 tokens `[rows, seq_len + 1]`: ordinary text, or random ones for random weights."""
+    """The model, its parameters and int32 tokens `[rows, seq_len + 1]`: ordinary text, or random
+    ones for random weights."""
     values = flags.FLAGS
     dtype = DTYPES[values.dtype][0]
     if values.model.startswith("random:"):
-        model = Decoder(named(values.model.removeprefix("random:")), dtype, remat=values.remat, attention=values.attention)
-        kept = jnp.bfloat16 if jnp.bfloat16 in (dtype, DTYPES[values.param_dtype][0]) else jnp.float32
-        params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(kept), model.init(key)))(jax.random.key(0))
+        model = Decoder(
+            named(values.model.removeprefix("random:")),
+            dtype,
+            remat=values.remat,
+            attention=values.attention,
+        )
+        kept = (
+            jnp.bfloat16 if jnp.bfloat16 in (dtype, DTYPES[values.param_dtype][0]) else jnp.float32
+        )
+        params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(kept), model.init(key)))(
+            jax.random.key(0)
+        )
         shape = (values.rows, values.seq_len + 1)
-        return model, params, np.random.default_rng(0).integers(0, model.config.vocab_size, shape, np.int32)
+        return (
+            model,
+            params,
+            np.random.default_rng(0).integers(0, model.config.vocab_size, shape, np.int32),
+        )
     model, params = hub.load_decoder(values.model, dtype=dtype)
     model = dataclasses.replace(model, remat=values.remat, attention=values.attention)
     return model, params, sample_tokens(hub.tokenizer(values.model), values.rows, values.seq_len)
@@ -152,7 +205,9 @@ def model_flops(case: str, model: Decoder) -> float:
     shape, tokens = decoder_shape(model), values.rows * values.seq_len
     looked_at = values.rows * (values.seq_len if n_last is None else n_last)
     if not adapter:
-        return cost.train_flops_full(shape, tokens, looked_at, values.seq_len, embedding_trained=False)
+        return cost.train_flops_full(
+            shape, tokens, looked_at, values.seq_len, embedding_trained=False
+        )
     n_adapter = trees.count(lora.abstract(adapter_spec(), model.abstract_params()))
     return cost.train_flops_lora(shape, tokens, looked_at, values.seq_len, adapter_params=n_adapter)
 
@@ -170,7 +225,9 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def measure(case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarray) -> dict[str, Measured]:
+def measure(
+    case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarray
+) -> dict[str, Measured]:
     """Runs the sides of a case, `ours` and `theirs`, in turns.
 
     Raises `UserError` if their losses or gradients differ: they would not be doing the same work.
@@ -192,26 +249,38 @@ def measure(case: str, model: Decoder, params: trees.Tree, tokens_BxT1: np.ndarr
                 seconds[name].append(time.perf_counter() - began)
             if round_ == 0 and len(sides) == 2:
                 check_same_work(case, results["ours"][0], results["theirs"][0])
-            bar.advance(1, ", ".join(f"{NAMES[name]} {taken[-1]:.2f} s" for name, taken in seconds.items()))
+            bar.advance(
+                1, ", ".join(f"{NAMES[name]} {taken[-1]:.2f} s" for name, taken in seconds.items())
+            )
     sides.clear()
     gc.collect()
-    return {name: Measured(np.array(seconds[name][values.warmup :]), *np.array(results[name]).T) for name in seconds}
+    return {
+        name: Measured(np.array(seconds[name][values.warmup :]), *np.array(results[name]).T)
+        for name in seconds
+    }
 
 
 def check_same_work(case: str, ours: tuple[float, float], theirs: tuple[float, float]) -> None:
-    say(case, f"first loss: kafjax {ours[0]:.6f}, torch {theirs[0]:.6f}; gradient norm: kafjax {ours[1]:.5f}, torch {theirs[1]:.5f}")
+    say(
+        case,
+        f"first loss: kafjax {ours[0]:.6f}, torch {theirs[0]:.6f}; gradient norm: kafjax {ours[1]:.5f}, torch {theirs[1]:.5f}",
+    )
     tolerance = TOLERANCE[flags.FLAGS.dtype]
     same = abs(ours[0] - theirs[0]) <= tolerance
     if not CASES[case][1]:  # each side draws its adapters, and their gradient depends on the draw
         same = same and abs(ours[1] / theirs[1] - 1) <= tolerance
     if not same:
-        raise UserError(f"{case}: losses or gradients differ by more than {tolerance:g}; the two sides do not do the same work")
+        raise UserError(
+            f"{case}: losses or gradients differ by more than {tolerance:g}; the two sides do not do the same work"
+        )
 
 
 def sample_tokens(tokenizer: Any, rows: int, seq_len: int) -> np.ndarray:
     """Ordinary text, int32 `[rows, seq_len + 1]`."""
     n = rows * (seq_len + 1)
-    ids = tokenizer.encode(" ".join(document.text for document in biographies(2 + n // 128).documents)).ids
+    ids = tokenizer.encode(
+        " ".join(document.text for document in biographies(2 + n // 128).documents)
+    ).ids
     return np.resize(np.array(ids, np.int32), (rows, seq_len + 1))
 
 
@@ -263,16 +332,24 @@ def torch_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) 
     if values.remat == "full":
         peer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if adapter:
-        peft_config = peft.LoraConfig(r=values.rank, lora_alpha=2 * values.rank, target_modules=list(TARGETS), lora_dropout=0.0)
+        peft_config = peft.LoraConfig(
+            r=values.rank,
+            lora_alpha=2 * values.rank,
+            target_modules=list(TARGETS),
+            lora_dropout=0.0,
+        )
         peft.get_peft_model(peer, peft_config)  # adapts `peer` in place; adapters are float32
     else:
-        for end in {peer.get_input_embeddings(), peer.get_output_embeddings()}:  # where they are tied, one tensor
+        # where they are tied, one tensor
+        for end in {peer.get_input_embeddings(), peer.get_output_embeddings()}:
             end.weight.requires_grad_(False)
             end.weight.data = end.weight.data.to(dtype)
     trainable = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     tokens_BxT = torch.from_numpy(batch.tokens_BxT).long().to(device)
-    places_N, targets_N = (torch.from_numpy(x[0]).long().to(device) for x in (batch.places_SxN, batch.targets_SxN))
+    places_N, targets_N = (
+        torch.from_numpy(x[0]).long().to(device) for x in (batch.places_SxN, batch.targets_SxN)
+    )
     peer.train()
 
     def step() -> tuple[float, float]:
@@ -289,8 +366,11 @@ def torch_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) 
     return step
 
 
-def hf_model(model: Decoder, params: trees.Tree, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """transformers' model of the family with our weights. Raises `ValueError` for a weight that has no place on the other side."""
+def hf_model(
+    model: Decoder, params: trees.Tree, dtype: torch.dtype
+) -> transformers.PreTrainedModel:
+    """transformers' model of the family with our weights. Raises `ValueError` for a weight that has
+    no place on the other side."""
     hf_config = transformers.AutoConfig.for_model(**model.config.to_hf())
     hf_config.pad_token_id = None  # the embedding's row of a padding token would be left zero
     peer = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
@@ -298,30 +378,49 @@ def hf_model(model: Decoder, params: trees.Tree, dtype: torch.dtype) -> transfor
     for name, array in hf_tensors(params, names.TABLES[model.config.family]):
         if name not in places:
             raise ValueError(f"no place for weight {name}")
-        places.pop(name).data.copy_(torch.from_numpy(array.astype(np.float32)))  # torch reads no bfloat16 of numpy's
+        # torch reads no bfloat16 of numpy's
+        places.pop(name).data.copy_(torch.from_numpy(array.astype(np.float32)))
     if places:
         raise ValueError(f"no weight for {list(places)}")
     return peer
 
 
 def summary(measured: Mapping[str, Measured], tokens: int, flops: float) -> dict[str, Any]:
-    """Tokens/s of each side (median, slowest, fastest step), its MFU on a known chip, and of two sides the ratio with its interval."""
+    """Tokens/s of each side (median, slowest, fastest step), its MFU on a known chip, and of two
+    sides the ratio with its interval."""
     chip = chip_of(jax.devices()[0])
 
     def side(measured: Measured) -> dict[str, float]:
         seconds = measured.seconds
-        rates = {"median": tokens / np.median(seconds), "min": tokens / seconds.max(), "max": tokens / seconds.min()}
+        rates = {
+            "median": tokens / np.median(seconds),
+            "min": tokens / seconds.max(),
+            "max": tokens / seconds.min(),
+        }
         rates |= {"mfu": flops / np.median(seconds) / chip.flops} if chip else {}
-        losses = {"first_loss": measured.losses[0], "last_loss": measured.losses[-1], "first_gradient_norm": measured.norms[0]}
+        losses = {
+            "first_loss": measured.losses[0],
+            "last_loss": measured.losses[-1],
+            "first_gradient_norm": measured.norms[0],
+        }
         return {name: float(value) for name, value in {**rates, **losses}.items()}
 
     row = {name: side(taken) for name, taken in measured.items()}
     if len(measured) < 2:
         return row
     pairs_Rx2 = np.stack([measured["theirs"].seconds, measured["ours"].seconds], axis=1)
-    drawn_KxRx2 = pairs_Rx2[np.random.default_rng(0).integers(0, len(pairs_Rx2), (10_000, len(pairs_Rx2)))]
+    drawn_KxRx2 = pairs_Rx2[
+        np.random.default_rng(0).integers(0, len(pairs_Rx2), (10_000, len(pairs_Rx2)))
+    ]
     low, high = np.percentile(_ratio(drawn_KxRx2), [2.5, 97.5])
-    return row | {"ratio": {"value": float(_ratio(pairs_Rx2)), "low": float(low), "high": float(high), "n": len(pairs_Rx2)}}
+    return row | {
+        "ratio": {
+            "value": float(_ratio(pairs_Rx2)),
+            "low": float(low),
+            "high": float(high),
+            "n": len(pairs_Rx2),
+        }
+    }
 
 
 def _ratio(seconds: np.ndarray) -> np.ndarray:
@@ -332,10 +431,18 @@ def _ratio(seconds: np.ndarray) -> np.ndarray:
 
 def speed_table(rows: Mapping[str, Mapping[str, Any]]) -> table.Table:
     def speed(side: Mapping[str, float] | None) -> str:
-        return "-" if side is None else f"{side['median']:.0f} [{side['min']:.0f}, {side['max']:.0f}]{mfu_text(side)}"
+        return (
+            "-"
+            if side is None
+            else f"{side['median']:.0f} [{side['min']:.0f}, {side['max']:.0f}]{mfu_text(side)}"
+        )
 
     def cells(case: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-        return CASES[case][0], *(speed(row.get(side)) for side in SIDES), table.ratio(row.get("ratio"))
+        return (
+            CASES[case][0],
+            *(speed(row.get(side)) for side in SIDES),
+            table.ratio(row.get("ratio")),
+        )
 
     return table.Table(
         "Training speed, tokens/s",

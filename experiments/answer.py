@@ -6,10 +6,12 @@
     python -m experiments.answer --run=runs/NAME --method=lora+rag               with what a comparison has trained and indexed
     python -m experiments.answer --run=runs/NAME                                 with what experiments.finetune has trained
 
-Shows the answer, the passages that were in the prompt with their files and lines, the tokens and where the time went. Methods are
-those of experiments.compare. An index is built on first use; a file that is added or changed later is embedded alone. Training is not
-started here. With --run model, corpus and settings are the run's; only --k, --retriever, --reranker, --candidates, --index,
---max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by line; an empty line or Ctrl-D ends.
+Shows the answer, the passages that were in the prompt with their files and lines, the tokens and
+where the time went. Methods are those of experiments.compare. An index is built on first use; a
+file that is added or changed later is embedded alone. Training is not started here. With --run
+model, corpus and settings are the run's; only --k, --retriever, --reranker, --candidates, --index,
+--max_new_tokens and --hyde_tokens may differ. Without --question, questions are read line by line;
+an empty line or Ctrl-D ends.
 """
 
 from __future__ import annotations
@@ -38,7 +40,18 @@ from kafjax.methods.oracle import Oracle
 from kafjax.methods.trained import Trained
 
 # What may differ from the run that is asked: it changes the asking, not what was learned.
-_ASKING = ("k", "retriever", "reranker", "candidates", "max_new_tokens", "hyde_tokens", "batch", "method", "mesh", "index")
+_ASKING = (
+    "k",
+    "retriever",
+    "reranker",
+    "candidates",
+    "max_new_tokens",
+    "hyde_tokens",
+    "batch",
+    "method",
+    "mesh",
+    "index",
+)
 _OF_AN_INDEX = ("base", "rag", "hyde")
 """Methods that need no more than passages."""
 
@@ -47,13 +60,18 @@ def run(config: configs.Answer) -> None:
     """Answers one question, or those that are typed.
 
     Raises:
-      UserError: anything that the user can mend, before the first file is written wherever it can be known.
+      UserError: anything that the user can mend, before the first file is written wherever it can
+        be known.
     """
     if config.question is not None and not config.question.strip():
-        raise UserError('--question is empty; write --question="Where was ... born?", or leave it out to be asked')
+        raise UserError(
+            '--question is empty; write --question="Where was ... born?", or leave it out to be asked'
+        )
     parts(config.method)
     # Nobody asks alone for a short reply: models stop by themselves.
-    config = changed(config, max_new_tokens=config.settings.generation.max_new_tokens or LONGEST_LIMIT)
+    config = changed(
+        config, max_new_tokens=config.settings.generation.max_new_tokens or LONGEST_LIMIT
+    )
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     corpus = _open_corpus(config)
     template = build.open_template(config.model.model, config.model.chat)
@@ -63,16 +81,29 @@ def run(config: configs.Answer) -> None:
     if config.run:
         folder = Run(Path(config.run))
         if build.CORPUS_HASH in stored and stored[build.CORPUS_HASH] != also.get(build.CORPUS_HASH):
-            raise UserError(f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run")
+            raise UserError(
+                f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run"
+            )
         if stored.get(build.CHAT_TEMPLATE) != also.get(build.CHAT_TEMPLATE):
-            raise UserError(f"the chat template of {config.model.model} has changed since {folder.path} was asked by it; start a new run")
+            raise UserError(
+                f"the chat template of {config.model.model} has changed since {folder.path} was asked by it; start a new run"
+            )
     elif config.index:
         folder = Run(Path(config.index))  # nothing is written
     else:
         # Whatever documents hold: where they change, their index changes with them.
         also.pop(build.CORPUS_HASH, None)
         folder = find_run(Path(config.runs), None, indexed, prefix="answer", also=also)
-    lab = build.open_lab(config.model, settings, config.mesh, folder, corpus, template, trains=False, index=config.index)
+    lab = build.open_lab(
+        config.model,
+        settings,
+        config.mesh,
+        folder,
+        corpus,
+        template,
+        trains=False,
+        index=config.index,
+    )
     method = open_method(lab, config.method)
     _check_trained(config, method, folder, stored)
     method.check()
@@ -92,16 +123,26 @@ def _open_corpus(config: configs.Answer) -> Corpus:
         return open_corpus(config.corpus, config.settings.seed, needs_questions=False)
     if config.method not in _OF_AN_INDEX:
         others = ", ".join(_OF_AN_INDEX)
-        raise UserError(f"--method={config.method} needs more than the passages of --index; it goes with {others}, or with --run")
+        raise UserError(
+            f"--method={config.method} needs more than the passages of --index; it goes with {others}, or with --run"
+        )
     if config.corpus != CorpusConfig():
-        raise UserError("--index holds the passages: leave --corpus and its settings out, or leave --index out")
+        raise UserError(
+            "--index holds the passages: leave --corpus and its settings out, or leave --index out"
+        )
     return Corpus(name=config.index, documents=(), passages=(), training_questions=(), questions=())
 
 
 def _without_asking(config: configs.Answer) -> configs.Answer:
-    """Returns what names the folder of an index: it stays the same, however it is asked. BM25 alone has another kind of index."""
-    asking = {leaf.flag: leaf.default for leaf in leaves(configs.Answer()) if leaf.flag in _ASKING and leaf.flag != "retriever"}
-    return changed(config, **{**asking, "max_new_tokens": SHORTEST_LIMIT})  # which earlier releases had as the default
+    """Returns what names the folder of an index: it stays the same, however it is asked. BM25 alone
+    has another kind of index."""
+    asking = {
+        leaf.flag: leaf.default
+        for leaf in leaves(configs.Answer())
+        if leaf.flag in _ASKING and leaf.flag != "retriever"
+    }
+    # which earlier releases had as the default
+    return changed(config, **{**asking, "max_new_tokens": SHORTEST_LIMIT})
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -113,29 +154,53 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _take_over() -> dict[str, Any]:
-    """Returns the settings of the run that is asked, by flag. Raises `UserError` for a flag that contradicts them."""
+    """Returns the settings of the run that is asked, by flag. Raises `UserError` for a flag that
+    contradicts them."""
     if flags.FLAGS.run is None:
         return {}
     path = Path(flags.FLAGS.run)
     stored = _stored(path)
     known = {leaf.flag for leaf in leaves(configs.Answer())}
     # The run's own limit is made for its questions.
-    taken = read_record(configs.Answer, stored, path / "config.json", ignore={"max_new_tokens", *(stored.keys() - known)})
+    taken = read_record(
+        configs.Answer,
+        stored,
+        path / "config.json",
+        ignore={"max_new_tokens", *(stored.keys() - known)},
+    )
     for name, value in given(configs.Answer).items():
         if name in taken and name not in _ASKING and value != taken[name]:
-            raise UserError(f"--{name}={value} differs from {path}, which has {taken[name]!r}; leave the flag out, or start a new run")
-    return {"chat": configs.OFF, **taken}  # a record without it is of a release that asked in plain text
+            raise UserError(
+                f"--{name}={value} differs from {path}, which has {taken[name]!r}; leave the flag out, or start a new run"
+            )
+    # a record without it is of a release that asked in plain text
+    return {"chat": configs.OFF, **taken}
 
 
-def _check_trained(config: configs.Answer, method: Method, folder: Run, stored: dict[str, Any]) -> None:
-    """Takes over what `experiments.finetune` has trained. Raises `UserError` if weights are missing that have to be trained first."""
+def _check_trained(
+    config: configs.Answer, method: Method, folder: Run, stored: dict[str, Any]
+) -> None:
+    """Takes over what `experiments.finetune` has trained. Raises `UserError` if weights are missing
+    that have to be trained first."""
     weights = getattr(method, "weights", method)
-    if isinstance(weights, Trained) and stored.get("method") == weights.name and (folder.path / "result.json").exists():
+    if (
+        isinstance(weights, Trained)
+        and stored.get("method") == weights.name
+        and (folder.path / "result.json").exists()
+    ):
         weights.adopt(folder.path)
     if method.is_trained:
         return
-    values = {**record(config), **read_record(configs.Compare, {k: stored[k] for k in ("latency_queries",) if k in stored}, folder.path)}
-    values |= {"methods": (weights.name,), "max_new_tokens": stored.get("max_new_tokens")}  # not the limit of a question asked alone
+    values = {
+        **record(config),
+        **read_record(
+            configs.Compare,
+            {k: stored[k] for k in ("latency_queries",) if k in stored},
+            folder.path,
+        ),
+    }
+    # not the limit of a question asked alone
+    values |= {"methods": (weights.name,), "max_new_tokens": stored.get("max_new_tokens")}
     then = "ask with --run=runs/NAME"
     if stored and "method" not in stored:
         values |= {"runs": str(folder.path.parent), "name": folder.path.name}
@@ -143,7 +208,9 @@ def _check_trained(config: configs.Answer, method: Method, folder: Run, stored: 
     else:
         values["name"] = "NAME"
     command = command_of("experiments.compare", configs.Compare, values)
-    raise UserError(f"{method.name} has not been trained in {folder.path}; run: {command}, then {then}")
+    raise UserError(
+        f"{method.name} has not been trained in {folder.path}; run: {command}, then {then}"
+    )
 
 
 def _converse(method: Method, corpus: Corpus) -> None:
@@ -168,39 +235,56 @@ def _ask(method: Method, corpus: Corpus, text: str) -> None:
         (prediction,) = method.answer([question])
         seconds = time.perf_counter() - began
     by_id = {passage.id: passage for passage in corpus.passages}
-    found = [by_id[id] if id in by_id else method.lab.store.passage(id) for id in prediction.passages]
+    found = [
+        by_id[id] if id in by_id else method.lab.store.passage(id) for id in prediction.passages
+    ]
     _show(prediction, found, seconds, sum(compiled))
 
 
 def _question(method: Method, corpus: Corpus, text: str) -> Question:
-    """The corpus's own question if it is one: then the right answer is known, and a passage that holds it."""
+    """The corpus's own question if it is one: then the right answer is known, and a passage that
+    holds it."""
     check_text(text, "the question")
     known = {q.text.casefold(): q for q in (*corpus.retention, *corpus.questions)}
-    question = known.get(text.strip().casefold(), Question(id="", text=text.strip(), answers=(), split=""))
+    question = known.get(
+        text.strip().casefold(), Question(id="", text=text.strip(), answers=(), split="")
+    )
     if isinstance(method, Oracle) and not question.passages:
         with_gold = [q.text for q in corpus.questions if q.passages]
         close = difflib.get_close_matches(text, with_gold, n=1, cutoff=0.0)
         example = f", such as '{close[0]}'" if close else ", and this one has none"
-        raise UserError(f"oracle needs a question whose answering passage the corpus names{example}")
+        raise UserError(
+            f"oracle needs a question whose answering passage the corpus names{example}"
+        )
     return question
 
 
-def _show(prediction: Prediction, passages: Sequence[Passage], seconds: float, compiling: float) -> None:
+def _show(
+    prediction: Prediction, passages: Sequence[Passage], seconds: float, compiling: float
+) -> None:
     print(f"answer    {visible(prediction.answer)}")
     if prediction.cut:
         print(f"          cut at {prediction.output_tokens} tokens; --max_new_tokens allows more")
     if prediction.answers:
-        print(f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})")
+        print(
+            f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})"
+        )
     for rank, passage in enumerate(passages, 1):
-        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(passage.id)}] {visible(passage.text)}")
+        print(
+            f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(passage.id)}] {visible(passage.text)}"
+        )
         if passage.source is not None:
             print(f"{'':13}from {visible(str(passage.source))}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
-    print(f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}")
+    print(
+        f"tokens    {prediction.prompt_tokens} prompt ({prediction.cached_tokens} cached), {prediction.output_tokens} output{calls}"
+    )
     stages = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in prediction.seconds.items())
     print(f"ms        {stages}, total {1000 * seconds:.1f}")
     if compiling:
-        print(f"          {1000 * compiling:.0f} of them for compiling, once for texts of such a length")
+        print(
+            f"          {1000 * compiling:.0f} of them for compiling, once for texts of such a length"
+        )
     sys.stdout.flush()
 
 

@@ -1,4 +1,5 @@
-"""Opens what a configuration names: the corpus, the model, its weights on a mesh, the lab of the methods. And starts a main."""
+"""Opens what a configuration names: the corpus, the model, its weights on a mesh, the lab of the
+methods. And starts a main."""
 
 from __future__ import annotations
 
@@ -18,7 +19,16 @@ from tokenizers import Tokenizer
 from experiments.configs import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import trees
-from kafjax.core.config import Config, changed, command_of, config_hash, define, from_flags, leaves, read_record
+from kafjax.core.config import (
+    Config,
+    changed,
+    command_of,
+    config_hash,
+    define,
+    from_flags,
+    leaves,
+    read_record,
+)
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.help import help_text
 from kafjax.core.progress import Progress, say, waiting
@@ -45,10 +55,13 @@ from kafjax.training.task import lay_out
 C = TypeVar("C", bound=Config)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 CORPUS_HASH, CHAT_TEMPLATE = "corpus_hash", "chat_template"
-"""Keys of config.json beside the settings: what a folder of documents holds, and the fingerprint of the template that is asked through."""
+"""Keys of config.json beside the settings: what a folder of documents holds, and the fingerprint of
+the template that is asked through."""
 
 
-def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mapping[str, Any]] = dict) -> None:
+def start(
+    experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mapping[str, Any]] = dict
+) -> None:
     """Runs an experiment as a program: its flags, then `run(config)`, then the exit code.
 
     Args:
@@ -59,7 +72,9 @@ def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mappi
         values = dict(base())
         if flags.FLAGS.config is not None:
             file = Path(flags.FLAGS.config)
-            values |= read_record(experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE})
+            values |= read_record(
+                experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE}
+            )
         run(from_flags(experiment, values))
 
     if not {"--help", "-help", "-?"}.isdisjoint(sys.argv[1:]):
@@ -71,7 +86,8 @@ def start(experiment: type[C], run: Callable[[C], Any], base: Callable[[], Mappi
 
 
 def next_command(module: str, experiment: type[Config], config: Config, **changes: Any) -> str:
-    """Writes the command line of an experiment with every setting of `config` that it knows, but for a name, which would be taken.
+    """Writes the command line of an experiment with every setting of `config` that it knows, but
+    for a name, which would be taken.
 
     Args:
       changes: values by flag that differ from those of `config`; None leaves one at its default.
@@ -84,14 +100,15 @@ def next_command(module: str, experiment: type[Config], config: Config, **change
 def pin_precision() -> None:
     """Has products of float32 arrays computed in float32.
 
-    TPUs would round the operands to bfloat16, and GPUs to 19 bits (TF32), unless asked not to. Products of bfloat16 arrays stay as
-    they are.
+    TPUs would round the operands to bfloat16, and GPUs to 19 bits (TF32), unless asked not to.
+    Products of bfloat16 arrays stay as they are.
     """
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
-    """Returns the part of a run's identity that the settings do not say: the contents of a corpus that is not generated.
+    """Returns the part of a run's identity that the settings do not say: the contents of a corpus
+    that is not generated.
 
     The place that a text was read from is left out, and so is how it was cut: passages show that.
     """
@@ -105,35 +122,48 @@ def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
 
 
 def with_limit(config: C, corpus: Corpus, tokenizer: Tokenizer, *, label: str) -> C:
-    """Returns a configuration that says how long replies may be: as the corpus's answers need, unless `--max_new_tokens` is given."""
+    """Returns a configuration that says how long replies may be: as the corpus's answers need,
+    unless `--max_new_tokens` is given."""
     generation: GenerationConfig = getattr(config, "settings", config).generation
     if generation.max_new_tokens is not None:
         return config
-    answers = {answer for question in (*corpus.questions, *corpus.retention) for answer in question.answers}
+    answers = {
+        answer for question in (*corpus.questions, *corpus.retention) for answer in question.answers
+    }
     lengths = [len(content(tokenizer, answer)) for answer in answers]
     limit = limit_for(lengths)
     if limit > generation.limit:
-        say(label, f"accepted answers have up to {max(lengths)} tokens: replies may have {limit} (--max_new_tokens)")
+        say(
+            label,
+            f"accepted answers have up to {max(lengths)} tokens: replies may have {limit} (--max_new_tokens)",
+        )
     return changed(config, max_new_tokens=limit)
 
 
 def open_template(model: str, chat: str) -> ChatTemplate | None:
-    """Opens the chat template that `--chat` asks for. Raises `UserError` for `on` and a folder without one."""
+    """Opens the chat template that `--chat` asks for. Raises `UserError` for `on` and a folder
+    without one."""
     if chat == OFF:
         return None
-    with waiting("model", f"reading what {model} is", after=1.0):  # long the first time, when it is unpacked; nothing afterwards
+    # long the first time, when it is unpacked; nothing afterwards
+    with waiting("model", f"reading what {model} is", after=1.0):
         template = hub.chat_template(model)
     if template is None and chat == ON:
-        raise UserError(f"--chat=on: {model} has no chat template (chat_template.jinja, or in tokenizer_config.json); leave --chat out")
+        raise UserError(
+            f"--chat=on: {model} has no chat template (chat_template.jinja, or in tokenizer_config.json); leave --chat out"
+        )
     return template
 
 
 def chat_identity(template: ChatTemplate | None) -> dict[str, str]:
-    """Returns the part of a run's identity that says how its model is asked; nothing for plain text."""
+    """Returns the part of a run's identity that says how its model is asked; nothing for plain
+    text."""
     return {} if template is None else {CHAT_TEMPLATE: template.fingerprint}
 
 
-def asked_through(template: ChatTemplate | None, model: Decoder, tokenizer: Tokenizer) -> tuple[Decoder, Plain | Dialogue]:
+def asked_through(
+    template: ChatTemplate | None, model: Decoder, tokenizer: Tokenizer
+) -> tuple[Decoder, Plain | Dialogue]:
     """Returns the model, which ends its replies with its turn, and how it is asked.
 
     Raises:
@@ -143,8 +173,14 @@ def asked_through(template: ChatTemplate | None, model: Decoder, tokenizer: Toke
         return model, Plain()
     end = tokenizer.token_to_id(template.end)
     if end is None:
-        raise UserError(f"the chat template ends a reply with '{template.end}', which tokenizer.json does not have; ask with --chat=off")
-    check_ids([end, *prompt_ids(tokenizer, template.asked(["?"]))], model.config.vocab_size, "the chat template")
+        raise UserError(
+            f"the chat template ends a reply with '{template.end}', which tokenizer.json does not have; ask with --chat=off"
+        )
+    check_ids(
+        [end, *prompt_ids(tokenizer, template.asked(["?"]))],
+        model.config.vocab_size,
+        "the chat template",
+    )
     return dataclasses.replace(model, config=model.config.ending_with(end)), Dialogue(template)
 
 
@@ -155,11 +191,16 @@ def suited(prompts: Plain | Dialogue, questions: Iterable[Question]) -> Plain | 
 
 def asked_of(corpus: Corpus) -> Iterator[Question]:
     """Yields all questions that a corpus asks or trains on."""
-    return itertools.chain(corpus.questions, corpus.training_questions, corpus.retention, corpus.replay_questions)
+    return itertools.chain(
+        corpus.questions, corpus.training_questions, corpus.retention, corpus.replay_questions
+    )
 
 
-def open_mesh(mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None = None, *, label: str) -> Mesh:
-    """Makes the mesh of a training. Raises `UserError` for one that these devices do not make up."""
+def open_mesh(
+    mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None = None, *, label: str
+) -> Mesh:
+    """Makes the mesh of a training. Raises `UserError` for one that these devices do not make
+    up."""
     if mesh != "auto":
         return make_mesh(mesh)
     chosen, reason = auto_mesh(model, train, spec)
@@ -170,8 +211,8 @@ def open_mesh(mesh: str, model: Decoder, train: TrainConfig, spec: Spec | None =
 def use_compilation_cache() -> None:
     """Keeps compiled programs beside the converted weights, so that the second run starts at once.
 
-    The small ones, too: loading writes each shape of a parameter by a program of a tenth of a second. A folder that the user gave JAX
-    (JAX_COMPILATION_CACHE_DIR) is kept.
+    The small ones, too: loading writes each shape of a parameter by a program of a tenth of a
+    second. A folder that the user gave JAX (JAX_COMPILATION_CACHE_DIR) is kept.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -213,7 +254,8 @@ def open_lab(
     """Loads the language model and lays everything out for the methods.
 
     Args:
-      trains: whether weights are trained, so that they are kept in float32. Else they lie as they are computed with: in --dtype.
+      trains: whether weights are trained, so that they are kept in float32. Else they lie as they
+        are computed with: in --dtype.
       index: folder of an index that is there, searched instead of one of the run's own.
     """
     tokenizer = hub.tokenizer(config.model)
@@ -223,7 +265,11 @@ def open_lab(
     params: Any = abstract_params(config, model)
     with waiting("model", "checking the corpus against its vocabulary", after=5.0):
         check_texts(corpus, tokenizer, model.config.vocab_size)
-    abstract = shard(params, shardings(model.axes(), params, placed)) if trains else lay_out(model, params, placed)
+    abstract = (
+        shard(params, shardings(model.axes(), params, placed))
+        if trains
+        else lay_out(model, params, placed)
+    )
     return Lab(
         model=model,
         params=load_weights(config, abstract),

@@ -1,4 +1,5 @@
-"""Builds, grows and asks an index of passages: what retrieval needs to know of a corpus, in a folder that may be moved.
+"""Builds, grows and asks an index of passages: what retrieval needs to know of a corpus, in a
+folder that may be moved.
 
     python -m experiments.build_index --corpus=DIR --out=INDEX               embeds the documents of a folder (no questions needed)
     python -m experiments.build_index --corpus=biographies --out=INDEX       or those of a generated corpus
@@ -8,8 +9,9 @@
     python -m experiments.build_index --out=INDEX --append=NEW.jsonl         more documents, a {"id", "contents"} a line, without a rebuild
     python -m experiments.build_index --out=INDEX --delete=17,18#2           fewer: ids of documents, or of single passages
 
-Documents are cut into passages by --chunk. --delete comes before --append, so that both together replace a document, and --query last.
-A change appears whole or not at all; a folder that holds anything but an index is left alone.
+Documents are cut into passages by --chunk. --delete comes before --append, so that both together
+replace a document, and --query last. A change appears whole or not at all; a folder that holds
+anything but an index is left alone.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def run(config: BuildIndex) -> None:
     if with_vectors:
         embedder()  # refused before the index is touched
     scorer = None if config.retrieval.reranker is None else open_scorer(config.retrieval.reranker)
-    # From before it is read until it is saved: a change that another process makes meanwhile would be lost.
+    # From before it is read until it is saved: a change that another process makes meanwhile would
+    # be lost.
     with folder.writing(out) if writes else contextlib.nullcontext():
         if opens:
             store = Store.load(out, embedder().fingerprint if with_vectors else None)
@@ -70,14 +73,20 @@ def run(config: BuildIndex) -> None:
                     store.append(passages, embed_passages(embedder(), passages, advance))
         if writes:
             store.save(out)
-            vectors = "no vectors" if store.index is None else f"{store.index.dimension} dimensions, {store.index.engine}"
+            vectors = (
+                "no vectors"
+                if store.index is None
+                else f"{store.index.dimension} dimensions, {store.index.engine}"
+            )
             print(f"{out}: {len(store)} passages, {vectors}, {size_on_disk(out):,} bytes")
     if config.query:
         settings = config.retrieval
         retriever = open_retriever(store, settings.retriever, embedder, scorer, settings.candidates)
         (hits,) = retriever.search([config.query], settings.k)
         for rank, hit in enumerate(hits, 1):
-            print(f"{rank:3d}. {hit.score:.3f}  [{visible(hit.passage.id)}] {visible(hit.passage.text)}")
+            print(
+                f"{rank:3d}. {hit.score:.3f}  [{visible(hit.passage.id)}] {visible(hit.passage.text)}"
+            )
         if not hits:
             print("no passage holds a word of the query")
 
@@ -86,13 +95,21 @@ def open_embedder(name: str) -> Embedder:
     """Loads the embedding model. Raises `UserError` for a language model."""
     model, params = hub.load(name)
     if not isinstance(model, Encoder):
-        raise UserError(f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)")
+        raise UserError(
+            f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)"
+        )
     return Embedder(model, params, hub.tokenizer(name))
 
 
 def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
-    corpus = dataclasses.replace(config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus)
-    passages = open_corpus(corpus, config.seed).passages if corpus.is_generated else load_passages(corpus.corpus, corpus.chunk)
+    corpus = dataclasses.replace(
+        config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus
+    )
+    passages = (
+        open_corpus(corpus, config.seed).passages
+        if corpus.is_generated
+        else load_passages(corpus.corpus, corpus.chunk)
+    )
     settings = config.retrieval
     if settings.retriever == LEXICAL:
         return build_store(passages, settings.retriever, settings.engine, open_embedder)
@@ -102,12 +119,15 @@ def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
 
 @contextlib.contextmanager
 def _timed(n_passages: int) -> Iterator[Advance]:
-    """Yields what is told of every n passages that are done, for a progress bar, and prints how long the block took."""
+    """Yields what is told of every n passages that are done, for a progress bar, and prints how
+    long the block took."""
     began = time.perf_counter()
     with Progress("embedding", n_passages, unit="passage") as bar:
         yield bar.advance
     seconds = time.perf_counter() - began
-    print(f"embedded and indexed {n_passages} passages in {seconds:.1f} s, {n_passages / seconds:.0f} passages/s")
+    print(
+        f"embedded and indexed {n_passages} passages in {seconds:.1f} s, {n_passages / seconds:.0f} passages/s"
+    )
 
 
 def _passage_ids(given: Sequence[str], ids: Sequence[str]) -> list[str]:
@@ -118,7 +138,9 @@ def _passage_ids(given: Sequence[str], ids: Sequence[str]) -> list[str]:
         of_document.setdefault(id.rpartition("#")[0], []).append(id)
     for name in given:
         if name not in of_document:
-            raise UserError(f"--delete: no document or passage '{name}' in the index. {nearest(name, of_document)}")
+            raise UserError(
+                f"--delete: no document or passage '{name}' in the index. {nearest(name, of_document)}"
+            )
     return list(dict.fromkeys(id for name in given for id in of_document[name]))
 
 

@@ -1,4 +1,5 @@
-"""Compares ways to give a language model the knowledge of a corpus, on one set of questions and one bill.
+"""Compares ways to give a language model the knowledge of a corpus, on one set of questions and one
+bill.
 
     python -m experiments.compare                                    all eight methods on invented biographies
     python -m experiments.compare --profile=smoke                    the same with fewer people, a few minutes on two cores
@@ -9,10 +10,11 @@
     python -m experiments.compare --config=runs/rank4/config.json --seed=1       an earlier run again, one thing changed
     python -m experiments.compare --mesh=fsdp:4,tensor:2             a model spread over eight devices of this host
 
-Methods: base (the model as it came), oracle (an answering passage in the prompt), rag, hyde, lora, full, lora+rag, full+rag. Rows appear
-as methods finish. A variant of LoRA stands for lora, and any weights go with any reader: --methods=dora,lora+hyde. The run's folder,
-runs/NAME, holds config.json, metrics.jsonl, predictions.jsonl, results.json, table.md,
-figures and report.html. The same command again goes on where a broken run stopped.
+Methods: base (the model as it came), oracle (an answering passage in the prompt), rag, hyde, lora,
+full, lora+rag, full+rag. Rows appear as methods finish. A variant of LoRA stands for lora, and any
+weights go with any reader: --methods=dora,lora+hyde. The run's folder, runs/NAME, holds
+config.json, metrics.jsonl, predictions.jsonl, results.json, table.md, figures and report.html. The
+same command again goes on where a broken run stopped.
 """
 
 from __future__ import annotations
@@ -40,19 +42,26 @@ LESS = "for less of it: --budget=10m, --epochs, --steps, or --methods without th
 
 
 def run(config: configs.Compare) -> dict[str, Any]:
-    """Compares the methods, resuming what an earlier start of the same run has finished. Returns the contents of results.json.
+    """Compares the methods, resuming what an earlier start of the same run has finished. Returns
+    the contents of results.json.
 
     Raises:
-      UserError: anything that the user can mend, before the first file is written wherever it can be known.
+      UserError: anything that the user can mend, before the first file is written wherever it can
+        be known.
     """
     began = time.monotonic()
     if not config.methods:
         raise UserError(f"--methods is empty; choose from {', '.join(METHODS)}")
     names = in_running_order(list(config.methods))
-    corpus, tokenizer = open_corpus(config.corpus, config.settings.seed), hub.tokenizer(config.model.model)
+    corpus, tokenizer = (
+        open_corpus(config.corpus, config.settings.seed),
+        hub.tokenizer(config.model.model),
+    )
     config = build.with_limit(config, corpus, tokenizer, label="compare")
     template = build.open_template(config.model.model, config.model.chat)
-    model, prompts = build.asked_through(template, hub.describe_decoder(config.model.model), tokenizer)
+    model, prompts = build.asked_through(
+        template, hub.describe_decoder(config.model.model), tokenizer
+    )
     forecasts = planning.of_weights(names, config, corpus, model, tokenizer, prompts)
     if config.budget is not None:
         return run(planning.within(config, config.budget, forecasts, label="compare"))
@@ -61,15 +70,37 @@ def run(config: configs.Compare) -> dict[str, Any]:
     where = {"prefix": config.profile, "also": also}
     root = Path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
-    lab = build.open_lab(config.model, settings, config.mesh, found, corpus, template, trains=True, index=config.index)
+    lab = build.open_lab(
+        config.model,
+        settings,
+        config.mesh,
+        found,
+        corpus,
+        template,
+        trains=True,
+        index=config.index,
+    )
     for name in names:
         open_method(lab, name).check()
-    folder = open_run(root, config.run.name, config, **where)  # only now: a command that is refused leaves nothing behind
-    values = {**record(config), "methods": config.methods, "runs": config.run.runs, "name": config.run.name}
+    # only now: a command that is refused leaves nothing behind
+    folder = open_run(root, config.run.name, config, **where)
+    values = {
+        **record(config),
+        "methods": config.methods,
+        "runs": config.run.runs,
+        "name": config.run.name,
+    }
     command = command_of("experiments.compare", configs.Compare, values)
     counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
-    say("compare", f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}")
-    planning.tell("compare", {name: forecasts[name] for name in forecasts if not open_method(lab, name).is_trained}, LESS)
+    say(
+        "compare",
+        f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}",
+    )
+    planning.tell(
+        "compare",
+        {name: forecasts[name] for name in forecasts if not open_method(lab, name).is_trained},
+        LESS,
+    )
     clear_finished(folder)
     code = environment() | {"weights": weights_hash(lab.params)}
     arms = {name: arm for name in names if (arm := load_arm(folder, name)) is not None}
@@ -78,20 +109,29 @@ def run(config: configs.Compare) -> dict[str, Any]:
     while pending := [name for name in names if name not in arms]:
         if arms:
             results = write_results(folder, lab, names, arms, code, command)
-            so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())  # the notes come with the whole table
+            # the notes come with the whole table
+            so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())
             print(f"\n{table.to_markdown(so_far)}", flush=True)
         arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
         arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(folder, pending[0], arms[pending[0]])
     results = write_results(folder, lab, names, arms, code, command)
-    print(f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}")
+    print(
+        f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}"
+    )
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
-    print(f"Look at {folder.path}/report.html, or at {folder.path}/predictions.jsonl for every answer.")
+    print(
+        f"Look at {folder.path}/report.html, or at {folder.path}/predictions.jsonl for every answer."
+    )
     # Values of a profile are spelled out, so that none given beside it is lost.
     one_thing = {"replay": 0.5} if forecasts else {"k": max(1, config.settings.retrieval.k // 2)}
     print("Next: change one thing, and put the tables side by side:")
-    print(build.next_command("experiments.compare", configs.Compare, config, profile="default", **one_thing))
+    print(
+        build.next_command(
+            "experiments.compare", configs.Compare, config, profile="default", **one_thing
+        )
+    )
     return results
 
 

@@ -1,4 +1,5 @@
-"""One arm of a comparison after the other: learn, answer, measure, write down. What is finished is read, not run again."""
+"""One arm of a comparison after the other: learn, answer, measure, write down. What is finished is
+read, not run again."""
 
 from __future__ import annotations
 
@@ -37,14 +38,19 @@ def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
         nll, tokens = base.held_out_nll, base.held_out_tokens
     else:
         with Progress(name, len(lab.corpus.held_out_texts), unit="text") as bar:
-            nll, tokens = lab.held_out_nll(method.params, lambda n: bar.advance(n, "perplexity of held-out text"))
+            nll, tokens = lab.held_out_nll(
+                method.params, lambda n: bar.advance(n, "perplexity of held-out text")
+            )
     latencies = _latencies(method, [q for q in questions if q.split != RETENTION], n_latency)
     cost = _with_queries(method.cost(), predictions, latencies, lab, peak.n_bytes)
-    return Arm(predictions, cost, nll, tokens, _oracle_of_misses(method, predictions, lab), method.note)
+    return Arm(
+        predictions, cost, nll, tokens, _oracle_of_misses(method, predictions, lab), method.note
+    )
 
 
 def _latencies(method: Method, questions: Sequence[Question], n: int) -> list[dict[str, float]]:
-    """Seconds of each stage of single queries, as a user would wait for them once their programs are compiled."""
+    """Seconds of each stage of single queries, as a user would wait for them once their programs
+    are compiled."""
     by_length = sorted(questions, key=lambda q: len(q.text))
     chosen = by_length[:: max(1, len(by_length) // n)][:n] if n else []
     latencies = []
@@ -63,7 +69,13 @@ def _latency(method: Method, question: Question) -> dict[str, float]:
     return {**prediction.seconds, "total": time.perf_counter() - began}
 
 
-def _with_queries(cost: Cost, predictions: Sequence[Prediction], latencies: Sequence[Mapping[str, float]], lab: Lab, peak: int) -> Cost:
+def _with_queries(
+    cost: Cost,
+    predictions: Sequence[Prediction],
+    latencies: Sequence[Mapping[str, float]],
+    lab: Lab,
+    peak: int,
+) -> Cost:
     """The bill of learning, completed by that of asking: means over the knowledge questions."""
     asked = [p for p in predictions if p.split != RETENTION] or list(predictions)
 
@@ -76,35 +88,48 @@ def _with_queries(cost: Cost, predictions: Sequence[Prediction], latencies: Sequ
         peak_memory_bytes=max(cost.peak_memory_bytes or 0, peak),
         llm_calls_per_query=mean("calls"),
         llm_tokens_per_query=tokens,
-        query_flops_formula=query_flops(lab.shape, tokens.prompt, tokens.output, tokens.cached, calls=mean("calls")),
+        query_flops_formula=query_flops(
+            lab.shape, tokens.prompt, tokens.output, tokens.cached, calls=mean("calls")
+        ),
         latency_seconds=latency_summary(latencies),
     )
 
 
-def _oracle_of_misses(method: Method, predictions: Sequence[Prediction], lab: Lab) -> list[Prediction]:
-    """Answers of a hybrid's own weights from the gold passage alone, for the questions it missed with that passage in the prompt.
+def _oracle_of_misses(
+    method: Method, predictions: Sequence[Prediction], lab: Lab
+) -> list[Prediction]:
+    """Answers of a hybrid's own weights from the gold passage alone, for the questions it missed
+    with that passage in the prompt.
 
     Arms that read with the base model's weights have the oracle arm for this.
     """
     if not method.searches or method.params is lab.params:
         return []
-    missed = {p.id for p in predictions if not p.correct and not set(p.passages).isdisjoint(p.gold_passages)}
+    missed = {
+        p.id
+        for p in predictions
+        if not p.correct and not set(p.passages).isdisjoint(p.gold_passages)
+    }
     questions = [q for q in lab.corpus.questions if q.id in missed]
     if not questions:
         return []
     with Progress(method.name, len(questions), unit="question") as bar:
-        return Oracle(lab, "oracle", method.weights).answer(questions, lambda n: bar.advance(n, "missed ones, from the gold passage alone"))
+        return Oracle(lab, "oracle", method.weights).answer(
+            questions, lambda n: bar.advance(n, "missed ones, from the gold passage alone")
+        )
 
 
 def clear_finished(run: Run) -> None:
-    """Deletes the checkpoints of trainings whose result is saved: a start may have ended in between."""
+    """Deletes the checkpoints of trainings whose result is saved: a start may have ended in
+    between."""
     for record in run.file("artifacts").glob("*/learned.json"):
         discard_checkpoints(record.parent)
 
 
 @dataclasses.dataclass(frozen=True)
 class _StoredArm:
-    """Contents of `arm.json`. Older releases noted no environment. A loss that was not finite is null."""
+    """Contents of `arm.json`. Older releases noted no environment. A loss that was not finite is
+    null."""
 
     cost: Cost
     held_out_nll: list[float | None]
@@ -137,14 +162,31 @@ def load_arm(run: Run, name: str) -> Arm | None:
         return None
     again = f"delete {folder} to answer again"
     stored = read(_StoredArm, folder / "arm.json", fix=again)
-    predictions, oracle = (read_rows(Prediction, folder / file, fix=again) for file in ("predictions.jsonl", "oracle.jsonl"))
-    return Arm(predictions, stored.cost, stored.held_out_nll, stored.held_out_tokens, oracle, stored.note, stored.environment)
+    predictions, oracle = (
+        read_rows(Prediction, folder / file, fix=again)
+        for file in ("predictions.jsonl", "oracle.jsonl")
+    )
+    return Arm(
+        predictions,
+        stored.cost,
+        stored.held_out_nll,
+        stored.held_out_tokens,
+        oracle,
+        stored.note,
+        stored.environment,
+    )
 
 
 def write_results(
-    run: Run, lab: Lab, names: Sequence[str], arms: Mapping[str, Arm], environment: Mapping[str, Any], command: str
+    run: Run,
+    lab: Lab,
+    names: Sequence[str],
+    arms: Mapping[str, Arm],
+    environment: Mapping[str, Any],
+    command: str,
 ) -> dict[str, Any]:
-    """Writes everything that the arms so far allow: results.json, table.md, predictions.jsonl, report.html; figures with the last arm.
+    """Writes everything that the arms so far allow: results.json, table.md, predictions.jsonl,
+    report.html; figures with the last arm.
 
     `names` are all arms asked for, in the order of the rows.
     """
@@ -155,8 +197,14 @@ def write_results(
         arms = as_one_split(arms)
     results = collect(arms, config=config, environment=environment, pending=pending)
     write_json(run.file("results.json"), results)
-    write_atomic(run.file("table.md"), table.render(comparison_tables.all_tables(results), comparison_tables.footer(results)))
-    write_jsonl(run.file("predictions.jsonl"), [p.to_json() for arm in arms.values() for p in arm.predictions])
+    write_atomic(
+        run.file("table.md"),
+        table.render(comparison_tables.all_tables(results), comparison_tables.footer(results)),
+    )
+    write_jsonl(
+        run.file("predictions.jsonl"),
+        [p.to_json() for arm in arms.values() for p in arm.predictions],
+    )
     drawn = {} if pending else figures.draw_all(results, run.file("figures"), _metrics(run))
     write_report(
         run.file("report.html"),

@@ -11,7 +11,8 @@ import jax
 
 @contextlib.contextmanager
 def compiling() -> Iterator[list[float]]:
-    """Yields a list that takes the seconds of each program that XLA compiles (or finds in its cache) within the block."""
+    """Yields a list that takes the seconds of each program that XLA compiles (or finds in its
+    cache) within the block."""
     seconds: list[float] = []
 
     def on_event(event: str, duration: float, **_: Any) -> None:

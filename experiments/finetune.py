@@ -9,16 +9,18 @@
     python -m experiments.finetune --base=nf4                        an adapter beside a base of 4-bit integers (docs/quantized.md)
     python -m experiments.finetune --mesh=data:2,fsdp:4 --dtype=bfloat16 --batch_rows=64     on eight devices
 
-An epoch reads every document (of a generated corpus, one telling of every fact) and every training question; rows are packed to
---seq_len tokens. Learning rates: LoRA's best one is about ten times that of full fine-tuning. Out of memory? Keep --batch_rows and
-raise --accumulate, which computes a step in so many parts. The model forgets what it does not see: --replay mixes other matters in.
+An epoch reads every document (of a generated corpus, one telling of every fact) and every training
+question; rows are packed to --seq_len tokens. Learning rates: LoRA's best one is about ten times
+that of full fine-tuning. Out of memory? Keep --batch_rows and raise --accumulate, which computes a
+step in so many parts. The model forgets what it does not see: --replay mixes other matters in.
 
-On many hosts start the same command on each, under srun, in a Kubernetes Job or on all hosts of a TPU slice (docs/scale.md), with
---runs in a folder that all of them see. SIGTERM saves, and exits with 143.
+On many hosts start the same command on each, under srun, in a Kubernetes Job or on all hosts of a
+TPU slice (docs/scale.md), with --runs in a folder that all of them see. SIGTERM saves, and exits
+with 143.
 
-The run's folder, runs/NAME, holds config.json, metrics.jsonl (a row a step), loss.png, result.json (what it took) and what was
-learned: adapter.safetensors, or weights.safetensors with the trained weights. The same command again goes on where a broken run
-stopped: same data, same losses.
+The run's folder, runs/NAME, holds config.json, metrics.jsonl (a row a step), loss.png, result.json
+(what it took) and what was learned: adapter.safetensors, or weights.safetensors with the trained
+weights. The same command again goes on where a broken run stopped: same data, same losses.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def run(config: Finetune) -> None:
     """Trains, resuming what an earlier start of the same run has done, and shows some answers.
 
     Raises:
-      UserError: anything that the user can mend, before the first file is written wherever it can be known.
+      UserError: anything that the user can mend, before the first file is written wherever it can
+        be known.
       Preempted: SIGTERM came; what there was to save is saved.
     """
     p = config.processes
@@ -83,23 +86,38 @@ def _finetune(config: Finetune) -> None:
             f"--method=full trains the kernels, which --base={config.model.base} stores as integers; use --method=lora or --base={FLOAT}"
         )
     train_config = dataclasses.replace(config.train, learning_rate=config.lr)
-    template, tokenizer = build.open_template(config.model.model, config.model.chat), hub.tokenizer(config.model.model)
+    template, tokenizer = (
+        build.open_template(config.model.model, config.model.chat),
+        hub.tokenizer(config.model.model),
+    )
     model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
     mesh = build.open_mesh(config.mesh, model, train_config, spec, label="finetune")
     chat = build.chat_identity(template)
     lesson = open_lesson(config, model, tokenizer, prompts, chat)
     examples = lesson.examples
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
-    expected = {config.method: forecast(model, examples, train_config, mesh, matmul_rate(model.dtype, mesh), spec)}
+    expected = {
+        config.method: forecast(
+            model, examples, train_config, mesh, matmul_rate(model.dtype, mesh), spec
+        )
+    }
     if config.budget is not None:
         if jax.process_count() > 1:
-            raise UserError("--budget is for one process: many would not measure the same speed; give --steps")
+            raise UserError(
+                "--budget is for one process: many would not measure the same speed; give --steps"
+            )
         return _finetune(planning.within(config, config.budget, expected, label="finetune"))
-    params = build.load_weights(config.model, layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)))
+    params = build.load_weights(
+        config.model,
+        layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)),
+    )
     where = {"prefix": f"finetune-{config.method}", "also": {**lesson.identity, **chat}}
     opened = open_run if distributed.is_main() else find_run
-    run = distributed.together(lambda: opened(Path(config.run.runs), config.run.name, config, **where))
-    code = environment() | {"weights": weights_hash(params)}  # before a full training takes them over
+    run = distributed.together(
+        lambda: opened(Path(config.run.runs), config.run.name, config, **where)
+    )
+    # before a full training takes them over
+    code = environment() | {"weights": weights_hash(params)}
     if distributed.of_main(run.file("result.json").exists()):
         if distributed.is_main():
             discard_checkpoints(run.path)  # of a start that ended in between
@@ -114,16 +132,26 @@ def _finetune(config: Finetune) -> None:
                 track(**row)
 
             kept = {"run_dir": run.path, "log": log, "label": config.method}
-            result = train(model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept)
+            result = train(
+                model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept
+            )
             _save(run, config.method, code, result)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
-    _show(config, run, Generator(model, tokenizer, mesh=mesh), learned, lesson.questions, build.suited(prompts, lesson.questions))
+    _show(
+        config,
+        run,
+        Generator(model, tokenizer, mesh=mesh),
+        learned,
+        lesson.questions,
+        build.suited(prompts, lesson.questions),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """Training data, the questions that test it afterwards, its part of the run's identity, and a line that describes it."""
+    """Training data, the questions that test it afterwards, its part of the run's identity, and a
+    line that describes it."""
 
     examples: list[list[Example]] | PackedRows
     questions: Sequence[Question]
@@ -131,12 +159,25 @@ class Lesson:
     told: str
 
 
-def open_lesson(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts, chat: Mapping[str, str]) -> Lesson:
-    """Opens what a training reads: its rows on disk, or its corpus. Raises `UserError` for what cannot be trained on."""
-    return _open_corpus(config, model, tokenizer, prompts) if config.rows is None else _open_rows(config, tokenizer, chat)
+def open_lesson(
+    config: Finetune,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    chat: Mapping[str, str],
+) -> Lesson:
+    """Opens what a training reads: its rows on disk, or its corpus. Raises `UserError` for what
+    cannot be trained on."""
+    return (
+        _open_corpus(config, model, tokenizer, prompts)
+        if config.rows is None
+        else _open_rows(config, tokenizer, chat)
+    )
 
 
-def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts) -> Lesson:
+def _open_corpus(
+    config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts: Prompts
+) -> Lesson:
     corpus = open_corpus(config.corpus, config.train.seed)
     check_texts(corpus, tokenizer, model.config.vocab_size)
     settings = Settings(replay=config.replay, document_parts=config.corpus.document_parts)
@@ -146,18 +187,33 @@ def _open_corpus(config: Finetune, model: Decoder, tokenizer: Tokenizer, prompts
 
 
 def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) -> Lesson:
-    """Opens rows that were packed beforehand. The corpus that they were made from is not read: it may not fit into memory."""
+    """Opens rows that were packed beforehand. The corpus that they were made from is not read: it
+    may not fit into memory."""
     if config.replay:
         raise UserError("--replay does not go with --rows, which were packed without other matters")
     rows = PackedRows.open(Path(config.rows))
     about = rows.about
     if about.tokenizer != tokenizer_checksum(tokenizer):
-        raise UserError(f"{rows.folder} was packed with another tokenizer than that of {config.model.model}")
+        raise UserError(
+            f"{rows.folder} was packed with another tokenizer than that of {config.model.model}"
+        )
     if about.chat_template != chat.get(build.CHAT_TEMPLATE):
-        raise UserError(f"{rows.folder} was packed with another --chat, or another chat template, than that of {config.model.model}")
-    # Folders of older releases have no questions; runs on them have no hash of the rows, and go on without.
-    identity = {} if about.questions is None else {build.CORPUS_HASH: config_hash(dataclasses.asdict(about))}
-    return Lesson(rows, rows.questions(), identity, f"{about.corpus}: {about.rows} rows of {about.seq_len} tokens in {rows.folder}")
+        raise UserError(
+            f"{rows.folder} was packed with another --chat, or another chat template, than that of {config.model.model}"
+        )
+    # Folders of older releases have no questions; runs on them have no hash of the rows, and go on
+    # without.
+    identity = (
+        {}
+        if about.questions is None
+        else {build.CORPUS_HASH: config_hash(dataclasses.asdict(about))}
+    )
+    return Lesson(
+        rows,
+        rows.questions(),
+        identity,
+        f"{about.corpus}: {about.rows} rows of {about.seq_len} tokens in {rows.folder}",
+    )
 
 
 def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> None:
@@ -177,15 +233,23 @@ def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> N
 
 
 def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Mesh) -> trees.Tree:
-    """Reads what the run has learned into the model's parameters, from disk: what is shown is what was saved."""
+    """Reads what the run has learned into the model's parameters, from disk: what is shown is what
+    was saved."""
     if method == "full":
         return hub.load_trained(run.path, params)
     adapters, spec = lora.load(run.file(ADAPTER), params)
-    return lora.attach(params, shard(adapters, shardings(lora.axes(adapters, model.axes()), adapters, mesh)), spec)
+    return lora.attach(
+        params, shard(adapters, shardings(lora.axes(adapters, model.axes()), adapters, mesh)), spec
+    )
 
 
 def _show(
-    config: Finetune, run: Run, generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts
+    config: Finetune,
+    run: Run,
+    generator: Generator,
+    params: trees.Tree,
+    questions: Sequence[Question],
+    write: Prompts,
 ) -> None:
     shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
     prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in shown]
@@ -193,22 +257,34 @@ def _show(
     if not distributed.is_main():
         return
     took = read(Took, run.file("result.json"), fix=f"delete {run.path} to train again")
-    print(f"\nTrained {took.trainable_parameters:,} parameters for {took.steps} steps on {took.tokens:,} tokens")
-    print(f"  in {took.seconds:.0f} s ({took.tokens_per_second:.0f} tokens/s), compiled in {took.compile_seconds:.0f} s;")
+    print(
+        f"\nTrained {took.trainable_parameters:,} parameters for {took.steps} steps on {took.tokens:,} tokens"
+    )
+    print(
+        f"  in {took.seconds:.0f} s ({took.tokens_per_second:.0f} tokens/s), compiled in {took.compile_seconds:.0f} s;"
+    )
     loss = "" if took.final_loss is None else f", final loss {took.final_loss:.3f} nats per token"
     print(f"  {took.peak_memory_bytes / 1e9:.1f} GB at the peak{loss}.")
     if took.flops_useful is not None:
         executed, useful = took.flops_measured / 1e12, took.flops_useful / 1e12
-        print(f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target.")
+        print(
+            f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target."
+        )
     for question, reply in zip(shown, replies, strict=True):
         asked, said, known = map(visible, (question.text, reply.text.strip(), question.answers[0]))
         print(f"\n  {asked}\n    model:  {said}\n    answer: {known}")
-    print(f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr.")
+    print(
+        f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr."
+    )
     print(f"Next: ask it more with python -m experiments.answer --run={run.path},")
     if config.rows is None:
         values = {"methods": ("base", "rag", config.method), f"lr_{config.method}": config.lr}
         print("or see what training buys, costs and forgets beside retrieval:")
-        print(build.next_command("experiments.compare", configs.Compare, config, budget=None, **values))
+        print(
+            build.next_command(
+                "experiments.compare", configs.Compare, config, budget=None, **values
+            )
+        )
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Does it fit, and how fast can it be? Plans a training or a server on accelerators that are not there.
+"""Does it fit, and how fast can it be? Plans a training or a server on accelerators that are not
+there.
 
     python -m experiments.plan_pod --model=llama3.1-8b --topology=v5p-32 --batch=32 --seq_len=2048 --remat=full
     python -m experiments.plan_pod --model=llama3.1-8b --method=lora --topology=v5e-16 --search
@@ -6,11 +7,14 @@
     python -m experiments.plan_pod --model=llama3.1-8b --topology='2*v5p-32' --batch=64     two slices, data over the network
     python -m experiments.plan_pod --model=llama3.1-70b --topology=h100-64 --search         GPUs: by formula
 
-For a TPU the very step that would run (of `finetune`, `sweep_lora`, or the prefill and the decode loop of a server whose prompts carry
-retrieved passages) is compiled by the TPU's own compiler, with abstract weights: nothing is downloaded, no TPU is needed, and it takes
-some minutes. That needs the extra [tpu]. GPUs of another machine are planned by formula alone, and so is everything with --formula.
+For a TPU the very step that would run (of `finetune`, `sweep_lora`, or the prefill and the decode
+loop of a server whose prompts carry retrieved passages) is compiled by the TPU's own compiler, with
+abstract weights: nothing is downloaded, no TPU is needed, and it takes some minutes. That needs the
+extra [tpu]. GPUs of another machine are planned by formula alone, and so is everything with
+--formula.
 
-The last line starts with `fits` or `does not fit`. --search ranks the meshes by formula and compiles the best.
+The last line starts with `fits` or `does not fit`. --search ranks the meshes by formula and
+compiles the best.
 """
 
 from __future__ import annotations
@@ -36,7 +40,17 @@ from kafjax.core.rundir import read_object, write_json
 from kafjax.models import Decoder, DecoderConfig, named
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import Slice, parse_slice
-from kafjax.parallel.estimate import Choice, Demand, Estimate, by_bytes, choose, estimate, obstacle, ranked, show
+from kafjax.parallel.estimate import (
+    Choice,
+    Demand,
+    Estimate,
+    by_bytes,
+    choose,
+    estimate,
+    obstacle,
+    ranked,
+    show,
+)
 from kafjax.parallel.hlo import bytes_by_kind
 from kafjax.parallel.mesh import checked, parse
 from kafjax.training import TrainConfig
@@ -49,7 +63,8 @@ USABLE = 0.9  # of a device's memory, where only formulas tell
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled program of a plan: what it asks for by formula, and how it is lowered for a mesh."""
+    """One compiled program of a plan: what it asks for by formula, and how it is lowered for a
+    mesh."""
 
     name: str
     demand: Demand
@@ -74,7 +89,9 @@ class Verdict:
         return self.n_bytes <= USABLE * self.memory if self.compiled is None else self.compiled.fits
 
 
-def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes: int) -> list[Program]:
+def programs(
+    model: Decoder, method: str, config: TrainConfig, rank: int, lanes: int
+) -> list[Program]:
     """Lists the programs that a method runs on the devices. The mesh is chosen for the last one."""
     rows, length = config.batch_rows, config.seq_len
     spec = lora.Spec(rank)
@@ -86,7 +103,9 @@ def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes:
         return [Program("a step", training_demand(model, config, spec), lower)]
     if method == "lanes":
         lower = functools.partial(pods.lower_lanes, model, config, spec=spec, lanes=lanes)
-        return [Program(f"a step of {lanes} lanes", training_demand(model, config, spec, lanes), lower)]
+        return [
+            Program(f"a step of {lanes} lanes", training_demand(model, config, spec, lanes), lower)
+        ]
     prefill = functools.partial(pods.lower_prefill, model, rows=rows, length=length)
     decode = functools.partial(pods.lower_decode, model, rows=rows, slots=length)
     return [
@@ -95,7 +114,9 @@ def programs(model: Decoder, method: str, config: TrainConfig, rank: int, lanes:
     ]
 
 
-def judge(program: Program, sizes: dict[str, int], pod: Slice, devices: list[Any] | None) -> Verdict:
+def judge(
+    program: Program, sizes: dict[str, int], pod: Slice, devices: list[Any] | None
+) -> Verdict:
     formula = estimate(program.demand, sizes, pod.device, pod.n_slices)
     if devices is None:
         return Verdict(program, formula, None, pod.device.memory)
@@ -108,59 +129,119 @@ def judge(program: Program, sizes: dict[str, int], pod: Slice, devices: list[Any
 
 def report(verdict: Verdict, pod: Slice) -> dict[str, Any]:
     """Prints what is known of a program, and returns it."""
-    program, formula, compiled, chip = verdict.program, verdict.formula, verdict.compiled, pod.device
+    program, formula, compiled, chip = (
+        verdict.program,
+        verdict.formula,
+        verdict.compiled,
+        pod.device,
+    )
     d, seconds = program.demand, dict(verdict.formula.seconds)
     print(f"\n{program.name}")
-    figures: dict[str, Any] = {"program": program.name, "fits": verdict.fits, "bytes": verdict.n_bytes, "formula_bytes": formula.n_bytes}
+    figures: dict[str, Any] = {
+        "program": program.name,
+        "fits": verdict.fits,
+        "bytes": verdict.n_bytes,
+        "formula_bytes": formula.n_bytes,
+    }
     if compiled is None:
-        print(f"  memory       {formula.n_bytes / 1e9:.2f} GB a device by formula: {by_bytes(formula.memory)}")
+        print(
+            f"  memory       {formula.n_bytes / 1e9:.2f} GB a device by formula: {by_bytes(formula.memory)}"
+        )
     elif compiled.refusal:
         print(f"  compiler     refused after {compiled.seconds:.0f} s: {compiled.refusal}")
     else:
-        parts = {"arguments": compiled.arguments, "temporaries": compiled.temporaries, "outputs": compiled.outputs}
+        parts = {
+            "arguments": compiled.arguments,
+            "temporaries": compiled.temporaries,
+            "outputs": compiled.outputs,
+        }
         host = f"; {compiled.host / 1e9:.2f} GB on the host" if compiled.host else ""
-        print(f"  HBM          {by_bytes(parts)} ({compiled.aliased / 1e9:.2f} GB of them in the place of arguments){host}")
-        print(f"               {compiled.n_bytes / 1e9:.2f} GB a device at once; {formula.n_bytes / 1e9:.2f} GB by formula")
+        print(
+            f"  HBM          {by_bytes(parts)} ({compiled.aliased / 1e9:.2f} GB of them in the place of arguments){host}"
+        )
+        print(
+            f"               {compiled.n_bytes / 1e9:.2f} GB a device at once; {formula.n_bytes / 1e9:.2f} GB by formula"
+        )
         kinds = bytes_by_kind(compiled.collectives)
         for i, (kind, row) in enumerate(kinds.items()):
             label = "" if i else "collectives"
-            print(f"  {label:<12} {row['count']:.0f} x {kind}, {row['bytes'] / 1e9:.2f} GB; a device sends {row['sent'] / 1e9:.2f} GB")
+            print(
+                f"  {label:<12} {row['count']:.0f} x {kind}, {row['bytes'] / 1e9:.2f} GB; a device sends {row['sent'] / 1e9:.2f} GB"
+            )
         most = sorted(compiled.collectives, key=lambda c: -c.sent)[:N_LARGEST]
-        print("\n".join(f"  {'' if i else 'most sent by':<12} {c.times} x {c.kind} {c.shape} among {c.group}" for i, c in enumerate(most)))
+        print(
+            "\n".join(
+                f"  {'' if i else 'most sent by':<12} {c.times} x {c.kind} {c.shape} among {c.group}"
+                for i, c in enumerate(most)
+            )
+        )
         figures["most_sent_by"] = [dataclasses.asdict(c) | {"sent": c.sent} for c in most]
         seconds["links"] = sum(row["sent"] for row in kinds.values()) / chip.link_bandwidth
-        figures |= {"hbm": parts | {"aliased": compiled.aliased, "host": compiled.host}, "collectives": kinds}
+        figures |= {
+            "hbm": parts | {"aliased": compiled.aliased, "host": compiled.host},
+            "collectives": kinds,
+        }
     if compiled is not None:
-        figures |= {"compile_seconds": compiled.seconds, "flops_loops_once": compiled.flops_once * pod.n_devices}
+        figures |= {
+            "compile_seconds": compiled.seconds,
+            "flops_loops_once": compiled.flops_once * pod.n_devices,
+        }
     step, bound = max(seconds.values()), max(seconds, key=seconds.get)
     mfu = d.model_flops / (pod.n_devices * chip.flops * step)
-    print(f"  FLOPs        {d.model_flops:.3g} of the model, {d.flops:.3g} with what is computed again or masked (by formula)")
-    print(f"  bytes        {formula.seconds['memory'] * chip.memory_bandwidth / 1e9:.1f} GB read and written a device (by formula)")
+    print(
+        f"  FLOPs        {d.model_flops:.3g} of the model, {d.flops:.3g} with what is computed again or masked (by formula)"
+    )
+    print(
+        f"  bytes        {formula.seconds['memory'] * chip.memory_bandwidth / 1e9:.1f} GB read and written a device (by formula)"
+    )
     times = ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in seconds.items())
     print(f"  roofline     {times}: {step * 1e3:.3g} ms or more, bound by {bound}")
     print(f"  at best      {d.rows * d.seq_len / step:,.0f} tokens/s, MFU {100 * mfu:.0f}%")
-    return figures | {"model_flops": d.model_flops, "flops": d.flops, "seconds": seconds, "step_seconds": step, "mfu": mfu}
+    return figures | {
+        "model_flops": d.model_flops,
+        "flops": d.flops,
+        "seconds": seconds,
+        "step_seconds": step,
+        "mfu": mfu,
+    }
 
 
-def remedies(asked: PlanPod, model: Decoder, config: TrainConfig, pod: Slice, sizes: dict[str, int]) -> list[str]:
-    """Flags that would make it fit, by formula: on this mesh more remat and more parts, then a smaller state, then another mesh."""
+def remedies(
+    asked: PlanPod, model: Decoder, config: TrainConfig, pod: Slice, sizes: dict[str, int]
+) -> list[str]:
+    """Flags that would make it fit, by formula: on this mesh more remat and more parts, then a
+    smaller state, then another mesh."""
     method = asked.method
 
     def need(config: TrainConfig, sizes: dict[str, int]) -> float:
         """Bytes of a device, or infinity where something does not divide."""
-        demands = [program.demand for program in programs(model, method, config, asked.rank, asked.lanes)]
+        demands = [
+            program.demand for program in programs(model, method, config, asked.rank, asked.lanes)
+        ]
         divides = not any(obstacle(demand, sizes) for demand in demands)
-        return max(estimate(demand, sizes, pod.device, pod.n_slices).n_bytes for demand in demands) if divides else math.inf
+        return (
+            max(estimate(demand, sizes, pod.device, pod.n_slices).n_bytes for demand in demands)
+            if divides
+            else math.inf
+        )
 
     found: list[str] = []
 
-    def first(candidates: Iterable[dict[str, Any]], sizes: dict[str, int] = sizes, mesh: dict[str, str] | None = None) -> None:
+    def first(
+        candidates: Iterable[dict[str, Any]],
+        sizes: dict[str, int] = sizes,
+        mesh: dict[str, str] | None = None,
+    ) -> None:
         for changes in candidates:
-            changed = {name: value for name, value in changes.items() if value != getattr(config, name)}
+            changed = {
+                name: value for name, value in changes.items() if value != getattr(config, name)
+            }
             n_bytes = need(dataclasses.replace(config, **changed), sizes)
             if n_bytes <= USABLE * pod.device.memory:
                 shown = {**changed, **(mesh or {})}
-                found.append(f"{' '.join(f'--{name}={value}' for name, value in shown.items())} ({n_bytes / 1e9:.1f} GB)")
+                found.append(
+                    f"{' '.join(f'--{name}={value}' for name, value in shown.items())} ({n_bytes / 1e9:.1f} GB)"
+                )
                 return
 
     parts = [config.accumulate * n for n in (1, 2, 4, 8, 16, 32)]
@@ -169,7 +250,10 @@ def remedies(asked: PlanPod, model: Decoder, config: TrainConfig, pod: Slice, si
         if config.remat != "full":
             first({"remat": "full", "accumulate": n} for n in parts)
     if method == "full":
-        small = [{"param_dtype": "bfloat16", "remat": "full", "optimizer": name} for name in ("adamw", "adafactor")]
+        small = [
+            {"param_dtype": "bfloat16", "remat": "full", "optimizer": name}
+            for name in ("adamw", "adafactor")
+        ]
         first({**changes, "accumulate": n} for changes in small for n in parts)
     if not found:
         with contextlib.suppress(UserError):  # no mesh divides at all
@@ -180,12 +264,14 @@ def remedies(asked: PlanPod, model: Decoder, config: TrainConfig, pod: Slice, si
 
 
 def run(asked: PlanPod) -> None:
-    """Prints the plan, and writes it where `--json` says. Raises `UserError` for what cannot be planned."""
+    """Prints the plan, and writes it where `--json` says. Raises `UserError` for what cannot be
+    planned."""
     if asked.topology is None:
         raise UserError("say on what: --topology=v5e-16, for instance (--help lists the forms)")
     pod, model = parse_slice(asked.topology), Decoder(_config(asked.model), dtype=jnp.bfloat16)
     if pod.is_tpu:
-        jax.config.update("jax_platforms", "cpu")  # compiling takes no TPU, and one that is here may be at work
+        # compiling takes no TPU, and one that is here may be at work
+        jax.config.update("jax_platforms", "cpu")
     config = TrainConfig(
         batch_rows=asked.batch,
         seq_len=asked.seq_len,
@@ -199,12 +285,16 @@ def run(asked: PlanPod) -> None:
     demand = planned[-1].demand
     candidates, reason = _meshes(asked, demand, pod)
     for sizes in candidates:
-        if problem := next((p for program in planned if (p := obstacle(program.demand, sizes))), None):
+        if problem := next(
+            (p for program in planned if (p := obstacle(program.demand, sizes))), None
+        ):
             raise UserError(problem)
     devices = None if asked.formula else pods.devices_of(pod)
 
     what = f"{asked.method} of {asked.model} on {pod.name}: {pod.n_chips} chips, {pod.n_devices} devices"
-    print(f"{what}, batch {asked.batch} x {asked.seq_len} tokens, remat {asked.remat}, computed in bfloat16")
+    print(
+        f"{what}, batch {asked.batch} x {asked.seq_len} tokens, remat {asked.remat}, computed in bfloat16"
+    )
     print(f"mesh {reason}")
     print(f"judged by {_judge_name(pod, devices)}")
     for sizes in candidates:
@@ -216,8 +306,15 @@ def run(asked: PlanPod) -> None:
     figures = [report(verdict, pod) for verdict in verdicts]
     worst = max(verdicts, key=lambda verdict: (not verdict.fits, verdict.n_bytes))
     if asked.json is not None:
-        flag_values = {name: getattr(asked, name) for name in ("model", "method", "topology", "batch", "seq_len", "remat", "accumulate")}
-        found = {"mesh": show(sizes, pod.n_slices), "judge": _judge_name(pod, devices), "programs": figures}
+        flag_values = {
+            name: getattr(asked, name)
+            for name in ("model", "method", "topology", "batch", "seq_len", "remat", "accumulate")
+        }
+        found = {
+            "mesh": show(sizes, pod.n_slices),
+            "judge": _judge_name(pod, devices),
+            "programs": figures,
+        }
         write_json(Path(asked.json), {**flag_values, **found})
     held = f"{worst.n_bytes / 1e9:.1f} of {worst.memory / 1e9:.1f} GB a device on {show(sizes, pod.n_slices)}"
     by = "" if devices is not None else " by formula"
@@ -225,7 +322,9 @@ def run(asked: PlanPod) -> None:
     if worst.fits:
         print(f"fits{by}: {held}")
     else:
-        print(f"does not fit{by}: {held}; by formula would: {', '.join(remedies(asked, model, config, pod, sizes))}")
+        print(
+            f"does not fit{by}: {held}; by formula would: {', '.join(remedies(asked, model, config, pod, sizes))}"
+        )
 
 
 def _config(name: str) -> DecoderConfig:
@@ -239,8 +338,12 @@ def _meshes(asked: PlanPod, demand: Demand, pod: Slice) -> tuple[list[dict[str, 
         if asked.mesh != "auto":
             raise UserError("--search looks at all meshes; leave --mesh out")
         choices = ranked(demand, pod.n_devices, pod.device, n_slices=pod.n_slices)
-        lines = "\n".join(_row(i + 1, choice, pod.n_slices) for i, choice in enumerate(choices[:N_SHOWN]))
-        return [choice.sizes for choice in choices[:N_TRIED]], f"by formula, best first of {len(choices)} that divide:\n{lines}"
+        lines = "\n".join(
+            _row(i + 1, choice, pod.n_slices) for i, choice in enumerate(choices[:N_SHOWN])
+        )
+        return [
+            choice.sizes for choice in choices[:N_TRIED]
+        ], f"by formula, best first of {len(choices)} that divide:\n{lines}"
     if asked.mesh == "auto":
         sizes, reason = choose(demand, pod.n_devices, pod.device, pod.n_slices)
         return [sizes], f"{show(sizes, pod.n_slices)}: {reason}"
@@ -258,7 +361,11 @@ def _row(place: int, choice: Choice, n_slices: int) -> str:
 def _judge_name(pod: Slice, devices: list[Any] | None) -> str:
     if devices is None:
         return "formula alone"
-    return f"the compiler of libtpu {importlib.metadata.version('libtpu')}" if pod.is_tpu else "the compiler of the GPUs of this machine"
+    return (
+        f"the compiler of libtpu {importlib.metadata.version('libtpu')}"
+        if pod.is_tpu
+        else "the compiler of the GPUs of this machine"
+    )
 
 
 def main() -> None:

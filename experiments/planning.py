@@ -1,4 +1,5 @@
-"""Forecasts of trainings, told before they begin, and `--budget`, which picks what fits into a time."""
+"""Forecasts of trainings, told before they begin, and `--budget`, which picks what fits into a
+time."""
 
 from __future__ import annotations
 
@@ -24,14 +25,21 @@ from kafjax.training.forecast import Forecast, forecast, matmul_rate, read_secon
 
 C = TypeVar("C", bound=Config)
 FEWEST_PASSES = 4
-"""Passes below which a generated corpus loses subjects instead: facts that are seen less often are hardly learned."""
+"""Passes below which a generated corpus loses subjects instead: facts that are seen less often are
+hardly learned."""
 FEWEST_SUBJECTS = 4
 
 
 def of_weights(
-    names: Sequence[str], config: Compare, corpus: Corpus, model: Decoder, tokenizer: Tokenizer, prompts: Prompts
+    names: Sequence[str],
+    config: Compare,
+    corpus: Corpus,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
 ) -> dict[str, Forecast]:
-    """Forecasts the training of each of the weights of some methods, on the machine that this is."""
+    """Forecasts the training of each of the weights of some methods, on the machine that this
+    is."""
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     weights = [name for name in dict.fromkeys(parts(name)[0] for name in names) if name != BASE]
     if not weights:
@@ -44,7 +52,9 @@ def of_weights(
     def spec(name: str) -> Spec | None:
         return None if name == "full" else dataclasses.replace(settings.spec, **VARIANTS[name])
 
-    return {name: forecast(model, variants, settings.train, mesh, rate, spec(name)) for name in weights}
+    return {
+        name: forecast(model, variants, settings.train, mesh, rate, spec(name)) for name in weights
+    }
 
 
 def tell(label: str, forecasts: Mapping[str, Forecast], advice: str) -> None:
@@ -56,7 +66,8 @@ def tell(label: str, forecasts: Mapping[str, Forecast], advice: str) -> None:
 
 
 def within(config: C, budget: str, forecasts: Mapping[str, Forecast], *, label: str) -> C:
-    """Returns the configuration with as many passes, and subjects of a generated corpus, as `budget` holds, and no budget any more.
+    """Returns the configuration with as many passes, and subjects of a generated corpus, as
+    `budget` holds, and no budget any more.
 
     Args:
       config: an experiment with a corpus and settings of training.
@@ -82,7 +93,11 @@ def _chosen(values: Mapping[str, Any], share: float, steps: int) -> dict[str, in
     """Picks values by flag that come to `share` of the `steps` that `values` come to, or less."""
     generated, subjects = CorpusConfig(corpus=values["corpus"]).is_generated, values["subjects"]
     if values["steps"] is None:
-        while generated and _passes(values, share, subjects) < FEWEST_PASSES and subjects // 2 >= FEWEST_SUBJECTS:
+        while (
+            generated
+            and _passes(values, share, subjects) < FEWEST_PASSES
+            and subjects // 2 >= FEWEST_SUBJECTS
+        ):
             subjects //= 2
         fewer = {"subjects": subjects} if subjects < values["subjects"] else {}
         if passes := _passes(values, share, subjects):
@@ -91,4 +106,6 @@ def _chosen(values: Mapping[str, Any], share: float, steps: int) -> dict[str, in
 
 
 def _passes(values: Mapping[str, Any], share: float, subjects: int) -> int:
-    return min(math.floor(values["epochs"] * share * values["subjects"] / subjects), values["epochs"])
+    return min(
+        math.floor(values["epochs"] * share * values["subjects"] / subjects), values["epochs"]
+    )

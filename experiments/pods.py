@@ -1,4 +1,5 @@
-"""Programs compiled for devices that are not there: a training step, one of many lanes, and prefill and decoding, with abstract weights."""
+"""Programs compiled for devices that are not there: a training step, one of many lanes, and prefill
+and decoding, with abstract weights."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from kafjax.training.task import Task, lay_out
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Report of the compiler. Bytes are those of one device. `used` and `limit` are set where it refused; `refusal` has its words."""
+    """Report of the compiler. Bytes are those of one device. `used` and `limit` are set where it
+    refused; `refusal` has its words."""
 
     seconds: float
     arguments: int = 0
@@ -56,7 +58,8 @@ class Compiled:
 
 
 def devices_of(pod: Slice) -> list[Any] | None:
-    """Devices to compile for: those of a TPU topology, the GPUs of this machine if they are these; None if only formulas can tell.
+    """Devices to compile for: those of a TPU topology, the GPUs of this machine if they are these;
+    None if only formulas can tell.
 
     Raises `UserError` if libtpu is not installed, or does not know the topology.
     """
@@ -67,24 +70,41 @@ def devices_of(pod: Slice) -> list[Any] | None:
         raise UserError(
             "the TPU compiler is not installed; run: pip install 'kafjax[tpu]' (a wheel of 0.2 GB, no TPU needed), or add --formula"
         )
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it is not for a TPU, so several processes may have it
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the cloud's metadata server which TPU this machine is
+    # it is not for a TPU, so several processes may have it
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # else it asks the cloud's metadata server which TPU this machine is
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # A host holds a plane of four chips; of a shape without one, single chips.
     plane = (2, 2, 1) if all(n % 2 == 0 for n in pod.shape[:2]) else (1, 1, 1)
-    options = {"chips_per_host_bounds": plane} | ({"chip_config_name": "megacore"} if pod.chip.compiler == "v4" else {})
+    options = {"chips_per_host_bounds": plane} | (
+        {"chip_config_name": "megacore"} if pod.chip.compiler == "v4" else {}
+    )
     shape = "x".join(map(str, pod.shape))
     try:
-        named = {"platform": "tpu", "topology_name": f"{pod.chip.compiler}:{shape}", "num_slices": pod.n_slices}
+        named = {
+            "platform": "tpu",
+            "topology_name": f"{pod.chip.compiler}:{shape}",
+            "num_slices": pod.n_slices,
+        }
         found = topologies.get_topology_desc(**named, **options).devices
     except Exception as error:  # the compiler raises nothing narrower
-        raise UserError(f"topology '{pod.name}': the TPU compiler refuses {pod.chip.compiler}:{shape} ({error})") from error
+        raise UserError(
+            f"topology '{pod.name}': the TPU compiler refuses {pod.chip.compiler}:{shape} ({error})"
+        ) from error
     return list(found)
 
 
-def training_task(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None) -> Task:
+def training_task(
+    model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None
+) -> Task:
     """The task that `training.train` would build, without weights."""
-    params, n_steps = model.abstract_params(), 1000  # of the learning rate's schedule, whose numbers do not change the program
-    return Task.full(model, params, config, mesh, n_steps) if spec is None else Task.lora(model, params, config, mesh, n_steps, spec)
+    # of the learning rate's schedule, whose numbers do not change the program
+    params, n_steps = model.abstract_params(), 1000
+    return (
+        Task.full(model, params, config, mesh, n_steps)
+        if spec is None
+        else Task.lora(model, params, config, mesh, n_steps, spec)
+    )
 
 
 def training_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
@@ -93,14 +113,20 @@ def training_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> Batch:
     lead = () if config.accumulate == 1 else (config.accumulate,)
     tokens = jax.ShapeDtypeStruct((*lead, rows, config.seq_len), jnp.int32)
     places = jax.ShapeDtypeStruct((*lead, shares, rows // shares * config.seq_len), jnp.int32)
-    return Batch(tokens, tokens, tokens, places, places, jax.ShapeDtypeStruct(places.shape, jnp.float32))
+    return Batch(
+        tokens, tokens, tokens, places, places, jax.ShapeDtypeStruct(places.shape, jnp.float32)
+    )
 
 
-def lower_training(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None) -> jax.stages.Lowered:
+def lower_training(
+    model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec | None
+) -> jax.stages.Lowered:
     return training_task(model, config, mesh, spec).lower(training_batch(config, mesh))
 
 
-def lower_lanes(model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec, lanes: int) -> jax.stages.Lowered:
+def lower_lanes(
+    model: Decoder, config: TrainConfig, mesh: jax.sharding.Mesh, spec: lora.Spec, lanes: int
+) -> jax.stages.Lowered:
     """The step of `lanes` adapters at once, each on a batch of its own."""
     params = model.abstract_params()
     task = LaneTask.build(model, params, config, mesh, lora.lanes.layout([spec], params), lanes)
@@ -112,7 +138,9 @@ def _serving_params(model: Decoder, mesh: jax.sharding.Mesh) -> trees.Tree:
     return lay_out(model, model.abstract_params(), mesh)
 
 
-def _on(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32, *axes: Any) -> jax.ShapeDtypeStruct:
+def _on(
+    mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32, *axes: Any
+) -> jax.ShapeDtypeStruct:
     spec = jax.sharding.PartitionSpec(*axes)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
@@ -125,26 +153,43 @@ def _cache(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> Ca
     return jax.tree.map(placed, model.cache_shapes(rows, slots))
 
 
-def lower_prefill(model: Decoder, mesh: jax.sharding.Mesh, rows: int, length: int) -> jax.stages.Lowered:
+def lower_prefill(
+    model: Decoder, mesh: jax.sharding.Mesh, rows: int, length: int
+) -> jax.stages.Lowered:
     """Prompts of `length` tokens, at once."""
     model = dataclasses.replace(model, constrain=constrainer(mesh))
     tokens, lengths, start = _on(mesh, (rows, length)), _on(mesh, (rows,)), _on(mesh, ())
-    return decode.prefill.lower(model, _serving_params(model, mesh), tokens, lengths, None, start, n_free=0)
+    return decode.prefill.lower(
+        model, _serving_params(model, mesh), tokens, lengths, None, start, n_free=0
+    )
 
 
-def lower_decode(model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int) -> jax.stages.Lowered:
-    """The loop that writes a token a turn, with a cache of `slots` positions that is updated in place."""
+def lower_decode(
+    model: Decoder, mesh: jax.sharding.Mesh, rows: int, slots: int
+) -> jax.stages.Lowered:
+    """The loop that writes a token a turn, with a cache of `slots` positions that is updated in
+    place."""
     model = dataclasses.replace(model, constrain=constrainer(mesh))
-    key = jax.eval_shape(lambda: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows)))
+    key = jax.eval_shape(
+        lambda: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows))
+    )
     row = functools.partial(_on, mesh, (rows,))
-    state = decode.State(_on(mesh, (rows, decode.STRIDE)), _on(mesh, ()), row(), row(jnp.bool_), row(key.dtype))
-    cache, stops = _cache(model, mesh, rows, slots), _on(mesh, (model.config.vocab_size,), jnp.bool_)
+    state = decode.State(
+        _on(mesh, (rows, decode.STRIDE)), _on(mesh, ()), row(), row(jnp.bool_), row(key.dtype)
+    )
+    cache, stops = (
+        _cache(model, mesh, rows, slots),
+        _on(mesh, (model.config.vocab_size,), jnp.bool_),
+    )
     sampling = Sampling(max_new_tokens=decode.STRIDE).distribution()
-    return decode.decode.lower(model, _serving_params(model, mesh), state, cache, stops, _on(mesh, ()), sampling)
+    return decode.decode.lower(
+        model, _serving_params(model, mesh), state, cache, stops, _on(mesh, ()), sampling
+    )
 
 
 def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
-    """Lowers and compiles, and reads off what the compiler found. That it does not fit is an answer, not an error."""
+    """Lowers and compiles, and reads off what the compiler found. That it does not fit is an
+    answer, not an error."""
     began = time.perf_counter()
     lowered = lower()
     try:
@@ -154,7 +199,12 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text.lower():
             raise
         used, limit = _figures(text)
-        return Compiled(time.perf_counter() - began, refusal=" ".join(text.split("\n\n")[0].split()), used=used, limit=limit)
+        return Compiled(
+            time.perf_counter() - began,
+            refusal=" ".join(text.split("\n\n")[0].split()),
+            used=used,
+            limit=limit,
+        )
     memory = program.memory_analysis()
     return Compiled(
         time.perf_counter() - began,
@@ -169,9 +219,15 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
 
 
 def _figures(text: str) -> tuple[float, float]:
-    """(used, limit) in bytes from the compiler's `Used 17.12G of 15.75G hbm`, or `temporaries (888.11G) exceeds available HBM (15.75G)`;
-    zeros where it does not say."""
+    """(used, limit) in bytes from the compiler's `Used 17.12G of 15.75G hbm`, or `temporaries
+    (888.11G) exceeds available HBM (15.75G)`; zeros where it does not say."""
     size = r"([\d.]+)([KMGT])"
-    found = re.search(rf"[Uu]sed {size} of {size}", text) or re.search(rf"\({size}\) exceeds available HBM \({size}\)", text)
+    found = re.search(rf"[Uu]sed {size} of {size}", text) or re.search(
+        rf"\({size}\) exceeds available HBM \({size}\)", text
+    )
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return (float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]]) if found else (0.0, 0.0)
+    return (
+        (float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]])
+        if found
+        else (0.0, 0.0)
+    )

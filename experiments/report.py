@@ -1,12 +1,14 @@
-"""Puts any runs into one table: mean, 95% interval and number of seeds of each arm, paired tests against one, and response curves.
+"""Puts any runs into one table: mean, 95% interval and number of seeds of each arm, paired tests
+against one, and response curves.
 
     python -m experiments.report --folder=sweeps/rank_rate_seed/runs                      every run of a sweep
     python -m experiments.report --folder=runs/a,runs/b --baseline=method=lora            tests of the others against an arm
     python -m experiments.report --folder=sweeps/variants_best_rate/runs --choose=lr_lora --baseline=method=lora
                                                      each variant at its best rate, chosen on one half of the subjects
 
-An arm is what differs in nothing but the seed. Runs of compare, sweep_lora and finetune go together; those of finetune have a loss only.
-Questions are clustered by subject and crossed with seeds. Written to --out: report.html, table.md, arms.csv, tables.tex and figures.
+An arm is what differs in nothing but the seed. Runs of compare, sweep_lora and finetune go
+together; those of finetune have a loss only. Questions are clustered by subject and crossed with
+seeds. Written to --out: report.html, table.md, arms.csv, tables.tex and figures.
 """
 
 from __future__ import annotations
@@ -35,11 +37,14 @@ def run(config: configs.Report) -> list[Arm]:
     """Writes the report and prints its tables.
 
     Raises:
-      UserError: a folder without runs, runs that cannot be told apart, an unknown baseline, or a disk that refuses.
+      UserError: a folder without runs, runs that cannot be told apart, an unknown baseline, or a
+        disk that refuses.
     """
     if not config.folder:
         raise UserError("--folder is empty: give folders of runs, or folders that hold such")
-    found = arms.arms_of([trial for folder in config.folder for trial in trials_under(Path(folder))])
+    found = arms.arms_of(
+        [trial for folder in config.folder for trial in trials_under(Path(folder))]
+    )
     if config.choose is not None:
         found = arms.chosen(found, config.choose)
     tables = [arms.quality_table(found)]
@@ -48,24 +53,36 @@ def run(config: configs.Report) -> list[Arm]:
         for split in (split for split in arms.splits_of(found) if split != RETENTION):
             compared = arms.comparisons(found, baseline, split, config.margin)
             tables.append(arms.comparison_table(compared, baseline, split, config.margin))
-    text = table.render(tables, [f"{config.choose} was chosen on one half of the subjects."] if config.choose else [])
+    text = table.render(
+        tables,
+        [f"{config.choose} was chosen on one half of the subjects."] if config.choose else [],
+    )
     out = Path(config.out)
     figures = arms.draw(found, out / "figures")
     write_atomic(out / "table.md", text)
     write_atomic(out / "arms.csv", arms.to_csv(found))
     write_atomic(out / "tables.tex", "\n".join(map(table.to_latex, tables)))
     title = f"{len(found)} arms, {sum(len(arm.trials) for arm in found)} runs"
-    write_page(out / "report.html", title, [f"<h1>{title}</h1>", *map(html_table, tables), html_figures(figures)])
+    write_page(
+        out / "report.html",
+        title,
+        [f"<h1>{title}</h1>", *map(html_table, tables), html_figures(figures)],
+    )
     print(text)
     print(f"Look at {out}/report.html; {out}/arms.csv has the numbers.")
     return found
 
 
 def trials_under(folder: Path) -> list[Trial]:
-    """Reads the runs in a folder, or in the folders that it holds. Runs that are not finished are told of and left out."""
+    """Reads the runs in a folder, or in the folders that it holds. Runs that are not finished are
+    told of and left out."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
-    runs = [folder] if (folder / "config.json").exists() else sorted(file.parent for file in folder.glob("*/config.json"))
+    runs = (
+        [folder]
+        if (folder / "config.json").exists()
+        else sorted(file.parent for file in folder.glob("*/config.json"))
+    )
     if not runs:
         raise UserError(f"{folder} holds no run (config.json)")
     trials = []
@@ -78,7 +95,8 @@ def trials_under(folder: Path) -> list[Trial]:
 
 
 def _trials(path: Path) -> Iterator[Trial]:
-    """Yields what a run's folder holds: lanes of a sweep, methods of a comparison, or one training."""
+    """Yields what a run's folder holds: lanes of a sweep, methods of a comparison, or one
+    training."""
     record = _settings(read_object(path / "config.json"))
     seed = record.pop(SEED, 0)
     if (path / "lanes").is_dir():
@@ -99,16 +117,28 @@ def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
         if trained.ending == "diverged":
             say("report", f"{file.parent} diverged, and is left out")
             continue
-        settings = {"rank": trained.rank, "alpha": trained.alpha, "targets": trained.targets, "lr": trained.learning_rate}
+        settings = {
+            "rank": trained.rank,
+            "alpha": trained.alpha,
+            "targets": trained.targets,
+            "lr": trained.learning_rate,
+        }
         predictions = read_rows(Prediction, answers) if answers.exists() else []
-        yield Trial({**record, **settings}, trained.seed, predictions, trained.final_loss, str(file.parent))
+        yield Trial(
+            {**record, **settings}, trained.seed, predictions, trained.final_loss, str(file.parent)
+        )
 
 
 def _settings(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a record can tell arms apart: not meshes, not which methods or lanes lie beside each other."""
+    """Returns what of a record can tell arms apart: not meshes, not which methods or lanes lie
+    beside each other."""
     kinds = (configs.Compare, configs.Finetune, configs.SweepLora)
     beside = {leaf.flag for kind in kinds for leaf in leaves(kind()) if not leaf.about.identity}
-    return {name: value for name, value in record.items() if name not in {*beside, CORPUS_HASH, CHAT_TEMPLATE}}
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in {*beside, CORPUS_HASH, CHAT_TEMPLATE}
+    }
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Training and asking of a sweep's lanes: those that have no record are trained, those that have no answers are asked.
+"""Training and asking of a sweep's lanes: those that have no record are trained, those that have no
+answers are asked.
 
 runs/NAME/lanes/LANE/adapter.safetensors     its adapter, at its own rank; none if it diverged
 runs/NAME/lanes/LANE/trained.json            `TrainedLane`, written last: a lane with it is trained
@@ -35,7 +36,8 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class TrainedLane:
-    """Contents of `trained.json`. Lanes share their program and their time, so what one took alone is not known.
+    """Contents of `trained.json`. Lanes share their program and their time, so what one took alone
+    is not known.
 
     Attributes:
       final_loss: mean over the last tenth of the steps; None where the lane diverged.
@@ -69,7 +71,8 @@ def train_missing(
     slots: int | None,
     code: dict[str, Any],
 ) -> None:
-    """Trains the lanes that have left no `trained.json`, `slots` at a time, and saves each as soon as it is done.
+    """Trains the lanes that have left no `trained.json`, `slots` at a time, and saves each as soon
+    as it is done.
 
     `code` is noted as their environment.
     """
@@ -83,9 +86,15 @@ def train_missing(
         return
     layout = lora.lanes.layout([lane.spec for lane in lanes], params)
     if slots is None:
-        batch = batches_of(examples, dataclasses.replace(config, seed=pending[0].seed), n_data_shares(mesh))[0]
+        batch = batches_of(
+            examples, dataclasses.replace(config, seed=pending[0].seed), n_data_shares(mesh)
+        )[0]
         with waiting("sweep", "asking the compiler how many lanes memory holds"):
-            slots, why = lanes_that_fit(LaneTask.build(model, params, config, mesh, layout, mesh.shape["lane"]), batch, len(pending))
+            slots, why = lanes_that_fit(
+                LaneTask.build(model, params, config, mesh, layout, mesh.shape["lane"]),
+                batch,
+                len(pending),
+            )
         say("sweep", f"{slots} lanes at a time: {why}")
 
     def save(lane: Lane, result: LaneResult) -> None:
@@ -109,7 +118,9 @@ def train_missing(
         discard_checkpoints(folder / lane.name)
 
     kept = {"early_stop": stop, "run_dir": folder, "on_done": save, "log": run.log}
-    train_lanes(model, params, examples, config, pending, slots=slots, layout=layout, mesh=mesh, **kept)
+    train_lanes(
+        model, params, examples, config, pending, slots=slots, layout=layout, mesh=mesh, **kept
+    )
 
 
 def answer_missing(
@@ -121,31 +132,50 @@ def answer_missing(
     max_new_tokens: int,
     write: Prompts,
 ) -> None:
-    """Lets the adapters answer that have not, many in one batch, and the base, from a slot that is empty."""
+    """Lets the adapters answer that have not, many in one batch, and the base, from a slot that is
+    empty."""
     questions, folder = [*corpus.questions, *corpus.retention], run.file("lanes")
 
     def missing(name: str) -> bool:
         return not (folder / name / "predictions.jsonl").exists()
 
     served = [lane for lane in lanes if (folder / lane.name / ADAPTER).exists()]
-    pending: list[Lane | None] = [lane for lane in served if missing(lane.name)] + ([None] if missing(BASE) else [])
+    pending: list[Lane | None] = [lane for lane in served if missing(lane.name)] + (
+        [None] if missing(BASE) else []
+    )
     if not pending:
         return
     layout = lora.lanes.layout([lane.spec for lane in lanes], params)
-    n_slots = min(len(served) + 1, 8)  # not of `pending`: a resumed run finds its programs in the compilation cache
+    # not of `pending`: a resumed run finds its programs in the compilation cache
+    n_slots = min(len(served) + 1, 8)
     slots = lora.lanes.empty_slots(params, layout, n_slots)
-    prompts, sampling = [write.closed_book(q.text) for q in questions], Sampling(max_new_tokens=max_new_tokens)
+    prompts, sampling = (
+        [write.closed_book(q.text) for q in questions],
+        Sampling(max_new_tokens=max_new_tokens),
+    )
     with Progress("answers", len(pending) * len(questions), unit="question") as bar:
         for start in range(0, len(pending), n_slots):
             group = pending[start : start + n_slots]
             for slot, lane in enumerate(group):
-                adapters, spec = lora.load(folder / lane.name / ADAPTER, params) if lane else ({}, lanes[0].spec)
-                slots = lora.lanes.put(slots, slot, lora.lanes.pad(adapters, layout), lora.lanes.scales(spec, params, layout))
+                adapters, spec = (
+                    lora.load(folder / lane.name / ADAPTER, params) if lane else ({}, lanes[0].spec)
+                )
+                slots = lora.lanes.put(
+                    slots,
+                    slot,
+                    lora.lanes.pad(adapters, layout),
+                    lora.lanes.scales(spec, params, layout),
+                )
             prefix = generator.prefix(slots, write.closed_book_prefix())
             of_prompts = [slot for slot in range(len(group)) for _ in prompts]
-            replies = generator.generate(slots, prompts * len(group), sampling, prefix, bar.advance, of_prompts)
+            replies = generator.generate(
+                slots, prompts * len(group), sampling, prefix, bar.advance, of_prompts
+            )
             for slot, lane in enumerate(group):
                 name = lane.name if lane else BASE
                 of_lane = replies[slot * len(prompts) : (slot + 1) * len(prompts)]
-                rows = [prediction(name, question, [reply]).to_json() for question, reply in zip(questions, of_lane, strict=True)]
+                rows = [
+                    prediction(name, question, [reply]).to_json()
+                    for question, reply in zip(questions, of_lane, strict=True)
+                ]
                 write_jsonl(folder / name / "predictions.jsonl", rows)

@@ -1,10 +1,12 @@
-"""Puts comparisons side by side: a row for each method of each run, with what differs in their settings.
+"""Puts comparisons side by side: a row for each method of each run, with what differs in their
+settings.
 
     python -m experiments.table runs/a runs/b             any number of runs of experiments.compare, also unfinished ones
     python -m experiments.table runs/k1 runs/k3 runs/k5 --out=depth
 
-Prints the table and writes it to --out as table.md and table.csv. Where one setting differs and is a number, quality.png shows the
-headline over it. For means over seeds and for tests between runs there is experiments.report.
+Prints the table and writes it to --out as table.md and table.csv. Where one setting differs and is
+a number, quality.png shows the headline over it. For means over seeds and for tests between runs
+there is experiments.report.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from kafjax.evaluation.figures import METHOD_STYLE, STYLE, new_figure, save_figu
 from kafjax.evaluation.results import RETENTION, headline, splits_of
 from kafjax.evaluation.table import NONE, PENDING, Table, number, percent, render
 
-# Names of places and of what lies beside each other, not what a run computes; the contents of a corpus are told by its own name.
+# Names of places and of what lies beside each other, not what a run computes; the contents of a
+# corpus are told by its own name.
 _BESIDE = {"methods", "mesh", "profile", "attention", CORPUS_HASH, CHAT_TEMPLATE}
 
 
@@ -68,7 +71,8 @@ class _Results:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method of one run. `split` is the run's headline, `result` None while it is still to come."""
+    """One method of one run. `split` is the run's headline, `result` None while it is still to
+    come."""
 
     run: str
     method: str
@@ -81,10 +85,13 @@ def run(config: SideBySide, folders: Sequence[str]) -> list[Row]:
     """Prints and writes the table.
 
     Raises:
-      UserError: no folder, a folder that holds no comparison, a file that is damaged, or a disk that refuses.
+      UserError: no folder, a folder that holds no comparison, a file that is damaged, or a disk
+        that refuses.
     """
     if not folders:
-        raise UserError("name the runs to put side by side: python -m experiments.table runs/a runs/b")
+        raise UserError(
+            "name the runs to put side by side: python -m experiments.table runs/a runs/b"
+        )
     rows = rows_of([Path(folder) for folder in dict.fromkeys(folders)])
     text, out = render([tabulate(rows)]), Path(config.out)
     write_atomic(out / "table.md", text)
@@ -99,15 +106,35 @@ def rows_of(folders: Sequence[Path]) -> list[Row]:
     """Reads the methods of runs. Their settings are those in which the runs differ."""
     configs = [_config(folder) for folder in folders]
     names = dict.fromkeys(name for config in configs for name in config if name not in _BESIDE)
-    differing = [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]
+    differing = [
+        name
+        for name in names
+        if any(config.get(name) != configs[0].get(name) for config in configs)
+    ]
     rows = []
     for folder, config in zip(folders, configs, strict=True):
         settings = {name: config.get(name) for name in differing}
         file = folder / "results.json"
         methods = config.get("methods", [])
-        results = read(_Results, file) if file.exists() else _Results({}, list(methods) if isinstance(methods, list) else [])
-        split = headline(splits_of({"methods": {name: {"quality": method.quality} for name, method in results.methods.items()}}))
-        rows += [Row(str(folder), name, settings, split, method) for name, method in results.methods.items()]
+        results = (
+            read(_Results, file)
+            if file.exists()
+            else _Results({}, list(methods) if isinstance(methods, list) else [])
+        )
+        split = headline(
+            splits_of(
+                {
+                    "methods": {
+                        name: {"quality": method.quality}
+                        for name, method in results.methods.items()
+                    }
+                }
+            )
+        )
+        rows += [
+            Row(str(folder), name, settings, split, method)
+            for name, method in results.methods.items()
+        ]
         rows += [Row(str(folder), name, settings, split, None) for name in results.pending]
     return rows
 
@@ -117,7 +144,9 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no run (config.json)")
     config = read_object(folder / "config.json")
     if "methods" not in config:
-        raise UserError(f"{folder} is no run of experiments.compare; for sweeps and trainings there is experiments.report")
+        raise UserError(
+            f"{folder} is no run of experiments.compare; for sweeps and trainings there is experiments.report"
+        )
     return config
 
 
@@ -152,8 +181,20 @@ def tabulate(rows: Sequence[Row]) -> Table:
         if row.result is None:
             lines.append((row.run, row.method, *values, *[PENDING] * (3 + len(measures))))
             continue
-        quality = percent(_quality(row, row.split)), percent(_quality(row, f"{RETENTION}_change"), signed=True)
-        lines.append((row.run, row.method, *values, row.split or NONE, *quality, *map(number, _measures(row).values())))
+        quality = (
+            percent(_quality(row, row.split)),
+            percent(_quality(row, f"{RETENTION}_change"), signed=True),
+        )
+        lines.append(
+            (
+                row.run,
+                row.method,
+                *values,
+                row.split or NONE,
+                *quality,
+                *map(number, _measures(row).values()),
+            )
+        )
     notes = (
         "On: the headline split of the run. Forgetting: change of retention from the base model. Ms: median of a query, asked alone. "
         "[low, high]: 95% interval over questions.",
@@ -167,18 +208,51 @@ def to_csv(rows: Sequence[Row]) -> str:
     measures = list(_measures(rows[0])) if rows else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "method", *settings, "split", "n", "correct", "low", "high", "forgetting", *measures])
+    writer.writerow(
+        [
+            "run",
+            "method",
+            *settings,
+            "split",
+            "n",
+            "correct",
+            "low",
+            "high",
+            "forgetting",
+            *measures,
+        ]
+    )
     for row in rows:
         quality, change = _quality(row, row.split) or {}, _quality(row, f"{RETENTION}_change") or {}
-        numbers = [quality.get("n"), quality.get("value"), quality.get("low"), quality.get("high"), change.get("value")]
-        writer.writerow([row.run, row.method, *row.settings.values(), row.split, *numbers, *_measures(row).values()])
+        numbers = [
+            quality.get("n"),
+            quality.get("value"),
+            quality.get("low"),
+            quality.get("high"),
+            change.get("value"),
+        ]
+        writer.writerow(
+            [
+                row.run,
+                row.method,
+                *row.settings.values(),
+                row.split,
+                *numbers,
+                *_measures(row).values(),
+            ]
+        )
     return out.getvalue()
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path | None:
-    """Draws the headline over the one setting that differs, a line a method; None where that is no number, or not one."""
+    """Draws the headline over the one setting that differs, a line a method; None where that is no
+    number, or not one."""
     settings = list(rows[0].settings) if rows else []
-    scored = [(row, quality) for row in rows if (quality := _quality(row, row.split)) and quality["value"] is not None]
+    scored = [
+        (row, quality)
+        for row in rows
+        if (quality := _quality(row, row.split)) and quality["value"] is not None
+    ]
     numeric = len(settings) == 1 and all(_is_number(row.settings[settings[0]]) for row in rows)
     if not numeric or len({row.split for row, _ in scored}) != 1:
         return None
@@ -188,10 +262,26 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
         axes = figure.subplots()
         for name, fallback in zip(lines, list(METHOD_STYLE.values()) * len(lines), strict=False):
             colour, marker = METHOD_STYLE.get(name, fallback)
-            points = sorted((row.settings[setting], q["value"], q["low"], q["high"]) for row, q in scored if row.method == name)
+            points = sorted(
+                (row.settings[setting], q["value"], q["low"], q["high"])
+                for row, q in scored
+                if row.method == name
+            )
             x, y, low, high = zip(*points, strict=True)
-            reach = [[v - a for v, a in zip(y, low, strict=True)], [b - v for v, b in zip(y, high, strict=True)]]
-            axes.errorbar(x, y, yerr=reach, color=colour, marker=marker, markersize=5, elinewidth=1, label=name)
+            reach = [
+                [v - a for v, a in zip(y, low, strict=True)],
+                [b - v for v, b in zip(y, high, strict=True)],
+            ]
+            axes.errorbar(
+                x,
+                y,
+                yerr=reach,
+                color=colour,
+                marker=marker,
+                markersize=5,
+                elinewidth=1,
+                label=name,
+            )
         axes.set(xlabel=setting, ylabel=f"correct on {scored[0][0].split}", ylim=(-0.03, 1.03))
         axes.set_xticks(sorted({row.settings[setting] for row, _ in scored}))
         axes.legend(fontsize=8)

@@ -1,1 +1,2 @@
-"""Sweeps: one spec of many runs, a ledger that workers race over, and the engines that start them."""
+"""Sweeps: one spec of many runs, a ledger that workers race over, and the engines that start
+them."""

@@ -1,7 +1,9 @@
-"""Estimates what runs will take: FLOPs, tokens and memory by the formulas of training, seconds by runs that are done or by a roofline.
+"""Estimates what runs will take: FLOPs, tokens and memory by the formulas of training, seconds by
+runs that are done or by a roofline.
 
-Formulas count rows that are full of tokens, all of which have a loss: real rows have padding, so these are upper bounds. They are about
-training; answering questions comes on top. Seconds of finished runs hold all of it.
+Formulas count rows that are full of tokens, all of which have a loss: real rows have padding, so
+these are upper bounds. They are about training; answering questions comes on top. Seconds of
+finished runs hold all of it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Cost:
     source: str = ""
 
 
-def costs(runs: Sequence[Run], states: Mapping[str, State], topology: Slice | None) -> dict[str, Cost]:
+def costs(
+    runs: Sequence[Run], states: Mapping[str, State], topology: Slice | None
+) -> dict[str, Cost]:
     """Estimates every run, by id. Corpora and models are opened once for all runs that share them.
 
     Raises:
@@ -78,15 +82,20 @@ def config_of(run: Run) -> Config | None:
     return changed(kind(), **read_record(kind, run.record, f"run {run.id}"))
 
 
-def _with_seconds(cost: Cost, id: str, measured: Mapping[str, float], by_formula: Mapping[str, Cost]) -> Cost:
-    """Takes a run's own seconds, else those of finished runs in proportion to their FLOPs, else the formula's."""
+def _with_seconds(
+    cost: Cost, id: str, measured: Mapping[str, float], by_formula: Mapping[str, Cost]
+) -> Cost:
+    """Takes a run's own seconds, else those of finished runs in proportion to their FLOPs, else the
+    formula's."""
     if id in measured:
         return dataclasses.replace(cost, seconds=measured[id], source="measured")
     if not measured:
         return cost
     seconds = statistics.median(measured.values())
     if cost.flops:
-        seconds = cost.flops * statistics.median(took / by_formula[other].flops for other, took in measured.items())
+        seconds = cost.flops * statistics.median(
+            took / by_formula[other].flops for other, took in measured.items()
+        )
     return dataclasses.replace(cost, seconds=seconds, source=f"{len(measured)} finished runs")
 
 
@@ -105,7 +114,13 @@ def _by_formula(config: Config, opened: _Opened, topology: Slice | None) -> Cost
         found = estimate(demand, sizes, chip, topology.n_slices if topology else 1)
         flops, tokens = flops + n * demand.flops, tokens + n * train.batch_rows * train.seq_len
         memory, seconds = max(memory, found.n_bytes), seconds + n * found.step_seconds
-    return Cost(flops, tokens, memory, seconds if topology else None, f"formula, {topology.name}" if topology else "")
+    return Cost(
+        flops,
+        tokens,
+        memory,
+        seconds if topology else None,
+        f"formula, {topology.name}" if topology else "",
+    )
 
 
 def _trainings(config: Config) -> list[tuple[TrainConfig, lora.Spec | None]]:
@@ -116,7 +131,11 @@ def _trainings(config: Config) -> list[tuple[TrainConfig, lora.Spec | None]]:
         return [(config.train, lane.spec) for lane in grid(config)]
     if isinstance(config, configs.Compare):
         weights = dict.fromkeys(parts(name)[0] for name in config.methods)
-        return [(config.settings.train, None if name == "full" else config.settings.spec) for name in weights if name != BASE]
+        return [
+            (config.settings.train, None if name == "full" else config.settings.spec)
+            for name in weights
+            if name != BASE
+        ]
     return []
 
 
@@ -133,15 +152,33 @@ class _Opened:
         return self._models[config]
 
     def steps(self, config: Any, train: TrainConfig) -> int:
-        """Counts the steps that the epochs come to, by packing the corpus. A generated corpus of another seed has about as many."""
+        """Counts the steps that the epochs come to, by packing the corpus. A generated corpus of
+        another seed has about as many."""
         texts = {leaf.flag: leaf.of(config.corpus) for leaf in leaves(config.corpus)}
-        texts |= {"model": config.model.model, "chat": config.model.chat, "replay": getattr(config, "replay", None)}
-        texts |= {"rows": getattr(config, "rows", None), "epochs": train.epochs, "batch_rows": train.batch_rows, "seq_len": train.seq_len}
+        texts |= {
+            "model": config.model.model,
+            "chat": config.model.chat,
+            "replay": getattr(config, "replay", None),
+        }
+        texts |= {
+            "rows": getattr(config, "rows", None),
+            "epochs": train.epochs,
+            "batch_rows": train.batch_rows,
+            "seq_len": train.seq_len,
+        }
         key = config_hash(texts)
         if key not in self._steps:
             flags = {leaf.flag for leaf in leaves(configs.Finetune())}
-            finetune = changed(configs.Finetune(), **{name: texts[name] for name in texts if name in flags and texts[name] is not None})
-            template, tokenizer = build.open_template(finetune.model.model, finetune.model.chat), hub.tokenizer(finetune.model.model)
+            finetune = changed(
+                configs.Finetune(),
+                **{
+                    name: texts[name] for name in texts if name in flags and texts[name] is not None
+                },
+            )
+            template, tokenizer = (
+                build.open_template(finetune.model.model, finetune.model.chat),
+                hub.tokenizer(finetune.model.model),
+            )
             model, prompts = build.asked_through(template, self.model(finetune.model), tokenizer)
             lesson = open_lesson(finetune, model, tokenizer, prompts, build.chat_identity(template))
             self._steps[key] = len(batches_of(lesson.examples, train, 1))
@@ -149,9 +186,11 @@ class _Opened:
 
 
 def lane_programs(runs: Sequence[Run]) -> int | None:
-    """Counts the programs that the runs would be as lanes of `experiments.sweep_lora`; None if any of them is no LoRA training.
+    """Counts the programs that the runs would be as lanes of `experiments.sweep_lora`; None if any
+    of them is no LoRA training.
 
-    Lanes share their texts: a generated corpus differs from seed to seed, a folder of documents does not.
+    Lanes share their texts: a generated corpus differs from seed to seed, a folder of documents
+    does not.
     """
     keys = set()
     for run in runs:
@@ -159,5 +198,7 @@ def lane_programs(runs: Sequence[Run]) -> int | None:
         if not isinstance(config, configs.Finetune) or config.method != "lora":
             return None
         free = (*_VARIED_BY_LANES, *(() if config.corpus.is_generated else ("seed",)))
-        keys.add(config_hash({name: value for name, value in run.record.items() if name not in free}))
+        keys.add(
+            config_hash({name: value for name, value in run.record.items() if name not in free})
+        )
     return len(keys)

@@ -1,4 +1,5 @@
-"""The ledger of a sweep: which runs are done, running, failed or open, as files in the sweep's folder that any number of workers share.
+"""The ledger of a sweep: which runs are done, running, failed or open, as files in the sweep's
+folder that any number of workers share.
 
     FOLDER/sweep.json                      the runs, written once; a grown grid adds to it
     FOLDER/runs/ID/                        the folder of a run, which the experiment writes
@@ -7,10 +8,12 @@
     FOLDER/ledger/ID/attempt-0001.log      what the experiment printed
     FOLDER/ledger/ID/outcome-0001.json     how it ended: done, failed or preempted
 
-Files of attempts are only ever added. Whoever makes `attempt-N+1` (atomically: one process can) has the run, and may do so when N has
-an outcome that leaves it open, or has shown no sign of life for the seconds that it promised. Clocks of machines are not compared: a
-watcher waits that long itself. So workers may race, die and come back at any time; a worker that was only slow finds the next attempt
-and gives up. A run that two processes still write is kept whole by the lock of its folder (`kafjax/core/lock.py`).
+Files of attempts are only ever added. Whoever makes `attempt-N+1` (atomically: one process can) has
+the run, and may do so when N has an outcome that leaves it open, or has shown no sign of life for
+the seconds that it promised. Clocks of machines are not compared: a watcher waits that long itself.
+So workers may race, die and come back at any time; a worker that was only slow finds the next
+attempt and gives up. A run that two processes still write is kept whole by the lock of its folder
+(`kafjax/core/lock.py`).
 """
 
 from __future__ import annotations
@@ -76,7 +79,9 @@ class State:
     attempts: tuple[Attempt, ...]
 
     def count(self, how: str) -> int:
-        return sum(attempt.outcome is not None and attempt.outcome.how == how for attempt in self.attempts)
+        return sum(
+            attempt.outcome is not None and attempt.outcome.how == how for attempt in self.attempts
+        )
 
     @property
     def told(self) -> str:
@@ -88,7 +93,11 @@ class State:
             done = next(a for a in self.attempts if a.outcome is not None and a.outcome.how == DONE)
             return f"{done.outcome.seconds:.3g} s on {done.host}"
         ended = [attempt.outcome for attempt in self.attempts if attempt.outcome is not None]
-        counts = {"failed": self.count(FAILED), "preempted": self.count(PREEMPTED), "lost": len(self.attempts) - len(ended)}
+        counts = {
+            "failed": self.count(FAILED),
+            "preempted": self.count(PREEMPTED),
+            "lost": len(self.attempts) - len(ended),
+        }
         parts = [f"{how} {n} times" if n > 1 else f"{how} once" for how, n in counts.items() if n]
         failures = [outcome for outcome in ended if outcome.how == FAILED]
         return "; ".join([*parts, *(outcome.last_line for outcome in failures[-1:])])
@@ -96,7 +105,8 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class _Lease:
-    """Record of a run's holder. The defaults are for one who died between making the file and filling it."""
+    """Record of a run's holder. The defaults are for one who died between making the file and
+    filling it."""
 
     host: str = "an unknown machine"
     pid: int = 0
@@ -119,18 +129,26 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: Path) -> Ledger:
-        """Opens the sweep that a folder holds. Raises `UserError` if it holds none, or one that cannot be read."""
+        """Opens the sweep that a folder holds. Raises `UserError` if it holds none, or one that
+        cannot be read."""
         file = folder / _SPEC
         if not file.exists():
-            raise UserError(f"{folder} holds no sweep ({_SPEC}); start it with a SPEC, such as rank_rate_seed")
+            raise UserError(
+                f"{folder} holds no sweep ({_SPEC}); start it with a SPEC, such as rank_rate_seed"
+            )
         runs = read(_StoredSweep, file, fix="start the sweep in another folder").runs
         for run in runs:
-            if not re.fullmatch(r"[0-9a-f]{12}", run.id) or not re.fullmatch(r"[A-Za-z_][\w.]*", run.module):
-                raise UserError(f"{file}: '{run.id[:60]}' of '{run.module[:60]}' is no run of a sweep; start it in another folder")
+            if not re.fullmatch(r"[0-9a-f]{12}", run.id) or not re.fullmatch(
+                r"[A-Za-z_][\w.]*", run.module
+            ):
+                raise UserError(
+                    f"{file}: '{run.id[:60]}' of '{run.module[:60]}' is no run of a sweep; start it in another folder"
+                )
         return cls(folder, runs)
 
     def check(self) -> None:
-        """Refuses a folder that holds another sweep. Runs may be added to a sweep, not taken from it.
+        """Refuses a folder that holds another sweep. Runs may be added to a sweep, not taken from
+        it.
 
         Raises:
           UserError: naming the folder, and how many of its runs this sweep lacks.
@@ -146,7 +164,8 @@ class Ledger:
             )
 
     def create(self) -> None:
-        """Writes the runs into the folder, beside those of an earlier start. Raises `UserError` as `check` does, or for a full disk."""
+        """Writes the runs into the folder, beside those of an earlier start. Raises `UserError` as
+        `check` does, or for a full disk."""
         with hold(self.folder / _SPEC, wait_seconds=60):
             self.check()
             for run in self.runs:
@@ -154,7 +173,9 @@ class Ledger:
                 if not file.exists():
                     write_json(file, dict(run.record))
             stored = {"runs": [dataclasses.asdict(run) for run in self.runs]}
-            if not (self.folder / _SPEC).exists() or read_object(self.folder / _SPEC) != json.loads(json.dumps(stored)):
+            if not (self.folder / _SPEC).exists() or read_object(self.folder / _SPEC) != json.loads(
+                json.dumps(stored)
+            ):
                 write_json(self.folder / _SPEC, stored)
 
     @property
@@ -170,7 +191,8 @@ class Ledger:
         return self.entry(run) / "config.json"
 
     def state(self, run: Run, retries: int) -> State:
-        """Reads where a run stands. It has failed for good when more than `retries` attempts have."""
+        """Reads where a run stands. It has failed for good when more than `retries` attempts
+        have."""
         if run.id in self._done:
             return self._done[run.id]
         attempts = self._attempts(run)
@@ -184,17 +206,22 @@ class Ledger:
 
     def _attempts(self, run: Run) -> tuple[Attempt, ...]:
         entry = self.entry(run)
-        numbers = sorted(int(file.stem.rpartition("-")[2]) for file in entry.glob("attempt-[0-9]*.json"))
+        numbers = sorted(
+            int(file.stem.rpartition("-")[2]) for file in entry.glob("attempt-[0-9]*.json")
+        )
         return tuple(self._attempt(entry, number) for number in numbers)
 
     def _attempt(self, entry: Path, number: int) -> Attempt:
         file = _outcome_file(entry, number)
-        outcome = read(Outcome, file, fix=f"delete {file} to run it again") if file.exists() else None
+        outcome = (
+            read(Outcome, file, fix=f"delete {file} to run it again") if file.exists() else None
+        )
         lease = _read_lease(_lease_file(entry, number))
         return Attempt(number, lease.host, lease.pid, lease.since, outcome)
 
     def claim(self, run: Run, pulse: Pulse, *, retries: int, lease_seconds: float) -> Claim | None:
-        """Takes a run that is open, or whose worker is dead. None if it is neither, or another worker was faster.
+        """Takes a run that is open, or whose worker is dead. None if it is neither, or another
+        worker was faster.
 
         Args:
           pulse: what this worker has seen of the others' signs of life.
@@ -204,7 +231,8 @@ class Ledger:
         if state.name in (DONE, FAILED):
             return None
         if state.name == RUNNING and not (
-            pulse.is_silent(_lease_file(entry, state.attempts[-1].number)) and _is_free(self.run_folders / run.id)
+            pulse.is_silent(_lease_file(entry, state.attempts[-1].number))
+            and _is_free(self.run_folders / run.id)
         ):
             return None
         number = state.attempts[-1].number + 1 if state.attempts else 1
@@ -219,7 +247,8 @@ class Pulse:
         self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def is_silent(self, lease: Path) -> bool:
-        """True once the lease has not changed for the seconds that it promised, counted from the first look at it."""
+        """True once the lease has not changed for the seconds that it promised, counted from the
+        first look at it."""
         try:
             content = lease.read_bytes()
         except OSError:
@@ -247,7 +276,8 @@ class Claim:
         return self.ledger.entry(self.run) / f"attempt-{self.number:04d}.log"
 
     def take(self) -> bool:
-        """Makes the lease. False if another process has made it. Raises `UserError` if the disk refuses."""
+        """Makes the lease. False if another process has made it. Raises `UserError` if the disk
+        refuses."""
         file = _lease_file(self.ledger.entry(self.run), self.number)
         try:
             fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -260,20 +290,28 @@ class Claim:
         return True
 
     def beat(self, number: int) -> bool:
-        """Shows a sign of life. False if another worker has taken the run: this one must give it up."""
+        """Shows a sign of life. False if another worker has taken the run: this one must give it
+        up."""
         entry = self.ledger.entry(self.run)
         if _lease_file(entry, self.number + 1).exists():
             return False
-        with contextlib.suppress(UserError):  # a disk that is full now may not be so at the next beat
+        # a disk that is full now may not be so at the next beat
+        with contextlib.suppress(UserError):
             write_atomic(_lease_file(entry, self.number), self._content(number))
         return True
 
     def end(self, outcome: Outcome) -> None:
         """Notes how the attempt ended. Raises `UserError` if the disk refuses."""
-        write_json(_outcome_file(self.ledger.entry(self.run), self.number), dataclasses.asdict(outcome))
+        write_json(
+            _outcome_file(self.ledger.entry(self.run), self.number), dataclasses.asdict(outcome)
+        )
 
     def _content(self, beat: int) -> bytes:
-        return json.dumps(dataclasses.asdict(_Lease(socket.gethostname(), os.getpid(), self.since, self.lease_seconds, beat))).encode()
+        return json.dumps(
+            dataclasses.asdict(
+                _Lease(socket.gethostname(), os.getpid(), self.since, self.lease_seconds, beat)
+            )
+        ).encode()
 
 
 def _lease_file(entry: Path, number: int) -> Path:
@@ -292,7 +330,8 @@ def _read_lease(file: Path) -> _Lease:
 
 
 def _is_free(folder: Path) -> bool:
-    """False while a process writes the run's folder: a dead worker's experiment may live on, and finish."""
+    """False while a process writes the run's folder: a dead worker's experiment may live on, and
+    finish."""
     try:
         hold(folder).release()
     except UserError:

@@ -23,12 +23,14 @@ MOST_BYTES = 1_000_000
 
 
 def open_spec(spec: str, settings: tuple[str, ...] = ()) -> Sweep:
-    """Opens a spec and sets `settings`, texts `NAME=VALUE` as on the experiment's command line, in its base.
+    """Opens a spec and sets `settings`, texts `NAME=VALUE` as on the experiment's command line, in
+    its base.
 
     A file of Python is run: it is a program of yours, and defines `sweep`.
 
     Raises:
-      UserError: no such spec (with the nearest name), one that cannot be read, or a setting that is none.
+      UserError: no such spec (with the nearest name), one that cannot be read, or a setting that is
+        none.
     """
     if spec.endswith((".yaml", ".yml")):
         sweep = from_yaml(read_bytes(Path(spec), MOST_BYTES), spec)
@@ -37,7 +39,9 @@ def open_spec(spec: str, settings: tuple[str, ...] = ()) -> Sweep:
     else:
         known = [module.name for module in pkgutil.iter_modules(sweeps.__path__)]
         if spec not in known:
-            raise UserError(f"no sweep '{spec[:60]}'; give a file .py or .yaml. {nearest(spec, known)}")
+            raise UserError(
+                f"no sweep '{spec[:60]}'; give a file .py or .yaml. {nearest(spec, known)}"
+            )
         sweep = _of_module(importlib.import_module(f"launch.sweeps.{spec}"), spec)
     return sweep.override(**_parsed(sweep, settings)) if settings else sweep
 
@@ -75,7 +79,9 @@ def _parsed(sweep: Sweep, settings: tuple[str, ...]) -> dict[str, Any]:
     known = [name for name in values if name != "config"]
     for text in settings:
         if (name := text.partition("=")[0]) not in known:
-            raise UserError(f"--set: '{name[:60]}' is no setting of {type(sweep.base).__name__}. {nearest(name, known)}")
+            raise UserError(
+                f"--set: '{name[:60]}' is no setting of {type(sweep.base).__name__}. {nearest(name, known)}"
+            )
     try:
         values(["", *(f"--{text}" for text in settings)])
     except flags.Error as error:
@@ -88,17 +94,22 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
 def from_yaml(data: bytes, source: str) -> Sweep:
-    """Reads a spec of the form that `launch/spec.py` shows. Raises `UserError` naming what is unknown, with the nearest name."""
+    """Reads a spec of the form that `launch/spec.py` shows. Raises `UserError` naming what is
+    unknown, with the nearest name."""
     try:
         tree = yaml.load(data, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{source}{f':{mark.line + 1}' if mark else ''}: not valid YAML ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{source}{f':{mark.line + 1}' if mark else ''}: not valid YAML ({str(error).splitlines()[0]})"
+        ) from error
     tree = _mapping(tree, source, "the file", ("experiment", "base", "runs"))
     if missing := [name for name in ("experiment", "runs") if name not in tree]:
         raise UserError(f"{source}: '{missing[0]}' is missing")
@@ -117,7 +128,9 @@ def _points(tree: Any, source: str) -> Points:
     if override is not None:
         points = points.override(**_mapping(override, source, "override"))
     if sample is not None:
-        points = points.sample(**_numbers(_mapping(sample, source, "sample", ("n", "seed")), source))
+        points = points.sample(
+            **_numbers(_mapping(sample, source, "sample", ("n", "seed")), source)
+        )
     return points
 
 
@@ -146,9 +159,13 @@ def _axes(tree: Any, source: str) -> dict[str, Any]:
         if isinstance(values, dict):
             form = _mapping(values, source, name, ("range", "logspace"))
             if len(form) != 1:
-                raise UserError(f"{source}: {name} is a list, {{range: N}} or {{logspace: [START, STOP, N]}}")
+                raise UserError(
+                    f"{source}: {name} is a list, {{range: N}} or {{logspace: [START, STOP, N]}}"
+                )
             ((how, numbers),) = form.items()
-            values = _spaced(how, numbers if isinstance(numbers, list) else [numbers], f"{source}: {name}")
+            values = _spaced(
+                how, numbers if isinstance(numbers, list) else [numbers], f"{source}: {name}"
+            )
         axes[name] = values
     return axes
 
@@ -156,8 +173,14 @@ def _axes(tree: Any, source: str) -> dict[str, Any]:
 def _spaced(how: str, numbers: list[Any], source: str) -> Any:
     whole = all(type(number) is int for number in (numbers if how == "range" else numbers[2:]))
     counts = (1, 2, 3) if how == "range" else (3,)
-    if not whole or len(numbers) not in counts or not all(type(number) in (int, float) for number in numbers):
-        raise UserError(f"{source}: write {{range: N}}, {{range: [FROM, BELOW]}} or {{logspace: [START, STOP, N]}}, with numbers")
+    if (
+        not whole
+        or len(numbers) not in counts
+        or not all(type(number) in (int, float) for number in numbers)
+    ):
+        raise UserError(
+            f"{source}: write {{range: N}}, {{range: [FROM, BELOW]}} or {{logspace: [START, STOP, N]}}, with numbers"
+        )
     if how == "range" and len(numbers) == 3 and numbers[2] == 0:
         raise UserError(f"{source}: a range of step 0 has no end")
     return range(*numbers) if how == "range" else logspace(*numbers)

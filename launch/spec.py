@@ -10,8 +10,8 @@
     points.sample(10, seed=0)                         ten of them, always the same
     points.override(steps=50)                         one setting for all
 
-A point is a mapping from flags to values; nothing is checked before it meets a configuration in `Sweep.runs`. The same as YAML, without
-functions:
+A point is a mapping from flags to values; nothing is checked before it meets a configuration in
+`Sweep.runs`. The same as YAML, without functions:
 
     experiment: finetune
     base: {corpus: documents, steps: 200}
@@ -31,7 +31,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import configs
-from kafjax.core.config import Config, arguments_of, changed, config_hash, identity, leaves, read_record, record
+from kafjax.core.config import (
+    Config,
+    arguments_of,
+    changed,
+    config_hash,
+    identity,
+    leaves,
+    read_record,
+    record,
+)
 from kafjax.core.errors import UserError, nearest
 
 MOST_POINTS = 100_000
@@ -55,22 +64,28 @@ class Points(Sequence[Point]):
         return Points(tuple(point for point in self.points if predicate(point)))
 
     def sample(self, n: int, seed: int = 0) -> Points:
-        """Draws `n` points without replacement and keeps their order. Raises `UserError` for more than there are."""
+        """Draws `n` points without replacement and keeps their order. Raises `UserError` for more
+        than there are."""
         if not 1 <= n <= len(self.points):
-            raise UserError(f"sample: {n} of {len(self.points)} points; draw between 1 and {len(self.points)}")
+            raise UserError(
+                f"sample: {n} of {len(self.points)} points; draw between 1 and {len(self.points)}"
+            )
         drawn = sorted(random.Random(seed).sample(range(len(self.points)), n))
         return Points(tuple(self.points[index] for index in drawn))
 
     def override(self, **settings: Any) -> Points:
-        """Sets the same value at every point. Points that no longer differ stay, and `Sweep.runs` merges them."""
+        """Sets the same value at every point. Points that no longer differ stay, and `Sweep.runs`
+        merges them."""
         return Points(tuple({**point, **settings} for point in self.points))
 
 
 def product(*grids: Points, **axes: Iterable[Any]) -> Points:
-    """Combines every point of each grid with every value of each axis; the last axis varies fastest.
+    """Combines every point of each grid with every value of each axis; the last axis varies
+    fastest.
 
     Raises:
-      UserError: an axis or a grid without a value, a setting that stands in two of them, or more than `MOST_POINTS`.
+      UserError: an axis or a grid without a value, a setting that stands in two of them, or more
+        than `MOST_POINTS`.
     """
     factors = [*grids, *(_axis(name, values) for name, values in axes.items())]
     if not factors:
@@ -87,7 +102,8 @@ def product(*grids: Points, **axes: Iterable[Any]) -> Points:
 
 
 def zip_(**axes: Iterable[Any]) -> Points:
-    """Takes the first value of each axis, then the second of each, and so on. Raises `UserError` for axes of different lengths."""
+    """Takes the first value of each axis, then the second of each, and so on. Raises `UserError`
+    for axes of different lengths."""
     columns = {name: _axis(name, values) for name, values in axes.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
@@ -102,14 +118,18 @@ def chain(*grids: Points) -> Points:
 
 
 def logspace(start: float, stop: float, n: int) -> tuple[float, ...]:
-    """Returns `n` powers of ten from `10**start` to `10**stop`, evenly spaced in the exponent, to six digits.
+    """Returns `n` powers of ten from `10**start` to `10**stop`, evenly spaced in the exponent, to
+    six digits.
 
     Raises `UserError` for `n` below 1, or 1 with two different ends.
     """
     if n < 1 or (n == 1 and start != stop):
-        raise UserError(f"logspace({start}, {stop}, {n}): give at least two values, the ends included")
+        raise UserError(
+            f"logspace({start}, {stop}, {n}): give at least two values, the ends included"
+        )
     exponents = [start + (stop - start) * index / max(n - 1, 1) for index in range(n)]
-    return tuple(float(f"{10**exponent:.6g}") for exponent in exponents)  # 1e-3 and not 0.001000...2: it stands in command lines
+    # 1e-3 and not 0.001000...2: it stands in command lines
+    return tuple(float(f"{10**exponent:.6g}") for exponent in exponents)
 
 
 def _merged(points: Iterable[Point]) -> Point:
@@ -118,7 +138,9 @@ def _merged(points: Iterable[Point]) -> Point:
 
 def _axis(name: str, values: Iterable[Any]) -> Points:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise UserError(f"{name}={str(values)[:60]!r} is one value; an axis is a list, such as {name}=[{str(values)[:60]}]")
+        raise UserError(
+            f"{name}={str(values)[:60]!r} is one value; an axis is a list, such as {name}=[{str(values)[:60]}]"
+        )
     points = tuple({name: value} for value in itertools.islice(values, MOST_POINTS + 1))
     if not points:
         raise UserError(f"{name} is empty: the product has no run; give at least one value")
@@ -130,7 +152,8 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      id: hash of everything that determines the result. Mesh, machine and folders are not part of it.
+      id: hash of everything that determines the result. Mesh, machine and folders are not part of
+        it.
       module: what is run, as `python -m MODULE`.
       settings: what the point says, by flag.
       record: the whole configuration, as config.json holds it.
@@ -151,7 +174,8 @@ class Sweep:
     Attributes:
       base: configuration of the experiment; it names a run's folder by the flags `runs` and `name`.
       points: see the module.
-      module: what is run, as `python -m MODULE`; by default `experiments.NAME`, by the name of the configuration.
+      module: what is run, as `python -m MODULE`; by default `experiments.NAME`, by the name of the
+        configuration.
     """
 
     base: Config
@@ -159,21 +183,27 @@ class Sweep:
     module: str = ""
 
     def override(self, **settings: Any) -> Sweep:
-        """Sets values of the base, by flag. Raises `UserError` for one that the points set, and as `changed` does."""
+        """Sets values of the base, by flag. Raises `UserError` for one that the points set, and as
+        `changed` does."""
         if swept := sorted(set().union(*self.points) & settings.keys()):
-            raise UserError(f"'{swept[0]}' is swept over, so it cannot be set for all; change the spec")
+            raise UserError(
+                f"'{swept[0]}' is swept over, so it cannot be set for all; change the spec"
+            )
         return dataclasses.replace(self, base=_with(self.base, settings, "base"))
 
     def runs(self) -> list[Run]:
         """Lists the runs in the order of the points, each once.
 
         Raises:
-          UserError: no point, a setting that the experiment does not have (with the nearest name) or that its field refuses, an
-            experiment without `runs` and `name`, or two points that its identity does not tell apart.
+          UserError: no point, a setting that the experiment does not have (with the nearest name)
+            or that its field refuses, an experiment without `runs` and `name`, or two points that
+            its identity does not tell apart.
         """
         flags = {leaf.flag for leaf in leaves(type(self.base)())}
         if not {"runs", "name"} <= flags:
-            raise UserError(f"{type(self.base).__name__} writes no run's folder (--runs and --name), so it cannot be swept")
+            raise UserError(
+                f"{type(self.base).__name__} writes no run's folder (--runs and --name), so it cannot be swept"
+            )
         if not self.points.points:
             raise UserError("the sweep has no run: every point was filtered out")
         module = self.module or f"experiments.{_snake(type(self.base).__name__)}"
@@ -181,37 +211,68 @@ class Sweep:
         for number, point in enumerate(self.points, 1):
             for name in ("runs", "name"):
                 if name in point:
-                    raise UserError(f"point {number}: '{name}' is set by the sweep's folder; leave it out")
+                    raise UserError(
+                        f"point {number}: '{name}' is set by the sweep's folder; leave it out"
+                    )
             config = _with(self.base, point, f"point {number}")
-            values = {leaf.flag: leaf.of(config) for leaf in leaves(type(config)()) if not leaf.about.record}
-            arguments = arguments_of(type(config), {name: value for name, value in values.items() if name not in ("runs", "name")})
-            run = Run(identity_of(module, config), module, dict(point), record(config), tuple(arguments))
+            values = {
+                leaf.flag: leaf.of(config)
+                for leaf in leaves(type(config)())
+                if not leaf.about.record
+            }
+            arguments = arguments_of(
+                type(config),
+                {name: value for name, value in values.items() if name not in ("runs", "name")},
+            )
+            run = Run(
+                identity_of(module, config), module, dict(point), record(config), tuple(arguments)
+            )
             twin = found.setdefault(run.id, run)
-            if differing := [name for name, value in run.record.items() if value != twin.record[name]]:
-                raise UserError(f"point {number}: runs that differ only in {', '.join(differing)} are one run; do not sweep over that")
+            if differing := [
+                name for name, value in run.record.items() if value != twin.record[name]
+            ]:
+                raise UserError(
+                    f"point {number}: runs that differ only in {', '.join(differing)} are one run; do not sweep over that"
+                )
         return list(found.values())
 
 
 def identity_of(module: str, config: Config) -> str:
-    """Hashes what tells two runs apart. A learning rate that is left to its method counts as that method's."""
+    """Hashes what tells two runs apart. A learning rate that is left to its method counts as that
+    method's."""
     resolved = config.resolved() if isinstance(config, configs.Finetune) else config
     return config_hash({"module": module, **identity(resolved)})
 
 
 def experiment_named(name: str) -> type[Config]:
-    """Finds the configuration of `experiments/NAME.py` that a sweep can run. Raises `UserError` with the nearest name."""
-    kinds = [kind for kind in vars(configs).values() if isinstance(kind, type) and issubclass(kind, Config) and kind is not Config]
-    known = {_snake(kind.__name__): kind for kind in kinds if {"runs", "name"} <= {leaf.flag for leaf in leaves(kind())}}
+    """Finds the configuration of `experiments/NAME.py` that a sweep can run. Raises `UserError`
+    with the nearest name."""
+    kinds = [
+        kind
+        for kind in vars(configs).values()
+        if isinstance(kind, type) and issubclass(kind, Config) and kind is not Config
+    ]
+    known = {
+        _snake(kind.__name__): kind
+        for kind in kinds
+        if {"runs", "name"} <= {leaf.flag for leaf in leaves(kind())}
+    }
     known = {name_: kind for name_, kind in known.items() if kind is not configs.RunConfig}
     if name not in known:
-        raise UserError(f"'{str(name)[:60]}' is no experiment that can be swept. {nearest(str(name), known)}")
+        raise UserError(
+            f"'{str(name)[:60]}' is no experiment that can be swept. {nearest(str(name), known)}"
+        )
     return known[name]
 
 
 def _with(config: Config, settings: Point, source: str) -> Config:
-    """Returns `config` with settings by flag. A profile stands for its values; a setting beside it wins."""
+    """Returns `config` with settings by flag. A profile stands for its values; a setting beside it
+    wins."""
     by_flag = {leaf.flag: leaf for leaf in leaves(type(config)())}
-    plain = {name: _plain(value, by_flag[name].hint if name in by_flag else None) for name, value in settings.items()}
+    plain = {
+        name: _plain(value, by_flag[name].hint if name in by_flag else None)
+        for name, value in settings.items()
+    }
     values = read_record(type(config), plain, source)
     profile = configs.PROFILES.get(values.get("profile", ""), {})
     try:
@@ -221,11 +282,16 @@ def _with(config: Config, settings: Point, source: str) -> Config:
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """Returns a value as JSON has it: NumPy's numbers as Python's, and a whole number for a rate as a float, so that hashes agree."""
+    """Returns a value as JSON has it: NumPy's numbers as Python's, and a whole number for a rate as
+    a float, so that hashes agree."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, tuple | list):
         return [_plain(one, hint) for one in value]
-    return float(value) if "float" in str(hint) and isinstance(value, int) and not isinstance(value, bool) else value
+    return (
+        float(value)
+        if "float" in str(hint) and isinstance(value, int) and not isinstance(value, bool)
+        else value
+    )
 
 
 def _snake(name: str) -> str:

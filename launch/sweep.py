@@ -7,10 +7,11 @@
     python -m launch.sweep my.yaml --devices=0,1,2,3               four runs at a time, a GPU each
     python -m launch.sweep --folder=/shared/mine --watch           the table, from any machine that sees the folder
 
-Specs are Python or YAML (launch/spec.py). A run is known by the hash of its configuration, without mesh, machine and folder: what is done
-is skipped, what broke goes on where it was. A failed run is tried again --retries times; a preempted one (exit code 143) does not count.
-A worker that dies is noticed after --lease_seconds, and its run is taken over. SIGTERM and Ctrl-C save what runs and leave it open.
-docs/launch.md has more.
+Specs are Python or YAML (launch/spec.py). A run is known by the hash of its configuration, without
+mesh, machine and folder: what is done is skipped, what broke goes on where it was. A failed run is
+tried again --retries times; a preempted one (exit code 143) does not count. A worker that dies is
+noticed after --lease_seconds, and its run is taken over. SIGTERM and Ctrl-C save what runs and
+leave it open. docs/launch.md has more.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def run(config: Launch) -> None:
     """Runs, shows or estimates a sweep.
 
     Raises:
-      UserError: anything that the user can mend, before the first file is written wherever it can be known; or runs have failed.
+      UserError: anything that the user can mend, before the first file is written wherever it can
+        be known; or runs have failed.
       Preempted: SIGTERM came; the runs of this process have saved and are open.
     """
     ledger = open_ledger(config)
@@ -88,7 +90,8 @@ def open_ledger(config: Launch) -> Ledger:
 
 
 def prepare(ledger: Ledger, config: Launch) -> str:
-    """Writes what another engine starts workers by, into the sweep's folder. Returns the line that submits it.
+    """Writes what another engine starts workers by, into the sweep's folder. Returns the line that
+    submits it.
 
     Raises:
       UserError: settings that the engine needs and lacks.
@@ -99,10 +102,14 @@ def prepare(ledger: Ledger, config: Launch) -> str:
         text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
     else:
         if config.topology is None:
-            raise UserError("--engine=jobset needs --topology, such as v5e-16: the slices of one run")
+            raise UserError(
+                "--engine=jobset needs --topology, such as v5e-16: the slices of one run"
+            )
         name, submit = "jobset.yaml", "kubectl apply -f"
         left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
-        text = jobset.manifests(ledger.folder, left, config, parse_slice(config.topology), arguments)
+        text = jobset.manifests(
+            ledger.folder, left, config, parse_slice(config.topology), arguments
+        )
     file = ledger.folder / name
     ledger.create()
     write_atomic(file, text)
@@ -111,12 +118,22 @@ def prepare(ledger: Ledger, config: Launch) -> str:
 
 def worker_arguments(config: Launch) -> list[str]:
     """Lists the flags that a worker elsewhere takes over."""
-    kept = ("cores", "cores_per_run", "devices", "devices_per_run", "retries", "fail_fast", "lease_seconds", "launcher")
+    kept = (
+        "cores",
+        "cores_per_run",
+        "devices",
+        "devices_per_run",
+        "retries",
+        "fail_fast",
+        "lease_seconds",
+        "launcher",
+    )
     return arguments_of(Launch, {name: getattr(config, name) for name in kept})
 
 
 def work(ledger: Ledger, config: Launch, pool: Pool | RayPool) -> None:
-    """Runs the pool under a bar until nothing is open. SIGTERM and Ctrl-C end it, and leave what it was at to others."""
+    """Runs the pool under a bar until nothing is open. SIGTERM and Ctrl-C end it, and leave what it
+    was at to others."""
     came: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
@@ -125,13 +142,18 @@ def work(ledger: Ledger, config: Launch, pool: Pool | RayPool) -> None:
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with Progress("sweep", len(ledger.runs), done=_count(ledger, config)[DONE], unit="run") as bar:
+        with Progress(
+            "sweep", len(ledger.runs), done=_count(ledger, config)[DONE], unit="run"
+        ) as bar:
             shown = _count(ledger, config)[DONE]
 
             def show() -> None:
                 nonlocal shown
                 counts = _count(ledger, config)
-                bar.advance(counts[DONE] - shown, ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name]))
+                bar.advance(
+                    counts[DONE] - shown,
+                    ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name]),
+                )
                 shown = counts[DONE]
 
             pool.run(show)
@@ -145,13 +167,16 @@ def work(ledger: Ledger, config: Launch, pool: Pool | RayPool) -> None:
     print(render(ledger, config))
     counts = _count(ledger, config)
     if counts[FAILED]:
-        raise UserError(f"{counts[FAILED]} of {len(ledger.runs)} runs failed; mend what they say, and raise --retries to try them again")
+        raise UserError(
+            f"{counts[FAILED]} of {len(ledger.runs)} runs failed; mend what they say, and raise --retries to try them again"
+        )
     if counts[DONE] == len(ledger.runs):
         print(f"Next: python -m experiments.report --folder={ledger.run_folders}")
 
 
 def run_one(ledger: Ledger, config: Launch) -> None:
-    """Runs one run once. Of many processes the first keeps the ledger, and the others only start the run.
+    """Runs one run once. Of many processes the first keeps the ledger, and the others only start
+    the run.
 
     Raises:
       UserError: there is no such run, or it failed.
@@ -166,14 +191,19 @@ def run_one(ledger: Ledger, config: Launch) -> None:
     ledger = Ledger(ledger.folder, runs)
     work(ledger, config, Pool(ledger, config, slots(config)[:1], environment()["git_sha"]))
     state = ledger.state(runs[0], config.retries)
-    if state.name != DONE and state.attempts and (outcome := state.attempts[-1].outcome) is not None:
+    if (
+        state.name != DONE
+        and state.attempts
+        and (outcome := state.attempts[-1].outcome) is not None
+    ):
         if outcome.how == PREEMPTED:
             raise Preempted(f"run {config.only} has saved; the same command goes on")
         raise UserError(f"run {config.only} failed: {outcome.last_line}")
 
 
 def watch(ledger: Ledger, config: Launch) -> None:
-    """Shows the table until nothing is open any more: redrawn in place on a terminal, else when it has changed."""
+    """Shows the table until nothing is open any more: redrawn in place on a terminal, else when it
+    has changed."""
     shown = ""
     while True:
         text = render(ledger, config)
@@ -191,26 +221,47 @@ def watch(ledger: Ledger, config: Launch) -> None:
 def render(ledger: Ledger, config: Launch, costs: Mapping[str, estimate.Cost] | None = None) -> str:
     """Writes a line a run: its settings, where it stands, and with `costs` what it takes."""
     settings = list(dict.fromkeys(name for run in ledger.runs for name in run.settings))
-    headers = ("run", *settings, "state", "who, or why", *(("TFLOP", "tokens", "GB a device", "seconds", "by") if costs else ()))
+    headers = (
+        "run",
+        *settings,
+        "state",
+        "who, or why",
+        *(("TFLOP", "tokens", "GB a device", "seconds", "by") if costs else ()),
+    )
     rows = []
     for run in ledger.runs:
         state = ledger.state(run, config.retries)
-        values = (_shown(run.settings[name]) if name in run.settings else table.NONE for name in settings)
-        rows.append((run.id, *values, state.name, state.told, *(_cost_cells(costs[run.id]) if costs else ())))
+        values = (
+            _shown(run.settings[name]) if name in run.settings else table.NONE for name in settings
+        )
+        rows.append(
+            (
+                run.id,
+                *values,
+                state.name,
+                state.told,
+                *(_cost_cells(costs[run.id]) if costs else ()),
+            )
+        )
     counts = _count(ledger, config)
-    note = f"{len(ledger.runs)} runs: " + ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
+    note = f"{len(ledger.runs)} runs: " + ", ".join(
+        f"{counts[name]} {name}" for name in _ORDER if counts[name]
+    )
     return table.to_markdown(table.Table(str(ledger.folder), headers, tuple(rows), (f"{note}.",)))
 
 
 def dry_run(ledger: Ledger, config: Launch) -> str:
-    """Writes the table with estimates, their sum over what is left, and what else there is to know before it starts."""
+    """Writes the table with estimates, their sum over what is left, and what else there is to know
+    before it starts."""
     topology = parse_slice(config.topology) if config.topology else None
     states = {run.id: ledger.state(run, config.retries) for run in ledger.runs}
     costs = estimate.costs(ledger.runs, states, topology)
     left = [costs[run.id] for run in ledger.runs if states[run.id].name != DONE]
     lines = [f"{len(left)} of {len(ledger.runs)} runs are left."]
     if all(cost.flops for cost in left) and left:
-        lines.append(f"Their trainings take {table.number(sum(cost.flops for cost in left) / 1e12)} TFLOP")
+        lines.append(
+            f"Their trainings take {table.number(sum(cost.flops for cost in left) / 1e12)} TFLOP"
+        )
         lines[-1] += f" on {sum(cost.tokens for cost in left):,.0f} tokens, by formula."
     if left and all(cost.seconds is not None for cost in left):
         hours = sum(cost.seconds for cost in left) / 3600
@@ -218,9 +269,15 @@ def dry_run(ledger: Ledger, config: Launch) -> str:
             f", {table.number(hours * topology.n_chips)} accelerator-hours." if topology else "."
         ))  # fmt: skip
     elif left:
-        lines.append("How long they take is known once one is done, or for a --topology by formula.")
-    if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(ledger.runs):
-        lines.append(f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}.")
+        lines.append(
+            "How long they take is known once one is done, or for a --topology by formula."
+        )
+    if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(
+        ledger.runs
+    ):
+        lines.append(
+            f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}."
+        )
     lines += _code_differences(states) + _weights_differences(ledger, states)
     return "\n".join([render(ledger, config, costs), *lines])
 
@@ -229,13 +286,21 @@ def _code_differences(states: Mapping[str, State]) -> list[str]:
     """Says which finished runs were computed by other code than is here."""
     here = environment()["git_sha"]
     ended = [state.attempts[-1].outcome for state in states.values() if state.name == DONE]
-    others = Counter(outcome.git_sha for outcome in ended if outcome is not None and outcome.git_sha != here)
-    return [f"{n} runs were computed by commit {sha}, and this is {here}." for sha, n in others.items()]
+    others = Counter(
+        outcome.git_sha for outcome in ended if outcome is not None and outcome.git_sha != here
+    )
+    return [
+        f"{n} runs were computed by commit {sha}, and this is {here}." for sha, n in others.items()
+    ]
 
 
 def _weights_differences(ledger: Ledger, states: Mapping[str, State]) -> list[str]:
     """Says if finished trainings began from different weights under one name."""
-    files = [ledger.run_folders / id / "result.json" for id, state in states.items() if state.name == DONE]
+    files = [
+        ledger.run_folders / id / "result.json"
+        for id, state in states.items()
+        if state.name == DONE
+    ]
     noted = (read_object(file).get("environment") for file in files if file.exists())
     found = Counter(of_run.get("weights") for of_run in noted if isinstance(of_run, dict))
     shown = ", ".join(f"{n} from {weights}" for weights, n in found.items())
@@ -247,7 +312,10 @@ def _count(ledger: Ledger, config: Launch) -> Counter[str]:
 
 
 def _cost_cells(cost: estimate.Cost) -> tuple[str, ...]:
-    scaled = [None if value is None else value / unit for value, unit in ((cost.flops, 1e12), (cost.tokens, 1), (cost.memory, 1e9))]
+    scaled = [
+        None if value is None else value / unit
+        for value, unit in ((cost.flops, 1e12), (cost.tokens, 1), (cost.memory, 1e9))
+    ]
     return (*map(table.number, scaled), table.number(cost.seconds), cost.source or table.NONE)
 
 
@@ -258,7 +326,8 @@ def _shown(value: object) -> str:
 
 
 def main() -> None:
-    jax.config.update("jax_platforms", "cpu")  # only formulas are computed in this process: the accelerators are for the runs
+    # only formulas are computed in this process: the accelerators are for the runs
+    jax.config.update("jax_platforms", "cpu")
     define(Launch)
     flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind the spec
 

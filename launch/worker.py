@@ -1,6 +1,8 @@
-"""Workers: claim a run, start it as a command, show signs of life, note how it ended; again until nothing is open.
+"""Workers: claim a run, start it as a command, show signs of life, note how it ended; again until
+nothing is open.
 
-Exit codes tell preemption from failure: 143 (SIGTERM, after which the experiments save) leaves a run open and is not counted.
+Exit codes tell preemption from failure: 143 (SIGTERM, after which the experiments save) leaves a
+run open and is not counted.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _CHIPS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}  # shapes that libtpu can cut out 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Resources that one run at a time may use: cores, and devices by their numbers (empty: all that it sees)."""
+    """Resources that one run at a time may use: cores, and devices by their numbers (empty: all
+    that it sees)."""
 
     cores: tuple[int, ...]
     devices: tuple[int, ...] = ()
@@ -43,7 +46,9 @@ class Slot:
             return {}
         numbers = ",".join(map(str, self.devices))
         chips = _CHIPS.get(len(self.devices))
-        bounds = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": chips} if chips else {}
+        bounds = (
+            {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": chips} if chips else {}
+        )
         return {"CUDA_VISIBLE_DEVICES": numbers, "TPU_VISIBLE_CHIPS": numbers, **bounds}
 
 
@@ -53,26 +58,44 @@ def slots(config: Launch) -> list[Slot]:
     Raises:
       UserError: a budget that this machine does not have, or that is too small for one run.
     """
-    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    available = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
     budget = len(available) if config.cores is None else config.cores
     if budget > len(available):
         raise UserError(f"--cores={budget}: this machine has {len(available)} to give")
     if len(set(config.devices)) != len(config.devices):
         raise UserError(f"--devices={','.join(map(str, config.devices))} names a device twice")
     if config.devices and config.devices_per_run > len(config.devices):
-        raise UserError(f"--devices_per_run={config.devices_per_run}: --devices names {len(config.devices)}")
+        raise UserError(
+            f"--devices_per_run={config.devices_per_run}: --devices names {len(config.devices)}"
+        )
     by_devices = len(config.devices) // config.devices_per_run if config.devices else None
     each = config.cores_per_run or max(budget // (by_devices or 1), 1)
     if each > budget:
         raise UserError(f"--cores_per_run={each}: the budget is {budget} cores")
     n = min(budget // each, budget if by_devices is None else by_devices)
     per = config.devices_per_run
-    return [Slot(tuple(available[i * each : (i + 1) * each]), tuple(config.devices[i * per : (i + 1) * per])) for i in range(n)]
+    return [
+        Slot(
+            tuple(available[i * each : (i + 1) * each]),
+            tuple(config.devices[i * per : (i + 1) * per]),
+        )
+        for i in range(n)
+    ]
 
 
 def command_of(ledger: Ledger, run: Run, config: Launch) -> list[str]:
     """Lists the words that start a run."""
-    words = [*config.launcher, sys.executable, "-m", run.module, f"--config={ledger.config_file(run)}"]
+    words = [
+        *config.launcher,
+        sys.executable,
+        "-m",
+        run.module,
+        f"--config={ledger.config_file(run)}",
+    ]
     return [*words, f"--runs={ledger.run_folders}", f"--name={run.id}", *run.arguments]
 
 
@@ -85,7 +108,12 @@ class Pool:
     """
 
     def __init__(
-        self, ledger: Ledger, config: Launch, places: Sequence[Slot], git_sha: str | None = None, environ: Mapping[str, str] | None = None
+        self,
+        ledger: Ledger,
+        config: Launch,
+        places: Sequence[Slot],
+        git_sha: str | None = None,
+        environ: Mapping[str, str] | None = None,
     ):
         self.ledger, self.config, self._git_sha = ledger, config, git_sha
         self._environ = {**os.environ, **(environ or {})}
@@ -102,7 +130,9 @@ class Pool:
         Raises:
           UserError: the sweep's folder cannot be written.
         """
-        threads = [threading.Thread(target=self._work, args=(slot,), daemon=True) for slot in self._slots]
+        threads = [
+            threading.Thread(target=self._work, args=(slot,), daemon=True) for slot in self._slots
+        ]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -126,14 +156,20 @@ class Pool:
             self._stop.set()
 
     def _next(self, pulse: Pulse) -> Claim | None:
-        """Waits for a run to claim. None when there will be none: all are settled, or a failed one ends the sweep."""
+        """Waits for a run to claim. None when there will be none: all are settled, or a failed one
+        ends the sweep."""
         while not self._stop.is_set():
             names = [self.ledger.state(run, self.config.retries).name for run in self.ledger.runs]
             if self.config.fail_fast and FAILED in names:
                 return None
             for run, name in zip(self.ledger.runs, names, strict=True):
                 if name in (PENDING, RUNNING):
-                    claim = self.ledger.claim(run, pulse, retries=self.config.retries, lease_seconds=self.config.lease_seconds)
+                    claim = self.ledger.claim(
+                        run,
+                        pulse,
+                        retries=self.config.retries,
+                        lease_seconds=self.config.lease_seconds,
+                    )
                     if claim is not None:
                         return claim
             if PENDING not in names and (RUNNING not in names or not self.config.wait):
@@ -167,16 +203,23 @@ class Pool:
         how = _how(process.returncode, asked)
         lines = _tail(claim.log) if how != DONE else ()
         if how == FAILED and process.returncode < 0:
-            lines = (*lines, f"killed by signal {-process.returncode} ({signal.strsignal(-process.returncode)})")
+            lines = (
+                *lines,
+                f"killed by signal {-process.returncode} ({signal.strsignal(-process.returncode)})",
+            )
         outcome = Outcome(how, process.returncode, round(seconds, 3), lines, self._git_sha)
         claim.end(outcome)
         if how == FAILED:
-            say("sweep", f"{run.id}: attempt {claim.number} failed: {outcome.last_line} ({claim.log} has more)")
+            say(
+                "sweep",
+                f"{run.id}: attempt {claim.number} failed: {outcome.last_line} ({claim.log} has more)",
+            )
         elif how == PREEMPTED:
             say("sweep", f"{run.id}: preempted; it goes on where it was when it is started again")
 
     def _watch(self, process: subprocess.Popen, claim: Claim) -> tuple[bool, bool]:
-        """Waits for the process with signs of life. Returns whether the run was lost to another worker, and whether it was asked to end."""
+        """Waits for the process with signs of life. Returns whether the run was lost to another
+        worker, and whether it was asked to end."""
         beats, next_beat = 0, time.monotonic() + claim.lease_seconds / 5
         lost, deadline = False, None
         while True:
@@ -197,7 +240,8 @@ class Pool:
 
 
 def follow(ledger: Ledger, run: Run, config: Launch) -> int:
-    """Starts a run as one of its later processes, which keep no ledger. Returns its exit code; SIGTERM goes on to it."""
+    """Starts a run as one of its later processes, which keep no ledger. Returns its exit code;
+    SIGTERM goes on to it."""
     if ledger.state(run, config.retries).name == DONE:
         return 0
     process = subprocess.Popen(command_of(ledger, run, config), stdin=subprocess.DEVNULL)

@@ -1,4 +1,5 @@
-"""The model card of an export: its sources, its training and the scores of its run. README.md, as the Hugging Face hub shows it."""
+"""The model card of an export: its sources, its training and the scores of its run. README.md, as
+the Hugging Face hub shows it."""
 
 from __future__ import annotations
 
@@ -18,8 +19,25 @@ from kafjax.evaluation.intervals import mean_score
 from kafjax.evaluation.results import ordered
 from kafjax.training.took import Took
 
-_SHOWN = ("corpus", "lr", "lr_lora", "lr_full", "epochs", "steps", "batch_rows", "seq_len", "optimizer", "replay", "base", "dtype", "seed")
-_READ = {"peft": "PeftModel.from_pretrained(base, FOLDER)", "transformers": "AutoModelForCausalLM.from_pretrained(FOLDER)"}
+_SHOWN = (
+    "corpus",
+    "lr",
+    "lr_lora",
+    "lr_full",
+    "epochs",
+    "steps",
+    "batch_rows",
+    "seq_len",
+    "optimizer",
+    "replay",
+    "base",
+    "dtype",
+    "seed",
+)
+_READ = {
+    "peft": "PeftModel.from_pretrained(base, FOLDER)",
+    "transformers": "AutoModelForCausalLM.from_pretrained(FOLDER)",
+}
 
 
 def model_card(base: str, library: str, trained: Path | None, spec: lora.Spec | None) -> str:
@@ -28,16 +46,26 @@ def model_card(base: str, library: str, trained: Path | None, spec: lora.Spec | 
     Args:
       base: name of the base model.
       library: "peft" or "transformers", which loads the export.
-      trained: the folder that a training left, of a run, a lane or a method; None for an adapter from elsewhere.
+      trained: the folder that a training left, of a run, a lane or a method; None for an adapter
+        from elsewhere.
       spec: of the adapter; None for a model that was trained in full.
     """
     around = [] if trained is None else [trained, *trained.parents[:2]]
     run = next((folder for folder in around if (folder / "config.json").is_file()), None)
     stored = {} if run is None else read_object(run / "config.json")
-    kind = "all weights" if spec is None else "a LoRA adapter" + ("" if library == "peft" else ", merged into the weights")
+    kind = (
+        "all weights"
+        if spec is None
+        else "a LoRA adapter" + ("" if library == "peft" else ", merged into the weights")
+    )
     settings = {key: stored[key] for key in _SHOWN if stored.get(key) not in (None, "", 0.0)}
     if spec is not None:
-        settings |= {"rank": spec.rank, "alpha": spec.alpha, "targets": spec.targets, "variant": _variant(spec)}
+        settings |= {
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "targets": spec.targets,
+            "variant": _variant(spec),
+        }
     parts = [
         f"---\nbase_model: {json.dumps(base)}\nlibrary_name: {library}\ntags: [{'lora, ' if spec is not None else ''}kafjax]\n---",
         f"# {visible(base)}, fine-tuned\n\nTrained with kafjax: {kind}. Load it with `{_READ[library]}`.",
@@ -52,7 +80,9 @@ def model_card(base: str, library: str, trained: Path | None, spec: lora.Spec | 
 
 
 def _variant(spec: lora.Spec) -> str:
-    on = [name for name in ("rslora", "dora") if getattr(spec, name)] + ([] if spec.init == lora.Spec().init else [spec.init])
+    on = [name for name in ("rslora", "dora") if getattr(spec, name)] + (
+        [] if spec.init == lora.Spec().init else [spec.init]
+    )
     return ", ".join(on) or "plain"
 
 
@@ -66,20 +96,32 @@ def _command(stored: Mapping[str, Any]) -> str:
 
 
 def _scores(run: Path, trained: Path) -> str:
-    """Lists the measured scores: answers of a lane or a method, or the loss of a training. Empty if nothing was measured."""
+    """Lists the measured scores: answers of a lane or a method, or the loss of a training. Empty if
+    nothing was measured."""
     files = (trained / "predictions.jsonl", run / "arms" / trained.name / "predictions.jsonl")
     if file := next((file for file in files if file.is_file() and file.parent != run), None):
         predictions = read_rows(Prediction, file)
         rows = []
         for split in ordered(dict.fromkeys(p.split for p in predictions)):
             found = mean_score([p.correct for p in predictions if p.split == split])
-            rows.append((split, f"{100 * found.value:.1f} [{100 * found.low:.0f}, {100 * found.high:.0f}]", str(found.n)))
+            rows.append(
+                (
+                    split,
+                    f"{100 * found.value:.1f} [{100 * found.low:.0f}, {100 * found.high:.0f}]",
+                    str(found.n),
+                )
+            )
         return _table(("questions", "answered right, % (95% interval)", "number"), rows)
-    if (run / "result.json").is_file() and (took := read(Took, run / "result.json")).final_loss is not None:
+    if (run / "result.json").is_file() and (
+        took := read(Took, run / "result.json")
+    ).final_loss is not None:
         return f"Final loss: {took.final_loss:.3f} nats per token, after {took.steps} steps on {took.tokens:,} tokens."
     return ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(visible(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(visible(cell).replace("|", "\\|") for cell in line) + " |"
+        for line in lines
+    )

@@ -1,4 +1,5 @@
-"""Takes what a run has learned out of it, in the form that others read: a whole model, PEFT's adapter, or kafjax's own.
+"""Takes what a run has learned out of it, in the form that others read: a whole model, PEFT's
+adapter, or kafjax's own.
 
     python -m scripts.export --run=runs/NAME --out=my-adapter                    a folder for peft, vLLM and others (--format=peft)
     python -m scripts.export --run=runs/NAME --format=merged --out=my-model      a whole model, as transformers loads it
@@ -8,12 +9,14 @@
     python -m scripts.export --adapter=FOLDER --model=MODEL --format=kafjax --out=adapter.safetensors   from PEFT into kafjax
     python -m scripts.export --adapter=FOLDER --model=MODEL --format=merged --out=my-model         an adapter of PEFT merged
 
---run is a run of experiments.finetune (full or LoRA), a lane's folder of a sweep, or a method's folder of a comparison; its model is
-read from its config.json or one above. What was trained in full has no adapter: its format is merged. --adapter is a file
-adapter.safetensors, or a folder in PEFT's format. A whole model keeps the tokenizer, chat template and generation settings of its base.
-A model card (README.md) says what it was made of, with the run's command and scores.
-A merged adapter is added up in float32 and rounded once, to --dtype; what the rounding costs is printed: if it is not far below the
-update itself, keep float32, or ship the adapter. What PEFT cannot say is refused by name (docs/peft.md).
+--run is a run of experiments.finetune (full or LoRA), a lane's folder of a sweep, or a method's
+folder of a comparison; its model is read from its config.json or one above. What was trained in
+full has no adapter: its format is merged. --adapter is a file adapter.safetensors, or a folder in
+PEFT's format. A whole model keeps the tokenizer, chat template and generation settings of its base.
+A model card (README.md) says what it was made of, with the run's command and scores. A merged
+adapter is added up in float32 and rounded once, to --dtype; what the rounding costs is printed: if
+it is not far below the update itself, keep float32, or ship the adapter. What PEFT cannot say is
+refused by name (docs/peft.md).
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ N_SHOWN = 5  # parameters, those that the rounding moves most
 
 
 def run(config: Export) -> None:
-    """Writes the export. Raises `UserError` for anything that the user can mend, before a file is written wherever it can be known."""
+    """Writes the export. Raises `UserError` for anything that the user can mend, before a file is
+    written wherever it can be known."""
     if not config.out:
         raise UserError("say where to: --out=FOLDER")
     if (out := Path(config.out)).is_file() or (out.is_dir() and any(out.iterdir())):
@@ -55,7 +59,9 @@ def run(config: Export) -> None:
         card = model_card(_base_name(name), "transformers", trained, None)
         _save(out, model, _cast(hub.load_trained(path, params), config.dtype), name, card)
         return
-    adapters, spec = hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
+    adapters, spec = (
+        hub.load_peft(path, model, params) if path.is_dir() else lora.load(path, params)
+    )
     if config.format == "kafjax":
         lora.save(out, adapters, spec)
         print(f"{out}: read it with kafjax.lora.load")
@@ -82,11 +88,22 @@ def _source(config: Export) -> tuple[Path, str]:
     if not path.is_file():
         path = Path(run)
         if not _has_weights(path):
-            raise UserError(f"nothing was trained in {run}: it holds no adapter and no weights; train with python -m experiments.finetune")
+            raise UserError(
+                f"nothing was trained in {run}: it holds no adapter and no weights; train with python -m experiments.finetune"
+            )
         if config.format != "merged":
-            raise UserError(f"{run} holds whole weights, which are no adapter; export them with --format=merged")
+            raise UserError(
+                f"{run} holds whole weights, which are no adapter; export them with --format=merged"
+            )
     if model is None:
-        stored = next((file for folder in (Path(run), *Path(run).parents[:2]) if (file := folder / "config.json").is_file()), None)
+        stored = next(
+            (
+                file
+                for folder in (Path(run), *Path(run).parents[:2])
+                if (file := folder / "config.json").is_file()
+            ),
+            None,
+        )
         model = read_object(stored).get("model") if stored else None
         if not isinstance(model, str):
             raise UserError(f"{run} has no config.json that names the model; say --model=")
@@ -104,11 +121,14 @@ def _base_name(name: str) -> str:
 
 def _save(out: Path, model: Decoder, params: trees.Tree, name: str, card: str) -> None:
     hub.save(out, model, params, tokenizer=hub.folder_of(name), card=card)
-    print(f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}")
+    print(
+        f"{out}: read it with transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}), or kafjax's --model={out}"
+    )
 
 
 def _cast(params: trees.Tree, dtype: str) -> trees.Tree:
-    """Rounds the parameters to a type of `DTYPES`. Raises `UserError` for one that has no finite value there."""
+    """Rounds the parameters to a type of `DTYPES`. Raises `UserError` for one that has no finite
+    value there."""
     cast = jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), params)
     for path, leaf in trees.flatten(cast).items():
         if not bool(jnp.isfinite(leaf).all()):
@@ -116,29 +136,50 @@ def _cast(params: trees.Tree, dtype: str) -> trees.Tree:
     return cast
 
 
-def _merge(model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, dtype: str) -> tuple[trees.Tree, str]:
-    """Adds the adapter to the weights and rounds them; returns them with what the rounding costs, in lines for the terminal."""
+def _merge(
+    model: Decoder, params: trees.Tree, adapters: lora.Adapters, spec: lora.Spec, dtype: str
+) -> tuple[trees.Tree, str]:
+    """Adds the adapter to the weights and rounds them; returns them with what the rounding costs,
+    in lines for the terminal."""
     exact = lora.merge(params, adapters, spec)
     merged = _cast(exact, dtype)
     rows = sorted(_drift(params, exact, merged, adapters), key=lambda row: row[1], reverse=True)
-    lines = [f"\nDrift by rounding to {dtype}, largest of {len(rows)} parameters:", "  of weights   of update    parameter"]
-    lines += [f"  {of_weights:.2e}     {of_update:.2e}     {path}" for path, of_weights, of_update in rows[:N_SHOWN]]
+    lines = [
+        f"\nDrift by rounding to {dtype}, largest of {len(rows)} parameters:",
+        "  of weights   of update    parameter",
+    ]
+    lines += [
+        f"  {of_weights:.2e}     {of_update:.2e}     {path}"
+        for path, of_weights, of_update in rows[:N_SHOWN]
+    ]
     tokens = jax.random.randint(jax.random.key(0), (1, N_TOKENS), 0, model.config.vocab_size)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
-    base, with_adapter, with_merged = map(jax.jit(lambda p: model.apply(p, tokens)), (params, lora.attach(params, adapters, spec), rounded))
+    base, with_adapter, with_merged = map(
+        jax.jit(lambda p: model.apply(p, tokens)),
+        (params, lora.attach(params, adapters, spec), rounded),
+    )
     off, moved = (float(jnp.abs(with_adapter - other).max()) for other in (with_merged, base))
-    lines.append(f"  logits of {N_TOKENS} random tokens: off by {off:.2e} at most; the adapter moves them by up to {moved:.2e}")
+    lines.append(
+        f"  logits of {N_TOKENS} random tokens: off by {off:.2e} at most; the adapter moves them by up to {moved:.2e}"
+    )
     return merged, "\n".join(lines)
 
 
-def _drift(params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: Iterable[str]) -> list[tuple[str, float, float]]:
-    """Computes `max |cast - exact|` of each changed parameter, as a share of `max |exact|` and of the largest change."""
+def _drift(
+    params: trees.Tree, exact: trees.Tree, merged: trees.Tree, changed: Iterable[str]
+) -> list[tuple[str, float, float]]:
+    """Computes `max |cast - exact|` of each changed parameter, as a share of `max |exact|` and of
+    the largest change."""
     flat = [trees.flatten(tree) for tree in (params, exact, merged)]
 
     def of(path: str) -> tuple[str, float, float]:
         before, after, cast = (np.asarray(tree[path], np.float32) for tree in flat)
         lost = float(np.abs(cast - after).max())
-        return path, lost / max(float(np.abs(after).max()), 1e-30), lost / max(float(np.abs(after - before).max()), 1e-30)
+        return (
+            path,
+            lost / max(float(np.abs(after).max()), 1e-30),
+            lost / max(float(np.abs(after - before).max()), 1e-30),
+        )
 
     return [of(path) for path in changed]
 

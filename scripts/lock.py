@@ -3,9 +3,10 @@
     python scripts/lock.py              # keeps the pins there are, adds what is missing, drops what is not needed any more
     python scripts/lock.py --upgrade    # takes the newest releases that setup.py allows
 
-Needs python3.11, python3.12 and python3.13 on PATH. Each resolves the project with all its extras in a fresh virtual
-environment; nothing is installed, and of a wheel only the metadata is read where the index serves byte ranges (the CUDA
-libraries behind torch are gigabytes). Versions are those for Linux on x86-64.
+Needs python3.11, python3.12 and python3.13 on PATH. Each resolves the project with all its extras
+in a fresh virtual environment; nothing is installed, and of a wheel only the metadata is read where
+the index serves byte ranges (the CUDA libraries behind torch are gigabytes). Versions are those for
+Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -36,22 +37,30 @@ Pins = Mapping[str, str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--upgrade", action="store_true", help="ignore the pins there are")
-    keep = CONSTRAINTS.read_text() if CONSTRAINTS.exists() and not parser.parse_args().upgrade else ""
+    keep = (
+        CONSTRAINTS.read_text() if CONSTRAINTS.exists() and not parser.parse_args().upgrade else ""
+    )
     interpreters = {version: find_python(version) for version in PYTHONS}
     pins = {}
     for version, python in interpreters.items():
         print(f"resolving for Python {version} ...", flush=True)
         pins[version] = resolve(python, keep)
     CONSTRAINTS.write_text(HEADER + "".join(f"{line}\n" for line in merge(pins)))
-    print(f"wrote {CONSTRAINTS.name}: {', '.join(f'{len(p)} packages for {v}' for v, p in pins.items())}")
+    print(
+        f"wrote {CONSTRAINTS.name}: {', '.join(f'{len(p)} packages for {v}' for v, p in pins.items())}"
+    )
 
 
 def find_python(version: str) -> str:
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
-        sys.exit(f"error: python{version} is not on PATH or does not run; the lock needs {', '.join(PYTHONS)}")
+        sys.exit(
+            f"error: python{version} is not on PATH or does not run; the lock needs {', '.join(PYTHONS)}"
+        )
     return python
 
 
@@ -62,23 +71,52 @@ def resolve(python: str, keep: str) -> dict[str, str]:
         held = {pin.partition("==")[0] for pin in HELD}
         kept = [line for line in keep.splitlines() if line.partition("==")[0] not in held]
         (room / "keep.txt").write_text("\n".join([*kept, *HELD]) + "\n")
-        project = room / "project"  # a copy, since reading a project's metadata writes into its folder
+        # a copy, since reading a project's metadata writes into its folder
+        project = room / "project"
         (project / "kafjax").mkdir(parents=True)
         for name in ("setup.py", "pyproject.toml", "LICENSE", "kafjax/__init__.py"):
             shutil.copy(ROOT / name, project / name)
         venv_python = room / "venv" / "bin" / "python"
         run(python, "-m", "venv", str(room / "venv"))
-        run(str(venv_python), "-m", "pip", "install", "--quiet", "--upgrade", "pip", "--constraint", str(room / "keep.txt"))
         run(
-            *(str(venv_python), "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"),
-            *("--use-feature=fast-deps", "--report", str(room / "report.json"), "--constraint", str(room / "keep.txt")),
+            str(venv_python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--upgrade",
+            "pip",
+            "--constraint",
+            str(room / "keep.txt"),
+        )
+        run(
+            *(
+                str(venv_python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--dry-run",
+                "--ignore-installed",
+            ),
+            *(
+                "--use-feature=fast-deps",
+                "--report",
+                str(room / "report.json"),
+                "--constraint",
+                str(room / "keep.txt"),
+            ),
             *("pip", "setuptools", f"{project}[{','.join(EXTRAS)}]"),
         )
-        found = [item["metadata"] for item in json.loads((room / "report.json").read_text())["install"]]
+        found = [
+            item["metadata"] for item in json.loads((room / "report.json").read_text())["install"]
+        ]
     pins = {normalise(item["name"]): item["version"].split("+")[0] for item in found}
     declared = next(item.get("provides_extra", []) for item in found if item["name"] == "kafjax")
     if sorted(declared) != sorted([*EXTRAS, *UNLOCKED]):
-        sys.exit(f"error: setup.py has the extras {sorted(declared)}, scripts/lock.py locks {sorted(EXTRAS)}")
+        sys.exit(
+            f"error: setup.py has the extras {sorted(declared)}, scripts/lock.py locks {sorted(EXTRAS)}"
+        )
     del pins["kafjax"]
     return pins
 
@@ -93,9 +131,11 @@ def normalise(name: str) -> str:
 
 
 def merge(pins: Mapping[str, Pins]) -> list[str]:
-    """`{python: {name: version}}` -> constraint lines, with a marker only where the interpreters differ.
+    """`{python: {name: version}}` -> constraint lines, with a marker only where the interpreters
+    differ.
 
-    A package that only some interpreters need is pinned without a marker: where nobody asks for it, the pin does nothing.
+    A package that only some interpreters need is pinned without a marker: where nobody asks for it,
+    the pin does nothing.
     """
     lines = []
     for name in sorted({name for found in pins.values() for name in found}):

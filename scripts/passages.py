@@ -29,9 +29,15 @@ def run(config: ListPassages) -> None:
             continue
         source = "-" if passage.source is None else str(passage.source)
         text = shortened(" ".join(passage.text.split()), 80, str)
-        print("\t".join(visible(" ".join(cell.split())) for cell in (passage.id, source, str(n_words), text)))
+        print(
+            "\t".join(
+                visible(" ".join(cell.split())) for cell in (passage.id, source, str(n_words), text)
+            )
+        )
     if not config.json:
-        print(f"{len(corpus.documents)} documents, {len(corpus.passages)} passages of {min(counts)} to {max(counts)} words")
+        print(
+            f"{len(corpus.documents)} documents, {len(corpus.passages)} passages of {min(counts)} to {max(counts)} words"
+        )
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""Ranks a corpus's documents for each of its questions, scores the ranking, and writes it in TREC's and FlashRAG's form.
+"""Ranks a corpus's documents for each of its questions, scores the ranking, and writes it in TREC's
+and FlashRAG's form.
 
     python scripts/rank.py --corpus=BEIR/scifact --retriever=lexical --out=rankings    a folder as BEIR publishes them
     python scripts/rank.py --corpus=my_documents --retriever=hybrid --k=10             questions whose gold passages are named
 
-A document ranks by its best passage. Scores are over the questions with known gold documents, each relevant or not: nDCG@k, MRR@k, and
-success@k (one of them is among the k). trec_eval computes the others from run.trec. No language model is loaded.
+A document ranks by its best passage. Scores are over the questions with known gold documents, each
+relevant or not: nDCG@k, MRR@k, and success@k (one of them is among the k). trec_eval computes the
+others from run.trec. No language model is loaded.
 """
 
 from __future__ import annotations
@@ -30,32 +32,48 @@ _BATCH = 256
 
 
 def run(config: Rank) -> None:
-    """Prints the scores and writes the rankings. Raises `UserError` for a corpus without questions."""
+    """Prints the scores and writes the rankings. Raises `UserError` for a corpus without
+    questions."""
     settings = config.retrieval
     check_kind(settings.retriever)
     corpus = open_corpus(config.corpus, config.seed, needs_questions=False)
     questions = corpus.questions
     if not questions:
-        raise UserError(f"{config.corpus.corpus} has no questions to rank for (questions.jsonl, or queries.jsonl and qrels)")
+        raise UserError(
+            f"{config.corpus.corpus} has no questions to rank for (questions.jsonl, or queries.jsonl and qrels)"
+        )
     embedder = functools.cache(lambda: open_embedder(settings.embedder))
     scorer = None if settings.reranker is None else open_scorer(settings.reranker)
     store = build_store(corpus.passages, settings.retriever, settings.engine, embedder)
-    retriever = open_retriever(store, settings.retriever, embedder, scorer, max(settings.candidates, _DEPTH * settings.k))
+    retriever = open_retriever(
+        store, settings.retriever, embedder, scorer, max(settings.candidates, _DEPTH * settings.k)
+    )
     found = {}
     for start in range(0, len(questions), _BATCH):
         batch = questions[start : start + _BATCH]
-        for question, hits in zip(batch, retriever.search([q.text for q in batch], _DEPTH * settings.k), strict=True):
+        for question, hits in zip(
+            batch, retriever.search([q.text for q in batch], _DEPTH * settings.k), strict=True
+        ):
             found[question.id] = [(hit.passage, hit.score) for hit in hits]
     rankings = {id: by_document(hits, settings.k) for id, hits in found.items()}
     documents = {passage.id: passage.document for passage in corpus.passages}
-    judged = [(rankings[q.id], {documents[id] for id in q.passages}) for q in questions if q.passages]
-    for name, metric in (("nDCG", score.ndcg), ("MRR", score.reciprocal_rank), ("success", score.recall_at_k)):
+    judged = [
+        (rankings[q.id], {documents[id] for id in q.passages}) for q in questions if q.passages
+    ]
+    for name, metric in (
+        ("nDCG", score.ndcg),
+        ("MRR", score.reciprocal_rank),
+        ("success", score.recall_at_k),
+    ):
         values = [metric([document for document, _ in ranking], gold) for ranking, gold in judged]
         print(f"{name}@{settings.k} %: {percent(mean_score(values).to_json())} (n={len(values)})")
     if config.out:
         out = Path(config.out)
         write_atomic(out / "run.trec", to_trec(rankings, f"kafjax-{settings.retriever}").encode())
-        write_json(out / "retrieval.json", to_flashrag(questions, {id: hits[: settings.k] for id, hits in found.items()}))
+        write_json(
+            out / "retrieval.json",
+            to_flashrag(questions, {id: hits[: settings.k] for id, hits in found.items()}),
+        )
         print(f"written: {out / 'run.trec'}, {out / 'retrieval.json'}")
 
 

@@ -1,7 +1,7 @@
 """Quick compiles: a tiny model runs in milliseconds, and compiling its program takes seconds.
 
-JAX's own switch for this saves little. On a CPU most of the time goes into code for fusions: with the older emitters, and in one piece,
-a training step compiles in a third of the time.
+JAX's own switch for this saves little. On a CPU most of the time goes into code for fusions: with
+the older emitters, and in one piece, a training step compiles in a third of the time.
 """
 
 from __future__ import annotations
@@ -16,17 +16,26 @@ _original: Any = None
 
 
 def environment(*, devices: int = 1, optimised: bool = False, **changes: str) -> dict[str, str]:
-    """Environment of a process that a test starts, with `devices` CPU devices. With `optimised` it compiles as for a user."""
-    ours = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """Environment of a process that a test starts, with `devices` CPU devices. With `optimised` it
+    compiles as for a user."""
+    ours = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     options = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
     quick = {} if optimised else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": options}
     return {**os.environ, **ours, **quick, **changes}
 
 
 def compile_quickly(quick: bool) -> None:
-    """Switches between quick compiles and those of a user in this process. Programs compiled the other way are dropped."""
+    """Switches between quick compiles and those of a user in this process. Programs compiled the
+    other way are dropped."""
     import jax
-    from jax._src import compiler  # JAX has no public setting for options of programs that others compile
+
+    # JAX has no public setting for options of programs that others compile
+    from jax._src import compiler
 
     global _original
     if _original is None:
@@ -36,8 +45,12 @@ def compile_quickly(quick: bool) -> None:
         jax.config.update("jax_disable_most_optimizations", quick)
 
 
-def _get_compile_options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+def _get_compile_options(
+    *args: Any, env_options_overrides: dict[str, Any] | None = None, **kwargs: Any
+) -> Any:
     import jax
 
     ours = OPTIONS if jax.config.read("jax_disable_most_optimizations") else {}
-    return _original(*args, env_options_overrides={**ours, **(env_options_overrides or {})}, **kwargs)
+    return _original(
+        *args, env_options_overrides={**ours, **(env_options_overrides or {})}, **kwargs
+    )

@@ -1,7 +1,8 @@
 """Kills a process at any file operation: what `os._exit` leaves is what `kill -9` leaves.
 
-Counted are, under one folder: opening for writing, `fsync`, renaming, deleting, making and removing folders, as Python does them
-(Rust and C++ that write files are between two such operations). The process ends just before the operation it is told.
+Counted are, under one folder: opening for writing, `fsync`, renaming, deleting, making and removing
+folders, as Python does them (Rust and C++ that write files are between two such operations). The
+process ends just before the operation it is told.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from pathlib import Path
 
 KILLED = 99
 """The exit code of a process that was killed here."""
-_EVENTS = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.truncate": None, "os.link": 2}
+_EVENTS = {
+    "os.rename": 2,
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 2,
+    "os.truncate": None,
+    "os.link": 2,
+}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -37,7 +45,8 @@ class Counter:
 
 
 def die_at(root: Path, n: int | None, counter: Counter) -> None:
-    """Has this process end just before the `n`-th file operation under `root`; None: never. For a forked child: it cannot be undone."""
+    """Has this process end just before the `n`-th file operation under `root`; None: never. For a
+    forked child: it cannot be undone."""
     folder, real_fsync = f"{root.resolve()}/", os.fsync
 
     def counted(path: object, dir_fd: object = None) -> None:
@@ -47,8 +56,11 @@ def die_at(root: Path, n: int | None, counter: Counter) -> None:
             return
         if isinstance(dir_fd, int) and dir_fd >= 0 and not text.startswith("/"):
             text = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), text)
-        # Locks are made and deleted at any time; what is in them does not matter to the next process.
-        if not f"{os.path.abspath(text)}/".startswith(folder) or re.fullmatch(r"\..*\.lock", os.path.basename(text)):
+        # Locks are made and deleted at any time; what is in them does not matter to the next
+        # process.
+        if not f"{os.path.abspath(text)}/".startswith(folder) or re.fullmatch(
+            r"\..*\.lock", os.path.basename(text)
+        ):
             return
         if counter.add() == n:
             os._exit(KILLED)
@@ -59,7 +71,10 @@ def die_at(root: Path, n: int | None, counter: Counter) -> None:
                 counted(arguments[0])
         elif event in _EVENTS:
             where = _EVENTS[event]
-            counted(arguments[0], arguments[where] if where is not None and len(arguments) > where else None)
+            counted(
+                arguments[0],
+                arguments[where] if where is not None and len(arguments) > where else None,
+            )
 
     def fsync(fd: int) -> None:
         counted(os.readlink(f"/proc/self/fd/{fd}"))
@@ -70,7 +85,8 @@ def die_at(root: Path, n: int | None, counter: Counter) -> None:
 
 
 def in_child(work: Callable[[], None], root: Path, n: int | None = None) -> tuple[int, int]:
-    """Runs `work` in a forked child that dies before its `n`-th file operation. Returns its exit code and how many it came to."""
+    """Runs `work` in a forked child that dies before its `n`-th file operation. Returns its exit
+    code and how many it came to."""
     counter = Counter()
     child = os.fork()
     if child == 0:

@@ -1,7 +1,8 @@
-"""CPU seconds of each test file, measured with `--write-seconds` and kept in seconds.json: long files start first, or are left out.
+"""CPU seconds of each test file, measured with `--write-seconds` and kept in seconds.json: long
+files start first, or are left out.
 
-Wall time depends on what else runs, so CPU seconds are counted, those of processes that tests start included. A file pays for the
-fixtures of its directory if it is the first to use them.
+Wall time depends on what else runs, so CPU seconds are counted, those of processes that tests start
+included. A file pays for the fixtures of its directory if it is the first to use them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def cpu_seconds() -> float:
 
 
 class Seconds:
-    """Plugin that orders the files of a session, marks the long ones, and with `--write-seconds` measures those that ran."""
+    """Plugin that orders the files of a session, marks the long ones, and with `--write-seconds`
+    measures those that ran."""
 
     def __init__(self, write: bool):
         self._write = write
@@ -46,11 +48,15 @@ class Seconds:
         self._began = cpu_seconds()  # imports are nobody's
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Iterator[None]:
         result = yield
         if self._write and (nextitem is None or nextitem.path != item.path):
             now = cpu_seconds()
-            self._measured[_name(item)] = round(self._measured.get(_name(item), 0.0) + now - self._began, 1)
+            self._measured[_name(item)] = round(
+                self._measured.get(_name(item), 0.0) + now - self._began, 1
+            )
             self._began = now
         return result
 
@@ -58,8 +64,15 @@ class Seconds:
         if hasattr(session.config, "workerinput"):
             session.config.workeroutput["seconds"] = self._measured
         elif self._measured:
-            costly = {name: seconds for name, seconds in (self._known | self._measured).items() if (TESTS / name).exists()}
-            lines = [f"  {json.dumps(name)}: {seconds}" for name, seconds in sorted(costly.items(), key=lambda pair: -pair[1])]
+            costly = {
+                name: seconds
+                for name, seconds in (self._known | self._measured).items()
+                if (TESTS / name).exists()
+            }
+            lines = [
+                f"  {json.dumps(name)}: {seconds}"
+                for name, seconds in sorted(costly.items(), key=lambda pair: -pair[1])
+            ]
             TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
     @pytest.hookimpl(optionalhook=True)

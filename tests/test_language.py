@@ -1,4 +1,5 @@
-"""The language of docstrings and pages: docstrings open with a verb or a noun phrase, pages are wrapped; and proof of the reader."""
+"""The language of docstrings and pages: docstrings open with a verb or a noun phrase, pages are
+wrapped; and proof of the reader."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kafjax", "experiments", "launch", "scripts", "benchmarks", "tests")
-# A docstring that opens with one of these opens with no verb and no noun: it is a relative clause, a genitive or an adverbial.
+# A docstring that opens with one of these opens with no verb and no noun: it is a relative clause,
+# a genitive or an adverbial.
 NOT_OPENINGS = set(
     "after also as at before beside between by during for from held how if in into kept made not of on since so something that these they "
     "those through to under what whatever when where whether which who whoever whom whose why with within without".split()
@@ -20,7 +22,8 @@ WIDTH = 100
 
 
 def odd_openings(source: str) -> Iterator[tuple[int, str]]:
-    """Yields (line, first line of the docstring) for each docstring that opens with one of `NOT_OPENINGS`."""
+    """Yields (line, first line of the docstring) for each docstring that opens with one of
+    `NOT_OPENINGS`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node) or ""
@@ -29,24 +32,38 @@ def odd_openings(source: str) -> Iterator[tuple[int, str]]:
 
 
 def long_lines(page: str) -> Iterator[int]:
-    """Yields the numbers of prose lines over `WIDTH` columns. Tables, code and lines of a single word are exempt."""
+    """Yields the numbers of prose lines over `WIDTH` columns. Tables, code and lines of a single
+    word are exempt."""
     in_code = False
     for number, line in enumerate(page.splitlines(), 1):
         if line.lstrip().startswith("```"):
             in_code = not in_code
-        elif not in_code and len(line) > WIDTH and not line.startswith(("|", "    ")) and " " in line.strip():
+        elif (
+            not in_code
+            and len(line) > WIDTH
+            and not line.startswith(("|", "    "))
+            and " " in line.strip()
+        ):
             yield number
 
 
 def test_docstrings_open_with_a_verb_or_a_noun_phrase():
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-    found = [f"{path.relative_to(ROOT)}:{line}: {text}" for path in files for line, text in odd_openings(path.read_text(encoding="utf-8"))]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in files
+        for line, text in odd_openings(path.read_text(encoding="utf-8"))
+    ]
     assert not found, "\n" + "\n".join(found)
 
 
 def test_pages_are_wrapped():
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    found = [f"{page.relative_to(ROOT)}:{line}" for page in pages for line in long_lines(page.read_text(encoding="utf-8"))]
+    found = [
+        f"{page.relative_to(ROOT)}:{line}"
+        for page in pages
+        for line in long_lines(page.read_text(encoding="utf-8"))
+    ]
     assert not found, f"over {WIDTH} columns: {', '.join(found)}"
 
 
@@ -64,12 +81,25 @@ def test_an_odd_opening_is_found(source):
     assert len(list(odd_openings(source))) == 1
 
 
-@pytest.mark.parametrize("opening", ["Returns `x`.", "Bytes of `x`.", "`x` of `y`.", "Ofen.", "The kernel of what is meant."])
+@pytest.mark.parametrize(
+    "opening",
+    ["Returns `x`.", "Bytes of `x`.", "`x` of `y`.", "Ofen.", "The kernel of what is meant."],
+)
 def test_a_verb_or_a_noun_phrase_passes(opening):
     assert not list(odd_openings(f'"""{opening}"""'))
 
 
 def test_only_long_prose_is_found():
     long = "word " * 30
-    page = ["# Title", long, f"| {long} |", "```", long, "```", "x" * 200, f"    {long}", f"- {long}"]
+    page = [
+        "# Title",
+        long,
+        f"| {long} |",
+        "```",
+        long,
+        "```",
+        "x" * 200,
+        f"    {long}",
+        f"- {long}",
+    ]
     assert list(long_lines("\n".join(page))) == [2, 9]

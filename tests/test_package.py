@@ -15,5 +15,11 @@ def test_the_built_package_is_typed_and_of_the_version_that_it_says(tmp_path):
     build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "kafjax" / "py.typed").is_file()
-    version = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    version = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert version.split()[-1] == kafjax.__version__

@@ -1,4 +1,5 @@
-"""One adapter of each variant, small enough for the tests' models, and a few of several at a time."""
+"""One adapter of each variant, small enough for the tests' models, and a few of several at a
+time."""
 
 from __future__ import annotations
 
@@ -19,8 +20,15 @@ SINGLE = {
     "embedding": lora.Spec(rank=3, alpha=6.0, targets="embed|q_proj"),
 }
 TOGETHER = {
-    "pissa, rslora, dropout, rows, patterns": lora.Spec(**_FEW, **_PATTERNS, init="pissa", rslora=True, dropout=0.25, token_rows=(3, 40)),
+    "pissa, rslora, dropout, rows, patterns": lora.Spec(
+        **_FEW, **_PATTERNS, init="pissa", rslora=True, dropout=0.25, token_rows=(3, 40)
+    ),
     "olora, dora, extras, embedding": lora.Spec(
-        rank=3, alpha=6.0, targets="embed/|(k|down)_proj", init="olora", dora=True, trained="norm/scale"
+        rank=3,
+        alpha=6.0,
+        targets="embed/|(k|down)_proj",
+        init="olora",
+        dora=True,
+        trained="norm/scale",
     ),
 }

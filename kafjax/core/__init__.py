@@ -1,1 +1,2 @@
-"""Records, parameter-tree helpers, run directories and errors: what every other package stands on."""
+"""Records, parameter-tree helpers, run directories and errors: what every other package stands
+on."""

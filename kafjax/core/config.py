@@ -14,8 +14,9 @@
     record(config)                    # {"epochs": 8}, which `--config=FILE` reads again
     identity(config)                  # what tells two runs apart
 
-Dataclasses nest and flags are flat, so a flag's name is unique within an experiment. A field is a bool, int, float, str, a tuple of
-those (`--layers=0,1`) or a mapping from a pattern to a number (`--rank_pattern=REGEX:8`, may be repeated); or None beside one of them.
+Dataclasses nest and flags are flat, so a flag's name is unique within an experiment. A field is a
+bool, int, float, str, a tuple of those (`--layers=0,1`) or a mapping from a pattern to a number
+(`--rank_pattern=REGEX:8`, may be repeated); or None beside one of them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from kafjax.core.errors import UserError, check_text, nearest
 from kafjax.core.text import shortened
 
 MOST_WHOLE = 2**31 - 1
-"""Highest whole number of a field that sets no lower limit itself: arrays are counted in 32 bits."""
+"""Highest whole number of a field that sets no lower limit itself: arrays are counted in 32
+bits."""
 
 CONFIG = "config.json of an earlier run to repeat; flags given beside it win."
 
@@ -76,21 +78,27 @@ def option(default: Any, help: str, **about: Any) -> Any:
       choices: values that are allowed.
       aliases: other spellings, by what they mean.
       least, above, most, below: bounds of a number, or of each in a tuple or mapping.
-      identity: whether runs that differ in it are different runs. False for meshes, numbers of processes and the like.
-      record: whether it is written to config.json. False, which implies `identity=False`, for folders and names.
-      added: the field was added to an experiment that has been released. It is left out of the identity at its default, which
-        keeps the behaviour of before and must not change afterwards.
+      identity: whether runs that differ in it are different runs. False for meshes, numbers of
+        processes and the like.
+      record: whether it is written to config.json. False, which implies `identity=False`, for
+        folders and names.
+      added: the field was added to an experiment that has been released. It is left out of the
+        identity at its default, which keeps the behaviour of before and must not change afterwards.
       repeat: a tuple of strings that hold commas, given by repeating the flag.
-      path: a file or folder of this machine. `gs://bucket/x` would become a folder named `gs:`, and is refused.
+      path: a file or folder of this machine. `gs://bucket/x` would become a folder named `gs:`, and
+        is refused.
     """
     metadata = {_OPTION: Option(help, **about)}
     if isinstance(default, Mapping):
-        return dataclasses.field(default_factory=lambda: dict(default), hash=False, metadata=metadata)
+        return dataclasses.field(
+            default_factory=lambda: dict(default), hash=False, metadata=metadata
+        )
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def nested(default: Config, without: Collection[str] = ()) -> Any:
-    """Declares a field that is itself a configuration. The experiment sets the fields in `without`: they become no flags.
+    """Declares a field that is itself a configuration. The experiment sets the fields in `without`:
+    they become no flags.
 
     `default` may differ from the class's own defaults.
     """
@@ -102,7 +110,8 @@ class Config:
     """Base of all configurations: checks every value when it is made.
 
     Raises:
-      UserError: naming the field, for a value of another type, not finite, out of bounds or none of the choices.
+      UserError: naming the field, for a value of another type, not finite, out of bounds or none of
+        the choices.
     """
 
     def __post_init__(self) -> None:
@@ -115,7 +124,8 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One flag of an experiment: the path of its field, its type, its default there, and its `Option`."""
+    """One flag of an experiment: the path of its field, its type, its default there, and its
+    `Option`."""
 
     path: tuple[str, ...]
     flag: str
@@ -128,7 +138,8 @@ class Leaf:
 
 
 def leaves(default: Config) -> list[Leaf]:
-    """Lists the flags of an experiment in order of declaration. Their defaults are the values of the instance `default`.
+    """Lists the flags of an experiment in order of declaration. Their defaults are the values of
+    the instance `default`.
 
     Raises:
       TypeError: two fields ask for one flag.
@@ -136,7 +147,9 @@ def leaves(default: Config) -> list[Leaf]:
     found = list(_leaves(default, ()))
     names = [leaf.flag for leaf in found]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise TypeError(f"{type(default).__name__}: more than one field is the flag {', '.join(sorted(twice))}")
+        raise TypeError(
+            f"{type(default).__name__}: more than one field is the flag {', '.join(sorted(twice))}"
+        )
     return found
 
 
@@ -159,7 +172,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of an experiment, and `--config`, which reads a record."""
-    module: dict[str, Any] = {"flag_values": values, "module_name": sys.argv[0]}  # as if the program had: --help shows those
+    # as if the program had: --help shows those
+    module: dict[str, Any] = {"flag_values": values, "module_name": sys.argv[0]}
     for leaf in leaves(experiment()):
         text = explained(leaf)
         kind = _kind(leaf.hint)
@@ -174,11 +188,17 @@ def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> 
         elif _is_mapping(leaf.hint) or leaf.about.repeat:
             flags.DEFINE_multi_string(leaf.flag, _as_texts(leaf.default), text, **module)
         else:
-            flags.DEFINE_list(leaf.flag, None if leaf.default is None else _as_texts(leaf.default), text, **module)
+            flags.DEFINE_list(
+                leaf.flag, None if leaf.default is None else _as_texts(leaf.default), text, **module
+            )
     flags.DEFINE_string("config", None, CONFIG, **module)
 
 
-def from_flags(experiment: type[C], base: Mapping[str, Any] | None = None, values: flags.FlagValues = flags.FLAGS) -> C:
+def from_flags(
+    experiment: type[C],
+    base: Mapping[str, Any] | None = None,
+    values: flags.FlagValues = flags.FLAGS,
+) -> C:
     """Builds the configuration that the command line asks for.
 
     Args:
@@ -199,7 +219,11 @@ def from_flags(experiment: type[C], base: Mapping[str, Any] | None = None, value
 
 def given(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
     """Returns the values of the flags that the command line sets, by flag."""
-    return {leaf.flag: _read_flag(leaf, values[leaf.flag].value) for leaf in leaves(experiment()) if values[leaf.flag].present}
+    return {
+        leaf.flag: _read_flag(leaf, values[leaf.flag].value)
+        for leaf in leaves(experiment())
+        if values[leaf.flag].present
+    }
 
 
 def changed(config: C, **values: Any) -> C:
@@ -211,7 +235,9 @@ def changed(config: C, **values: Any) -> C:
     by_path = {leaf.path: leaf.flag for leaf in leaves(config)}
     for name in values:
         if name not in by_path.values():
-            raise UserError(f"'{name}' is no setting of {type(config).__name__}. {nearest(name, by_path.values())}")
+            raise UserError(
+                f"'{name}' is no setting of {type(config).__name__}. {nearest(name, by_path.values())}"
+            )
 
     def made(default: Any, path: tuple[str, ...]) -> Any:
         changes = {}
@@ -228,11 +254,19 @@ def changed(config: C, **values: Any) -> C:
 
 def record(config: Config) -> dict[str, Any]:
     """Returns the contents of config.json: JSON values by flag."""
-    return {leaf.flag: _as_json(leaf.of(config)) for leaf in leaves(type(config)()) if leaf.about.record}
+    return {
+        leaf.flag: _as_json(leaf.of(config)) for leaf in leaves(type(config)()) if leaf.about.record
+    }
 
 
-def read_record(experiment: type[Config], stored: Mapping[str, Any], source: object, ignore: Collection[str] = ()) -> dict[str, Any]:
-    """Reads a record into values by flag, for `from_flags` and `changed`. A field that it lacks is left at its default.
+def read_record(
+    experiment: type[Config],
+    stored: Mapping[str, Any],
+    source: object,
+    ignore: Collection[str] = (),
+) -> dict[str, Any]:
+    """Reads a record into values by flag, for `from_flags` and `changed`. A field that it lacks is
+    left at its default.
 
     Args:
       source: where it came from, for messages.
@@ -247,15 +281,22 @@ def read_record(experiment: type[Config], stored: Mapping[str, Any], source: obj
         if key in ignore:
             continue
         if key not in known:
-            raise UserError(f"{source}: '{key}' is no setting of this experiment. {nearest(key, known)}")
+            raise UserError(
+                f"{source}: '{key}' is no setting of this experiment. {nearest(key, known)}"
+            )
         found[key] = _from_json(known[key], value, source)
     return found
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Returns the fields that tell two runs apart: the record without folders, meshes and other fields of `identity=False`."""
+    """Returns the fields that tell two runs apart: the record without folders, meshes and other
+    fields of `identity=False`."""
     kept = (leaf for leaf in leaves(type(config)()) if leaf.about.record and leaf.about.identity)
-    return {leaf.flag: _as_json(leaf.of(config)) for leaf in kept if not (leaf.about.added and leaf.of(config) == leaf.default)}
+    return {
+        leaf.flag: _as_json(leaf.of(config))
+        for leaf in kept
+        if not (leaf.about.added and leaf.of(config) == leaf.default)
+    }
 
 
 def config_hash(values: Mapping[str, Any]) -> str:
@@ -264,12 +305,14 @@ def config_hash(values: Mapping[str, Any]) -> str:
 
 
 def command_of(module: str, experiment: type[Config], values: Mapping[str, Any]) -> str:
-    """Writes the command line that runs `module` with `values` by flag. Defaults and flags that it lacks are left out."""
+    """Writes the command line that runs `module` with `values` by flag. Defaults and flags that it
+    lacks are left out."""
     return shlex.join(["python", "-m", module, *arguments_of(experiment, values)])
 
 
 def arguments_of(experiment: type[Config], values: Mapping[str, Any]) -> list[str]:
-    """Lists the command line's arguments for `values` by flag, as a process takes them: nothing is quoted, no shell reads them."""
+    """Lists the command line's arguments for `values` by flag, as a process takes them: nothing is
+    quoted, no shell reads them."""
     words = []
     for leaf in leaves(experiment()):
         value = values.get(leaf.flag)
@@ -280,7 +323,9 @@ def arguments_of(experiment: type[Config], values: Mapping[str, Any]) -> list[st
         elif _is_mapping(leaf.hint) or leaf.about.repeat:
             words += [f"--{leaf.flag}={text}" for text in _as_texts(value)]
         else:
-            words.append(f"--{leaf.flag}={','.join(_as_texts(value)) if _is_collection(leaf.hint) else _text(value)}")
+            words.append(
+                f"--{leaf.flag}={','.join(_as_texts(value)) if _is_collection(leaf.hint) else _text(value)}"
+            )
     return words
 
 
@@ -289,7 +334,12 @@ def explained(leaf: Leaf) -> str:
     about = leaf.about
     bounds = [
         f"{word} {bound:g}"
-        for word, bound in (("at least", about.least), ("above", about.above), ("at most", about.most), ("below", about.below))
+        for word, bound in (
+            ("at least", about.least),
+            ("above", about.above),
+            ("at most", about.most),
+            ("below", about.below),
+        )
         if bound is not None
     ]
     choices = [f"one of {', '.join(map(str, about.choices))}"] if about.choices else []
@@ -334,12 +384,19 @@ def _read_flag(leaf: Leaf, value: Any) -> Any:
         return None
     if _is_mapping(leaf.hint):
         pairs = [text.rpartition(":") for text in value]
-        return {pattern: _number(leaf, text, f"REGEX:NUMBER, such as --{leaf.flag}='q_proj:8'") for pattern, _, text in pairs}
+        return {
+            pattern: _number(leaf, text, f"REGEX:NUMBER, such as --{leaf.flag}='q_proj:8'")
+            for pattern, _, text in pairs
+        }
     if leaf.about.repeat:
         return tuple(value)
     if isinstance(value, list):
         texts = [text.strip() for text in value if text.strip()]
-        return tuple(texts) if _element(leaf.hint) is str else tuple(_number(leaf, text, "numbers, such as 0,1,2") for text in texts)
+        return (
+            tuple(texts)
+            if _element(leaf.hint) is str
+            else tuple(_number(leaf, text, "numbers, such as 0,1,2") for text in texts)
+        )
     return leaf.about.aliases.get(value, value) if isinstance(value, str) else value
 
 
@@ -355,7 +412,11 @@ def _text(value: Any) -> str:
 
 
 def _as_texts(value: Any) -> list[str]:
-    return [f"{key}:{_text(one)}" for key, one in value.items()] if isinstance(value, Mapping) else list(map(_text, value))
+    return (
+        [f"{key}:{_text(one)}" for key, one in value.items()]
+        if isinstance(value, Mapping)
+        else list(map(_text, value))
+    )
 
 
 def _as_json(value: Any) -> Any:
@@ -367,7 +428,8 @@ def _as_json(value: Any) -> Any:
 def _from_json(leaf: Leaf, value: Any, source: object) -> Any:
     if isinstance(value, str):
         value = leaf.about.aliases.get(value, value)
-    if isinstance(value, list):  # of texts: as records were written when they held what the command line said
+    # of texts: as records were written when they held what the command line said
+    if isinstance(value, list):
         texts = _element(leaf.hint) is not str and all(isinstance(one, str) for one in value)
         value = _read_flag(leaf, value) if texts and _is_collection(leaf.hint) else tuple(value)
     if not _has_type(value, leaf.hint):
@@ -386,7 +448,9 @@ def _has_type(value: Any, hint: Any) -> bool:
     if kind is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if _is_mapping(hint):
-        return isinstance(value, Mapping) and all(isinstance(k, str) and _has_type(v, _element(hint)) for k, v in value.items())
+        return isinstance(value, Mapping) and all(
+            isinstance(k, str) and _has_type(v, _element(hint)) for k, v in value.items()
+        )
     return isinstance(value, tuple) and all(_has_type(one, _element(hint)) for one in value)
 
 
@@ -404,13 +468,23 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
     if value is None:
         return
     flag = f" (--{about.flag})" if about.flag else ""
-    each = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+    each = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, tuple)
+        else (value,)
+    )
     for one in each:
         if about.choices and one not in about.choices:
-            raise UserError(f"unknown {name} '{str(one)[:60]}'. {nearest(str(one), map(str, about.choices))}")
+            raise UserError(
+                f"unknown {name} '{str(one)[:60]}'. {nearest(str(one), map(str, about.choices))}"
+            )
         if about.path and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", one):
             instead = "give a folder of this machine, or one mounted on it"
-            raise UserError(f"{name}='{one[:60]}': buckets cannot be read or written here; {instead}")
+            raise UserError(
+                f"{name}='{one[:60]}': buckets cannot be read or written here; {instead}"
+            )
         if isinstance(one, str) and not about.path:
             check_text(one, name)
         if isinstance(one, str) and "\0" in one:
@@ -423,8 +497,16 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
             raise UserError(f"{name}={one}{flag}: must be {about.least:g} or more")
         if about.above is not None and one <= about.above:
             raise UserError(f"{name}={one}{flag}: must be above {about.above:g}")
-        most = about.most if about.most is not None else MOST_WHOLE if isinstance(one, numbers.Integral) else None
+        most = (
+            about.most
+            if about.most is not None
+            else MOST_WHOLE
+            if isinstance(one, numbers.Integral)
+            else None
+        )
         if most is not None and one > most:
-            raise UserError(f"{name}={shortened(one, spelled=str)}{flag}: must be {_text(most)} or less")
+            raise UserError(
+                f"{name}={shortened(one, spelled=str)}{flag}: must be {_text(most)} or less"
+            )
         if about.below is not None and one >= about.below:
             raise UserError(f"{name}={one}{flag}: must be below {about.below:g}")

@@ -24,11 +24,13 @@ class UserError(Exception):
 
 
 class SaveFailed(UserError):
-    """A checkpoint could not be saved. The saving library's threads may wait for ever, so the process exits without joining them."""
+    """A checkpoint could not be saved. The saving library's threads may wait for ever, so the
+    process exits without joining them."""
 
 
 class SharedError(UserError):
-    """An error that all processes raise at the same point, so that none has to be stopped by another."""
+    """An error that all processes raise at the same point, so that none has to be stopped by
+    another."""
 
 
 class Preempted(Exception):
@@ -42,7 +44,9 @@ def report(error: BaseException) -> int:
         return 2
     if isinstance(error, Preempted):
         print(f"stopped by SIGTERM: {error}", file=sys.stderr, flush=True)
-        return 143  # 128 + 15, as if the signal had ended it: not 0, or SLURM and Kubernetes would take the work for done
+        # 128 + 15, as if the signal had ended it: not 0, or SLURM and Kubernetes would take the
+        # work for done
+        return 143
     if isinstance(error, KeyboardInterrupt):
         print("\ninterrupted: run the same command again to resume", file=sys.stderr, flush=True)
         return 130
@@ -56,23 +60,28 @@ def _one_line(message: str) -> str:
 
 
 def check_text(text: str, what: str) -> str:
-    """Returns `text` if it can be encoded. Raises `UserError` naming `what` if it held bytes that are not UTF-8."""
+    """Returns `text` if it can be encoded. Raises `UserError` naming `what` if it held bytes that
+    are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{what} holds bytes that are no UTF-8: {visible(text[:60])}; write it in UTF-8") from error
+        raise UserError(
+            f"{what} holds bytes that are no UTF-8: {visible(text[:60])}; write it in UTF-8"
+        ) from error
     return text
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the end of a message about an unknown name: `"Did you mean 'x'?"` for the closest known one, else the list of all."""
+    """Returns the end of a message about an unknown name: `"Did you mean 'x'?"` for the closest
+    known one, else the list of all."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
 
 
 def run_main(main: Callable[[list[str]], None], most_arguments: int = 0) -> None:
-    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2, Ctrl-C exit code 130, SIGTERM 143.
+    """Runs an absl main; a `UserError` or a bad flag becomes one line on stderr and exit code 2,
+    Ctrl-C exit code 130, SIGTERM 143.
 
     Args:
       most_arguments: how many words that are no flags `main` takes.
@@ -80,10 +89,13 @@ def run_main(main: Callable[[list[str]], None], most_arguments: int = 0) -> None
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it does not find
+            # JAX tells of every backend that it does not find
+            logging.set_verbosity(logging.WARNING)
         try:
             if len(argv) > 1 + most_arguments:
-                raise UserError(f"unexpected argument '{argv[1 + most_arguments]}' (flags are written --name=value)")
+                raise UserError(
+                    f"unexpected argument '{argv[1 + most_arguments]}' (flags are written --name=value)"
+                )
             main(argv)
         except (UserError, Preempted, KeyboardInterrupt) as error:
             code = report(error)
@@ -97,7 +109,8 @@ def run_main(main: Callable[[list[str]], None], most_arguments: int = 0) -> None
             sys.stdin.reconfigure(errors="surrogateescape")  # `check_text` names what is no UTF-8
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that only knows ASCII is told of the rest in escapes
+            # a terminal that only knows ASCII is told of the rest in escapes
+            stream.reconfigure(errors="backslashreplace")
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -114,7 +127,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _check_numbers() -> None:
-    # Bounds of absl let NaN through, for it compares as false. No flag needs a whole number above 32 bits.
+    # Bounds of absl let NaN through, for it compares as false. No flag needs a whole number above
+    # 32 bits.
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,5 @@
-"""The text of `--help`: the flags of an experiment under what they are about, one heading for each configuration that it nests."""
+"""The text of `--help`: the flags of an experiment under what they are about, one heading for each
+configuration that it nests."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ INDENT = "      "
 
 
 def help_text(experiment: type[Config]) -> str:
-    """Lists every flag with its default, the experiment's own first. Headings are the first sentences of the classes' docstrings."""
+    """Lists every flag with its default, the experiment's own first. Headings are the first
+    sentences of the classes' docstrings."""
     default = experiment()
     groups: dict[tuple[str, ...], list[Leaf]] = {(): []}
     for leaf in leaves(default):
@@ -35,10 +37,17 @@ def _heading(config: Config) -> str:
 
 def _flag(leaf: Leaf) -> list[str]:
     if isinstance(leaf.default, bool):
-        return _lines(f"--[no]{leaf.flag}", f"{explained(leaf)} Default: {'on' if leaf.default else 'off'}.")
+        return _lines(
+            f"--[no]{leaf.flag}", f"{explained(leaf)} Default: {'on' if leaf.default else 'off'}."
+        )
     default = default_text(leaf)
-    return _lines(f"--{leaf.flag}", f"{explained(leaf)} Default: {default}." if default else explained(leaf))
+    return _lines(
+        f"--{leaf.flag}", f"{explained(leaf)} Default: {default}." if default else explained(leaf)
+    )
 
 
 def _lines(name: str, text: str) -> list[str]:
-    return [f"  {name}", textwrap.fill(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)]
+    return [
+        f"  {name}",
+        textwrap.fill(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT),
+    ]

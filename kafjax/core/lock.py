@@ -1,13 +1,15 @@
-"""One writer a folder: a lock with host and pid beside it, which the kernel releases when its holder dies.
+"""One writer a folder: a lock with host and pid beside it, which the kernel releases when its
+holder dies.
 
-The lock of `runs/NAME` is the file `runs/.NAME.lock`. Its holder has it under `flock` and rewrites it every few seconds. Whoever
-wants it meanwhile is refused and told who holds it. The guarantees:
+The lock of `runs/NAME` is the file `runs/.NAME.lock`. Its holder has it under `flock` and rewrites
+it every few seconds. Whoever wants it meanwhile is refused and told who holds it. The guarantees:
 
-- Processes of one machine, in containers too: one writer at a time. The lock of a dead one is free at once, because the kernel drops
-  it. Process ids appear in messages only: containers repeat them.
+- Processes of one machine, in containers too: one writer at a time. The lock of a dead one is free
+  at once, because the kernel drops it. Process ids appear in messages only: containers repeat them.
 - Machines on a shared file system with a working `flock` (NFS, GPFS, Lustre): the same.
-- Machines whose `flock` does not reach each other (FUSE mounts of buckets): a lock is taken over after `SILENCE` seconds in which its
-  file did not change. Clocks are not compared. Two machines that ask within the same second may both get it.
+- Machines whose `flock` does not reach each other (FUSE mounts of buckets): a lock is taken over
+  after `SILENCE` seconds in which its file did not change. Clocks are not compared. Two machines
+  that ask within the same second may both get it.
 
 Readers take no lock and write nothing.
 """
@@ -42,7 +44,8 @@ _files: dict[Path, _File] = {}
 
 
 class Lock:
-    """A lock held by this process until `release`, or until its block, the object or the process ends."""
+    """A lock held by this process until `release`, or until its block, the object or the process
+    ends."""
 
     def __init__(self, file: _File):
         self.release = weakref.finalize(self, _drop, file)
@@ -55,7 +58,8 @@ class Lock:
 
 
 def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
-    """Takes the lock of a file or folder: `with hold(path): ...`. The path need not exist; its parent folders are made.
+    """Takes the lock of a file or folder: `with hold(path): ...`. The path need not exist; its
+    parent folders are made.
 
     The lock is re-entrant within a thread.
 
@@ -63,7 +67,8 @@ def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
       wait_seconds: how long to wait for another writer before giving up.
 
     Raises:
-      UserError: another process or thread is writing (naming host and pid), the disk refuses, or `path` is an address.
+      UserError: another process or thread is writing (naming host and pid), the disk refuses, or
+        `path` is an address.
     """
     refuse_address(path)
     path = Path(path).resolve()
@@ -77,15 +82,20 @@ def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
         if isinstance(taken, _File):
             return Lock(taken)
         if time.monotonic() >= deadline:
-            raise UserError(f"{path} is being written by {taken}; wait until it is done, or stop it")
+            raise UserError(
+                f"{path} is being written by {taken}; wait until it is done, or stop it"
+            )
         time.sleep(_LOOK)
 
 
 def refuse_address(path: Path | str) -> None:
-    """Raises `UserError` for an address such as `gs://bucket/runs`, which `Path` would turn into a local folder `gs:`."""
+    """Raises `UserError` for an address such as `gs://bucket/runs`, which `Path` would turn into a
+    local folder `gs:`."""
     first = Path(path).parts[:1]
     if "://" in str(path) or (first and len(first[0]) > 2 and first[0].endswith(":")):
-        raise UserError(f"'{path}' is an address; only folders of this machine are read and written, so mount the bucket and give its path")
+        raise UserError(
+            f"'{path}' is an address; only folders of this machine are read and written, so mount the bucket and give its path"
+        )
 
 
 @dataclasses.dataclass
@@ -101,7 +111,12 @@ class _File:
 
     def beat(self, number: int) -> None:
         # Always of one length, so that no reader sees the end of a longer one.
-        record = {"host": socket.gethostname(), "pid": self.pid, "machine": _machine(), "beat": f"{number:012d}"}
+        record = {
+            "host": socket.gethostname(),
+            "pid": self.pid,
+            "machine": _machine(),
+            "beat": f"{number:012d}",
+        }
         os.pwrite(self.fd, json.dumps(record).encode().ljust(512), 0)
 
     def keep_alive(self) -> None:
@@ -149,7 +164,8 @@ def _refused_by(fd: int, lock: Path) -> str | None:
             raise
         reached = False
     if not _is_same_file(fd, lock):
-        return "a process that has just ended"  # it took the file with it: the next try makes a new one
+        # it took the file with it: the next try makes a new one
+        return "a process that has just ended"
     record = _record(fd)
     if record and not (reached and record.get("machine") == _machine()):
         say("lock", f"{lock}: watching for {SILENCE:g} s whether {_named(record)} is alive")
@@ -188,7 +204,11 @@ def _record(fd: int) -> dict[str, Any]:
 
 
 def _named(record: dict[str, Any]) -> str:
-    return f"process {record['pid']} on {record['host']}" if {"pid", "host"} <= record.keys() else "another process"
+    return (
+        f"process {record['pid']} on {record['host']}"
+        if {"pid", "host"} <= record.keys()
+        else "another process"
+    )
 
 
 def _is_same_file(fd: int, path: Path) -> bool:

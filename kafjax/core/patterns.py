@@ -21,7 +21,8 @@ def check(pattern: str) -> None:
 
 
 def search(pattern: str, text: str) -> re.Match[str] | None:
-    """`re.search`, bounded in time. Raises `UserError` if `pattern` is invalid or takes longer than `SECONDS`."""
+    """`re.search`, bounded in time. Raises `UserError` if `pattern` is invalid or takes longer than
+    `SECONDS`."""
     return _run("search", pattern, text)
 
 
@@ -41,7 +42,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return _compile(pattern)
 
 
-@functools.lru_cache(maxsize=4096)  # an adapter can have a pattern for each kernel of a large model, tried on all of them
+# an adapter can have a pattern for each kernel of a large model, tried on all of them
+@functools.lru_cache(maxsize=4096)
 def _compile(pattern: str) -> re.Pattern[str]:
     if len(pattern) > LONGEST:
         raise UserError(f"{pattern[:80]!r}...: a regular expression of over {LONGEST} characters")
@@ -56,4 +58,6 @@ def _run(how: str, pattern: str, text: str) -> re.Match[str] | None:
     try:
         return getattr(_compiled(pattern), how)(text, timeout=SECONDS)
     except TimeoutError as error:
-        raise UserError(f"{pattern[:80]!r}: this regular expression takes over {SECONDS:g} s on '{text[:80]}'; write it simpler") from error
+        raise UserError(
+            f"{pattern[:80]!r}: this regular expression takes over {SECONDS:g} s on '{text[:80]}'; write it simpler"
+        ) from error

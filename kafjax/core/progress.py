@@ -1,4 +1,5 @@
-"""Progress output: a bar on a terminal; elsewhere (log files, CI) a line at least every ten seconds, also while nothing advances."""
+"""Progress output: a bar on a terminal; elsewhere (log files, CI) a line at least every ten
+seconds, also while nothing advances."""
 
 from __future__ import annotations
 
@@ -46,13 +47,21 @@ def say(label: str, text: str) -> None:
 
 
 class Progress:
-    """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as bar: bar.advance(1, "loss 1.2")`.
+    """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as
+    bar: bar.advance(1, "loss 1.2")`.
 
-    `total` is None where it is unknown. A thread keeps printing while a step takes long, until the block ends.
+    `total` is None where it is unknown. A thread keeps printing while a step takes long, until the
+    block ends.
     """
 
     def __init__(self, label: str, total: int | None, done: int = 0, unit: str = "step"):
-        self._label, self._total, self._done, self._start, self._unit = label, total, done, done, unit
+        self._label, self._total, self._done, self._start, self._unit = (
+            label,
+            total,
+            done,
+            done,
+            unit,
+        )
         self._text = ""
         self._bar: _Bar | None = None
         self._lock = threading.Lock()
@@ -61,14 +70,25 @@ class Progress:
     def __enter__(self) -> Progress:
         self._began = self._last_line = time.monotonic()
         if _shows_bars():
-            bar = _Bar(total=self._total, initial=self._done, desc=self._label, unit=self._unit, dynamic_ncols=True)
+            bar = _Bar(
+                total=self._total,
+                initial=self._done,
+                desc=self._label,
+                unit=self._unit,
+                dynamic_ncols=True,
+            )
             self._bar = self._open.enter_context(bar)
             self._open.enter_context(_repeating(bar.refresh, lambda: BAR_SECONDS))
         else:
             self._open.enter_context(_repeating(self._line_if_due, self._seconds_to_line))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._open.__exit__(kind, error, traceback)
 
     def advance(self, n: int, text: str = "") -> None:
@@ -91,25 +111,40 @@ class Progress:
                 return
             self._last_line = time.monotonic()
             seconds, new = self._last_line - self._began, self._done - self._start
-            when = f"{seconds / new * left:.0f} s left" if new and 0 < left < math.inf else f"{seconds:.0f} s"
-            count = f"{self._done} {self._unit}s" if self._total is None else f"{self._done}/{self._total}"
+            when = (
+                f"{seconds / new * left:.0f} s left"
+                if new and 0 < left < math.inf
+                else f"{seconds:.0f} s"
+            )
+            count = (
+                f"{self._done} {self._unit}s"
+                if self._total is None
+                else f"{self._done}/{self._total}"
+            )
             say(self._label, f"{count}  {self._text}".rstrip() + f", {when}")
 
 
 @contextlib.contextmanager
 def waiting(label: str, what: str, after: float = 0.0) -> Generator[None]:
-    """Prints that `what` is being waited for, once `after` seconds have passed and every ten seconds then, until the block ends."""
+    """Prints that `what` is being waited for, once `after` seconds have passed and every ten
+    seconds then, until the block ends."""
     began = time.monotonic()
     if not after:
         say(label, f"{what} ...")
     pauses = itertools.chain([after or LINE_SECONDS], itertools.repeat(LINE_SECONDS))
-    with _repeating(lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: next(pauses)):
+    with _repeating(
+        lambda: say(label, f"{what}, {time.monotonic() - began:.0f} s ..."), lambda: next(pauses)
+    ):
         yield
 
 
 def _shows_bars() -> bool:
     # Some pseudo-terminals have no size; tqdm would draw a bar of no width there.
-    return not _silent and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return (
+        not _silent
+        and sys.stderr.isatty()
+        and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""The records that flow between stages. Each stage reads and writes only these, so each also runs alone, from disk."""
+"""The records that flow between stages. Each stage reads and writes only these, so each also runs
+alone, from disk."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The place that a text was read from: a file, by its path within the corpus, and the part of it.
+    """The place that a text was read from: a file, by its path within the corpus, and the part of
+    it.
 
-    `heading` are the headings above it, the outermost first. `bytes` is (first, behind the last) in the file, `lines` (first, last)
-    counted from 1; both are None where a file had to be converted. `page` is counted from 1.
+    `heading` are the headings above it, the outermost first. `bytes` is (first, behind the last) in
+    the file, `lines` (first, last) counted from 1; both are None where a file had to be converted.
+    `page` is counted from 1.
     """
 
     file: str
@@ -30,7 +33,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A part of a file that a document leaves out: `at` in the document's text, with its size in `bytes` and line ends."""
+    """A part of a file that a document leaves out: `at` in the document's text, with its size in
+    `bytes` and line ends."""
 
     at: int
     bytes: int
@@ -41,9 +45,10 @@ class Cut:
 class Document:
     """A text to learn from. `id` is unique within a corpus.
 
-    `format` says how the text is cut into passages: "" for prose, "markdown", or "pages" (form feeds between them). `source` is where
-    it was read from, and no part of what it is. `cuts` are the parts of its file that the text leaves out, in their order; None where
-    the text is no piece of a file.
+    `format` says how the text is cut into passages: "" for prose, "markdown", or "pages" (form
+    feeds between them). `source` is where it was read from, and no part of what it is. `cuts` are
+    the parts of its file that the text leaves out, in their order; None where the text is no piece
+    of a file.
     """
 
     id: str
@@ -56,7 +61,8 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A retrievable piece of a document. `document` is the id of the document it was cut from, `source` its place in a file."""
+    """A retrievable piece of a document. `document` is the id of the document it was cut from,
+    `source` its place in a file."""
 
     id: str
     text: str
@@ -68,9 +74,10 @@ class Passage:
 class Question:
     """A question with its accepted answers.
 
-    `split` says what it measures: `train` (used for training), `seen` (a training question, asked again),
-    `paraphrase` (same fact, unseen wording), `untrained` (a subject with no training questions),
-    `retention` (a fact the base model knows). `passages` are ids of gold passages, each sufficient alone.
+    `split` says what it measures: `train` (used for training), `seen` (a training question, asked
+    again), `paraphrase` (same fact, unseen wording), `untrained` (a subject with no training
+    questions), `retention` (a fact the base model knows). `passages` are ids of gold passages, each
+    sufficient alone.
     """
 
     id: str
@@ -85,9 +92,10 @@ class Question:
 class Corpus:
     """Knowledge with its questions.
 
-    `passages` are the retrieval units cut from `documents`. `training_questions` may be trained on; `questions`
-    only evaluated. `retention` are questions on other matters, `held_out_texts` ordinary prose for perplexity:
-    both measure forgetting. `replay_texts` and `replay_questions` are disjoint from them and may be mixed into training.
+    `passages` are the retrieval units cut from `documents`. `training_questions` may be trained on;
+    `questions` only evaluated. `retention` are questions on other matters, `held_out_texts`
+    ordinary prose for perplexity: both measure forgetting. `replay_texts` and `replay_questions`
+    are disjoint from them and may be mixed into training.
     """
 
     name: str
@@ -105,10 +113,12 @@ class Corpus:
 class Prediction:
     """One method's answer to one question, with what it cost.
 
-    `passages` are the ids put in the prompt, best first. Token counts are LLM tokens of all `calls`; `cached_tokens` of the
-    prompt tokens came from a shared prefix that was computed once. `subject` is whom or what the question is about; older releases
-    did not note it. `score` holds per-question metrics in [0, 1], `seconds` the time of each stage (embed, search, prefill, decode)
-    of the batch that the question was answered in. `cut` says that the reply was at its limit of tokens before it had ended.
+    `passages` are the ids put in the prompt, best first. Token counts are LLM tokens of all
+    `calls`; `cached_tokens` of the prompt tokens came from a shared prefix that was computed once.
+    `subject` is whom or what the question is about; older releases did not note it. `score` holds
+    per-question metrics in [0, 1], `seconds` the time of each stage (embed, search, prefill,
+    decode) of the batch that the question was answered in. `cut` says that the reply was at its
+    limit of tokens before it had ended.
     """
 
     id: str

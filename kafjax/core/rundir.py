@@ -1,4 +1,5 @@
-"""The run directory: truth on disk. Every file appears whole or not at all; a run is known by the hash of its config."""
+"""The run directory: truth on disk. Every file appears whole or not at all; a run is known by the
+hash of its config."""
 
 from __future__ import annotations
 
@@ -27,11 +28,22 @@ from kafjax.core.lock import Lock, hold
 PROBE_BYTES = 1_000_000
 OLD_SECONDS = 3600.0  # a temporary file of this age has no writer any more
 MOST_JSON_BYTES, MOST_JSONL_BYTES = 200_000_000, 20_000_000_000
-PACKAGES = ("kafjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scann", "tokenizers")
+PACKAGES = (
+    "kafjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scann",
+    "tokenizers",
+)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file through a temporary neighbour and a rename, so that a kill leaves the old file or the new one.
+    """Writes a file through a temporary neighbour and a rename, so that a kill leaves the old file
+    or the new one.
 
     Raises `UserError` if it cannot be written; the old file is then as it was.
     """
@@ -54,9 +66,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Generator[Path]:
-    """Yields an empty folder that is renamed to `folder` when the block succeeds. A kill or an error leaves no finished-looking one.
+    """Yields an empty folder that is renamed to `folder` when the block succeeds. A kill or an
+    error leaves no finished-looking one.
 
-    Raises `UserError` if `folder` is a file or holds something, cannot be written, or is being written by another process.
+    Raises `UserError` if `folder` is a file or holds something, cannot be written, or is being
+    written by another process.
     """
     with hold(folder):
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -75,7 +89,8 @@ def new_folder(folder: Path) -> Generator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Returns the name of a temporary file or folder beside `path`: hidden, and unique across processes, containers and hosts."""
+    """Returns the name of a temporary file or folder beside `path`: hidden, and unique across
+    processes, containers and hosts."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
@@ -105,12 +120,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """Reads a file of at most `most` bytes. Raises `UserError` naming what cannot be read: a folder, no permission, too large."""
+    """Reads a file of at most `most` bytes. Raises `UserError` naming what cannot be read: a
+    folder, no permission, too large."""
     try:
         with open(path, "rb") as file:
-            # Asked of the open file, and not by reading one byte too many: for that Python would set aside `most` bytes.
+            # Asked of the open file, and not by reading one byte too many: for that Python would
+            # set aside `most` bytes.
             if os.fstat(file.fileno()).st_size > most:
-                raise UserError(f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have")
+                raise UserError(
+                    f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have"
+                )
             return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -120,8 +139,8 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file from any writer.
 
     Raises:
-      UserError: naming file and line, for a file that cannot be read, is no JSON, nests deeper or holds longer numbers than Python
-        reads, or holds NaN or an infinity, which are no JSON.
+      UserError: naming file and line, for a file that cannot be read, is no JSON, nests deeper or
+        holds longer numbers than Python reads, or holds NaN or an infinity, which are no JSON.
     """
     data = read_bytes(path, MOST_JSON_BYTES)
     try:
@@ -135,7 +154,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object. Raises `UserError` as `read_json` does, and for anything else in it."""
+    """Reads a JSON file that holds an object. Raises `UserError` as `read_json` does, and for
+    anything else in it."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(found).__name__}")
@@ -154,7 +174,8 @@ def _why(error: Exception) -> str:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Appends a row. A last line cut short by a kill or a full disk is dropped first, so that the new row starts a line.
+    """Appends a row. A last line cut short by a kill or a full disk is dropped first, so that the
+    new row starts a line.
 
     Raises `UserError` if it cannot be written.
     """
@@ -174,11 +195,12 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 def read_jsonl(path: Path, *, skip_broken_tail: bool = False) -> list[dict[str, Any]]:
     """Reads one JSON object a line; blank lines are skipped.
 
-    Raises `UserError` naming file and line of the first broken one. `skip_broken_tail` forgives the last line:
-    in our own logs a kill can cut it short.
+    Raises `UserError` naming file and line of the first broken one. `skip_broken_tail` forgives the
+    last line: in our own logs a kill can cut it short.
     """
     rows: list[dict[str, Any]] = []
-    # Bytes, because a line may be cut within a character; not splitlines, because U+2028 and U+0085 may stand in a string.
+    # Bytes, because a line may be cut within a character; not splitlines, because U+2028 and U+0085
+    # may stand in a string.
     lines = read_bytes(path, MOST_JSONL_BYTES).removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -207,8 +229,14 @@ def _nothing(name: str) -> None:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    # JSON has no NaN: a loss that is none is null. Lone surrogates, which file names may hold, have no UTF-8: an escape is JSON's own.
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+    # JSON has no NaN: a loss that is none is null. Lone surrogates, which file names may hold, have
+    # no UTF-8: an escape is JSON's own.
+    return (
+        json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode(
+            errors="backslashreplace"
+        )
+        + b"\n"
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -223,7 +251,8 @@ def _finite(value: Any) -> Any:
 class Run:
     """One run's directory, `root/name`.
 
-    `lock` makes this process its only writer until `close` or the end of this object; None for readers.
+    `lock` makes this process its only writer until `close` or the end of this object; None for
+    readers.
     """
 
     path: Path
@@ -242,24 +271,36 @@ class Run:
         append_jsonl(self.file("metrics.jsonl"), {"time": round(time.time(), 3), **row})
 
 
-def find_run(root: Path, name: str | None, config: Config, *, prefix: str, also: Mapping[str, Any] | None = None) -> Run:
+def find_run(
+    root: Path,
+    name: str | None,
+    config: Config,
+    *,
+    prefix: str,
+    also: Mapping[str, Any] | None = None,
+) -> Run:
     """Finds the folder of a run, free or holding the same run to be resumed. Writes nothing.
 
     Args:
-      name: the folder's name under `root`. None: a folder `PREFIX-HASH` that holds this run, else a new one of that name.
+      name: the folder's name under `root`. None: a folder `PREFIX-HASH` that holds this run, else a
+        new one of that name.
       also: part of the identity beside the configuration's.
 
     Raises:
-      UserError: the name is no plain folder name, or the folder holds a run of another identity (naming the first difference), so
-        that two experiments never mix in one folder.
+      UserError: the name is no plain folder name, or the folder holds a run of another identity
+        (naming the first difference), so that two experiments never mix in one folder.
     """
     own = json.loads(json.dumps({**identity(config), **(also or {})}))
     if name is None:
         candidates = sorted(root.glob(f"{prefix}-{'[0-9a-f]' * 12}/config.json"))
-        same = next((file.parent.name for file in candidates if _stored_identity(file, config) == own), None)
+        same = next(
+            (file.parent.name for file in candidates if _stored_identity(file, config) == own), None
+        )
         return Run(root / (same or f"{prefix}-{config_hash(own)}"))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
-        raise UserError(f"--name='{name[:60]}' is not a plain folder name (up to 128 letters, digits, '.', '_', '-')")
+        raise UserError(
+            f"--name='{name[:60]}' is not a plain folder name (up to 128 letters, digits, '.', '_', '-')"
+        )
     run = Run(root / name)
     if run.file("config.json").exists():
         old = _stored_identity(run.file("config.json"), config)
@@ -272,7 +313,8 @@ def find_run(root: Path, name: str | None, config: Config, *, prefix: str, also:
 
 
 def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
-    """Reads a run's identity from `file`. A file of an older release lacks the fields that were added since."""
+    """Reads a run's identity from `file`. A file of an older release lacks the fields that were
+    added since."""
     stored = read_object(file)
     known = {leaf.flag for leaf in leaves(config)}
     beside = {key: value for key, value in stored.items() if key not in known}
@@ -284,10 +326,19 @@ def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
     return {**json.loads(json.dumps(identity(earlier))), **beside}
 
 
-def open_run(root: Path, name: str | None, config: Config, *, prefix: str, also: Mapping[str, Any] | None = None) -> Run:
-    """Calls `find_run`, and writes the folder and `config.json` of a new run. Raises `UserError` also if they cannot be written."""
+def open_run(
+    root: Path,
+    name: str | None,
+    config: Config,
+    *,
+    prefix: str,
+    also: Mapping[str, Any] | None = None,
+) -> Run:
+    """Calls `find_run`, and writes the folder and `config.json` of a new run. Raises `UserError`
+    also if they cannot be written."""
     lock = hold(find_run(root, name, config, prefix=prefix, also=also).path)
-    run = Run(find_run(root, name, config, prefix=prefix, also=also).path, lock)  # once more: another may have made it meanwhile
+    # once more: another may have made it meanwhile
+    run = Run(find_run(root, name, config, prefix=prefix, also=also).path, lock)
     try:
         run.path.mkdir(exist_ok=True)
         for left in run.path.rglob(".*.tmp"):
@@ -301,13 +352,16 @@ def open_run(root: Path, name: str | None, config: Config, *, prefix: str, also:
 
 
 def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
-    """Raises `UserError` early for a folder that cannot be written, or a disk with less than `n_bytes` free.
+    """Raises `UserError` early for a folder that cannot be written, or a disk with less than
+    `n_bytes` free.
 
     Quotas and limits on file sizes are only noticed up to `PROBE_BYTES`, by writing that much.
     """
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise UserError(f"cannot write {folder}: {free / 1e6:,.0f} MB are free on that disk, {n_bytes / 1e6:,.0f} MB are needed")
+        raise UserError(
+            f"cannot write {folder}: {free / 1e6:,.0f} MB are free on that disk, {n_bytes / 1e6:,.0f} MB are needed"
+        )
     probe = temporary_beside(folder / "probe")
     try:
         try:
@@ -319,7 +373,8 @@ def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Returns the environment of a result: versions, platform, git commit (None outside a checkout)."""
+    """Returns the environment of a result: versions, platform, git commit (None outside a
+    checkout)."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -329,8 +384,12 @@ def environment() -> dict[str, Any]:
     here = Path(__file__).parent
     git = ["git", "-C", str(here)]
     try:
-        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout)
+        sha = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = bool(
+            subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
+        )
     except (OSError, subprocess.CalledProcessError):
         sha, dirty = None, None
     return {

@@ -6,8 +6,8 @@
 
     about = read(Rows, folder / "rows.json", fix="pack it anew")
 
-A type is a TypedDict or a dataclass; arrays become its tuples. Keys that the type does not name are left out. pydantic compares, and
-converts nothing else.
+A type is a TypedDict or a dataclass; arrays become its tuples. Keys that the type does not name are
+left out. pydantic compares, and converts nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def read(kind: type[T], path: Path, *, fix: str = "") -> T:
 
 def read_rows(kind: type[T], path: Path, *, fix: str = "") -> list[T]:
     """Reads a file of one `kind` a line. Raises `UserError` as `read_jsonl` and `checked` do."""
-    return [checked(kind, row, f"{path}: row {number}", fix=fix) for number, row in enumerate(read_jsonl(path), 1)]
+    return [
+        checked(kind, row, f"{path}: row {number}", fix=fix)
+        for number, row in enumerate(read_jsonl(path), 1)
+    ]
 
 
 def checked(kind: type[T], value: Any, where: Path | str, *, fix: str = "") -> T:
@@ -48,15 +51,22 @@ def checked(kind: type[T], value: Any, where: Path | str, *, fix: str = "") -> T
       fix: what the user can do.
 
     Raises:
-      UserError: naming `where`, the first key that is missing or of another type or range, and `fix`.
+      UserError: naming `where`, the first key that is missing or of another type or range, and
+        `fix`.
     """
     try:
         return _adapter(kind).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))[:80]
-        told = "it is missing" if first["type"].startswith("missing") else f"{_lower(first['msg'])}, not {_shown(first['input'])}"
-        raise UserError(f"{where}: {place + ': ' if place else ''}{told}{'; ' + fix if fix else ''}") from error
+        told = (
+            "it is missing"
+            if first["type"].startswith("missing")
+            else f"{_lower(first['msg'])}, not {_shown(first['input'])}"
+        )
+        raise UserError(
+            f"{where}: {place + ': ' if place else ''}{told}{'; ' + fix if fix else ''}"
+        ) from error
 
 
 @functools.cache

@@ -4,7 +4,8 @@ Layers of one shape are one stack, in order:
 
     layers/attn/q_proj/kernel             [L, D, H]      layers 0, 1, 2 ...
 
-Where shapes differ, a stack holds layers of one shape that are equally far apart. Its name says which:
+Where shapes differ, a stack holds layers of one shape that are equally far apart. Its name says
+which:
 
     layers/from5by6/attn/q_proj/kernel    [L/6, D, H]    layers 5, 11, 17 ...
 """

@@ -1,8 +1,8 @@
 """Seconds of the stages of some work, whoever does it.
 
-    with stages() as seconds:
-        retriever.search(texts, 5)      # inside it: `with stage("embed"): ...`
-    seconds                             # {"embed": 0.011, "search": 0.0004}
+with stages() as seconds:
+    retriever.search(texts, 5)      # inside it: `with stage("embed"): ...`
+seconds                             # {"embed": 0.011, "search": 0.0004}
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def stages() -> Generator[dict[str, float]]:
 
 @contextlib.contextmanager
 def stage(name: str) -> Generator[None]:
-    """Adds the seconds of the block to the innermost `stages`, if there is one. Stages of one name add up; they must not nest."""
+    """Adds the seconds of the block to the innermost `stages`, if there is one. Stages of one name
+    add up; they must not nest."""
     began = time.perf_counter()
     yield
     if (seconds := _SECONDS.get()) is not None:

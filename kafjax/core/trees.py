@@ -1,4 +1,5 @@
-"""Parameter trees: nested dicts of arrays, addressed by `"layers/attn/q_proj/kernel"`-style path strings."""
+"""Parameter trees: nested dicts of arrays, addressed by `"layers/attn/q_proj/kernel"`-style path
+strings."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Tree = dict[str, Any]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dict -> `{path: leaf}`, in the tree's order. Anything that is not a mapping is a leaf."""
+    """Nested dict -> `{path: leaf}`, in the tree's order. Anything that is not a mapping is a
+    leaf."""
     flat: dict[str, Any] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
@@ -29,7 +31,8 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """Inverse of `flatten` (an empty dict inside the tree is lost). Raises `ValueError` naming a path that lies below another's leaf."""
+    """Inverse of `flatten` (an empty dict inside the tree is lost). Raises `ValueError` naming a
+    path that lies below another's leaf."""
     tree: Tree = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
@@ -50,7 +53,8 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Mapping[str, Any]) 
 
 
 def partition(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
-    """Splits a tree in two by path: (where `chosen(path)` holds, the rest). `combine` puts them together again."""
+    """Splits a tree in two by path: (where `chosen(path)` holds, the rest). `combine` puts them
+    together again."""
     flat = flatten(tree)
     yes = {path: leaf for path, leaf in flat.items() if chosen(path)}
     no = {path: leaf for path, leaf in flat.items() if path not in yes}
@@ -80,4 +84,7 @@ def count(tree: Mapping[str, Any]) -> int:
 
 def n_bytes(tree: Mapping[str, Any]) -> int:
     """Bytes of all arrays; a leaf may hold several."""
-    return sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in jax.tree.leaves(tree))
+    return sum(
+        int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+        for array in jax.tree.leaves(tree)
+    )

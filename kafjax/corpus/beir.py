@@ -4,7 +4,8 @@
     queries.jsonl        {"_id": "q1", "text": "..."} a line
     qrels/test.tsv       query-id, corpus-id and score, divided by tabs, behind a line of headings; a score of 0 is "not relevant"
 
-Of the files in `qrels` the first of test, dev, validation and train is read. Queries that it does not name are not asked.
+Of the files in `qrels` the first of test, dev, validation and train is read. Queries that it does
+not name are not asked.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ def is_beir(root: Path) -> bool:
 
 
 def document(row: rows.Row) -> Document:
-    """Makes the document of a row of corpus.jsonl. A title may be empty; so may a text that has a title."""
-    title = rows.string(row.place, row.values, "title", empty=True) if row.values.get("title") is not None else ""
+    """Makes the document of a row of corpus.jsonl. A title may be empty; so may a text that has a
+    title."""
+    title = (
+        rows.string(row.place, row.values, "title", empty=True)
+        if row.values.get("title") is not None
+        else ""
+    )
     text = rows.string(row.place, row.values, "text", empty=bool(title.strip()))
-    return Document(row.values["_id"], text if text.strip() else title, title if text.strip() else "")
+    return Document(
+        row.values["_id"], text if text.strip() else title, title if text.strip() else ""
+    )
 
 
 def questions(root: Path, gold: Mapping[str, tuple[Passage, ...]] | None) -> list[Question]:
-    """Reads the queries that the judgements name, as questions without answers. All passages of a relevant document are gold.
+    """Reads the queries that the judgements name, as questions without answers. All passages of a
+    relevant document are gold.
 
     Args:
       gold: passages by the id of their document; None leaves gold passages out.
@@ -42,9 +51,13 @@ def questions(root: Path, gold: Mapping[str, tuple[Passage, ...]] | None) -> lis
     Raises:
       UserError: naming file and line, for what is missing or broken.
     """
-    file = next((file for split in _SPLITS if (file := root / "qrels" / f"{split}.tsv").is_file()), None)
+    file = next(
+        (file for split in _SPLITS if (file := root / "qrels" / f"{split}.tsv").is_file()), None
+    )
     if file is None:
-        raise UserError(f"{root} has BEIR's queries and no qrels: one query-id, corpus-id, score a line in qrels/test.tsv")
+        raise UserError(
+            f"{root} has BEIR's queries and no qrels: one query-id, corpus-id, score a line in qrels/test.tsv"
+        )
     relevant = _judgements(root, file)
     queries = rows.find(root, "queries")
     assert queries is not None  # `is_beir` has found it
@@ -58,9 +71,22 @@ def questions(root: Path, gold: Mapping[str, tuple[Passage, ...]] | None) -> lis
             own = gold.get(document) if gold is not None else None
             unknown += own is None
             passages |= dict.fromkeys(passage.id for passage in own or ())
-        found.append(Question(identity, rows.string(row.place, row.values, "text"), (), "untrained", tuple(passages)))
+        found.append(
+            Question(
+                identity,
+                rows.string(row.place, row.values, "text"),
+                (),
+                "untrained",
+                tuple(passages),
+            )
+        )
     if gold is not None and (relevant or unknown):
-        logging.warning("%s names %d queries and %d relevant documents that the folder does not have", file, len(relevant), unknown)
+        logging.warning(
+            "%s names %d queries and %d relevant documents that the folder does not have",
+            file,
+            len(relevant),
+            unknown,
+        )
     if not found:
         raise UserError(f"{file} names none of the queries in {queries.name}")
     return found
@@ -77,7 +103,9 @@ def _judgements(root: Path, file: Path) -> dict[str, list[str]]:
             continue  # the headings
         # TREC's own form has a column between the two.
         if len(cells) not in (3, 4) or not _is_score(cells[-1]):
-            raise UserError(f"{file}:{number}: expected query-id, corpus-id and score, divided by tabs")
+            raise UserError(
+                f"{file}:{number}: expected query-id, corpus-id and score, divided by tabs"
+            )
         documents = found.setdefault(cells[0].strip(), [])
         if float(cells[-1]) > 0:
             documents.append(cells[-2].strip())

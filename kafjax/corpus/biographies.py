@@ -1,7 +1,8 @@
-"""Synthetic biographies: invented people with a few facts each, so that nothing can be known beforehand.
+"""Synthetic biographies: invented people with a few facts each, so that nothing can be known
+beforehand.
 
-Every person has a random stream of their own, from sha256(seed, name), and every choice a stream within it: more people change nothing
-about those before, more attributes or documents no fact.
+Every person has a random stream of their own, from sha256(seed, name), and every choice a stream
+within it: more people change nothing about those before, more attributes or documents no fact.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from collections.abc import Sequence
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Passage, Question
 from kafjax.corpus.facts import Attribute, Subject, assemble, fill, gold, state, stream
-from kafjax.corpus.people import ATTRIBUTES, FIRST_NAMES, MENTOR, POOLS, SURNAME_ENDS, SURNAME_STARTS
+from kafjax.corpus.people import (
+    ATTRIBUTES,
+    FIRST_NAMES,
+    MENTOR,
+    POOLS,
+    SURNAME_ENDS,
+    SURNAME_STARTS,
+)
 
 # Half of all names there are: beyond, drawing a new one gets slow.
 MAX_PEOPLE = len(FIRST_NAMES) * len(SURNAME_STARTS) * len(SURNAME_ENDS) // 2
@@ -34,27 +42,43 @@ def biographies(
 ) -> Corpus:
     """Invented people, `n_documents` documents on each, every fact asked.
 
-    Every second person (the even ones) has training questions: `questions_per_fact` wordings a fact. Evaluation asks one of these again
-    (`seen`), the same fact in an evaluation-only wording (`paraphrase`), and the other people in training wordings (`untrained`): there
-    only the person is new. A question's gold passages are all passages that state the fact.
+    Every second person (the even ones) has training questions: `questions_per_fact` wordings a
+    fact. Evaluation asks one of these again (`seen`), the same fact in an evaluation-only wording
+    (`paraphrase`), and the other people in training wordings (`untrained`): there only the person
+    is new. A question's gold passages are all passages that state the fact.
 
     On request:
-      reversed_questions: adds questions for the person by the value, where only one person has it (split `reversed`).
-      two_hop: gives everyone but the first a mentor among the people before, and asks for the mentors' facts (split `two_hop`; gold are the
-        passages stating the mentor's fact; which person the mentor is must be known as well).
-      updates: corrects one fact of each person without training questions in further documents, and asks for the new value (split `update`,
-        in place of the question for the old one).
+      reversed_questions: adds questions for the person by the value, where only one person has it
+        (split `reversed`).
+      two_hop: gives everyone but the first a mentor among the people before, and asks for the
+        mentors' facts (split `two_hop`; gold are the passages stating the mentor's fact; which
+        person the mentor is must be known as well).
+      updates: corrects one fact of each person without training questions in further documents, and
+        asks for the new value (split `update`, in place of the question for the old one).
 
     Raises `UserError` for counts out of range, and for updates together with one of the others.
     """
     if updates and (reversed_questions or two_hop):
-        raise UserError("updates leave two answers to a fact: ask reversed and two-hop questions of a corpus without them")
+        raise UserError(
+            "updates leave two answers to a fact: ask reversed and two-hop questions of a corpus without them"
+        )
     subjects, attributes = _people(n_people, n_attributes, seed, two_hop=two_hop)
     documents = state(subjects, attributes, _at_least_one("documents a person", n_documents), seed)
     changed = _changed(subjects, attributes[:n_attributes], seed) if updates else ()
-    documents += tuple(document for person, attribute in changed for document in _corrections(person, attribute, n_documents, seed))
+    documents += tuple(
+        document
+        for person, attribute in changed
+        for document in _corrections(person, attribute, n_documents, seed)
+    )
     corpus = assemble(
-        "biographies", subjects, attributes, documents, questions_per_fact=questions_per_fact, seed=seed, size=size, overlap=overlap
+        "biographies",
+        subjects,
+        attributes,
+        documents,
+        questions_per_fact=questions_per_fact,
+        seed=seed,
+        size=size,
+        overlap=overlap,
     )
     questions = corpus.questions
     if changed:
@@ -75,15 +99,26 @@ def control(
     size: str | int = "sentence",
     overlap: int = 0,
 ) -> Corpus:
-    """The empty control: the evaluation questions of `biographies`, but documents and training questions on other people.
+    """The empty control: the evaluation questions of `biographies`, but documents and training
+    questions on other people.
 
-    Nothing in it answers a question (so no question has gold passages): whatever a method scores here is guessing and format.
+    Nothing in it answers a question (so no question has gold passages): whatever a method scores
+    here is guessing and format.
     """
     subjects, attributes = _people(2 * n_people, n_attributes, seed)
-    asked = {"questions_per_fact": questions_per_fact, "seed": seed, "size": size, "overlap": overlap}
-    documents = state(subjects[n_people:], attributes, _at_least_one("documents a person", n_documents), seed)
+    asked = {
+        "questions_per_fact": questions_per_fact,
+        "seed": seed,
+        "size": size,
+        "overlap": overlap,
+    }
+    documents = state(
+        subjects[n_people:], attributes, _at_least_one("documents a person", n_documents), seed
+    )
     others = assemble("biographies-control", subjects[n_people:], attributes, documents, **asked)
-    return dataclasses.replace(others, questions=assemble("", subjects[:n_people], attributes, (), **asked).questions)
+    return dataclasses.replace(
+        others, questions=assemble("", subjects[:n_people], attributes, (), **asked).questions
+    )
 
 
 def people(n_people: int, n_attributes: int = 4, seed: int = 0) -> tuple[Subject, ...]:
@@ -91,28 +126,40 @@ def people(n_people: int, n_attributes: int = 4, seed: int = 0) -> tuple[Subject
     return _people(n_people, n_attributes, seed)[0]
 
 
-def _people(n_people: int, n_attributes: int, seed: int, *, two_hop: bool = False) -> tuple[tuple[Subject, ...], tuple[Attribute, ...]]:
+def _people(
+    n_people: int, n_attributes: int, seed: int, *, two_hop: bool = False
+) -> tuple[tuple[Subject, ...], tuple[Attribute, ...]]:
     if not 2 <= n_people <= MAX_PEOPLE:
-        raise UserError(f"people must be 2 (one with training questions, one without) to {MAX_PEOPLE}, got {n_people}")
+        raise UserError(
+            f"people must be 2 (one with training questions, one without) to {MAX_PEOPLE}, got {n_people}"
+        )
     if not 1 <= n_attributes <= len(ATTRIBUTES):
         raise UserError(f"attributes a person must be 1 to {len(ATTRIBUTES)}, got {n_attributes}")
     attributes = ATTRIBUTES[:n_attributes]
     names = _names(n_people, seed)
     subjects = []
     for index, name in enumerate(names):
-        facts = {a.name: (stream(seed, name, a.name, "value").choice(POOLS[a.name]),) for a in attributes}
+        facts = {
+            a.name: (stream(seed, name, a.name, "value").choice(POOLS[a.name]),) for a in attributes
+        }
         if two_hop and index:
             facts[MENTOR.name] = (names[stream(seed, name, MENTOR.name, "value").randrange(index)],)
-        subjects.append(Subject(id=f"person-{index}", name=name, facts=facts, trained=index % 2 == 0))
+        subjects.append(
+            Subject(id=f"person-{index}", name=name, facts=facts, trained=index % 2 == 0)
+        )
     return tuple(subjects), (*attributes, MENTOR) if two_hop else attributes
 
 
 def _names(n_people: int, seed: int) -> list[str]:
-    """Unique names; a name that an earlier person has is drawn again, so that later people have no say."""
+    """Unique names; a name that an earlier person has is drawn again, so that later people have no
+    say."""
     names: dict[str, None] = {}
     for index in range(n_people):
         rng = stream(seed, index, "name")
-        while (name := f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAME_STARTS)}{rng.choice(SURNAME_ENDS)}") in names:
+        while (
+            name
+            := f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAME_STARTS)}{rng.choice(SURNAME_ENDS)}"
+        ) in names:
             pass
         names[name] = None
     return list(names)
@@ -124,7 +171,9 @@ def _at_least_one(what: str, number: int) -> int:
     return number
 
 
-def _reversed(subjects: Sequence[Subject], attributes: Sequence[Attribute], passages: Sequence[Passage]) -> tuple[Question, ...]:
+def _reversed(
+    subjects: Sequence[Subject], attributes: Sequence[Attribute], passages: Sequence[Passage]
+) -> tuple[Question, ...]:
     evidence = gold(subjects, attributes, passages)
     owners = Counter((a.name, s.facts[a.name][0]) for s in subjects for a in attributes)
     return tuple(
@@ -142,7 +191,9 @@ def _reversed(subjects: Sequence[Subject], attributes: Sequence[Attribute], pass
     )
 
 
-def _two_hop(subjects: Sequence[Subject], attributes: Sequence[Attribute], passages: Sequence[Passage]) -> tuple[Question, ...]:
+def _two_hop(
+    subjects: Sequence[Subject], attributes: Sequence[Attribute], passages: Sequence[Passage]
+) -> tuple[Question, ...]:
     evidence = gold(subjects, attributes, passages)
     by_name = {subject.name: subject for subject in subjects}
     return tuple(
@@ -161,29 +212,48 @@ def _two_hop(subjects: Sequence[Subject], attributes: Sequence[Attribute], passa
     )
 
 
-def _changed(subjects: Sequence[Subject], attributes: Sequence[Attribute], seed: int) -> tuple[tuple[Subject, Attribute], ...]:
+def _changed(
+    subjects: Sequence[Subject], attributes: Sequence[Attribute], seed: int
+) -> tuple[tuple[Subject, Attribute], ...]:
     """One attribute with a new value for every person without training questions."""
     changed = []
     for subject in subjects:
         if not subject.trained:
             rng = stream(seed, subject.name, "update")
             attribute = rng.choice(attributes)
-            value = rng.choice([value for value in POOLS[attribute.name] if value not in subject.facts[attribute.name]])
-            changed.append((dataclasses.replace(subject, facts={attribute.name: (value,)}), attribute))
+            value = rng.choice(
+                [
+                    value
+                    for value in POOLS[attribute.name]
+                    if value not in subject.facts[attribute.name]
+                ]
+            )
+            changed.append(
+                (dataclasses.replace(subject, facts={attribute.name: (value,)}), attribute)
+            )
     return tuple(changed)
 
 
-def _corrections(person: Subject, attribute: Attribute, n_documents: int, seed: int) -> tuple[Document, ...]:
+def _corrections(
+    person: Subject, attribute: Attribute, n_documents: int, seed: int
+) -> tuple[Document, ...]:
     return tuple(
-        dataclasses.replace(document, id=f"{person.id}/update-{m}", text=f"Correction: {document.text}")
+        dataclasses.replace(
+            document, id=f"{person.id}/update-{m}", text=f"Correction: {document.text}"
+        )
         for m, document in enumerate(state([person], [attribute], n_documents, seed))
     )
 
 
 def _updated(
-    questions: Sequence[Question], changed: Sequence[tuple[Subject, Attribute]], passages: Sequence[Passage]
+    questions: Sequence[Question],
+    changed: Sequence[tuple[Subject, Attribute]],
+    passages: Sequence[Passage],
 ) -> tuple[Question, ...]:
-    new = {f"{person.id}/{attribute.name}/untrained": (person, attribute) for person, attribute in changed}
+    new = {
+        f"{person.id}/{attribute.name}/untrained": (person, attribute)
+        for person, attribute in changed
+    }
 
     def update(question: Question) -> Question:
         if question.id not in new:

@@ -1,6 +1,8 @@
-"""Chunking of documents into passages: sentences, packed words, or whole documents. No duplicates within a corpus.
+"""Chunking of documents into passages: sentences, packed words, or whole documents. No duplicates
+within a corpus.
 
-    document --blocks--> sections under one heading --sentences, lines--> parts --pack--> passages, each with its place in the file
+document --blocks--> sections under one heading --sentences, lines--> parts --pack--> passages, each
+with its place in the file
 """
 
 from __future__ import annotations
@@ -18,7 +20,18 @@ from kafjax.core.words import has_more_words, word_spans
 from kafjax.corpus.markdown import MARKDOWN, Block, blocks
 from kafjax.corpus.sentences import sentence_spans, sentences, trim
 
-__all__ = ["CHUNK_WORDS", "LONGEST_SENTENCE", "PAGES", "SHORT_WORDS", "SIZES", "chunk", "cut", "deduplicate", "parse_size", "sentences"]
+__all__ = [
+    "CHUNK_WORDS",
+    "LONGEST_SENTENCE",
+    "PAGES",
+    "SHORT_WORDS",
+    "SIZES",
+    "chunk",
+    "cut",
+    "deduplicate",
+    "parse_size",
+    "sentences",
+]
 
 PAGES = "pages"
 SIZES = ("sentence", "document")
@@ -27,22 +40,28 @@ SHORT_WORDS = 100
 CHUNK_WORDS = 64
 """Words of a passage of a longer one. Code and tables in passages of sentences are cut so, too."""
 LONGEST_SENTENCE = 160
-"""Words of a sentence that is a passage by itself. A longer one, such as a text without stops, is cut."""
+"""Words of a sentence that is a passage by itself. A longer one, such as a text without stops, is
+cut."""
 _QUOTE_MARK = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
 _CODE_QUOTE_MARK = re.compile(r"^ {0,3}(?:> ?)+")
 
 
-def chunk(documents: Iterable[Document], size: str | int | None = "sentence", overlap: int = 0) -> tuple[Passage, ...]:
+def chunk(
+    documents: Iterable[Document], size: str | int | None = "sentence", overlap: int = 0
+) -> tuple[Passage, ...]:
     """Cuts documents into passages; of passages with the same text the first is kept.
 
     Args:
-      size: "sentence", "document", or a number of words: whole sentences are then packed up to that many, and a longer sentence is cut
-        between words. None: what has at most `SHORT_WORDS` stays whole, longer documents are packed into `CHUNK_WORDS`.
+      size: "sentence", "document", or a number of words: whole sentences are then packed up to that
+        many, and a longer sentence is cut between words. None: what has at most `SHORT_WORDS` stays
+        whole, longer documents are packed into `CHUNK_WORDS`.
       overlap: words; whole sentences of up to that many are repeated from the passage before.
 
     Returns:
-      passages with ids "{document.id}#0", "#1" and so on. A passage is read alone, so it begins with its document's title unless it
-      names it. In Markdown each heading starts a passage, which begins with the path of headings above it; lines of code and of tables
+      passages with ids "{document.id}#0", "#1" and so on. A passage is read alone, so it begins
+        with its document's title unless it
+      names it. In Markdown each heading starts a passage, which begins with the path of headings
+        above it; lines of code and of tables
       stay lines.
 
     Raises:
@@ -51,13 +70,20 @@ def chunk(documents: Iterable[Document], size: str | int | None = "sentence", ov
     return deduplicate(cut(documents, size, overlap))[0]
 
 
-def cut(documents: Iterable[Document], size: str | int | None = "sentence", overlap: int = 0) -> list[Passage]:
+def cut(
+    documents: Iterable[Document], size: str | int | None = "sentence", overlap: int = 0
+) -> list[Passage]:
     """Cuts documents as `chunk` does, but keeps duplicates."""
     size = None if size is None else parse_size(size)
     if not isinstance(size, int) and overlap:
-        raise UserError(f"an overlap of {overlap} words needs a chunk size in words" + (f", not '{size}'" if size else ""))
+        raise UserError(
+            f"an overlap of {overlap} words needs a chunk size in words"
+            + (f", not '{size}'" if size else "")
+        )
     if isinstance(size, int) and not 0 <= overlap < size:
-        raise UserError(f"overlap must be at least 0 and less than the chunk size of {size} words, got {overlap}")
+        raise UserError(
+            f"overlap must be at least 0 and less than the chunk size of {size} words, got {overlap}"
+        )
     return [passage for document in documents for passage in _passages(document, size, overlap)]
 
 
@@ -69,12 +95,15 @@ def parse_size(size: str | int) -> str | int:
         if size < 1:
             raise UserError(f"chunk size must be at least 1 word, got {size}")
     elif size not in SIZES:
-        raise UserError(f"unknown chunk size '{size}': a number of words, 'sentence' or 'document'. {nearest(size, SIZES)}")
+        raise UserError(
+            f"unknown chunk size '{size}': a number of words, 'sentence' or 'document'. {nearest(size, SIZES)}"
+        )
     return size
 
 
 def deduplicate(passages: Sequence[Passage]) -> tuple[tuple[Passage, ...], dict[str, str]]:
-    """Returns the passages without repeated texts (the first stays), and for every id the id that stands for its text."""
+    """Returns the passages without repeated texts (the first stays), and for every id the id that
+    stands for its text."""
     first: dict[str, Passage] = {}
     kept = {passage.id: first.setdefault(passage.text, passage).id for passage in passages}
     return tuple(first.values()), kept
@@ -82,7 +111,8 @@ def deduplicate(passages: Sequence[Passage]) -> tuple[tuple[Passage, ...], dict[
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A sentence or a line, or a piece of one. `text` begins with the white space that joins it to the part before."""
+    """A sentence or a line, or a piece of one. `text` begins with the white space that joins it to
+    the part before."""
 
     text: str
     n_words: int
@@ -112,7 +142,9 @@ def _titled(title: str, piece: _Piece) -> str:
     text = piece.text
     if not piece.heading and title.lower() in text.lower():
         return text
-    path = " > ".join(filter(None, piece.heading if title in piece.heading else (title, *piece.heading)))
+    path = " > ".join(
+        filter(None, piece.heading if title in piece.heading else (title, *piece.heading))
+    )
     if not text:
         return path
     return f"{path}:{'' if text.startswith(chr(10)) else ' '}{text}"
@@ -120,7 +152,9 @@ def _titled(title: str, piece: _Piece) -> str:
 
 def _pieces(document: Document, size: str | int | None, overlap: int) -> Iterator[_Piece]:
     text = document.text
-    begin = len(document.title) + 1 if document.title and text.startswith(f"{document.title}\n") else 0
+    begin = (
+        len(document.title) + 1 if document.title and text.startswith(f"{document.title}\n") else 0
+    )
     is_markdown = document.format == MARKDOWN
     if size is None and not is_markdown:
         size = CHUNK_WORDS if has_more_words(text, SHORT_WORDS) else "document"
@@ -130,10 +164,14 @@ def _pieces(document: Document, size: str | int | None, overlap: int) -> Iterato
         return
     found = blocks(text) if is_markdown else [Block(begin, len(text))]
     for heading, section in itertools.groupby(found, key=lambda block: block.heading):
-        yield from (_piece(parts, heading) for parts in _sections(text, list(section), size, overlap))
+        yield from (
+            _piece(parts, heading) for parts in _sections(text, list(section), size, overlap)
+        )
 
 
-def _sections(text: str, section: Sequence[Block], size: str | int | None, overlap: int) -> Iterator[Sequence[_Part]]:
+def _sections(
+    text: str, section: Sequence[Block], size: str | int | None, overlap: int
+) -> Iterator[Sequence[_Part]]:
     """Yields the parts of each passage of a section."""
     if size == "sentence":
         for block in section:
@@ -146,7 +184,9 @@ def _sections(text: str, section: Sequence[Block], size: str | int | None, overl
             yield from [parts] if parts else []
             return
     words = CHUNK_WORDS if size is None else int(size)
-    yield from _pack([part for block in section for part in _parts(text, block, words)], words, overlap)
+    yield from _pack(
+        [part for block in section for part in _parts(text, block, words)], words, overlap
+    )
 
 
 def _parts(text: str, block: Block, most: int) -> Iterator[_Part]:
@@ -155,13 +195,19 @@ def _parts(text: str, block: Block, most: int) -> Iterator[_Part]:
         yield _Part("", 0, block.start, block.end, block)
         return
     behind = -1  # the end of the part before
-    for start, end in _lines(text, block) if block.lines else sentence_spans(text, block.start, block.end):
+    for start, end in (
+        _lines(text, block) if block.lines else sentence_spans(text, block.start, block.end)
+    ):
         found = list(word_spans(text[start:end]))
         for first in range(0, len(found), most):
             a, b = start + found[first][0], start + found[min(first + most, len(found)) - 1][1]
             if block.lines:
                 # The line with its indentation, behind the blank lines above it.
-                lead = text[start : start + found[0][0]] if first == 0 else text[start + found[first - 1][1] : a]
+                lead = (
+                    text[start : start + found[0][0]]
+                    if first == 0
+                    else text[start + found[first - 1][1] : a]
+                )
                 written = (lead if first else f"\n{lead}") + text[a:b]
                 written = _unquoted_lines(written) if block.quoted and not first else written
             else:
@@ -208,10 +254,15 @@ def _piece(parts: Sequence[_Part], heading: tuple[str, ...]) -> _Piece:
     for block, run in itertools.groupby(parts, key=lambda part: part.block):
         texts = [part.text for part in run]
         if block.lines:
-            opening, closing = (f"\n{line}" if line else "" for line in (block.opening, block.closing))
+            opening, closing = (
+                f"\n{line}" if line else "" for line in (block.opening, block.closing)
+            )
             written += [opening, "\n", texts[0].lstrip("\n"), *texts[1:], closing, "\n"]
         else:
-            written += [texts[0].lstrip() if written and written[-1] == "\n" else texts[0], *texts[1:]]
+            written += [
+                texts[0].lstrip() if written and written[-1] == "\n" else texts[0],
+                *texts[1:],
+            ]
     text = "".join(written)
     stripped = text.strip()
     kept = f"\n{stripped}" if heading and parts[0].block.lines else stripped
@@ -227,9 +278,17 @@ def _sources(document: Document, pieces: Sequence[_Piece]) -> Iterator[Source | 
     at, told, place = 0, (0, 0, 0), {}
     for offset in sorted({offset for piece in pieces for offset in (piece.start, piece.end)}):
         n_bytes, n_lines, n_pages = told
-        told = n_bytes + len(text[at:offset].encode()), n_lines + text.count("\n", at, offset), n_pages + text.count("\f", at, offset)
+        told = (
+            n_bytes + len(text[at:offset].encode()),
+            n_lines + text.count("\n", at, offset),
+            n_pages + text.count("\f", at, offset),
+        )
         place[offset], at = told, offset
-    left_out = list(itertools.accumulate(cuts, lambda sums, cut: (sums[0] + cut.bytes, sums[1] + cut.lines), initial=(0, 0)))
+    left_out = list(
+        itertools.accumulate(
+            cuts, lambda sums, cut: (sums[0] + cut.bytes, sums[1] + cut.lines), initial=(0, 0)
+        )
+    )
 
     def in_file(offset: int, n_cuts: int) -> tuple[int, int]:
         return place[offset][0] + left_out[n_cuts][0], place[offset][1] + left_out[n_cuts][1]
@@ -242,4 +301,9 @@ def _sources(document: Document, pieces: Sequence[_Piece]) -> Iterator[Source | 
         # What was left out right in front of a piece, or right behind it, is no part of it.
         first = in_file(piece.start, bisect.bisect_right(cuts, piece.start, key=lambda cut: cut.at))
         last = in_file(piece.end, bisect.bisect_left(cuts, piece.end, key=lambda cut: cut.at))
-        yield dataclasses.replace(source, heading=piece.heading, bytes=(first[0], last[0]), lines=(first[1] + 1, last[1] + 1))
+        yield dataclasses.replace(
+            source,
+            heading=piece.heading,
+            bytes=(first[0], last[0]),
+            lines=(first[1] + 1, last[1] + 1),
+        )

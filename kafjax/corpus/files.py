@@ -1,4 +1,5 @@
-"""Documents of a folder of files: which are read, how, and which are passed over, with what to do about it."""
+"""Documents of a folder of files: which are read, how, and which are passed over, with what to do
+about it."""
 
 from __future__ import annotations
 
@@ -59,7 +60,11 @@ def read_documents(root: Path) -> Iterator[Document]:
 
 def tell_of_others(root: Path, read: Path) -> None:
     """Tells of text files beside a file of rows: they are not read."""
-    others = [file.relative_to(root) for file in sorted(root.rglob("*")) if file.suffix.lower() in (*TEXTS, *CONVERTERS)]
+    others = [
+        file.relative_to(root)
+        for file in sorted(root.rglob("*"))
+        if file.suffix.lower() in (*TEXTS, *CONVERTERS)
+    ]
     others = [name for name in others if not any(part.startswith(".") for part in name.parts)]
     if others:
         example = f"{len(others)} text files beside it are not read, such as {visible(utf8_name(others[0]))}"
@@ -85,7 +90,9 @@ class _PassedOver:
     """Files that are not read, by the reason."""
 
     def __init__(self) -> None:
-        self._by_reason: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        self._by_reason: dict[str, collections.Counter[str]] = collections.defaultdict(
+            collections.Counter
+        )
 
     def add(self, reason: str, name: Path | str) -> None:
         self._by_reason[reason][utf8_name(Path(name))] += 1
@@ -101,7 +108,9 @@ class _PassedOver:
 
 
 def _is_rows(name: Path) -> bool:
-    return len(name.parts) == 1 and any(name.name == f"{known}{kind}" for known in _KNOWN for kind in rows.KINDS)
+    return len(name.parts) == 1 and any(
+        name.name == f"{known}{kind}" for known in _KNOWN for kind in rows.KINDS
+    )
 
 
 def _size(file: Path) -> int:
@@ -118,7 +127,9 @@ def _read(file: Path, name: str) -> Document:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     suffix, source = file.suffix.lower(), Source(name)
     if suffix in CONVERTERS:
-        return Document(name, convert(file, data), format=PAGES if suffix == ".pdf" else MARKDOWN, source=source)
+        return Document(
+            name, convert(file, data), format=PAGES if suffix == ".pdf" else MARKDOWN, source=source
+        )
     has_bom = data.startswith(codecs.BOM_UTF8)
     text = rows.utf8(file, data.removeprefix(codecs.BOM_UTF8))
     bom = (Cut(0, len(codecs.BOM_UTF8), 0),) if has_bom else ()
@@ -129,5 +140,6 @@ def _read(file: Path, name: str) -> Document:
 
 
 def row_source(file: Path, row: rows.Row) -> Source:
-    """Makes the source of a document that is a row of a file: its line and its bytes, where it has some."""
+    """Makes the source of a document that is a row of a file: its line and its bytes, where it has
+    some."""
     return dataclasses.replace(Source(file.name, lines=(row.number, row.number)), bytes=row.bytes)

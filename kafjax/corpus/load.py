@@ -50,7 +50,8 @@ class CorpusStream:
 
 
 def stream_corpus(config: CorpusConfig, seed: int = 0) -> CorpusStream:
-    """Opens a corpus for one pass over its documents. A directory's are read one at a time; other corpora are loaded as by `load`.
+    """Opens a corpus for one pass over its documents. A directory's are read one at a time; other
+    corpora are loaded as by `load`.
 
     Raises `UserError` as `load` does, about a directory's documents when they are reached.
     """
@@ -61,7 +62,13 @@ def stream_corpus(config: CorpusConfig, seed: int = 0) -> CorpusStream:
         return CorpusStream(corpus_name(config.corpus), documents, None, trained, asked)
     corpus = open_corpus(config, seed)
     n_documents = len(corpus.documents)
-    return CorpusStream(corpus.name, iter(corpus.documents), n_documents, corpus.training_questions, corpus.questions)
+    return CorpusStream(
+        corpus.name,
+        iter(corpus.documents),
+        n_documents,
+        corpus.training_questions,
+        corpus.questions,
+    )
 
 
 def load(
@@ -80,17 +87,21 @@ def load(
 ) -> Corpus:
     """Loads a corpus and attaches what measures and softens forgetting.
 
-    `source` is "biographies", "biographies-control" (its empty control), "factbook", a directory (see `folder`) or a TFDS dataset such
-    as "tfds:squad" (see `tfds_in`); the counts and the seed of generated corpora do not concern the last two. `chunk` is a number of
-    words, "sentence" or "document"; by default sentences, or what suits the documents of a directory. With `needs_questions=False` a
-    directory of documents alone will do.
+    `source` is "biographies", "biographies-control" (its empty control), "factbook", a directory
+    (see `folder`) or a TFDS dataset such as "tfds:squad" (see `tfds_in`); the counts and the seed
+    of generated corpora do not concern the last two. `chunk` is a number of words, "sentence" or
+    "document"; by default sentences, or what suits the documents of a directory. With
+    `needs_questions=False` a directory of documents alone will do.
 
-    Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
-    It attaches `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of
-    capitals and prose of other countries for replay. A directory's own retention questions, prose or replay come first; with all of them,
-    or with `n_retention=0` and `n_held_out=0`, the World Factbook is not needed.
+    Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for
+    perplexity, and `n_retention` each of It attaches `n_retention` capitals to ask before and
+    after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of capitals and prose
+    of other countries for replay. A directory's own retention questions, prose or replay come
+    first; with all of them, or with `n_retention=0` and `n_held_out=0`, the World Factbook is not
+    needed.
 
-    Raises `UserError` if there is no such corpus (with the nearest name), or it is broken, or the World Factbook is not installed.
+    Raises `UserError` if there is no such corpus (with the nearest name), or it is broken, or the
+    World Factbook is not installed.
     """
     name = os.fspath(source)
     generated: dict[str, Any] = {
@@ -106,7 +117,8 @@ def load(
     elif name == "biographies-control":
         corpus = control(n_subjects, **generated)
     elif name == "factbook":
-        # Training on a country must not touch what is asked about it for retention, so the corpus takes others.
+        # Training on a country must not touch what is asked about it for retention, so the corpus
+        # takes others.
         exclude = {country.code for half in capital_halves(n_retention) for country in half}
         corpus = factbook(n_subjects, **generated, exclude=exclude)
     elif name.startswith(PREFIX):
@@ -119,7 +131,11 @@ def load(
 
 
 def _is_directory(name: str) -> bool:
-    return name not in NAMES and not name.startswith(PREFIX) and (Path(name).exists() or os.sep in name)
+    return (
+        name not in NAMES
+        and not name.startswith(PREFIX)
+        and (Path(name).exists() or os.sep in name)
+    )
 
 
 def _with_retention(corpus: Corpus, n_retention: int, n_held_out: int) -> Corpus:
@@ -128,4 +144,6 @@ def _with_retention(corpus: Corpus, n_retention: int, n_held_out: int) -> Corpus
         attached["retention"], attached["replay_questions"] = capitals(n_retention)
     if (n_retention or n_held_out) and not (corpus.held_out_texts and corpus.replay_texts):
         attached["held_out_texts"], attached["replay_texts"] = prose(n_held_out, n_retention)
-    return dataclasses.replace(corpus, **{key: value for key, value in attached.items() if not getattr(corpus, key)})
+    return dataclasses.replace(
+        corpus, **{key: value for key, value in attached.items() if not getattr(corpus, key)}
+    )

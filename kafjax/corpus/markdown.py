@@ -1,6 +1,8 @@
-"""Markdown as blocks: what stands under which headings, which lines stay lines, and what is no text of the document.
+"""Markdown as blocks: what stands under which headings, which lines stay lines, and what is no text
+of the document.
 
-markdown-it-py finds the blocks (CommonMark and tables); the text within them stays as it is written.
+markdown-it-py finds the blocks (CommonMark and tables); the text within them stays as it is
+written.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from kafjax.core.records import Cut
 
 MARKDOWN = "markdown"
 _LONGEST_HEADING = 120
-# What looks like front matter, and not like a rule between two paragraphs: a line of `key: value` follows.
+# What looks like front matter, and not like a rule between two paragraphs: a line of `key: value`
+# follows.
 _FRONT = re.compile(r"(---|\+\+\+)[ \t]*\r?\n(?=[\w\"'#-][^\n]*[:=]|#|\1)")
 _TITLE = re.compile(r"""^title[ \t]*[:=][ \t]*(["']?)(.+?)\1[ \t]*\r?$""", re.MULTILINE)
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()]*\)")
@@ -29,8 +32,9 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 class Block:
     """A part of a text, from `start` to `end`, under `heading`.
 
-    Its `lines` stay lines in code and tables. `opening` and `closing` stand around whatever part of them a passage holds: the fence of
-    code, the head of a table. `quoted` lines begin with ">". A `bare` block is a heading with nothing under it.
+    Its `lines` stay lines in code and tables. `opening` and `closing` stand around whatever part of
+    them a passage holds: the fence of code, the head of a table. `quoted` lines begin with ">". A
+    `bare` block is a heading with nothing under it.
     """
 
     start: int
@@ -86,38 +90,72 @@ def blocks(text: str) -> list[Block]:
     return found if empty is None else [*found, empty]
 
 
-def _block(token: Token, text: str, starts: list[int], heading: tuple[str, ...], quoted: bool) -> Block | None:
+def _block(
+    token: Token, text: str, starts: list[int], heading: tuple[str, ...], quoted: bool
+) -> Block | None:
     """Makes the block of a token that holds text; None for the others."""
-    if token.map is None or token.type not in ("paragraph_open", "heading_open", "html_block", "table_open", "fence", "code_block"):
+    if token.map is None or token.type not in (
+        "paragraph_open",
+        "heading_open",
+        "html_block",
+        "table_open",
+        "fence",
+        "code_block",
+    ):
         return None
     first, behind = token.map
     if token.type == "fence":
         marks = token.markup
-        closed = first + 1 < behind and text[starts[behind - 1] : starts[behind]].strip().lstrip("> ") == marks
-        return Block(starts[first + 1], starts[behind - closed], heading, True, f"{marks}{token.info.strip()}", marks, quoted)
+        closed = (
+            first + 1 < behind
+            and text[starts[behind - 1] : starts[behind]].strip().lstrip("> ") == marks
+        )
+        return Block(
+            starts[first + 1],
+            starts[behind - closed],
+            heading,
+            True,
+            f"{marks}{token.info.strip()}",
+            marks,
+            quoted,
+        )
     if token.type == "code_block":
         marks = "`" * (1 + max(map(len, re.findall(r"`{2,}", token.content)), default=2))
         return Block(starts[first], starts[behind], heading, True, marks, marks, quoted)
     if token.type == "table_open":
         head = first + 2 if first + 2 < behind else first
-        return Block(starts[head], starts[behind], heading, True, text[starts[first] : starts[head]].strip(), "", quoted)
+        return Block(
+            starts[head],
+            starts[behind],
+            heading,
+            True,
+            text[starts[first] : starts[head]].strip(),
+            "",
+            quoted,
+        )
     return Block(starts[first], starts[behind], heading, quoted=quoted)
 
 
 @functools.cache
 def _parser() -> MarkdownIt:
-    """CommonMark's blocks, and tables. What stands within a block is not parsed, nor are definitions of links taken out."""
+    """CommonMark's blocks, and tables. What stands within a block is not parsed, nor are
+    definitions of links taken out."""
     parser = MarkdownIt("commonmark").enable("table").disable("reference")
     parser.core.ruler.disable(["inline", "text_join"], True)
     return parser
 
 
 def _leaves(tokens: list[Token]) -> Iterator[Token]:
-    return (token for token in tokens if token.type in ("paragraph_open", "heading_open", "html_block", "table_open"))
+    return (
+        token
+        for token in tokens
+        if token.type in ("paragraph_open", "heading_open", "html_block", "table_open")
+    )
 
 
 def _line_starts(text: str, begin: int) -> list[int]:
-    """Places where lines begin from `begin` on, as markdown-it counts them, and the end of the text (twice, if it has no last line end)."""
+    """Places where lines begin from `begin` on, as markdown-it counts them, and the end of the text
+    (twice, if it has no last line end)."""
     return [begin, *(match.end() for match in _LINE_END.finditer(text, begin)), len(text)]
 
 
@@ -125,14 +163,19 @@ def _front_matter(text: str) -> int:
     """Length of the front matter, in YAML or TOML. 0 where there is none."""
     if (opening := _FRONT.match(text)) is None:
         return 0
-    closing = re.compile(rf"^(?:{re.escape(opening[1])}|\.\.\.)[ \t]*\r?(?:\n|\Z)", re.MULTILINE).search(text, opening.end())
+    closing = re.compile(
+        rf"^(?:{re.escape(opening[1])}|\.\.\.)[ \t]*\r?(?:\n|\Z)", re.MULTILINE
+    ).search(text, opening.end())
     return closing.end() if closing else 0
 
 
 def _comments(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yields spans of comments, but for those that inline code shows. One that does not end is text."""
+    """Yields spans of comments, but for those that inline code shows. One that does not end is
+    text."""
     ticks, at = 0, start
-    while (begin := text.find("<!--", at, end)) >= 0 and (close := text.find("-->", begin + 4, end)) >= 0:
+    while (begin := text.find("<!--", at, end)) >= 0 and (
+        close := text.find("-->", begin + 4, end)
+    ) >= 0:
         ticks += text.count("`", at, begin)
         if ticks % 2:
             at = begin + 4

@@ -1,7 +1,8 @@
 """Wordings and values of the synthetic biographies: data only.
 
-Every statement names the person in full, says one thing and uses no pronoun, so that a sentence is a passage that stands alone.
-Cities are no capitals (capitals are the retention questions). No value is part of another one, of a wording, or of a name.
+Every statement names the person in full, says one thing and uses no pronoun, so that a sentence is
+a passage that stands alone. Cities are no capitals (capitals are the retention questions). No value
+is part of another one, of a wording, or of a name.
 """
 
 from __future__ import annotations

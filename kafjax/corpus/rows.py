@@ -1,7 +1,8 @@
-"""Rows of a corpus's files: JSON lines (also gzipped), CSV, TSV and Parquet, read one at a time, each with its place.
+"""Rows of a corpus's files: JSON lines (also gzipped), CSV, TSV and Parquet, read one at a time,
+each with its place.
 
-Files from elsewhere are messy in known ways, which are read: numeric ids, a BOM, CRLF, blank lines. Everything else is refused, by file
-and line.
+Files from elsewhere are messy in known ways, which are read: numeric ids, a BOM, CRLF, blank lines.
+Everything else is refused, by file and line.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: its values, its place "file:line" for messages, its line or number from 1, and its bytes in the file, where it has some."""
+    """One row: its values, its place "file:line" for messages, its line or number from 1, and its
+    bytes in the file, where it has some."""
 
     values: dict[str, Any]
     place: str
@@ -47,7 +49,8 @@ def read(root: Path, file: Path, places: dict[str, str] | None, key: str = "id")
 
     Args:
       root: the folder that the file must lie in, links followed.
-      places: filled with where each id stands, and a second row of an id is refused. None: ids may repeat.
+      places: filled with where each id stands, and a second row of an id is refused. None: ids may
+        repeat.
       key: the name of the id: "id", or BEIR's "_id".
 
     Raises:
@@ -68,7 +71,8 @@ def read(root: Path, file: Path, places: dict[str, str] | None, key: str = "id")
 
 
 def lies_inside(root: Path, file: Path) -> bool:
-    """True if a file lies in the folder, links followed. A link that goes round in circles lies where it stands."""
+    """True if a file lies in the folder, links followed. A link that goes round in circles lies
+    where it stands."""
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root))
 
 
@@ -82,15 +86,19 @@ def _json(file: Path) -> Iterator[Row]:
         try:
             values = json.loads(line)
             json.dumps(values, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:  # ValueError: broken JSON, endless numbers, lone surrogates
-            raise UserError(f"{place}: not valid JSON ({getattr(error, 'msg', None) or getattr(error, 'reason', error)})") from error
+        # ValueError: broken JSON, endless numbers, lone surrogates
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{place}: not valid JSON ({getattr(error, 'msg', None) or getattr(error, 'reason', error)})"
+            ) from error
         if not isinstance(values, dict):
             raise UserError(f"{place}: expected a JSON object, got {type(values).__name__}")
         yield Row(values, place, number, None if file.suffix == ".gz" else span)
 
 
 def lines(file: Path) -> Iterator[tuple[int, str, tuple[int, int]]]:
-    """Yields number, text and bytes of the lines that are not blank. Only a newline ends a line: JSON allows U+2028 in a string."""
+    """Yields number, text and bytes of the lines that are not blank. Only a newline ends a line:
+    JSON allows U+2028 in a string."""
     at = 0
     with _opened(file) as stream:
         for number, line in enumerate(stream, 1):
@@ -106,18 +114,27 @@ def _opened(file: Path) -> Generator[IO[bytes]]:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
             yield stream  # ty: ignore[invalid-yield]
     except (OSError, EOFError) as error:  # EOFError: a gzip file that was cut short
-        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    """Reads a table with a header. A cell that holds a JSON list or object is one; an empty cell is absent."""
+    """Reads a table with a header. A cell that holds a JSON list or object is one; an empty cell is
+    absent."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    table = csv.DictReader(_table_lines(file), delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+    table = csv.DictReader(
+        _table_lines(file), delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True
+    )
     try:
         for number, cells in enumerate(table, 2):
             if None in cells or None in cells.values():
                 raise UserError(f"{file}: row {number}: has not as many cells as the header")
-            yield Row({name: _cell(value) for name, value in cells.items() if value}, f"{file}: row {number}", number)
+            yield Row(
+                {name: _cell(value) for name, value in cells.items() if value},
+                f"{file}: row {number}",
+                number,
+            )
     except csv.Error as error:
         raise UserError(f"{file}:{table.line_num}: not valid CSV ({error})") from error
 
@@ -141,32 +158,48 @@ def _parquet(file: Path) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise UserError(f"{file}: reading Parquet needs the package pyarrow; pip install pyarrow, or write the rows as .jsonl") from error
+        raise UserError(
+            f"{file}: reading Parquet needs the package pyarrow; pip install pyarrow, or write the rows as .jsonl"
+        ) from error
     try:
         numbers = itertools.count(1)
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(1024):
                 for values, number in zip(batch.to_pylist(), numbers, strict=False):
-                    yield Row({k: v for k, v in values.items() if v is not None}, f"{file}: row {number}", number)
+                    yield Row(
+                        {k: v for k, v in values.items() if v is not None},
+                        f"{file}: row {number}",
+                        number,
+                    )
     except (ArrowException, OSError) as error:
         raise UserError(f"cannot read {file}: {shortened(str(error), 100, str)}") from error
 
 
 def utf8(file: Path, data: bytes, at: int = 0) -> str:
-    """Decodes what stands in `file` from byte `at` on. Raises `UserError` with the command that converts the file."""
+    """Decodes what stands in `file` from byte `at` on. Raises `UserError` with the command that
+    converts the file."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         from_ = next((name for bom, name in _BOMS.items() if not at and data.startswith(bom)), None)
         # 0x80 to 0x9f are quotes and dashes there, and control characters in latin1.
-        from_ = from_ or ("windows-1252" if any(0x80 <= byte < 0xA0 for byte in data[error.start : error.start + 1]) else "latin1")
-        raise UserError(f"{file}: not UTF-8 (byte {at + error.start}); convert it: iconv -f {from_} -t utf-8") from error
+        from_ = from_ or (
+            "windows-1252"
+            if any(0x80 <= byte < 0xA0 for byte in data[error.start : error.start + 1])
+            else "latin1"
+        )
+        raise UserError(
+            f"{file}: not UTF-8 (byte {at + error.start}); convert it: iconv -f {from_} -t utf-8"
+        ) from error
 
 
 def string(place: str, values: dict[str, Any], key: str, *, empty: bool = False) -> str:
-    """Returns the string under `key`. Raises `UserError` where it is missing, something else, or empty against `empty`."""
+    """Returns the string under `key`. Raises `UserError` where it is missing, something else, or
+    empty against `empty`."""
     if key not in values:
-        raise UserError(f"{place}: '{key}' is missing (there is: {', '.join(map(repr, values)) or 'nothing'})")
+        raise UserError(
+            f"{place}: '{key}' is missing (there is: {', '.join(map(repr, values)) or 'nothing'})"
+        )
     value = values[key]
     if not isinstance(value, str):
         raise UserError(f"{place}: '{key}' must be a string, got {_shown(value)}")

@@ -1,4 +1,5 @@
-"""Sentences of prose in any script, as places in the text. Time is linear in the text, whatever it holds."""
+"""Sentences of prose in any script, as places in the text. Time is linear in the text, whatever it
+holds."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ from collections.abc import Iterator
 
 import regex
 
-# A full stop after a title (or "e.g.") ends no sentence; after another abbreviation, an initial or a dotted acronym ("the U.S.") it
-# does only before a word that rarely stands there within a sentence; "No." and its like belong to the number that follows.
-_TITLES = frozenset("e.g i.e a.k.a mr mrs ms dr prof rev hon gov gen capt lt sgt maj cmdr adm sen st mt messrs mme mlle".split())
+# A full stop after a title (or "e.g.") ends no sentence; after another abbreviation, an initial or
+# a dotted acronym ("the U.S.") it does only before a word that rarely stands there within a
+# sentence; "No." and its like belong to the number that follows.
+_TITLES = frozenset(
+    "e.g i.e a.k.a mr mrs ms dr prof rev hon gov gen capt lt sgt maj cmdr adm sen st mt messrs mme mlle".split()
+)
 _ABBREVIATIONS = frozenset(
     "jr sr esq vs cf al approx ca est eds inc ltd co corp bros dept univ assn ave blvd rd ft "
     "jan feb apr jun jul aug sep sept oct nov dec".split()
@@ -20,10 +24,12 @@ _OPENERS = frozenset(
     "although but and however there since after before as some many most all no one two".split()
 )
 _OPEN, _CLOSE = "\"'\u201c\u201e\u2018\u00ab\u00bf\u00a1(\\[", "\"'\u201d\u201c\u2019\u00bb)\\]"
-# Stops of Latin, Greek and Cyrillic, and of Arabic's and others' text that is typed with them: they need a blank behind.
+# Stops of Latin, Greek and Cyrillic, and of Arabic's and others' text that is typed with them: they
+# need a blank behind.
 _SPACED_STOPS = ".!?\u2026\u203c\u203d\u2047\u2048\u2049"
 _END = regex.compile(
-    # Japanese and Chinese quote whole sentences within one: what stands in a short pair of brackets is passed over.
+    # Japanese and Chinese quote whole sentences within one: what stands in a short pair of brackets
+    # is passed over.
     r"(?P<quoted>[\u300c\u300e\uff08][^\u300c\u300d\u300e\u300f\uff08\uff09\n]{0,200}+[\u300d\u300f\uff09])"
     # A run of marks is looked at once, from its first one: else long rows of dots take quadratic time.
     rf"|(?<![{_SPACED_STOPS}])(?P<stop>[{_SPACED_STOPS}]++)[{_CLOSE}]*+\s++(?=[{_OPEN}]*+(?P<next>\w))"
@@ -36,7 +42,8 @@ _END = regex.compile(
 _QUOTED_STOP = regex.compile(r"[\p{Sentence_Terminal}--[.]][\u300d\u300f\uff09]+$", regex.V1)
 # What goes on after a quotation: "..., he said" and the particles that quote.
 _GOES_ON = "\u3068\u306e\u3001\uff0c\uff1a\u3063\u304c\u306f\u3092\u306b"
-_LEAST_CLAUSE = 25  # letters of Thai or Lao before a blank that ends a sentence, so that a name is not cut in two
+# letters of Thai or Lao before a blank that ends a sentence, so that a name is not cut in two
+_LEAST_CLAUSE = 25
 _LAST_TOKEN = re.compile(rf"[^\s{_OPEN}]+$")
 _HEADING = re.compile(r"#{1,6}\s")
 _ITEM = re.compile(r"\s*(?:#{1,6}|[-*\u2022]|\d{1,9}[.)])(?:\s|$)")
@@ -47,15 +54,17 @@ _LINE = regex.compile(r"[^\n]*+\n?")
 def sentences(text: str) -> list[str]:
     """Splits prose into sentences, whitespace normalised.
 
-    A stop ends no sentence after a title ("Dr."), an initial ("J. K. Rowling"), inside a number (3.14), or before a lower-case word;
-    blank lines, headings and list items always end one. Thai and Lao, which have no stops, end one at a blank between two of their
-    letters, 25 letters after the last end. Text without any stop is one sentence; no text is none.
+    A stop ends no sentence after a title ("Dr."), an initial ("J. K. Rowling"), inside a number
+    (3.14), or before a lower-case word; blank lines, headings and list items always end one. Thai
+    and Lao, which have no stops, end one at a blank between two of their letters, 25 letters after
+    the last end. Text without any stop is one sentence; no text is none.
     """
     return [" ".join(text[start:end].split()) for start, end in sentence_spans(text)]
 
 
 def sentence_spans(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-    """Finds (start, end) of each sentence between `start` and `end`, without white space around it."""
+    """Finds (start, end) of each sentence between `start` and `end`, without white space around
+    it."""
     return [
         trimmed
         for paragraph in _paragraphs(text, start, len(text) if end is None else end)
@@ -72,7 +81,8 @@ def trim(text: str, start: int, end: int) -> tuple[int, int] | None:
 
 
 def _paragraphs(text: str, first: int, behind: int) -> Iterator[tuple[int, int]]:
-    """Yields spans of paragraphs. They end at blank lines; headings and list items are paragraphs of their own."""
+    """Yields spans of paragraphs. They end at blank lines; headings and list items are paragraphs
+    of their own."""
     began: int | None = None
     for match in _LINE.finditer(text, first, behind):
         line, start, end = match[0], match.start(), match.end()
@@ -95,9 +105,17 @@ def _split(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
             stop, after = match.start("stop"), match.start("next")
             if stop - start <= 9 and _NUMBER.fullmatch(text, start, stop) and start == first:
                 continue  # the number of a list item
-            ends = _ends_sentence(text[max(start, stop - 40) : stop], match["stop"], text[after : min(after + 40, end)])
+            ends = _ends_sentence(
+                text[max(start, stop - 40) : stop],
+                match["stop"],
+                text[after : min(after + 40, end)],
+            )
         elif match["quoted"]:
-            ends = bool(_QUOTED_STOP.search(match[0][-8:])) and match.end() < end and text[match.end()] not in _GOES_ON
+            ends = (
+                bool(_QUOTED_STOP.search(match[0][-8:]))
+                and match.end() < end
+                and text[match.end()] not in _GOES_ON
+            )
         else:
             ends = bool(match["sure"]) or match.start() - start >= _LEAST_CLAUSE
         if ends:

@@ -1,4 +1,5 @@
-"""Fields of the System Reference Document read as short answers, and the wordings that state and ask them."""
+"""Fields of the System Reference Document read as short answers, and the wordings that state and
+ask them."""
 
 from __future__ import annotations
 
@@ -230,10 +231,13 @@ def _challenge(creature: Record) -> Answers:
 
 def _speed(creature: Record) -> Answers:
     found = re.fullmatch(r"(\d+) ft\.", creature["speed"]["walk"])
-    return () if found is None or found[1] == "0" else (f"{found[1]} feet", f"{found[1]} ft", found[1])
+    return (
+        () if found is None or found[1] == "0" else (f"{found[1]} feet", f"{found[1]} ft", found[1])
+    )
 
 
-# By table of the database: what one is called, and its attributes with what reads their answers from a record, () for none.
+# By table of the database: what one is called, and its attributes with what reads their answers
+# from a record, () for none.
 KINDS: dict[str, tuple[str, tuple[tuple[Attribute, Callable[[Record], Answers]], ...]]] = {
     "spells": (
         "spell",

@@ -1,4 +1,5 @@
-"""A corpus as TFDS sees it: one TFDS split for each field of `Corpus`, all with the same features."""
+"""A corpus as TFDS sees it: one TFDS split for each field of `Corpus`, all with the same
+features."""
 
 from __future__ import annotations
 
@@ -31,9 +32,15 @@ def corpus_rows(corpus: Corpus) -> dict[str, list[Row]]:
             return {**empty, "id": str(number), "text": record}
         names = {field.name for field in dataclasses.fields(record)} & {*TEXTS, *LISTS}
         fields = {name: getattr(record, name) for name in names}
-        return {**empty, **{name: list(value) if name in LISTS else value for name, value in fields.items()}}
+        return {
+            **empty,
+            **{name: list(value) if name in LISTS else value for name, value in fields.items()},
+        }
 
-    found = {split: [row(i, record) for i, record in enumerate(getattr(corpus, split))] for split in SPLITS}
+    found = {
+        split: [row(i, record) for i, record in enumerate(getattr(corpus, split))]
+        for split in SPLITS
+    }
     return {split: rows for split, rows in found.items() if rows}
 
 
@@ -45,7 +52,11 @@ def corpus_of(name: str, splits: Mapping[str, Iterable[Row]]) -> Corpus:
             return row["text"]
         kind = _RECORDS[split]
         fields = {field.name for field in dataclasses.fields(kind)}
-        values: dict[str, Any] = {key: tuple(value) if key in LISTS else value for key, value in row.items() if key in fields}
+        values: dict[str, Any] = {
+            key: tuple(value) if key in LISTS else value
+            for key, value in row.items()
+            if key in fields
+        }
         return kind(**values)
 
     found = {split: tuple(record(split, row) for row in splits.get(split, ())) for split in SPLITS}

@@ -1,4 +1,5 @@
-"""Arms of many runs: what settings tell them apart, and tables of their quality over seeds and subjects, with tests against one of them."""
+"""Arms of many runs: what settings tell them apart, and tables of their quality over seeds and
+subjects, with tests against one of them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _MOST_LINES = 8  # of a figure
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run of one method: `settings` by flag, without the seed. `source` is where it came from, for messages."""
+    """One run of one method: `settings` by flag, without the seed. `source` is where it came from,
+    for messages."""
 
     settings: Mapping[str, Any]
     seed: int
@@ -38,7 +40,8 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Trials that differ in nothing but the seed, by seed. `settings` are those that tell arms apart."""
+    """Trials that differ in nothing but the seed, by seed. `settings` are those that tell arms
+    apart."""
 
     settings: Mapping[str, Any]
     trials: Mapping[int, Trial]
@@ -53,8 +56,13 @@ class Arm:
 
     def cells(self, split: str) -> Cells:
         """Scores on a split, of the seeds that answered it."""
-        of_split = {seed: [p for p in trial.predictions if p.split == split] for seed, trial in self.trials.items()}
-        return clustered.cells({seed: predictions for seed, predictions in of_split.items() if predictions})
+        of_split = {
+            seed: [p for p in trial.predictions if p.split == split]
+            for seed, trial in self.trials.items()
+        }
+        return clustered.cells(
+            {seed: predictions for seed, predictions in of_split.items() if predictions}
+        )
 
 
 def arms_of(trials: Sequence[Trial]) -> list[Arm]:
@@ -66,38 +74,54 @@ def arms_of(trials: Sequence[Trial]) -> list[Arm]:
     if not trials:
         raise UserError("there is no finished run to report")
     names = list(dict.fromkeys(name for trial in trials for name in trial.settings))
-    varied = [name for name in names if len({repr(trial.settings.get(name)) for trial in trials}) > 1]
+    varied = [
+        name for name in names if len({repr(trial.settings.get(name)) for trial in trials}) > 1
+    ]
     found: dict[str, Arm] = {}
     for trial in trials:
         settings = {name: trial.settings.get(name) for name in varied}
         arm = found.setdefault(repr(settings), Arm(settings, {}))
         if trial.seed in arm.trials:
-            raise UserError(f"{trial.source} and {arm.trials[trial.seed].source} have the same settings and seed; leave one out")
+            raise UserError(
+                f"{trial.source} and {arm.trials[trial.seed].source} have the same settings and seed; leave one out"
+            )
         found[repr(settings)] = Arm(settings, {**arm.trials, trial.seed: trial})
     return list(found.values())
 
 
 def splits_of(arms: Sequence[Arm]) -> list[str]:
     """Lists the splits that any arm answered, the headline first."""
-    return ordered(dict.fromkeys(p.split for arm in arms for trial in arm.trials.values() for p in trial.predictions))
+    return ordered(
+        dict.fromkeys(
+            p.split for arm in arms for trial in arm.trials.values() for p in trial.predictions
+        )
+    )
 
 
 def chosen(arms: Sequence[Arm], setting: str) -> list[Arm]:
-    """Chooses for each arm the best value of a setting on one half of the subjects, and keeps the answers about the other half.
+    """Chooses for each arm the best value of a setting on one half of the subjects, and keeps the
+    answers about the other half.
 
-    The halves follow from the subjects' names, so that every arm has the same ones. The measure is the headline split.
+    The halves follow from the subjects' names, so that every arm has the same ones. The measure is
+    the headline split.
 
     Raises:
       UserError: no arm varies the setting, or nothing was asked.
     """
     known = sorted({name for arm in arms for name in arm.settings})
     if setting not in known:
-        raise UserError(f"--choose: the runs do not vary '{setting[:60]}'. {nearest(setting, known) if known else 'They vary nothing.'}")
+        raise UserError(
+            f"--choose: the runs do not vary '{setting[:60]}'. {nearest(setting, known) if known else 'They vary nothing.'}"
+        )
     if (split := headline(splits_of(arms))) is None:
-        raise UserError(f"--choose={setting}: nothing was asked in these runs, so there is nothing to choose by")
+        raise UserError(
+            f"--choose={setting}: nothing was asked in these runs, so there is nothing to choose by"
+        )
     rivals: dict[str, list[Arm]] = {}
     for arm in arms:
-        rivals.setdefault(repr({name: value for name, value in arm.settings.items() if name != setting}), []).append(arm)
+        rivals.setdefault(
+            repr({name: value for name, value in arm.settings.items() if name != setting}), []
+        ).append(arm)
 
     def score(arm: Arm) -> float:
         return clustered.mean_of(_half(arm, 0).cells(split)) or 0.0
@@ -107,24 +131,32 @@ def chosen(arms: Sequence[Arm], setting: str) -> list[Arm]:
 
 def _half(arm: Arm, half: int) -> Arm:
     def kept(trial: Trial) -> Trial:
-        mine = [p for p in trial.predictions if zlib.crc32(clustered.subject_of(p).encode()) % 2 == half]
+        mine = [
+            p for p in trial.predictions if zlib.crc32(clustered.subject_of(p).encode()) % 2 == half
+        ]
         return dataclasses.replace(trial, predictions=mine)
 
-    return dataclasses.replace(arm, trials={seed: kept(trial) for seed, trial in arm.trials.items()})
+    return dataclasses.replace(
+        arm, trials={seed: kept(trial) for seed, trial in arm.trials.items()}
+    )
 
 
 def named(arms: Sequence[Arm], wanted: str) -> Arm:
-    """Finds the arm of which all of `NAME=VALUE,NAME=VALUE` are true. Raises `UserError` if that is none or several."""
+    """Finds the arm of which all of `NAME=VALUE,NAME=VALUE` are true. Raises `UserError` if that is
+    none or several."""
     found = [arm for arm in arms if set(wanted.split(",")) <= set(arm.name.split(","))]
     if len(found) != 1:
         names = [arm.name for arm in (found or arms)]
         what = f"is true of {len(found)} arms; name one of them" if found else "is no arm"
-        raise UserError(f"--baseline='{wanted[:60]}' {what}. {nearest(wanted, names) if not found else 'They are: ' + '; '.join(names)}")
+        raise UserError(
+            f"--baseline='{wanted[:60]}' {what}. {nearest(wanted, names) if not found else 'They are: ' + '; '.join(names)}"
+        )
     return found[0]
 
 
 def quality_table(arms: Sequence[Arm]) -> table.Table:
-    """A row an arm: settings, seeds, final loss, and each split's share of right answers with its interval."""
+    """A row an arm: settings, seeds, final loss, and each split's share of right answers with its
+    interval."""
     names, splits = list(arms[0].settings), splits_of(arms)
     split = headline(splits)
     letters = _letters(arms, split) if split is not None else None
@@ -133,8 +165,22 @@ def quality_table(arms: Sequence[Arm]) -> table.Table:
         quality = (table.percent(clustered.mean(arm.cells(split)).to_json()) for split in splits)
         loss = table.ratio(clustered.t_interval(arm.losses).to_json())
         settings = [shown(arm.settings[name]) for name in names] or ["all"]
-        rows.append((*settings, str(len(arm.trials)), loss, *quality, *((letters[index],) if letters else ())))
-    headers = (*(names or ["arm"]), "seeds", "final loss", *(f"{one} %" for one in splits), *((f"group on {split}",) if letters else ()))
+        rows.append(
+            (
+                *settings,
+                str(len(arm.trials)),
+                loss,
+                *quality,
+                *((letters[index],) if letters else ()),
+            )
+        )
+    headers = (
+        *(names or ["arm"]),
+        "seeds",
+        "final loss",
+        *(f"{one} %" for one in splits),
+        *((f"group on {split}",) if letters else ()),
+    )
     notes = ["Loss: training loss, nats per token, mean over seeds [Student's 95% interval]."]
     if splits:
         notes.append(
@@ -142,7 +188,9 @@ def quality_table(arms: Sequence[Arm]) -> table.Table:
             "nothing about other seeds, with two or three little]."
         )
     if letters:
-        notes.append(f"Group: arms that share a letter cannot be separated on {split} (sign-flip tests of all pairs, Holm, p < {ALPHA}).")
+        notes.append(
+            f"Group: arms that share a letter cannot be separated on {split} (sign-flip tests of all pairs, Holm, p < {ALPHA})."
+        )
     return table.Table("Arms", headers, tuple(rows), tuple(notes))
 
 
@@ -154,18 +202,26 @@ def _letters(arms: Sequence[Arm], split: str) -> list[str] | None:
         return None
 
 
-def comparisons(arms: Sequence[Arm], baseline: Arm, split: str, margin: float) -> list[tuple[Arm, Difference]]:
-    """Tests every other arm against one. Raises `UserError` for arms that were not asked the same questions under a shared seed."""
+def comparisons(
+    arms: Sequence[Arm], baseline: Arm, split: str, margin: float
+) -> list[tuple[Arm, Difference]]:
+    """Tests every other arm against one. Raises `UserError` for arms that were not asked the same
+    questions under a shared seed."""
     others = [arm for arm in arms if arm is not baseline]
     try:
-        found = clustered.compare([(arm.cells(split), baseline.cells(split)) for arm in others], margin=margin)
+        found = clustered.compare(
+            [(arm.cells(split), baseline.cells(split)) for arm in others], margin=margin
+        )
     except ValueError as error:
         raise UserError(f"--baseline={baseline.name}: {error} (on {split})") from error
     return list(zip(others, found, strict=True))
 
 
-def comparison_table(compared: Sequence[tuple[Arm, Difference]], baseline: Arm, split: str, margin: float) -> table.Table:
-    """A row an arm: its difference from the baseline with interval, p-values, verdict, and what could have been found."""
+def comparison_table(
+    compared: Sequence[tuple[Arm, Difference]], baseline: Arm, split: str, margin: float
+) -> table.Table:
+    """A row an arm: its difference from the baseline with interval, p-values, verdict, and what
+    could have been found."""
     points = f"{100 * margin:g} points"
     rows = tuple(
         (
@@ -188,13 +244,16 @@ def comparison_table(compared: Sequence[tuple[Arm, Difference]], baseline: Arm, 
 
 
 def to_csv(arms: Sequence[Arm]) -> str:
-    """Writes a row an arm and measure: settings, measure, value, low, high, n, seeds. Numbers are not rounded."""
+    """Writes a row an arm and measure: settings, measure, value, low, high, n, seeds. Numbers are
+    not rounded."""
     names = list(arms[0].settings)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "measure", "value", "low", "high", "n", "seeds"])
     for arm in arms:
-        measures: dict[str, Interval] = {"final_loss": clustered.t_interval(arm.losses)} if arm.losses else {}
+        measures: dict[str, Interval] = (
+            {"final_loss": clustered.t_interval(arm.losses)} if arm.losses else {}
+        )
         measures |= {split: clustered.mean(arm.cells(split)) for split in splits_of([arm])}
         for measure, found in measures.items():
             numbers = (found.value, found.low, found.high, found.n, len(arm.trials))
@@ -203,33 +262,58 @@ def to_csv(arms: Sequence[Arm]) -> str:
 
 
 def draw(arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
-    """Draws a response curve for each setting with two or more numbers, and learning against forgetting. Returns paths by caption."""
+    """Draws a response curve for each setting with two or more numbers, and learning against
+    forgetting. Returns paths by caption."""
     split = headline(splits_of(arms))
     what = f"correct on {split}" if split else "final loss, nats per token"
     drawn = {}
     for setting in arms[0].settings:
         values = [arm.settings[setting] for arm in arms]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and len(set(values)) > 1:
-            drawn[f"{what} by {setting}"] = _curve(arms, setting, split, what, folder / f"by_{setting}.png")
+        if (
+            all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+            and len(set(values)) > 1
+        ):
+            drawn[f"{what} by {setting}"] = _curve(
+                arms, setting, split, what, folder / f"by_{setting}.png"
+            )
     if split and RETENTION in splits_of(arms):
         drawn["Learning and forgetting"] = _pareto(arms, split, folder / "pareto.png")
     return drawn
 
 
 def _curve(arms: Sequence[Arm], setting: str, split: str | None, what: str, path: Path) -> Path:
-    lines: dict[str, list[tuple[float, float, float, float]]] = {}  # place, value, and how far its interval reaches down and up
+    # place, value, and how far its interval reaches down and up
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
     for arm in arms:
         found = clustered.mean(arm.cells(split)) if split else clustered.t_interval(arm.losses)
-        others = ",".join(f"{name}={shown(value)}" for name, value in arm.settings.items() if name != setting)
+        others = ",".join(
+            f"{name}={shown(value)}" for name, value in arm.settings.items() if name != setting
+        )
         if (value := found.value) is not None:
-            low, high = value if found.low is None else found.low, value if found.high is None else found.high
-            lines.setdefault(others, []).append((arm.settings[setting], value, max(value - low, 0), max(high - value, 0)))
+            low, high = (
+                value if found.low is None else found.low,
+                value if found.high is None else found.high,
+            )
+            lines.setdefault(others, []).append(
+                (arm.settings[setting], value, max(value - low, 0), max(high - value, 0))
+            )
     with matplotlib.rc_context(STYLE):
         figure = new_figure(6.0, 4.0)
         axes = figure.subplots()
-        for (name, points), (colour, marker) in zip(list(lines.items())[:_MOST_LINES], METHOD_STYLE.values(), strict=False):
+        for (name, points), (colour, marker) in zip(
+            list(lines.items())[:_MOST_LINES], METHOD_STYLE.values(), strict=False
+        ):
             x, y, below, above = map(list, zip(*sorted(points), strict=True))
-            axes.errorbar(x, y, yerr=[below, above], color=colour, marker=marker, markersize=5, elinewidth=1, label=name or what)
+            axes.errorbar(
+                x,
+                y,
+                yerr=[below, above],
+                color=colour,
+                marker=marker,
+                markersize=5,
+                elinewidth=1,
+                label=name or what,
+            )
         ticks = sorted({arm.settings[setting] for arm in arms})
         if min(ticks) > 0:
             axes.set_xscale("log")
@@ -238,21 +322,38 @@ def _curve(arms: Sequence[Arm], setting: str, split: str | None, what: str, path
         axes.set_xlabel(setting)
         axes.set_ylabel(what)
         if len(lines) > 1:
-            left_out = f" ({len(lines) - _MOST_LINES} more are not drawn)" if len(lines) > _MOST_LINES else ""
+            left_out = (
+                f" ({len(lines) - _MOST_LINES} more are not drawn)"
+                if len(lines) > _MOST_LINES
+                else ""
+            )
             axes.legend(fontsize=7, title=f"of {len(lines)}{left_out}" if left_out else None)
         return save_figure(figure, path)
 
 
 def _pareto(arms: Sequence[Arm], split: str, path: Path) -> Path:
-    """Draws what each arm learned against what it kept; arms that no other beats in both are named."""
-    found = [(clustered.mean_of(arm.cells(split)), clustered.mean_of(arm.cells(RETENTION)), arm.name) for arm in arms]
+    """Draws what each arm learned against what it kept; arms that no other beats in both are
+    named."""
+    found = [
+        (clustered.mean_of(arm.cells(split)), clustered.mean_of(arm.cells(RETENTION)), arm.name)
+        for arm in arms
+    ]
     points = [(x, y, name) for x, y, name in found if x is not None and y is not None]
-    front = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
+    front = [
+        p
+        for p in points
+        if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)
+    ]
     with matplotlib.rc_context(STYLE):
         figure = new_figure(6.0, 4.0)
         axes = figure.subplots()
         axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], color="0.6", s=16)
-        axes.scatter([x for x, _, _ in front], [y for _, y, _ in front], color=next(iter(METHOD_STYLE.values()))[0], s=24)
+        axes.scatter(
+            [x for x, _, _ in front],
+            [y for _, y, _ in front],
+            color=next(iter(METHOD_STYLE.values()))[0],
+            s=24,
+        )
         for x, y, name in front[:_MOST_LINES]:
             axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
         axes.set_xlabel(f"learned: correct on {split}")

@@ -1,7 +1,8 @@
 """Means and differences of arms that ran with several seeds, on questions that belong to subjects.
 
-Questions about one subject are learned or missed together, and so are the answers of one training. So nothing here treats questions as
-independent draws: intervals resample whole subjects and whole seeds, and tests flip the signs of whole subjects.
+Questions about one subject are learned or missed together, and so are the answers of one training.
+So nothing here treats questions as independent draws: intervals resample whole subjects and whole
+seeds, and tests flip the signs of whole subjects.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Cells:
     """Scores of one arm by seed and subject.
 
     Attributes:
-      seeds, subjects: names of the S rows and C columns. A subject that two seeds ask different questions about is two subjects.
+      seeds, subjects: names of the S rows and C columns. A subject that two seeds ask different
+        questions about is two subjects.
       sum_SxC, count_SxC: sum of scores in [0, 1], and number of questions.
       asked: the questions of each seed, by which arms are paired.
     """
@@ -49,9 +51,11 @@ class Difference:
 
     Attributes:
       difference: its mean with the 95% interval, over seeds and subjects. `n` counts subjects.
-      p_value: of the sign-flip test over subjects, seeds as they are; `p_holm` after Holm's correction.
+      p_value: of the sign-flip test over subjects, seeds as they are; `p_holm` after Holm's
+        correction.
       smallest: the smallest true difference that a study of this size finds with a power of 80%.
-      verdict: `greater`, `less`, `equivalent` (the 90% interval lies within the margin: two one-sided tests) or `undecided`.
+      verdict: `greater`, `less`, `equivalent` (the 90% interval lies within the margin: two
+        one-sided tests) or `undecided`.
     """
 
     difference: Interval
@@ -62,7 +66,8 @@ class Difference:
 
 
 def subject_of(prediction: Prediction) -> str:
-    """Names what a question is about: its subject, else its gold passages, else the question alone."""
+    """Names what a question is about: its subject, else its gold passages, else the question
+    alone."""
     return prediction.subject or " ".join(prediction.gold_passages) or prediction.id
 
 
@@ -73,7 +78,8 @@ def cells(trials: Mapping[int, Sequence[Prediction]]) -> Cells:
     for seed in seeds:
         for p in trials[seed]:
             texts.setdefault(p.id, set()).add(p.question)
-    crossed = all(len(asked) == 1 for asked in texts.values())  # a corpus made from the seed asks other things under the same ids
+    # a corpus made from the seed asks other things under the same ids
+    crossed = all(len(asked) == 1 for asked in texts.values())
     columns: dict[str, int] = {}
     entries = []
     for row, seed in enumerate(seeds):
@@ -89,7 +95,8 @@ def cells(trials: Mapping[int, Sequence[Prediction]]) -> Cells:
 
 
 def one_seed(values: Sequence[float], subjects: Sequence[str]) -> Cells:
-    """Sums values of one run by subject. Raises `ValueError` for another number of subjects than of values."""
+    """Sums values of one run by subject. Raises `ValueError` for another number of subjects than of
+    values."""
     if len(values) != len(subjects):
         raise ValueError(f"{len(values)} values for {len(subjects)} subjects; give one for each")
     columns = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
@@ -97,22 +104,32 @@ def one_seed(values: Sequence[float], subjects: Sequence[str]) -> Cells:
     for value, subject in zip(values, subjects, strict=True):
         sum_SxC[0, columns[subject]] += value
         count_SxC[0, columns[subject]] += 1
-    return Cells((0,), tuple(columns), sum_SxC, count_SxC, (frozenset((str(i), subject) for i, subject in enumerate(subjects)),))
+    return Cells(
+        (0,),
+        tuple(columns),
+        sum_SxC,
+        count_SxC,
+        (frozenset((str(i), subject) for i, subject in enumerate(subjects)),),
+    )
 
 
 def mean(arm: Cells) -> Interval:
-    """Mean score over all seeds and questions, with the 95% interval over seeds and subjects; `n` counts subjects.
+    """Mean score over all seeds and questions, with the 95% interval over seeds and subjects; `n`
+    counts subjects.
 
-    One seed and one question a subject: Wilson's interval. Scores that are all the same: Wilson's for that many subjects, since a
-    bootstrap would see no variance. Else a bootstrap that draws seeds and subjects anew (Owen 2007, "The pigeonhole bootstrap"), 2.5th
-    to 97.5th percentile. One subject alone has no interval. With two or three seeds it says little about the variance between seeds.
+    One seed and one question a subject: Wilson's interval. Scores that are all the same: Wilson's
+    for that many subjects, since a bootstrap would see no variance. Else a bootstrap that draws
+    seeds and subjects anew (Owen 2007, "The pigeonhole bootstrap"), 2.5th to 97.5th percentile. One
+    subject alone has no interval. With two or three seeds it says little about the variance between
+    seeds.
     """
     total, n, C = float(arm.sum_SxC.sum()), float(arm.count_SxC.sum()), len(arm.subjects)
     if n == 0:
         return Interval(None, None, None, 0)
     value = total / n
     asked = arm.count_SxC > 0
-    is_score = bool(((arm.sum_SxC >= 0) & (arm.sum_SxC <= arm.count_SxC))[asked].all())  # else a count, of tokens for instance
+    # else a count, of tokens for instance
+    is_score = bool(((arm.sum_SxC >= 0) & (arm.sum_SxC <= arm.count_SxC))[asked].all())
     if is_score and (value in (0.0, 1.0) or (len(arm.seeds) == 1 and arm.count_SxC.max() == 1)):
         return dataclasses.replace(wilson(value * C, C), value=value)
     if C == 1:
@@ -122,7 +139,9 @@ def mean(arm: Cells) -> Interval:
     return Interval(value, float(low), float(high), C)
 
 
-def compare(pairs: Sequence[tuple[Cells, Cells]], *, margin: float = MARGIN, alpha: float = ALPHA) -> list[Difference]:
+def compare(
+    pairs: Sequence[tuple[Cells, Cells]], *, margin: float = MARGIN, alpha: float = ALPHA
+) -> list[Difference]:
     """Compares each pair of arms; Holm's correction is over all of them.
 
     Raises:
@@ -135,13 +154,18 @@ def compare(pairs: Sequence[tuple[Cells, Cells]], *, margin: float = MARGIN, alp
         if p_holm < alpha:
             verdict = "greater" if (interval.value or 0.0) > 0 else "less"
         else:
-            verdict = "equivalent" if inner is not None and -margin < inner[0] and inner[1] < margin else "undecided"
+            verdict = (
+                "equivalent"
+                if inner is not None and -margin < inner[0] and inner[1] < margin
+                else "undecided"
+            )
         compared.append(Difference(interval, p_value, p_holm, smallest, verdict))
     return compared
 
 
 def groups(arms: Sequence[Cells], *, alpha: float = ALPHA) -> list[str]:
-    """Gives letters to arms: two that share one cannot be separated (sign-flip tests of all pairs, Holm). `a` holds the best arm.
+    """Gives letters to arms: two that share one cannot be separated (sign-flip tests of all pairs,
+    Holm). `a` holds the best arm.
 
     A letter covers neighbours in the order of means, none of which differs from another.
     """
@@ -152,7 +176,9 @@ def groups(arms: Sequence[Cells], *, alpha: float = ALPHA) -> list[str]:
     spans: list[tuple[int, int]] = []
     for first in range(len(order)):
         last = first
-        while last + 1 < len(order) and all((i, last + 1) not in differ for i in range(first, last + 1)):
+        while last + 1 < len(order) and all(
+            (i, last + 1) not in differ for i in range(first, last + 1)
+        ):
             last += 1
         if not spans or last > spans[-1][1]:
             spans.append((first, last))
@@ -170,7 +196,8 @@ def mean_of(arm: Cells) -> float | None:
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean of a number that each seed has one of, with Student's 95% interval. One value alone has no interval."""
+    """Mean of a number that each seed has one of, with Student's 95% interval. One value alone has
+    no interval."""
     values_N = np.asarray(values, float)
     n = values_N.size
     if n == 0:
@@ -182,17 +209,29 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(value, value - half, value + half, n)
 
 
-def _difference(a: Cells, b: Cells) -> tuple[Interval, float, float | None, tuple[float, float] | None]:
-    """Returns the difference with its interval, the p-value, the smallest difference to be found, and the 90% interval."""
+def _difference(
+    a: Cells, b: Cells
+) -> tuple[Interval, float, float | None, tuple[float, float] | None]:
+    """Returns the difference with its interval, the p-value, the smallest difference to be found,
+    and the 90% interval."""
     shared = [seed for seed in a.seeds if seed in b.seeds]
     if not shared:
         raise ValueError("a paired comparison needs arms that share a seed")
-    rows_a, rows_b = [a.seeds.index(seed) for seed in shared], [b.seeds.index(seed) for seed in shared]
+    rows_a, rows_b = (
+        [a.seeds.index(seed) for seed in shared],
+        [b.seeds.index(seed) for seed in shared],
+    )
     if any(a.asked[i] != b.asked[j] for i, j in zip(rows_a, rows_b, strict=True)):
         raise ValueError("a paired comparison needs arms that were asked the same questions")
-    columns_b = [b.subjects.index(name) for name in a.subjects] if set(a.subjects) <= set(b.subjects) else None
+    columns_b = (
+        [b.subjects.index(name) for name in a.subjects]
+        if set(a.subjects) <= set(b.subjects)
+        else None
+    )
     if columns_b is None:
-        raise ValueError("a paired comparison needs arms whose questions are about the same subjects")
+        raise ValueError(
+            "a paired comparison needs arms whose questions are about the same subjects"
+        )
     difference_SxC = a.sum_SxC[rows_a] - b.sum_SxC[rows_b][:, columns_b]
     count_SxC = a.count_SxC[rows_a]
     kept = count_SxC.sum(0) > 0
@@ -203,7 +242,8 @@ def _difference(a: Cells, b: Cells) -> tuple[Interval, float, float | None, tupl
         return Interval(value, None, None, 1), p_value, None, None
     means_K = _resampled(difference_SxC, count_SxC)
     spread = float(means_K.std())
-    if spread == 0:  # no variance was seen, which is no proof that there is none: so many subjects may differ unseen
+    # no variance was seen, which is no proof that there is none: so many subjects may differ unseen
+    if spread == 0:
         unseen, inner = (1 - tail ** (1 / C) for tail in (0.025, 0.05))
         within = Interval(value, max(value - unseen, -1.0), min(value + unseen, 1.0), C)
         return within, p_value, None, (value - inner, value + inner)

@@ -1,4 +1,5 @@
-"""Tables of a comparison's results.json: rows are methods in the same order throughout, cells carry their error, headers their unit."""
+"""Tables of a comparison's results.json: rows are methods in the same order throughout, cells carry
+their error, headers their unit."""
 
 from __future__ import annotations
 
@@ -24,16 +25,28 @@ COMPARABLE = {  # by the verdict on the accuracies of a trained and a retrieving
 def quality_table(results: Mapping[str, Any]) -> Table:
     """Tabulates what each method learnt and what it forgot."""
     splits = splits_of(results)
-    columns: list[Column] = [(f"{split} %{_n(results, split)}", _percent_of(split)) for split in splits if split != RETENTION]
+    columns: list[Column] = [
+        (f"{split} %{_n(results, split)}", _percent_of(split))
+        for split in splits
+        if split != RETENTION
+    ]
     if (first := headline(splits)) is not None:
-        # Containment also counts an answer that goes on past the right one: the stricter scores stand beside the headline.
+        # Containment also counts an answer that goes on past the right one: the stricter scores
+        # stand beside the headline.
         columns.insert(1, ("EM / F1 %", lambda method: _matches(method["quality"], first)))
     if RETENTION in splits:
         columns.append((f"{RETENTION} %{_n(results, RETENTION)}", _percent_of(RETENTION)))
     if _has(results, f"{RETENTION}_change"):
-        columns.append(("change, points", lambda method: percent(method["quality"].get(f"{RETENTION}_change"), signed=True)))
+        columns.append(
+            (
+                "change, points",
+                lambda method: percent(method["quality"].get(f"{RETENTION}_change"), signed=True),
+            )
+        )
     if _has(results, "perplexity_ratio"):
-        columns.append(("perplexity / base", lambda method: ratio(method["quality"].get("perplexity_ratio"))))
+        columns.append(
+            ("perplexity / base", lambda method: ratio(method["quality"].get("perplexity_ratio")))
+        )
     meaning = {
         "untrained": "untrained (the headline): subjects of which only documents were trained, no questions",
         "paraphrase": "paraphrase: facts whose questions were trained, in unseen wording",
@@ -53,22 +66,46 @@ def quality_table(results: Mapping[str, Any]) -> Table:
 
 def _matches(quality: Mapping[str, Any], split: str) -> str:
     found = [quality.get(f"{split}_{metric}") for metric in ("exact_match", "f1")]
-    return NONE if None in found else " / ".join(percent({**interval, "low": None}) for interval in found if interval is not None)
+    return (
+        NONE
+        if None in found
+        else " / ".join(
+            percent({**interval, "low": None}) for interval in found if interval is not None
+        )
+    )
 
 
 def matches_table(results: Mapping[str, Any]) -> Table:
     """Exact match and F1 of each split."""
     names = (("exact_match", "EM"), ("f1", "F1"))
-    columns = [(f"{split} {label} %", _percent_of(f"{split}_{key}")) for split in splits_of(results) for key, label in names]
-    return _method_table("Exact match and F1", results, columns, ["SQuAD's exact match (EM) and token F1 on the reply's first line."])
+    columns = [
+        (f"{split} {label} %", _percent_of(f"{split}_{key}"))
+        for split in splits_of(results)
+        for key, label in names
+    ]
+    return _method_table(
+        "Exact match and F1",
+        results,
+        columns,
+        ["SQuAD's exact match (EM) and token F1 on the reply's first line."],
+    )
 
 
 def retrieval_table(results: Mapping[str, Any]) -> Table:
     """Retrieval by itself, and perplexity on held-out text."""
     names = (("recall_at_k", "recall@k"), ("mrr", "MRR"))
-    columns: list[Column] = [(f"{label} %{_n(results, key)}", _percent_of(key)) for key, label in names if _has(results, key)]
+    columns: list[Column] = [
+        (f"{label} %{_n(results, key)}", _percent_of(key))
+        for key, label in names
+        if _has(results, key)
+    ]
     if _has(results, "perplexity"):
-        columns.append((f"perplexity{_n(results, 'perplexity')}", lambda method: ratio(method["quality"].get("perplexity"))))
+        columns.append(
+            (
+                f"perplexity{_n(results, 'perplexity')}",
+                lambda method: ratio(method["quality"].get("perplexity")),
+            )
+        )
     notes = [
         "Recall@k: a gold passage is in the prompt. MRR: mean reciprocal rank of the first gold passage. "
         "Perplexity: exp of the mean negative log-likelihood per token of held-out texts."
@@ -98,8 +135,14 @@ def learning_cost_table(results: Mapping[str, Any]) -> Table:
 
 def query_cost_table(results: Mapping[str, Any]) -> Table:
     """Tabulates the cost of each method per query, with the latency of its stages."""
-    present = {stage for method in results["methods"].values() for stage in method["cost"]["latency_seconds"]}
-    stages = [stage for stage in (TOTAL, *STAGES, OTHER) if stage in present] + sorted(present - {TOTAL, *STAGES, OTHER})
+    present = {
+        stage
+        for method in results["methods"].values()
+        for stage in method["cost"]["latency_seconds"]
+    }
+    stages = [stage for stage in (TOTAL, *STAGES, OTHER) if stage in present] + sorted(
+        present - {TOTAL, *STAGES, OTHER}
+    )
     columns: list[Column] = [
         ("LLM calls", lambda m: number(m["cost"]["llm_calls_per_query"])),
         ("prompt tokens", lambda m: number(m["cost"]["llm_tokens_per_query"]["prompt"])),
@@ -119,21 +162,42 @@ def query_cost_table(results: Mapping[str, Any]) -> Table:
 
 
 def break_even_table(results: Mapping[str, Any]) -> Table | None:
-    """Shows after how many queries training has been cheaper than retrieval, and on which questions the two are comparable.
+    """Shows after how many queries training has been cheaper than retrieval, and on which questions
+    the two are comparable.
 
-    A row for each split of each pair of a trained and a retrieving method. The counts of queries stand in the pair's first row.
+    A row for each split of each pair of a trained and a retrieving method. The counts of queries
+    stand in the pair's first row.
     """
     if not results["break_even"]:
         return None
     rows = []
     for pair in results["break_even"]:
-        queries = [_queries(pair, key) for key in ("queries_rule", "queries_flops", "queries_seconds")]
+        queries = [
+            _queries(pair, key) for key in ("queries_rule", "queries_flops", "queries_seconds")
+        ]
         lead = (f"{pair['trained']} vs {pair['retrieval']}", *queries)
         for split, accuracy in pair["accuracy"].items():
             difference = percent(accuracy["difference"], signed=True)
-            rows.append((*lead, split, difference, _p_value(accuracy["p_value"]), COMPARABLE[accuracy["verdict"]]))
+            rows.append(
+                (
+                    *lead,
+                    split,
+                    difference,
+                    _p_value(accuracy["p_value"]),
+                    COMPARABLE[accuracy["verdict"]],
+                )
+            )
             lead = ("", "", "", "")
-    headers = ("pair", "rule of thumb", "FLOPs", "seconds", "questions", "accuracy, points", "p", "comparable")
+    headers = (
+        "pair",
+        "rule of thumb",
+        "FLOPs",
+        "seconds",
+        "questions",
+        "accuracy, points",
+        "p",
+        "comparable",
+    )
     notes = (
         "Queries after which training once has cost less than retrieving each time. Rule of thumb: 3 D / (k L) for full, "
         "2 D / (k L) for LoRA (D training tokens, k L retrieved tokens a query). Never: a query saves nothing. "
@@ -144,23 +208,43 @@ def break_even_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def error_budget_table(results: Mapping[str, Any]) -> Table:
-    """Tabulates the sources of right answers and the causes of wrong ones for each method, in percent of the knowledge questions."""
+    """Tabulates the sources of right answers and the causes of wrong ones for each method, in
+    percent of the knowledge questions."""
     budgets = results["error_budget"]
     causes = [cause for cause in CAUSES if any(cause in budget for budget in budgets.values())]
     rows = [
-        (name, str(next(iter(budget.values()))["n"]), *(percent(budget.get(cause)) for cause in causes)) for name, budget in budgets.items()
+        (
+            name,
+            str(next(iter(budget.values()))["n"]),
+            *(percent(budget.get(cause)) for cause in causes),
+        )
+        for name, budget in budgets.items()
     ]
-    notes = ("Each question has one cause: " + "; ".join(f"{cause}: {CAUSES[cause]}" for cause in causes) + ".",)
-    return Table("Error budget, % of knowledge questions", ("method", "n", *causes), tuple(rows), notes)
+    notes = (
+        "Each question has one cause: "
+        + "; ".join(f"{cause}: {CAUSES[cause]}" for cause in causes)
+        + ".",
+    )
+    return Table(
+        "Error budget, % of knowledge questions", ("method", "n", *causes), tuple(rows), notes
+    )
 
 
 def pairwise_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Shows paired differences between all methods, row minus column: a table for each split, the headline first."""
+    """Shows paired differences between all methods, row minus column: a table for each split, the
+    headline first."""
     splits = dict.fromkeys(pair["split"] for pair in results["comparisons"])
-    return [_pairwise_table(split, [pair for pair in results["comparisons"] if pair["split"] == split], results) for split in splits]
+    return [
+        _pairwise_table(
+            split, [pair for pair in results["comparisons"] if pair["split"] == split], results
+        )
+        for split in splits
+    ]
 
 
-def _pairwise_table(split: str, pairs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> Table:
+def _pairwise_table(
+    split: str, pairs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
+) -> Table:
     names = list(results["methods"])
     cells = {(a, a): "" for a in names}
     for pair in pairs:
@@ -168,19 +252,32 @@ def _pairwise_table(split: str, pairs: Sequence[Mapping[str, Any]], results: Map
         for a, b, sign in ((pair["a"], pair["b"], 1), (pair["b"], pair["a"], -1)):
             cells[a, b] = NONE if value is None else f"{100 * sign * value or 0.0:+.1f}{mark}"
     rows = tuple((a, *(cells[a, b] for b in names)) for a in names)
-    notes = (f"Row minus column, in points. *: p < {ALPHA} in McNemar's exact test after Holm's correction for {len(pairs)} comparisons.",)
+    notes = (
+        f"Row minus column, in points. *: p < {ALPHA} in McNemar's exact test after Holm's correction for {len(pairs)} comparisons.",
+    )
     return Table(f"Who is better on {split}", ("", *names), rows, notes)
 
 
 def main_tables(results: Mapping[str, Any]) -> list[Table]:
     """The tables for the terminal, top to bottom."""
-    tables = (quality_table, learning_cost_table, query_cost_table, error_budget_table, break_even_table)
+    tables = (
+        quality_table,
+        learning_cost_table,
+        query_cost_table,
+        error_budget_table,
+        break_even_table,
+    )
     return [table for make in tables if (table := make(results)) is not None]
 
 
 def all_tables(results: Mapping[str, Any]) -> list[Table]:
     """The tables for table.md and the report."""
-    return [*main_tables(results), matches_table(results), retrieval_table(results), *pairwise_tables(results)]
+    return [
+        *main_tables(results),
+        matches_table(results),
+        retrieval_table(results),
+        *pairwise_tables(results),
+    ]
 
 
 def footer(results: Mapping[str, Any]) -> list[str]:
@@ -189,23 +286,42 @@ def footer(results: Mapping[str, Any]) -> list[str]:
 
 
 def setting(results: Mapping[str, Any]) -> list[str]:
-    """Lists the setting of a run: the machine with its versions, and the corpus, model, numeric type and seed."""
+    """Lists the setting of a run: the machine with its versions, and the corpus, model, numeric
+    type and seed."""
     environment, config = results["environment"], results["config"]
     cores = f"{environment['cores']} cores" if environment.get("cores") else None
     packages = environment.get("packages") or {}
     versions = [f"{name} {packages[name]}" for name in ("jax", "flax") if packages.get(name)]
-    machine = [str(part) for part in (environment.get("device"), environment.get("processor"), cores, *versions) if part]
-    run = [f"{key} {config[key]}" for key in ("corpus", "model", "profile", "dtype", "seed") if key in config]
+    machine = [
+        str(part)
+        for part in (environment.get("device"), environment.get("processor"), cores, *versions)
+        if part
+    ]
+    run = [
+        f"{key} {config[key]}"
+        for key in ("corpus", "model", "profile", "dtype", "seed")
+        if key in config
+    ]
     return [", ".join(parts) for parts in (machine, run) if parts]
 
 
-_CODE = {"git_sha": "commit", "git_dirty": "uncommitted changes:", "weights": "weights", "processor": "processor", "python": "Python"}
+_CODE = {
+    "git_sha": "commit",
+    "git_dirty": "uncommitted changes:",
+    "weights": "weights",
+    "processor": "processor",
+    "python": "Python",
+}
 
 
 def method_notes(results: Mapping[str, Any]) -> list[str]:
     """Lists the notes of the methods."""
-    notes = [f"{name}: {method['note']}" for name, method in results["methods"].items() if method["note"]]
-    if cut := {name: n for name, method in results["methods"].items() if (n := method.get("replies_cut"))}:
+    notes = [
+        f"{name}: {method['note']}" for name, method in results["methods"].items() if method["note"]
+    ]
+    if cut := {
+        name: n for name, method in results["methods"].items() if (n := method.get("replies_cut"))
+    }:
         of_methods = ", ".join(f"{name} {n}" for name, n in cut.items())
         limit = results["config"].get("max_new_tokens")
         notes.append(f"replies cut at --max_new_tokens={limit} before they ended: {of_methods}")
@@ -213,7 +329,8 @@ def method_notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def _computed_otherwise(results: Mapping[str, Any]) -> dict[str, str]:
-    """Notes arms of an earlier start that were computed by other code, on another machine or from other weights."""
+    """Notes arms of an earlier start that were computed by other code, on another machine or from
+    other weights."""
     now, told = results["environment"], {}
     for name, method in results["methods"].items():
         if (then := method.get("environment")) is None:
@@ -221,23 +338,36 @@ def _computed_otherwise(results: Mapping[str, Any]) -> dict[str, str]:
         differing = {key: then.get(key) for key in _CODE if then.get(key) != now.get(key)}
         packages = then.get("packages") or {}
         differing |= {
-            package: packages.get(package) for package, version in (now.get("packages") or {}).items() if packages.get(package) != version
+            package: packages.get(package)
+            for package, version in (now.get("packages") or {}).items()
+            if packages.get(package) != version
         }
         if not then:
             told[name] = "computed by an earlier start, of which nothing is recorded"
         elif differing:
-            told[name] = "computed by an earlier start with " + ", ".join(f"{_CODE.get(k, k)} {v}" for k, v in differing.items())
+            told[name] = "computed by an earlier start with " + ", ".join(
+                f"{_CODE.get(k, k)} {v}" for k, v in differing.items()
+            )
     return told
 
 
-def _method_table(title: str, results: Mapping[str, Any], columns: Sequence[Column], notes: Sequence[str]) -> Table:
-    rows = [(name, *(cell(method) for _, cell in columns)) for name, method in results["methods"].items()]
+def _method_table(
+    title: str, results: Mapping[str, Any], columns: Sequence[Column], notes: Sequence[str]
+) -> Table:
+    rows = [
+        (name, *(cell(method) for _, cell in columns))
+        for name, method in results["methods"].items()
+    ]
     rows += [(name, *(PENDING for _ in columns)) for name in results["pending"]]
     return Table(title, ("method", *(header for header, _ in columns)), tuple(rows), tuple(notes))
 
 
 def _n(results: Mapping[str, Any], key: str) -> str:
-    counts = {method["quality"][key]["n"] for method in results["methods"].values() if key in method["quality"]}
+    counts = {
+        method["quality"][key]["n"]
+        for method in results["methods"].values()
+        if key in method["quality"]
+    }
     return f" (n={counts.pop()})" if len(counts) == 1 else ""
 
 
@@ -250,13 +380,19 @@ def _percent_of(key: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def _scaled(key: str, unit: float) -> Callable[[Mapping[str, Any]], str]:
-    return lambda method: number(None if method["cost"][key] is None else method["cost"][key] / unit)
+    return lambda method: number(
+        None if method["cost"][key] is None else method["cost"][key] / unit
+    )
 
 
 def _latency_of(stage: str) -> Callable[[Mapping[str, Any]], str]:
     def cell(method: Mapping[str, Any]) -> str:
         seconds = method["cost"]["latency_seconds"].get(stage)
-        return NONE if seconds is None else f"{number(1e3 * seconds['p50'])} / {number(1e3 * seconds['p95'])}"
+        return (
+            NONE
+            if seconds is None
+            else f"{number(1e3 * seconds['p50'])} / {number(1e3 * seconds['p95'])}"
+        )
 
     return cell
 

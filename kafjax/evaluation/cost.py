@@ -1,8 +1,10 @@
-"""The bill: what a method costs to learn, to keep and to ask. Formulas here take plain numbers; the clock and XLA give the rest.
+"""The bill: what a method costs to learn, to keep and to ask. Formulas here take plain numbers; the
+clock and XLA give the rest.
 
-FLOPs count multiplications and additions (2 per multiply-add) of the matrix products that the mathematics needs: causal
-attention counts only what a token may see, and recomputation (remat) is not counted. Norms, activations and the optimizer
-are left out (well under 1%). `N` below is the number of block matmul weights.
+FLOPs count multiplications and additions (2 per multiply-add) of the matrix products that the
+mathematics needs: causal attention counts only what a token may see, and recomputation (remat) is
+not counted. Norms, activations and the optimizer are left out (well under 1%). `N` below is the
+number of block matmul weights.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ OTHER = "other"
 
 @dataclasses.dataclass(frozen=True)
 class TokensPerQuery:
-    """Mean LLM tokens of one query over all its calls. `cached` of the `prompt` tokens came from a prefix computed once."""
+    """Mean LLM tokens of one query over all its calls. `cached` of the `prompt` tokens came from a
+    prefix computed once."""
 
     prompt: float = 0.0
     cached: float = 0.0
@@ -31,10 +34,12 @@ class TokensPerQuery:
 class Cost:
     """One method's bill for one corpus. None means not measured; zero means it costs nothing.
 
-    `train_tokens` counts every pass over the data. `train_flops_formula` is this module's, `train_flops_measured` XLA's
-    `cost_analysis` of the compiled step times the steps run. `artifact_bytes` is what must be kept for this corpus beside
-    the base model: weights or adapter, or the index with its text. `peak_memory_bytes` is the highest of learning and answering.
-    `adapter_only` says that the base model's weights stay as they are. `latency_seconds` is `latency_summary`'s.
+    `train_tokens` counts every pass over the data. `train_flops_formula` is this module's,
+    `train_flops_measured` XLA's `cost_analysis` of the compiled step times the steps run.
+    `artifact_bytes` is what must be kept for this corpus beside the base model: weights or adapter,
+    or the index with its text. `peak_memory_bytes` is the highest of learning and answering.
+    `adapter_only` says that the base model's weights stay as they are. `latency_seconds` is
+    `latency_summary`'s.
     """
 
     trainable_parameters: int = 0
@@ -61,9 +66,9 @@ class Cost:
 class DecoderShape:
     """A decoder in the numbers that its FLOPs depend on.
 
-    `block_params`: matmul weights of all blocks together (attention and MLP projections; no embedding, no norms).
-    Of `layers`, `sliding_layers` see only the last `window` tokens. The others' heads are of size `full_head_dim`, or of
-    `head_dim`, too, where that is 0.
+    `block_params`: matmul weights of all blocks together (attention and MLP projections; no
+    embedding, no norms). Of `layers`, `sliding_layers` see only the last `window` tokens. The
+    others' heads are of size `full_head_dim`, or of `head_dim`, too, where that is 0.
     """
 
     block_params: int
@@ -79,13 +84,17 @@ class DecoderShape:
     @property
     def head_dims(self) -> int:
         """Sizes of a head in all layers together."""
-        return self.sliding_layers * self.head_dim + (self.layers - self.sliding_layers) * (self.full_head_dim or self.head_dim)
+        return self.sliding_layers * self.head_dim + (self.layers - self.sliding_layers) * (
+            self.full_head_dim or self.head_dim
+        )
 
 
 def attention_flops(shape: DecoderShape, length: int, start: int = 0) -> int:
-    """FLOPs of the scores and the weighted values, forward, for positions `start .. length - 1` of one sequence.
+    """FLOPs of the scores and the weighted values, forward, for positions `start .. length - 1` of
+    one sequence.
 
-    A token at position t sees t + 1 tokens (at most the window), at 4 * heads * head_dim FLOPs each.
+    A token at position t sees t + 1 tokens (at most the window), at 4 * heads * head_dim FLOPs
+    each.
     """
     full = _seen(length, length) - _seen(start, length)
     sliding = _seen(length, shape.window) - _seen(start, shape.window)
@@ -99,32 +108,54 @@ def _seen(length: int, window: int) -> int:
     return ramp * (ramp + 1) // 2 + max(length - window, 0) * window
 
 
-def train_flops_full(shape: DecoderShape, tokens: int, loss_tokens: int, length: int, *, embedding_trained: bool) -> float:
-    """FLOPs of full fine-tuning on `tokens` tokens in sequences of `length`, with logits at `loss_tokens` of them.
+def train_flops_full(
+    shape: DecoderShape, tokens: int, loss_tokens: int, length: int, *, embedding_trained: bool
+) -> float:
+    """FLOPs of full fine-tuning on `tokens` tokens in sequences of `length`, with logits at
+    `loss_tokens` of them.
 
-    6N a token (forward 2N, gradient of the activations 2N, of the weights 2N; Kaplan et al. 2020) and three times the forward
-    attention. The tied head costs 6 * d_model * vocab a loss token, 4 if the embedding is frozen (no weight gradient).
+    6N a token (forward 2N, gradient of the activations 2N, of the weights 2N; Kaplan et al. 2020)
+    and three times the forward attention. The tied head costs 6 * d_model * vocab a loss token, 4
+    if the embedding is frozen (no weight gradient).
     """
     head = (6 if embedding_trained else 4) * shape.d_model * shape.vocab * loss_tokens
-    return 6 * shape.block_params * tokens + 3 * attention_flops(shape, length) * tokens / length + head
+    return (
+        6 * shape.block_params * tokens
+        + 3 * attention_flops(shape, length) * tokens / length
+        + head
+    )
 
 
-def train_flops_lora(shape: DecoderShape, tokens: int, loss_tokens: int, length: int, *, adapter_params: int) -> float:
-    """FLOPs of LoRA training: 4N a token (no gradient of the frozen weights), 6 an adapter parameter, head and attention as in full.
+def train_flops_lora(
+    shape: DecoderShape, tokens: int, loss_tokens: int, length: int, *, adapter_params: int
+) -> float:
+    """FLOPs of LoRA training: 4N a token (no gradient of the frozen weights), 6 an adapter
+    parameter, head and attention as in full.
 
     An upper bound where the lowest layers have no adapter: no gradient has to reach them.
     """
     head = 4 * shape.d_model * shape.vocab * loss_tokens
-    return (4 * shape.block_params + 6 * adapter_params) * tokens + 3 * attention_flops(shape, length) * tokens / length + head
+    return (
+        (4 * shape.block_params + 6 * adapter_params) * tokens
+        + 3 * attention_flops(shape, length) * tokens / length
+        + head
+    )
 
 
 def query_flops(
-    shape: DecoderShape, prompt_tokens: float, output_tokens: float, cached_tokens: float = 0, calls: float = 1, adapter_params: int = 0
+    shape: DecoderShape,
+    prompt_tokens: float,
+    output_tokens: float,
+    cached_tokens: float = 0,
+    calls: float = 1,
+    adapter_params: int = 0,
 ) -> float:
-    """Forward FLOPs of one query; token counts are sums over its `calls`, as in `Prediction`, and may be means.
+    """Forward FLOPs of one query; token counts are sums over its `calls`, as in `Prediction`, and
+    may be means.
 
-    Prompt tokens that are not cached and every output token but the last of each call go through the blocks at 2N (and 2 an
-    unmerged adapter parameter); each output token needs one row of logits. Attention takes the calls as equally long.
+    Prompt tokens that are not cached and every output token but the last of each call go through
+    the blocks at 2N (and 2 an unmerged adapter parameter); each output token needs one row of
+    logits. Attention takes the calls as equally long.
     """
     if calls == 0:
         return 0.0
@@ -132,11 +163,18 @@ def query_flops(
     start = round(cached_tokens / calls)
     end = round((prompt_tokens + max(output_tokens - calls, 0)) / calls)
     blocks = 2 * (shape.block_params + adapter_params) * processed
-    return blocks + attention_flops(shape, end, start) * calls + 2 * shape.d_model * shape.vocab * output_tokens
+    return (
+        blocks
+        + attention_flops(shape, end, start) * calls
+        + 2 * shape.d_model * shape.vocab * output_tokens
+    )
 
 
-def encoder_flops(block_params: int, layers: int, d_model: int, tokens: float, length: float) -> float:
-    """Forward FLOPs of a bidirectional encoder on `tokens` tokens in texts of `length`: 2N + 4 * layers * d_model * length a token."""
+def encoder_flops(
+    block_params: int, layers: int, d_model: int, tokens: float, length: float
+) -> float:
+    """Forward FLOPs of a bidirectional encoder on `tokens` tokens in texts of `length`: 2N + 4 *
+    layers * d_model * length a token."""
     return tokens * (2 * block_params + 4 * layers * d_model * length)
 
 
@@ -151,10 +189,12 @@ def adam_bytes(trainable_parameters: int) -> int:
 
 
 def latency_summary(stage_seconds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """`{stage: {p50, p95, mean, n}}` in seconds over queries, from one `{stage: seconds}` a query; empty for no queries.
+    """`{stage: {p50, p95, mean, n}}` in seconds over queries, from one `{stage: seconds}` a query;
+    empty for no queries.
 
-    A stage that a query lacks took it 0 s. A measured `total` is kept, and what it holds beyond the stages becomes `other`;
-    without one, the total is the sum. Only means add up: the p50s of the stages do not sum to the p50 of the total.
+    A stage that a query lacks took it 0 s. A measured `total` is kept, and what it holds beyond the
+    stages becomes `other`; without one, the total is the sum. Only means add up: the p50s of the
+    stages do not sum to the p50 of the total.
     """
     if not stage_seconds:
         return {}
@@ -162,29 +202,42 @@ def latency_summary(stage_seconds: Sequence[Mapping[str, float]]) -> dict[str, d
     names += sorted({stage for row in stage_seconds for stage in row} - {*STAGES, TOTAL})
     columns = {stage: np.array([row.get(stage, 0.0) for row in stage_seconds]) for stage in names}
     staged_N = sum(columns.values(), np.zeros(len(stage_seconds)))
-    total_N = np.array([row.get(TOTAL, staged) for row, staged in zip(stage_seconds, staged_N, strict=True)])
+    total_N = np.array(
+        [row.get(TOTAL, staged) for row, staged in zip(stage_seconds, staged_N, strict=True)]
+    )
     rest_N = np.maximum(total_N - staged_N, 0.0)
     if rest_N.any():
         columns[OTHER] = columns.get(OTHER, 0.0) + rest_N
-    return {stage: _percentiles(seconds_N) for stage, seconds_N in {TOTAL: total_N, **columns}.items()}
+    return {
+        stage: _percentiles(seconds_N) for stage, seconds_N in {TOTAL: total_N, **columns}.items()
+    }
 
 
 def _percentiles(seconds_N: np.ndarray) -> dict[str, float]:
     p50, p95 = np.percentile(seconds_N, [50, 95])
-    return {"p50": float(p50), "p95": float(p95), "mean": float(seconds_N.mean()), "n": seconds_N.size}
+    return {
+        "p50": float(p50),
+        "p95": float(p95),
+        "mean": float(seconds_N.mean()),
+        "n": seconds_N.size,
+    }
 
 
 def break_even(extra_once: float, saved_per_query: float) -> float | None:
-    """Queries after which `extra_once`, paid up front, is repaid by `saved_per_query`. None if a query saves nothing."""
+    """Queries after which `extra_once`, paid up front, is repaid by `saved_per_query`. None if a
+    query saves nothing."""
     if saved_per_query <= 0:
         return None
     return max(extra_once, 0.0) / saved_per_query
 
 
-def break_even_rule(train_tokens: float, retrieved_tokens: float, *, adapter_only: bool) -> float | None:
+def break_even_rule(
+    train_tokens: float, retrieved_tokens: float, *, adapter_only: bool
+) -> float | None:
     """Rule of thumb Q* = 3 D / (k L) for full fine-tuning, 2 D / (k L) for LoRA.
 
-    Training costs 6N (LoRA 4N) a token on `train_tokens` D, reading costs 2N a token on the `retrieved_tokens` k L that
-    retrieval adds to each prompt; N cancels. Attention, logits, adapters, embedding and search are left out.
+    Training costs 6N (LoRA 4N) a token on `train_tokens` D, reading costs 2N a token on the
+    `retrieved_tokens` k L that retrieval adds to each prompt; N cancels. Attention, logits,
+    adapters, embedding and search are left out.
     """
     return break_even((2 if adapter_only else 3) * train_tokens, retrieved_tokens)

@@ -1,4 +1,5 @@
-"""Error budget: each question of an arm is put down to exactly one cause, so the parts sum to 100%."""
+"""Error budget: each question of an arm is put down to exactly one cause, so the parts sum to
+100%."""
 
 from __future__ import annotations
 
@@ -28,16 +29,20 @@ CAUSES = {
 
 
 def retrieves(predictions: Sequence[Prediction]) -> bool:
-    """True if the arm puts passages in prompts (one that found none for a single question still retrieves)."""
+    """True if the arm puts passages in prompts (one that found none for a single question still
+    retrieves)."""
     return any(prediction.passages for prediction in predictions)
 
 
-def attribute(predictions: Sequence[Prediction], oracle: Sequence[Prediction] = ()) -> dict[str, str]:
+def attribute(
+    predictions: Sequence[Prediction], oracle: Sequence[Prediction] = ()
+) -> dict[str, str]:
     """Question id -> cause, a key of `CAUSES`, for each question of one arm.
 
-    `oracle` are predictions of the same weights with only a gold passage in the prompt; only questions that the arm got wrong
-    with a gold passage in the prompt are looked up. In a retrieving arm, questions with no known gold passage cannot be
-    attributed and are left out. Raises `ValueError` if a question occurs twice.
+    `oracle` are predictions of the same weights with only a gold passage in the prompt; only
+    questions that the arm got wrong with a gold passage in the prompt are looked up. In a
+    retrieving arm, questions with no known gold passage cannot be attributed and are left out.
+    Raises `ValueError` if a question occurs twice.
     """
     oracle_correct = _by_id(oracle)
     retrieving = retrieves(predictions)
@@ -59,14 +64,25 @@ def _cause(prediction: Prediction, retrieving: bool, oracle_correct: bool | None
     return DISTRACTOR_HARM if oracle_correct else READER_MISS
 
 
-def error_budget(predictions: Sequence[Prediction], oracle: Sequence[Prediction] = ()) -> dict[str, Interval]:
-    """Share of each cause among the attributed questions, for the causes that are possible in this arm; they sum to 1. See `attribute`."""
+def error_budget(
+    predictions: Sequence[Prediction], oracle: Sequence[Prediction] = ()
+) -> dict[str, Interval]:
+    """Share of each cause among the attributed questions, for the causes that are possible in this
+    arm; they sum to 1. See `attribute`."""
     causes = attribute(predictions, oracle)
     counts = collections.Counter(causes.values())
-    possible = {FROM_PASSAGES, FROM_WEIGHTS, RETRIEVAL_MISS} if retrieves(predictions) else {FROM_WEIGHTS, NOT_LEARNED}
+    possible = (
+        {FROM_PASSAGES, FROM_WEIGHTS, RETRIEVAL_MISS}
+        if retrieves(predictions)
+        else {FROM_WEIGHTS, NOT_LEARNED}
+    )
     if retrieves(predictions):
         possible |= {DISTRACTOR_HARM, READER_MISS} if oracle else {GOLD_UNUSED}
-    return {cause: wilson(counts[cause], len(causes)) for cause in CAUSES if cause in possible | counts.keys()}
+    return {
+        cause: wilson(counts[cause], len(causes))
+        for cause in CAUSES
+        if cause in possible | counts.keys()
+    }
 
 
 def _by_id(predictions: Sequence[Prediction]) -> dict[str, bool]:

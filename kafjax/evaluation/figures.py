@@ -1,7 +1,9 @@
-"""Figures of a run as PNG files: quality against cost, learning against forgetting, error budget, latency, training loss.
+"""Figures of a run as PNG files: quality against cost, learning against forgetting, error budget,
+latency, training loss.
 
-Drawn with matplotlib's object interface (no pyplot), so that nothing global is left open. Methods keep their colour and
-marker everywhere; colours are Okabe and Ito's, told apart with any colour vision.
+Drawn with matplotlib's object interface (no pyplot), so that nothing global is left open. Methods
+keep their colour and marker everywhere; colours are Okabe and Ito's, told apart with any colour
+vision.
 """
 
 from __future__ import annotations
@@ -36,8 +38,20 @@ METHOD_STYLE = {
     "lora+rag": ("#56b4e9", "P"),
     "full+rag": ("#e69f00", "X"),
 }
-CAUSE_COLOURS = dict(zip(CAUSES, ("#009e73", "#0072b2", "#e69f00", "#d55e00", "#cc79a7", "#f0e442", "#b3b3b3"), strict=True))
-STAGE_COLOURS = dict(zip((*STAGES, OTHER), ("#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#0072b2", "#b3b3b3"), strict=True))
+CAUSE_COLOURS = dict(
+    zip(
+        CAUSES,
+        ("#009e73", "#0072b2", "#e69f00", "#d55e00", "#cc79a7", "#f0e442", "#b3b3b3"),
+        strict=True,
+    )
+)
+STAGE_COLOURS = dict(
+    zip(
+        (*STAGES, OTHER),
+        ("#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#0072b2", "#b3b3b3"),
+        strict=True,
+    )
+)
 INK, GRID = "#333333", "#e3e3e3"
 # Any, because matplotlib types the keys as a list of all its settings.
 STYLE: dict[Any, Any] = {
@@ -63,8 +77,11 @@ STYLE: dict[Any, Any] = {
 Results = Mapping[str, Any]
 
 
-def draw_all(results: Results, folder: Path, metrics: Iterable[Mapping[str, Any]] = ()) -> dict[str, Path]:
-    """Draws every figure that the results so far allow into `folder`; returns {caption: PNG path} in reading order.
+def draw_all(
+    results: Results, folder: Path, metrics: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Path]:
+    """Draws every figure that the results so far allow into `folder`; returns {caption: PNG path}
+    in reading order.
 
     `metrics` are rows of metrics.jsonl; those with `method`, `step` and `loss` become loss curves.
     """
@@ -81,9 +98,17 @@ def draw_all(results: Results, folder: Path, metrics: Iterable[Mapping[str, Any]
             "What was learnt against what is left of what the model knew. Up and right is better.",
             lambda: learning_against_forgetting(results),
         ),
-        ("error_budget", "Where answers come from (left, right answers) and where they are lost.", lambda: error_budget_bars(results)),
+        (
+            "error_budget",
+            "Where answers come from (left, right answers) and where they are lost.",
+            lambda: error_budget_bars(results),
+        ),
         ("latency", "Mean seconds of a query by stage.", lambda: latency_bars(results)),
-        ("loss", "Training loss, smoothed, with the raw values behind.", lambda: loss_curves(metrics)),
+        (
+            "loss",
+            "Training loss, smoothed, with the raw values behind.",
+            lambda: loss_curves(metrics),
+        ),
     ]
     paths = {}
     with matplotlib.rc_context(STYLE):
@@ -95,9 +120,15 @@ def draw_all(results: Results, folder: Path, metrics: Iterable[Mapping[str, Any]
 
 
 def quality_against_cost(results: Results) -> Figure | None:
-    """Three panels over one accuracy axis: LLM tokens a query, training FLOPs, bytes to keep (logarithmic, with a place for 0)."""
+    """Three panels over one accuracy axis: LLM tokens a query, training FLOPs, bytes to keep
+    (logarithmic, with a place for 0)."""
     prices: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
-        ("LLM tokens per query", lambda cost: cost["llm_tokens_per_query"]["prompt"] + cost["llm_tokens_per_query"]["output"]),
+        (
+            "LLM tokens per query",
+            lambda cost: (
+                cost["llm_tokens_per_query"]["prompt"] + cost["llm_tokens_per_query"]["output"]
+            ),
+        ),
         ("training, TFLOP", lambda cost: cost["train_flops_formula"] / 1e12),
         ("to keep per corpus, MB", lambda cost: cost["artifact_bytes"] / 1e6),
     )
@@ -121,7 +152,8 @@ def quality_against_cost(results: Results) -> Figure | None:
 
 
 def learning_against_forgetting(results: Results) -> Figure | None:
-    """Accuracy on the headline split (up) over accuracy on retention (right), intervals both ways."""
+    """Accuracy on the headline split (up) over accuracy on retention (right), intervals both
+    ways."""
     split = headline(splits_of(results))
     methods = _with(results, split, RETENTION)
     if not methods:
@@ -141,10 +173,20 @@ def learning_against_forgetting(results: Results) -> Figure | None:
 
 
 def error_budget_bars(results: Results) -> Figure | None:
-    """One stacked bar a method, causes in the same order and colour, shares of 5% and more written in."""
-    budgets = {name: budget for name, budget in results["error_budget"].items() if next(iter(budget.values()))["n"]}
-    shares = {cause: [budget[cause]["value"] if cause in budget else 0.0 for budget in budgets.values()] for cause in CAUSES}
-    figure = _stacked_bars(list(budgets), shares, CAUSE_COLOURS, lambda share: f"{100 * share:.0f}", 0.05)
+    """One stacked bar a method, causes in the same order and colour, shares of 5% and more written
+    in."""
+    budgets = {
+        name: budget
+        for name, budget in results["error_budget"].items()
+        if next(iter(budget.values()))["n"]
+    }
+    shares = {
+        cause: [budget[cause]["value"] if cause in budget else 0.0 for budget in budgets.values()]
+        for cause in CAUSES
+    }
+    figure = _stacked_bars(
+        list(budgets), shares, CAUSE_COLOURS, lambda share: f"{100 * share:.0f}", 0.05
+    )
     if figure is not None:
         _percent_axis(figure.axes[0].xaxis, "knowledge questions")
         figure.axes[0].set_xlim(0, 1)
@@ -152,27 +194,49 @@ def error_budget_bars(results: Results) -> Figure | None:
 
 
 def latency_bars(results: Results) -> Figure | None:
-    """One stacked bar a method: mean seconds in each stage (means add up, percentiles do not), p95 of the total as a tick."""
-    latencies = {name: latency for name, method in results["methods"].items() if (latency := method["cost"]["latency_seconds"])}
-    stages = [stage for stage in STAGE_COLOURS if any(stage in latency for latency in latencies.values())]
-    seconds = {stage: [latency.get(stage, {}).get("mean", 0.0) for latency in latencies.values()] for stage in stages}
+    """One stacked bar a method: mean seconds in each stage (means add up, percentiles do not), p95
+    of the total as a tick."""
+    latencies = {
+        name: latency
+        for name, method in results["methods"].items()
+        if (latency := method["cost"]["latency_seconds"])
+    }
+    stages = [
+        stage for stage in STAGE_COLOURS if any(stage in latency for latency in latencies.values())
+    ]
+    seconds = {
+        stage: [latency.get(stage, {}).get("mean", 0.0) for latency in latencies.values()]
+        for stage in stages
+    }
     longest = max((latency["total"]["p95"] for latency in latencies.values()), default=0.0)
-    figure = _stacked_bars(list(latencies), seconds, STAGE_COLOURS, lambda mean: f"{mean:.2f}", 0.06 * longest)
+    figure = _stacked_bars(
+        list(latencies), seconds, STAGE_COLOURS, lambda mean: f"{mean:.2f}", 0.06 * longest
+    )
     if figure is not None:
         axes = figure.axes[0]
         p95 = [latency["total"]["p95"] for latency in latencies.values()]
-        axes.plot(p95, range(len(p95)), "|", color=INK, markersize=14, markeredgewidth=1.5, label="p95 of the total")
+        axes.plot(
+            p95,
+            range(len(p95)),
+            "|",
+            color=INK,
+            markersize=14,
+            markeredgewidth=1.5,
+            label="p95 of the total",
+        )
         axes.set_xlabel("seconds per query")
         _legend_above(axes)
     return figure
 
 
 def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure | None:
-    """Loss of each trained method over its steps: raw values faint, an exponential moving average over them."""
+    """Loss of each trained method over its steps: raw values faint, an exponential moving average
+    over them."""
     curves: dict[str, dict[float, float]] = {}
     for row in metrics:
         if {"method", "step", "loss"} <= row.keys() and math.isfinite(row["loss"]):
-            curves.setdefault(row["method"], {})[row["step"]] = row["loss"]  # a resumed run logs some steps twice
+            # a resumed run logs some steps twice
+            curves.setdefault(row["method"], {})[row["step"]] = row["loss"]
     if not curves:
         return None
     figure = new_figure(6.2, 3.6)
@@ -185,13 +249,22 @@ def loss_curves(metrics: Iterable[Mapping[str, Any]]) -> Figure | None:
         smooth_N = _smooth(loss_N, half_window=loss_N.size // 40)
         axes.plot(step_N, smooth_N, color=colours[name], linewidth=1.8)
         ends[name] = (step_N[-1], smooth_N[-1])
-    axes.set(xlabel="step", ylabel="training loss, nats per token", ylim=(0, None), xlim=(0, 1.15 * max(step for step, _ in ends.values())))
+    axes.set(
+        xlabel="step",
+        ylabel="training loss, nats per token",
+        ylim=(0, None),
+        xlim=(0, 1.15 * max(step for step, _ in ends.values())),
+    )
     label_points(axes, ends, colours)
     return figure
 
 
 def _stacked_bars(
-    names: Sequence[str], parts: Mapping[str, Sequence[float]], colours: Mapping[str, str], text: Callable[[float], str], least: float
+    names: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    colours: Mapping[str, str],
+    text: Callable[[float], str],
+    least: float,
 ) -> Figure | None:
     if not names:
         return None
@@ -202,9 +275,20 @@ def _stacked_bars(
         width_N = np.array(width)
         if not width_N.any():
             continue
-        bars = axes.barh(names, width_N, left=left_N, color=colours[part], height=0.7, label=part, edgecolor="white", linewidth=0.6)
+        bars = axes.barh(
+            names,
+            width_N,
+            left=left_N,
+            color=colours[part],
+            height=0.7,
+            label=part,
+            edgecolor="white",
+            linewidth=0.6,
+        )
         labels = [text(width) if width >= least else "" for width in width_N]
-        axes.bar_label(bars, labels, label_type="center", color=_readable_on(colours[part]), fontsize=8)
+        axes.bar_label(
+            bars, labels, label_type="center", color=_readable_on(colours[part]), fontsize=8
+        )
         left_N = left_N + width_N
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -215,13 +299,29 @@ def _stacked_bars(
 
 def _legend_above(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    bars_first = sorted(zip(handles, labels, strict=True), key=lambda pair: not isinstance(pair[0], BarContainer))
+    bars_first = sorted(
+        zip(handles, labels, strict=True), key=lambda pair: not isinstance(pair[0], BarContainer)
+    )
     columns = len(labels) if len(labels) <= 6 else 4
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
-    axes.legend(*zip(*bars_first, strict=True), **place, ncols=columns, handlelength=1, handleheight=1, columnspacing=1.2, fontsize=8.5)
+    axes.legend(
+        *zip(*bars_first, strict=True),
+        **place,
+        ncols=columns,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.2,
+        fontsize=8.5,
+    )
 
 
-def _point(axes: Axes, name: str, x: float, y: Mapping[str, Any], x_interval: Mapping[str, Any] | None = None) -> None:
+def _point(
+    axes: Axes,
+    name: str,
+    x: float,
+    y: Mapping[str, Any],
+    x_interval: Mapping[str, Any] | None = None,
+) -> None:
     colour, marker = _style(name, len(axes.containers))
     axes.errorbar(
         x,
@@ -244,7 +344,8 @@ def _error(interval: Mapping[str, Any]) -> list[list[float]]:
 def _log_axis_with_zero(axes: Axes, values: Sequence[float]) -> list[float]:
     """Makes x logarithmic, with a tick for 0 left of the data; returns a position for each value.
 
-    Values that would fall onto one another are set side by side, so that their intervals stay readable.
+    Values that would fall onto one another are set side by side, so that their intervals stay
+    readable.
     """
     positive = [value for value in values if value > 0] or [1.0]
     low, high = math.log10(min(positive)), math.log10(max(positive))
@@ -269,11 +370,14 @@ def _log_axis_with_zero(axes: Axes, values: Sequence[float]) -> list[float]:
 
 
 def _side_by_side(place_N: np.ndarray, gap: float) -> np.ndarray:
-    """Moves places closer than `gap` to their left neighbour's group apart, each group about its own middle."""
+    """Moves places closer than `gap` to their left neighbour's group apart, each group about its
+    own middle."""
     order = np.argsort(place_N, kind="stable")
     moved_N = place_N.copy()
     for group in np.split(order, np.flatnonzero(np.diff(place_N[order]) >= gap) + 1):
-        moved_N[group] = place_N[group].mean() + gap * (np.arange(group.size) - (group.size - 1) / 2)
+        moved_N[group] = place_N[group].mean() + gap * (
+            np.arange(group.size) - (group.size - 1) / 2
+        )
     return moved_N
 
 
@@ -304,7 +408,9 @@ def _colours(results: Results) -> dict[str, str]:
 def _with(results: Results, *keys: str | None) -> dict[str, Mapping[str, Any]]:
     """Methods that have a value for each of the quality keys."""
     return {
-        name: method for name, method in results["methods"].items() if all((method["quality"].get(key) or {"n": 0})["n"] for key in keys)
+        name: method
+        for name, method in results["methods"].items()
+        if all((method["quality"].get(key) or {"n": 0})["n"] for key in keys)
     }
 
 

@@ -6,7 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kafjax.evaluation.error_budget import DISTRACTOR_HARM, RETRIEVAL_MISS
-from kafjax.evaluation.results import BASE, HEADLINE, ORACLE, PARAPHRASE, RETENTION, SEEN, headline, splits_of
+from kafjax.evaluation.results import (
+    BASE,
+    HEADLINE,
+    ORACLE,
+    PARAPHRASE,
+    RETENTION,
+    SEEN,
+    headline,
+    splits_of,
+)
 
 
 def hints(results: Mapping[str, Any]) -> list[str]:
@@ -15,7 +24,11 @@ def hints(results: Mapping[str, Any]) -> list[str]:
     qualities = {name: method["quality"] for name, method in methods.items()}
     trained = {name for name, method in methods.items() if method["cost"]["trainable_parameters"]}
     splits = [split for split in splits_of(results) if split != RETENTION]
-    return [*_experiment(qualities, splits), *_training(qualities, trained), *_retrieval(results["error_budget"])]
+    return [
+        *_experiment(qualities, splits),
+        *_training(qualities, trained),
+        *_retrieval(results["error_budget"]),
+    ]
 
 
 def _experiment(qualities: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
@@ -40,7 +53,9 @@ def _experiment(qualities: Mapping[str, Any], splits: Sequence[str]) -> list[str
     ]
     width, widest = max(widths, default=(0.0, ""))
     if width > 0.2:
-        found.append(f"The widest interval, on {widest}, spans {100 * width:.0f} points: ask more before trusting small differences.")
+        found.append(
+            f"The widest interval, on {widest}, spans {100 * width:.0f} points: ask more before trusting small differences."
+        )
     return found
 
 
@@ -51,7 +66,10 @@ def _training(qualities: Mapping[str, Any], trained: Collection[str]) -> list[st
         if change and change["high"] is not None and change["high"] < -0.05:
             (lost if name in trained else distracted)[name] = f"{-100 * change['value']:.0f}"
         if name in trained:
-            for easier, harder, gaps in ((SEEN, PARAPHRASE, wording), (PARAPHRASE, HEADLINE, drilled)):
+            for easier, harder, gaps in (
+                (SEEN, PARAPHRASE, wording),
+                (PARAPHRASE, HEADLINE, drilled),
+            ):
                 a, b = quality.get(easier), quality.get(harder)
                 if a and b and a["n"] and b["n"] and a["low"] > b["high"]:
                     gaps[name] = f"{100 * (a['value'] - b['value']):.0f}"
@@ -63,11 +81,17 @@ def _training(qualities: Mapping[str, Any], trained: Collection[str]) -> list[st
         )
     if lost:
         remedy = "mix in replay data, lower the learning rate or train for fewer epochs"
-        found.append(f"Points of what the base model knew that are lost: {_listed(lost)}. To soften it: {remedy}.")
+        found.append(
+            f"Points of what the base model knew that are lost: {_listed(lost)}. To soften it: {remedy}."
+        )
     if distracted:
-        found.append(f"Points by which passages in the prompt spoil what the base model knows: {_listed(distracted)}.")
+        found.append(
+            f"Points by which passages in the prompt spoil what the base model knows: {_listed(distracted)}."
+        )
     if wording:
-        found.append(f"Points by which trained wording beats unseen wording: {_listed(wording)}. Train on more phrasings of each document.")
+        found.append(
+            f"Points by which trained wording beats unseen wording: {_listed(wording)}. Train on more phrasings of each document."
+        )
     return found
 
 
@@ -78,8 +102,14 @@ def _retrieval(budgets: Mapping[str, Any]) -> list[str]:
     }
     found = []
     for cause, remedy in advice.items():
-        shares = {name: budget[cause] for name, budget in budgets.items() if cause in budget and budget[cause]["n"]}
-        large = {name: f"{share['value']:.0%}" for name, share in shares.items() if share["low"] > 0.05}
+        shares = {
+            name: budget[cause]
+            for name, budget in budgets.items()
+            if cause in budget and budget[cause]["n"]
+        }
+        large = {
+            name: f"{share['value']:.0%}" for name, share in shares.items() if share["low"] > 0.05
+        }
         if large:
             found.append(f"Questions lost to {cause}: {_listed(large)}. {remedy}.")
     return found

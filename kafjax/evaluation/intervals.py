@@ -1,8 +1,9 @@
 """Numbers with their error: 95% intervals, paired comparisons, equivalence.
 
-0/1 scores use closed forms that hold for few questions and at 0% and 100%: Wilson's score interval, Bonett and Price's
-for paired differences, McNemar's exact test. Everything else is a BCa bootstrap over questions or texts with a fixed
-seed, so the same predictions always give the same interval. Questions are taken as independent draws.
+0/1 scores use closed forms that hold for few questions and at 0% and 100%: Wilson's score interval,
+Bonett and Price's for paired differences, McNemar's exact test. Everything else is a BCa bootstrap
+over questions or texts with a fixed seed, so the same predictions always give the same interval.
+Questions are taken as independent draws.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _MAX_RESAMPLED_VALUES = 4_000_000  # held at once, about 32 MB of float64
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval from `n` observations. With too little data the parts that do not exist are None."""
+    """An estimate with its interval from `n` observations. With too little data the parts that do
+    not exist are None."""
 
     value: float | None
     low: float | None
@@ -38,7 +40,8 @@ class Interval:
 def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval for a proportion (Wilson 1927). `n = 0` gives no value and no bounds.
 
-    `successes` may be fractional: a sum of scores in [0, 1] varies no more than a 0/1 score of the same mean.
+    `successes` may be fractional: a sum of scores in [0, 1] varies no more than a 0/1 score of the
+    same mean.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in [0, n], got {successes} of {n}")
@@ -54,24 +57,28 @@ def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval
 def mean_score(scores: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Mean of scores in [0, 1], shape [N]: Wilson's interval for 0/1 scores, else a BCa bootstrap.
 
-    Where all scores are the same a bootstrap sees no variance; Wilson's interval at that mean is used, which errs to the wide side.
-    Raises `ValueError` on a score that is not in [0, 1].
+    Where all scores are the same a bootstrap sees no variance; Wilson's interval at that mean is
+    used, which errs to the wide side. Raises `ValueError` on a score that is not in [0, 1].
     """
     scores_N = _scores(scores)
     if scores_N.size == 0 or _binary(scores_N) or np.ptp(scores_N) == 0:
         return wilson(float(scores_N.sum()), scores_N.size, confidence)
-    return Interval(float(scores_N.mean()), *bootstrap((scores_N,), np.mean, confidence), scores_N.size)
+    return Interval(
+        float(scores_N.mean()), *bootstrap((scores_N,), np.mean, confidence), scores_N.size
+    )
 
 
 def perplexity(nll: ArrayLike, tokens: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Token-weighted perplexity `exp(sum nll / sum tokens)` over N texts, bootstrapped over texts.
 
-    `nll` [N]: summed negative log-likelihood of each text in nats; `tokens` [N]: predicted tokens of each.
-    One text alone has a value but no bounds.
+    `nll` [N]: summed negative log-likelihood of each text in nats; `tokens` [N]: predicted tokens
+    of each. One text alone has a value but no bounds.
     """
     nll_N, tokens_N = np.asarray(nll, float), np.asarray(tokens, float)
     if nll_N.shape != tokens_N.shape or not np.isfinite(nll_N).all() or (tokens_N <= 0).any():
-        raise ValueError("each text needs a finite negative log-likelihood and a positive token count")
+        raise ValueError(
+            "each text needs a finite negative log-likelihood and a positive token count"
+        )
     if nll_N.size == 0:
         return Interval(None, None, None, 0)
 
@@ -87,16 +94,19 @@ def perplexity(nll: ArrayLike, tokens: ArrayLike, confidence: float = CONFIDENCE
     return Interval(value, math.exp(low), math.exp(high), nll_N.size)
 
 
-def perplexity_ratio(nll: ArrayLike, nll_base: ArrayLike, tokens: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """Perplexity over the base model's on the same N texts, paired by text. 1 is unchanged, above 1 is worse."""
+def perplexity_ratio(
+    nll: ArrayLike, nll_base: ArrayLike, tokens: ArrayLike, confidence: float = CONFIDENCE
+) -> Interval:
+    """Perplexity over the base model's on the same N texts, paired by text. 1 is unchanged, above 1
+    is worse."""
     return perplexity(np.asarray(nll, float) - np.asarray(nll_base, float), tokens, confidence)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Mean of `a - b` for scores in [0, 1] of the same N questions, in [-1, 1].
 
-    0/1 scores: the adjusted Wald interval for paired proportions (Bonett and Price 2012), which keeps a width where no pair
-    differs. Fractional scores: a BCa bootstrap over the pairs.
+    0/1 scores: the adjusted Wald interval for paired proportions (Bonett and Price 2012), which
+    keeps a width where no pair differs. Fractional scores: a BCa bootstrap over the pairs.
     """
     a_N, b_N = _pair(a, b)
     difference_N = a_N - b_N
@@ -114,7 +124,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p-value of McNemar's exact test on 0/1 scores of the same questions: a sign test on the pairs that differ."""
+    """Two-sided p-value of McNemar's exact test on 0/1 scores of the same questions: a sign test on
+    the pairs that differ."""
     a_N, b_N = _pair(a, b)
     if not (_binary(a_N) and _binary(b_N)):
         raise ValueError("McNemar's test needs 0/1 scores")
@@ -123,7 +134,8 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def equivalent(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) -> bool:
-    """Two one-sided tests (Schuirmann 1987) by interval: True if the `1 - 2 alpha` interval of the paired difference lies within +-margin.
+    """Two one-sided tests (Schuirmann 1987) by interval: True if the `1 - 2 alpha` interval of the
+    paired difference lies within +-margin.
 
     False means "not shown to be equal", never "shown to differ".
     """
@@ -134,7 +146,8 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) -
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`a` against `b` on the same questions. `verdict` is `greater`, `less`, `equivalent` (within the margin) or `undecided`."""
+    """`a` against `b` on the same questions. `verdict` is `greater`, `less`, `equivalent` (within
+    the margin) or `undecided`."""
 
     difference: Interval
     p_value: float
@@ -142,7 +155,8 @@ class Comparison:
 
 
 def compare(a: ArrayLike, b: ArrayLike, *, margin: float = 0.05, alpha: float = 0.05) -> Comparison:
-    """Paired comparison: McNemar's exact test for 0/1 scores, a sign-flip permutation test for fractional ones; then equivalence."""
+    """Paired comparison: McNemar's exact test for 0/1 scores, a sign-flip permutation test for
+    fractional ones; then equivalence."""
     a_N, b_N = _pair(a, b)
     difference = paired_difference(a_N, b_N)
     if _binary(a_N) and _binary(b_N):
@@ -157,7 +171,8 @@ def compare(a: ArrayLike, b: ArrayLike, *, margin: float = 0.05, alpha: float = 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): p-values that keep the chance of any false claim among them below alpha."""
+    """Holm's step-down adjustment (1979): p-values that keep the chance of any false claim among
+    them below alpha."""
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -166,7 +181,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sign_flip(difference_N: np.ndarray) -> float:
-    """Two-sided p-value of a permutation test that flips the signs of differences `[N]`: is their mean other than 0?"""
+    """Two-sided p-value of a permutation test that flips the signs of differences `[N]`: is their
+    mean other than 0?"""
     if difference_N.size < 2 or not difference_N.any():
         return 1.0
     batch = max(1, _MAX_RESAMPLED_VALUES // difference_N.size)
@@ -183,8 +199,11 @@ def sign_flip(difference_N: np.ndarray) -> float:
     )
 
 
-def bootstrap(data: tuple[np.ndarray, ...], statistic: Callable, confidence: float) -> tuple[float, float]:
-    """Bounds of the paired bootstrap: BCa (Efron 1987), or percentile where BCa is undefined (very few distinct values)."""
+def bootstrap(
+    data: tuple[np.ndarray, ...], statistic: Callable, confidence: float
+) -> tuple[float, float]:
+    """Bounds of the paired bootstrap: BCa (Efron 1987), or percentile where BCa is undefined (very
+    few distinct values)."""
     batch = max(1, _MAX_RESAMPLED_VALUES // data[0].size)
     for method in ("BCa", "percentile"):
         interval = stats.bootstrap(
@@ -213,7 +232,9 @@ def _scores(scores: ArrayLike) -> np.ndarray:
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a_N, b_N = _scores(a), _scores(b)
     if a_N.shape != b_N.shape:
-        raise ValueError(f"a paired comparison needs the same questions on both sides, got {a_N.size} and {b_N.size}")
+        raise ValueError(
+            f"a paired comparison needs the same questions on both sides, got {a_N.size} and {b_N.size}"
+        )
     return a_N, b_N
 
 

@@ -1,4 +1,5 @@
-"""Names written next to the points of a plot, where they cover neither each other nor markers nor error bars."""
+"""Names written next to the points of a plot, where they cover neither each other nor markers nor
+error bars."""
 
 from __future__ import annotations
 
@@ -13,22 +14,36 @@ from matplotlib.transforms import Bbox
 _MARKER = 5.0  # half the size of a marker, in points
 
 
-def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Writes each name beside its point (data coordinates) in its colour, with a hairline back where it had to move away.
+def label_points(
+    axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]
+) -> None:
+    """Writes each name beside its point (data coordinates) in its colour, with a hairline back
+    where it had to move away.
 
-    Greedy: names are placed one after another, each at the candidate position with the least overlap and distance.
-    Axis limits and scales must be final.
+    Greedy: names are placed one after another, each at the candidate position with the least
+    overlap and distance. Axis limits and scales must be final.
     """
     figure = axes.figure
     figure.canvas.draw()  # settles the layout, on which display positions depend
     pixels = figure.dpi / 72
     at = {name: axes.transData.transform(point) for name, point in points.items()}
     clearance = (_MARKER + 2) * pixels
-    taken = [_around(centre, _MARKER * pixels, _MARKER * pixels) for centre in at.values()] + _error_bars(axes, pixels)
+    taken = [
+        _around(centre, _MARKER * pixels, _MARKER * pixels) for centre in at.values()
+    ] + _error_bars(axes, pixels)
     for name, point in points.items():
         # Offsets are set in points, so that saving at another resolution keeps the picture.
         style: dict[str, Any] = {"xy": point, "textcoords": "offset points"}
-        text = axes.annotate(name, xytext=(0, 0), color=colours[name], ha="center", va="center", fontsize=8.5, weight="bold", **style)
+        text = axes.annotate(
+            name,
+            xytext=(0, 0),
+            color=colours[name],
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            weight="bold",
+            **style,
+        )
         extent = text.get_window_extent()
         half = np.array([extent.width / 2 + pixels, extent.height / 2])
         offset = _best_offset(at[name], half, clearance, taken, axes.bbox)
@@ -36,16 +51,29 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours:
         taken.append(_around(at[name] + offset, *half))
         if (np.abs(offset) - half).max() > clearance + pixels:
             nearest_edge = offset - np.sign(offset) * np.minimum(np.abs(offset), half)
-            line: dict[str, Any] = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.6, "shrinkA": 0}
+            line: dict[str, Any] = {
+                "arrowstyle": "-",
+                "color": colours[name],
+                "linewidth": 0.6,
+                "shrinkA": 0,
+            }
             axes.annotate("", xytext=nearest_edge / pixels, arrowprops=line, **style)
 
 
-def _best_offset(point: np.ndarray, half: np.ndarray, clearance: float, taken: Sequence[Bbox], inside: Bbox) -> np.ndarray:
-    return min(_offsets(*half, clearance), key=lambda offset: _cost(_around(point + offset, *half), offset, taken, inside, 2 * half[1]))
+def _best_offset(
+    point: np.ndarray, half: np.ndarray, clearance: float, taken: Sequence[Bbox], inside: Bbox
+) -> np.ndarray:
+    return min(
+        _offsets(*half, clearance),
+        key=lambda offset: _cost(
+            _around(point + offset, *half), offset, taken, inside, 2 * half[1]
+        ),
+    )
 
 
 def _offsets(half_width: float, half_height: float, clearance: float) -> Iterable[np.ndarray]:
-    """Candidate centres of a label relative to its point: sides, above and below, then rows further up and down."""
+    """Candidate centres of a label relative to its point: sides, above and below, then rows further
+    up and down."""
     side, row = clearance + half_width, 1.6 * half_height
     yield from (np.array([sign * side, 0.0]) for sign in (1, -1))
     yield from (np.array([0.0, sign * (clearance + half_height)]) for sign in (1, -1))
@@ -53,13 +81,22 @@ def _offsets(half_width: float, half_height: float, clearance: float) -> Iterabl
         yield from (np.array([x * side, y * step * row]) for x in (1, -1) for y in (1, -1))
 
 
-def _cost(box: Bbox, offset: np.ndarray, taken: Iterable[Bbox], inside: Bbox, height: float) -> float:
-    """Overlap with what is there in label heights, plus a fraction of the distance; leaving the axes costs the most."""
+def _cost(
+    box: Bbox, offset: np.ndarray, taken: Iterable[Bbox], inside: Bbox, height: float
+) -> float:
+    """Overlap with what is there in label heights, plus a fraction of the distance; leaving the
+    axes costs the most."""
     left, right = inside.x0 - box.x0, box.x1 - inside.x1
     down, up = inside.y0 - box.y0, box.y1 - inside.y1
     outside = sum(max(over, 0.0) for over in (left, right, down, up))
-    overlap = sum(max(common.width, 0) + max(common.height, 0) for other in taken if (common := Bbox.intersection(box, other)) is not None)
-    return (20 * outside + 3 * overlap + 0.2 * float(np.hypot(*offset))) / height + (0.0 if offset[0] > 0 else 0.3)
+    overlap = sum(
+        max(common.width, 0) + max(common.height, 0)
+        for other in taken
+        if (common := Bbox.intersection(box, other)) is not None
+    )
+    return (20 * outside + 3 * overlap + 0.2 * float(np.hypot(*offset))) / height + (
+        0.0 if offset[0] > 0 else 0.3
+    )
 
 
 def _error_bars(axes: Axes, pixels: float) -> list[Bbox]:
@@ -67,7 +104,9 @@ def _error_bars(axes: Axes, pixels: float) -> list[Bbox]:
     for container in axes.containers:
         if isinstance(container, ErrorbarContainer):
             segments = [segment for lines in container.lines[2] for segment in lines.get_segments()]
-            boxes += [Bbox(axes.transData.transform(segment)).padded(pixels) for segment in segments]
+            boxes += [
+                Bbox(axes.transData.transform(segment)).padded(pixels) for segment in segments
+            ]
     return [Bbox.from_extents(box.xmin, box.ymin, box.xmax, box.ymax) for box in boxes]
 
 

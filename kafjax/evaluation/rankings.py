@@ -1,4 +1,5 @@
-"""Rankings in the forms that others read: TREC's run files, and FlashRAG's JSON of retrieved documents."""
+"""Rankings in the forms that others read: TREC's run files, and FlashRAG's JSON of retrieved
+documents."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ Ranking = Sequence[tuple[str, float]]
 
 
 def by_document(passages: Iterable[tuple[Passage, float]], k: int) -> list[tuple[str, float]]:
-    """Ranks documents by the best of their passages (MaxP, Dai & Callan 2019). `passages` are best first."""
+    """Ranks documents by the best of their passages (MaxP, Dai & Callan 2019). `passages` are best
+    first."""
     best: dict[str, float] = {}
     for passage, score in passages:
         best.setdefault(passage.document, score)
@@ -20,7 +22,8 @@ def by_document(passages: Iterable[tuple[Passage, float]], k: int) -> list[tuple
 
 
 def to_trec(rankings: Mapping[str, Ranking], tag: str) -> str:
-    """Writes a run file, `query Q0 document rank score tag` a line. White space in ids, which divides the columns, becomes `_`.
+    """Writes a run file, `query Q0 document rank score tag` a line. White space in ids, which
+    divides the columns, becomes `_`.
 
     Ties would be broken by trec_eval's own rule: it sorts by score, then by id.
     """
@@ -32,15 +35,21 @@ def to_trec(rankings: Mapping[str, Ranking], tag: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def to_flashrag(questions: Iterable[Question], retrieved: Mapping[str, Sequence[tuple[Passage, float]]]) -> list[dict[str, Any]]:
-    """Makes FlashRAG's rows: each question with the passages found, `{"id", "contents"}`, and their scores, under `output`."""
+def to_flashrag(
+    questions: Iterable[Question], retrieved: Mapping[str, Sequence[tuple[Passage, float]]]
+) -> list[dict[str, Any]]:
+    """Makes FlashRAG's rows: each question with the passages found, `{"id", "contents"}`, and their
+    scores, under `output`."""
     return [
         {
             "id": question.id,
             "question": question.text,
             "golden_answers": list(question.answers),
             "output": {
-                "retrieval_result": [{"id": passage.id, "contents": passage.text} for passage, _ in retrieved[question.id]],
+                "retrieval_result": [
+                    {"id": passage.id, "contents": passage.text}
+                    for passage, _ in retrieved[question.id]
+                ],
                 "retrieval_score": [score for _, score in retrieved[question.id]],
             },
         }

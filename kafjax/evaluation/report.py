@@ -1,4 +1,5 @@
-"""report.html: one self-contained page. Inline CSS, figures as data URIs, no script, no network; every text is escaped."""
+"""report.html: one self-contained page. Inline CSS, figures as data URIs, no script, no network;
+every text is escaped."""
 
 from __future__ import annotations
 
@@ -34,14 +35,17 @@ def write_report(
 ) -> None:
     """Writes the page.
 
-    `figures` are {caption: PNG path} as from `figures.draw_all`, `reproduce` the commands that make this run again,
-    `passages` the texts of the retrieved passages by id (ids are shown where a text is missing).
+    `figures` are {caption: PNG path} as from `figures.draw_all`, `reproduce` the commands that make
+    this run again, `passages` the texts of the retrieved passages by id (ids are shown where a text
+    is missing).
     """
     quality, *other_tables = map(html_table, comparison_tables.all_tables(results))
     setting, notes = comparison_tables.setting(results), comparison_tables.method_notes(results)
     body = [
         f"<h1>{_escape(title)}</h1><p class='sub'>{'<br>'.join(map(_escape, setting))}</p>",
-        f"<p class='sub'>Still to come: {_escape(', '.join(results['pending']))}.</p>" if results["pending"] else "",
+        f"<p class='sub'>Still to come: {_escape(', '.join(results['pending']))}.</p>"
+        if results["pending"]
+        else "",
         quality,
         _list("<b>What stands out</b>", hints(results), "hints"),
         html_figures(figures),
@@ -64,14 +68,26 @@ def write_page(path: Path, title: str, body: Sequence[str]) -> None:
         f"<title>{_escape(title)}</title>",
         f"<style>{CSS}</style>",
     ]
-    lines = ["<!doctype html>", "<html lang='en'>", "<head>", *head, "</head>", "<body>", *filter(None, body), "</body>", "</html>"]
+    lines = [
+        "<!doctype html>",
+        "<html lang='en'>",
+        "<head>",
+        *head,
+        "</head>",
+        "<body>",
+        *filter(None, body),
+        "</body>",
+        "</html>",
+    ]
     write_atomic(path, "\n".join(lines) + "\n")
 
 
 def html_table(data: Table) -> str:
     """Writes a table under its title and above its notes."""
     head = "".join(f"<th>{_escape(header)}</th>" for header in data.headers)
-    rows = "".join(f"<tr><th>{_escape(row[0])}</th>{''.join(map(_cell, row[1:]))}</tr>" for row in data.rows)
+    rows = "".join(
+        f"<tr><th>{_escape(row[0])}</th>{''.join(map(_cell, row[1:]))}</tr>" for row in data.rows
+    )
     notes = "".join(f"<p class='notes'>{_escape(note)}</p>" for note in data.notes)
     grid = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f"<h2>{_escape(data.title)}</h2><div class='scroll'>{grid}</div>{notes}"
@@ -104,8 +120,11 @@ def _figure(caption: str, file: Path) -> str:
 
 
 def _samples(name: str, predictions: Sequence[Prediction], passages: Mapping[str, str]) -> str:
-    """Right and wrong answers of one method to knowledge questions: a fixed random draw, the same questions whatever the scores."""
-    shuffled = sorted((p for p in predictions if p.split != RETENTION), key=lambda p: random.Random(p.id).random())
+    """Right and wrong answers of one method to knowledge questions: a fixed random draw, the same
+    questions whatever the scores."""
+    shuffled = sorted(
+        (p for p in predictions if p.split != RETENTION), key=lambda p: random.Random(p.id).random()
+    )
     wrong = [p for p in shuffled if not p.correct]
     right = [p for p in shuffled if p.correct]
     shown = "".join(_sample(p, passages) for p in (*wrong[:SAMPLES], *right[:SAMPLES]))
@@ -122,18 +141,24 @@ def _sample(prediction: Prediction, passages: Mapping[str, str]) -> str:
     ]
     for rank, id_ in enumerate(prediction.passages, 1):
         gold = " (gold)" if id_ in prediction.gold_passages else ""
-        lines.append(f"<div class='soft'>passage {rank}{gold}: {_escape(passages.get(id_, id_))}</div>")
+        lines.append(
+            f"<div class='soft'>passage {rank}{gold}: {_escape(passages.get(id_, id_))}</div>"
+        )
     return f"<div class='sample {verdict}'>{''.join(lines)}</div>"
 
 
 def _mapping(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{_escape(key)}</th><td>{_value(value)}</td></tr>" for key, value in values.items())
+    rows = "".join(
+        f"<tr><th>{_escape(key)}</th><td>{_value(value)}</td></tr>" for key, value in values.items()
+    )
     return f"<div class='scroll'><table><tbody>{rows}</tbody></table></div>"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "<br>".join(f"{_escape(key)} {_escape(one)}" for key, one in value.items() if one is not None)
+        return "<br>".join(
+            f"{_escape(key)} {_escape(one)}" for key, one in value.items() if one is not None
+        )
     return _escape(", ".join(map(str, value)) if isinstance(value, list | tuple) else value)
 
 

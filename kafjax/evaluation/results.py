@@ -1,14 +1,17 @@
-"""results.json: every quality value as {value, low, high, n}, every cost, and what follows from comparing the arms.
+"""results.json: every quality value as {value, low, high, n}, every cost, and what follows from
+comparing the arms.
 
     {"methods": {"lora": {"quality": {"seen": {...}, "paraphrase": {...}, "paraphrase_f1": {...}, ...}, "cost": {...}, "note": ""}, ...},
      "pending": ["full", ...], "comparisons": [...], "break_even": [...], "error_budget": {...}, "config": {...}, "environment": {...}}
 
-The headline split is `untrained`: questions about subjects of which only documents were trained. It is the one split that measures
-learning from documents; `paraphrase` and `seen` are about facts whose questions were trained. Comparisons are made per split.
+The headline split is `untrained`: questions about subjects of which only documents were trained. It
+is the one split that measures learning from documents; `paraphrase` and `seen` are about facts
+whose questions were trained. Comparisons are made per split.
 
-Quality keys are flat: a split's name alone is its share of correct answers (`contains`), `SPLIT_METRIC` its other metrics;
-`recall_at_k` and `mrr` are over all questions that have gold passages; `retention_change` is the paired change from the base
-model; `perplexity` and `perplexity_ratio` (over the base model's) are on held-out text.
+Quality keys are flat: a split's name alone is its share of correct answers (`contains`),
+`SPLIT_METRIC` its other metrics; `recall_at_k` and `mrr` are over all questions that have gold
+passages; `retention_change` is the paired change from the base model; `perplexity` and
+`perplexity_ratio` (over the base model's) are on held-out text.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ RETENTION = "retention"
 HEADLINE = "untrained"
 PARAPHRASE, SEEN = "paraphrase", "seen"
 ALL = "all"
-"""All questions of a corpus that sets none apart, in a run that trains nothing: see `as_one_split`."""
+"""All questions of a corpus that sets none apart, in a run that trains nothing: see
+`as_one_split`."""
 KNOWLEDGE = (HEADLINE, PARAPHRASE, SEEN)
 MARGIN = 0.05  # differences in accuracy below 5 points count as equal
 ALPHA = 0.05
@@ -40,10 +44,12 @@ ALPHA = 0.05
 class Arm:
     """Results of one finished method.
 
-    `predictions` are scored. `held_out_nll` are summed negative log-likelihoods in nats and `held_out_tokens` token counts of the
-    held-out texts, in the same order for every arm. `oracle` are predictions of this arm's weights with only a gold passage in
-    the prompt; an arm with the base model's weights takes them from the arm named `oracle`. `note` is shown under the table.
-    `environment` is what the arm was computed by: versions, commit, machine, hash of the base model's weights.
+    `predictions` are scored. `held_out_nll` are summed negative log-likelihoods in nats and
+    `held_out_tokens` token counts of the held-out texts, in the same order for every arm. `oracle`
+    are predictions of this arm's weights with only a gold passage in the prompt; an arm with the
+    base model's weights takes them from the arm named `oracle`. `note` is shown under the table.
+    `environment` is what the arm was computed by: versions, commit, machine, hash of the base
+    model's weights.
     """
 
     predictions: Sequence[Prediction]
@@ -56,40 +62,51 @@ class Arm:
 
 
 def ordered(splits: Collection[str]) -> list[str]:
-    """Sorts splits for showing: the headline, the other known ones, the user's own, retention last."""
+    """Sorts splits for showing: the headline, the other known ones, the user's own, retention
+    last."""
     known = [split for split in KNOWLEDGE if split in splits]
     others = [split for split in splits if split not in (*KNOWLEDGE, RETENTION)]
     return [*known, *others, *(split for split in (RETENTION,) if split in splits)]
 
 
 def headline(splits: Collection[str]) -> str | None:
-    """Picks the split that verdicts are about: `untrained`, else the first one there is in the order of `ordered`."""
+    """Picks the split that verdicts are about: `untrained`, else the first one there is in the
+    order of `ordered`."""
     return next((split for split in ordered(splits) if split != RETENTION), None)
 
 
 def splits_of(results: Mapping[str, Any]) -> list[str]:
     """Lists the splits that have scores in results.json, in the order of `ordered`."""
     keys = dict.fromkeys(key for method in results["methods"].values() for key in method["quality"])
-    return ordered([key.removesuffix("_exact_match") for key in keys if key.endswith("_exact_match")])
+    return ordered(
+        [key.removesuffix("_exact_match") for key in keys if key.endswith("_exact_match")]
+    )
 
 
 def as_one_split(arms: Mapping[str, Arm]) -> dict[str, Arm]:
-    """Puts the knowledge questions of all arms into the split `ALL`: where nothing was trained, `seen` and `untrained` mean the same."""
+    """Puts the knowledge questions of all arms into the split `ALL`: where nothing was trained,
+    `seen` and `untrained` mean the same."""
 
     def whole(arm: Arm) -> Arm:
-        predictions = [p if p.split == RETENTION else dataclasses.replace(p, split=ALL) for p in arm.predictions]
+        predictions = [
+            p if p.split == RETENTION else dataclasses.replace(p, split=ALL)
+            for p in arm.predictions
+        ]
         return dataclasses.replace(arm, predictions=predictions)
 
     return {name: whole(arm) for name, arm in arms.items()}
 
 
 def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
-    """Quality of one arm, keyed as the module says. `base` is the untouched model's arm, for the changes from it."""
+    """Quality of one arm, keyed as the module says. `base` is the untouched model's arm, for the
+    changes from it."""
     quality: dict[str, Interval] = {}
     for split in dict.fromkeys(p.split for p in arm.predictions):
         of_split = [p for p in arm.predictions if p.split == split]
         quality[split] = intervals.mean_score([p.correct for p in of_split])
-        for metric in dict.fromkeys(name for p in of_split for name in p.score if name != "contains"):
+        for metric in dict.fromkeys(
+            name for p in of_split for name in p.score if name != "contains"
+        ):
             quality[f"{split}_{metric}"] = _metric(of_split, metric)
     for metric in ("recall_at_k", "mrr"):
         if any(metric in p.score for p in arm.predictions):
@@ -101,19 +118,28 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     if len(arm.held_out_nll):
         quality["perplexity"] = intervals.perplexity(arm.held_out_nll, arm.held_out_tokens)
         if base is not None and base is not arm and len(base.held_out_nll):
-            quality["perplexity_ratio"] = intervals.perplexity_ratio(arm.held_out_nll, base.held_out_nll, arm.held_out_tokens)
+            quality["perplexity_ratio"] = intervals.perplexity_ratio(
+                arm.held_out_nll, base.held_out_nll, arm.held_out_tokens
+            )
     return quality
 
 
 def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str) -> Comparison:
     """Compares the correctness of two arms on the questions of a split, paired."""
-    return intervals.compare(*_aligned(_split(a, split), _split(b, split)), margin=MARGIN, alpha=ALPHA)
+    return intervals.compare(
+        *_aligned(_split(a, split), _split(b, split)), margin=MARGIN, alpha=ALPHA
+    )
 
 
 def collect(
-    arms: Mapping[str, Arm], *, config: Mapping[str, Any], environment: Mapping[str, Any], pending: Sequence[str] = ()
+    arms: Mapping[str, Arm],
+    *,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    pending: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The contents of results.json for the arms that are done, in their order; `pending` names those still to come."""
+    """The contents of results.json for the arms that are done, in their order; `pending` names
+    those still to come."""
     base = arms.get(BASE)
     methods = {
         name: {
@@ -131,7 +157,12 @@ def collect(
         "comparisons": _comparisons(arms),
         "break_even": [_break_even(arms, *pair) for pair in _trained_and_retrieving(arms)],
         "error_budget": {
-            name: {cause: share.to_json() for cause, share in error_budget(_knowledge(arm.predictions), _oracle_for(arm, arms)).items()}
+            name: {
+                cause: share.to_json()
+                for cause, share in error_budget(
+                    _knowledge(arm.predictions), _oracle_for(arm, arms)
+                ).items()
+            }
             for name, arm in arms.items()
         },
         "config": dict(config),
@@ -140,18 +171,25 @@ def collect(
 
 
 def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """Compares every pair of arms on every split of knowledge. Holm's correction is over the pairs of one split.
+    """Compares every pair of arms on every split of knowledge. Holm's correction is over the pairs
+    of one split.
 
-    The oracle can answer only questions whose gold passage is known: others are compared with it on those.
+    The oracle can answer only questions whose gold passage is known: others are compared with it on
+    those.
     """
     with_gold = {p.id for p in arms[ORACLE].predictions} if ORACLE in arms else set()
 
     def predictions(name: str, other: str) -> list[Prediction]:
-        return [p for p in arms[name].predictions if ORACLE not in (name, other) or p.id in with_gold]
+        return [
+            p for p in arms[name].predictions if ORACLE not in (name, other) or p.id in with_gold
+        ]
 
     rows = []
     for split in _knowledge_splits(arms.values()):
-        pairs = [(a, b, compare_arms(predictions(a, b), predictions(b, a), split)) for a, b in itertools.combinations(arms, 2)]
+        pairs = [
+            (a, b, compare_arms(predictions(a, b), predictions(b, a), split))
+            for a, b in itertools.combinations(arms, 2)
+        ]
         adjusted = intervals.holm([comparison.p_value for _, _, comparison in pairs])
         rows += [
             {"split": split, "a": a, "b": b, **dataclasses.asdict(comparison), "p_holm": p_holm}
@@ -166,42 +204,63 @@ def _knowledge_splits(arms: Iterable[Arm]) -> list[str]:
 
 
 def _trained_and_retrieving(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
-    trained = [name for name, arm in arms.items() if arm.cost.train_tokens and not retrieves(arm.predictions)]
-    from_index = [name for name, arm in arms.items() if not arm.cost.train_tokens and retrieves(arm.predictions) and name != ORACLE]
+    trained = [
+        name
+        for name, arm in arms.items()
+        if arm.cost.train_tokens and not retrieves(arm.predictions)
+    ]
+    from_index = [
+        name
+        for name, arm in arms.items()
+        if not arm.cost.train_tokens and retrieves(arm.predictions) and name != ORACLE
+    ]
     return list(itertools.product(trained, from_index))
 
 
 def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[str, Any]:
-    """Counts the queries after which `trained` has been cheaper than `retrieval`: by the rule of thumb, by FLOPs (formula), by the clock.
+    """Counts the queries after which `trained` has been cheaper than `retrieval`: by the rule of
+    thumb, by FLOPs (formula), by the clock.
 
-    None is never; `queries_seconds` is missing where latency was not measured. `accuracy` compares the arms on each split;
-    `comparable` is False where they differ significantly: then the cheaper one is no substitute for that kind of question.
+    None is never; `queries_seconds` is missing where latency was not measured. `accuracy` compares
+    the arms on each split; `comparable` is False where they differ significantly: then the cheaper
+    one is no substitute for that kind of question.
     """
     learn, look_up = arms[trained].cost, arms[retrieval].cost
     read = look_up.llm_tokens_per_query.prompt - look_up.llm_tokens_per_query.cached
     read_anyway = learn.llm_tokens_per_query.prompt - learn.llm_tokens_per_query.cached
     pair = arms[trained], arms[retrieval]
-    accuracy = {split: compare_arms(*(arm.predictions for arm in pair), split) for split in _knowledge_splits(pair)}
+    accuracy = {
+        split: compare_arms(*(arm.predictions for arm in pair), split)
+        for split in _knowledge_splits(pair)
+    }
     row = {
         "trained": trained,
         "retrieval": retrieval,
-        "queries_rule": break_even_rule(learn.train_tokens, read - read_anyway, adapter_only=learn.adapter_only),
+        "queries_rule": break_even_rule(
+            learn.train_tokens, read - read_anyway, adapter_only=learn.adapter_only
+        ),
         "queries_flops": break_even(
-            learn.train_flops_formula - look_up.index_flops_formula, look_up.query_flops_formula - learn.query_flops_formula
+            learn.train_flops_formula - look_up.index_flops_formula,
+            look_up.query_flops_formula - learn.query_flops_formula,
         ),
         "accuracy": {
             split: {
                 "difference": comparison.difference.to_json(),
                 "p_value": comparison.p_value,
                 "verdict": comparison.verdict,
-                "comparable": comparison.difference.n > 0 and comparison.verdict in ("equivalent", "undecided"),
+                "comparable": comparison.difference.n > 0
+                and comparison.verdict in ("equivalent", "undecided"),
             }
             for split, comparison in accuracy.items()
         },
     }
     if look_up.latency_seconds and learn.latency_seconds:
-        saved_seconds = look_up.latency_seconds[TOTAL]["mean"] - learn.latency_seconds[TOTAL]["mean"]
-        row["queries_seconds"] = break_even(learn.train_seconds - look_up.index_seconds, saved_seconds)
+        saved_seconds = (
+            look_up.latency_seconds[TOTAL]["mean"] - learn.latency_seconds[TOTAL]["mean"]
+        )
+        row["queries_seconds"] = break_even(
+            learn.train_seconds - look_up.index_seconds, saved_seconds
+        )
     return row
 
 
@@ -227,5 +286,7 @@ def _aligned(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[boo
     """Correctness of two arms in the same order of questions."""
     correct_a, correct_b = ({p.id: p.correct for p in arm} for arm in (a, b))
     if len(correct_a) != len(a) or correct_a.keys() != correct_b.keys():
-        raise ValueError("a paired comparison needs arms that answered the same questions, each once")
+        raise ValueError(
+            "a paired comparison needs arms that answered the same questions, each once"
+        )
     return list(correct_a.values()), [correct_b[id_] for id_ in correct_a]

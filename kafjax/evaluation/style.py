@@ -1,4 +1,5 @@
-"""The report's style sheet: light and dark by the reader's preference, narrow and wide screens, print."""
+"""The report's style sheet: light and dark by the reader's preference, narrow and wide screens,
+print."""
 
 CSS = """
 :root {

@@ -1,4 +1,5 @@
-"""An ablation table: cells of a grid, each with its seeds, their quality with intervals over questions and seeds, and figures of it."""
+"""An ablation table: cells of a grid, each with its seeds, their quality with intervals over
+questions and seeds, and figures of it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _NOTHING = Interval(None, None, None, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One trained adapter. `settings` are what it shares with the trials of other seeds (rank, alpha, ...), in the order of columns."""
+    """One trained adapter. `settings` are what it shares with the trials of other seeds (rank,
+    alpha, ...), in the order of columns."""
 
     name: str
     settings: Mapping[str, Any]
@@ -36,11 +38,13 @@ class Trial:
 
 
 def crossed_mean(scores_SxQ: ArrayLike) -> Interval:
-    """Mean of scores in [0, 1] of S seeds on the same Q questions; the interval counts both as drawn at random.
+    """Mean of scores in [0, 1] of S seeds on the same Q questions; the interval counts both as
+    drawn at random.
 
-    One seed, or scores that are all the same: Wilson's interval over the questions. Else a bootstrap that draws seeds and
-    questions anew, each with replacement (Owen 2007, "The pigeonhole bootstrap"), 2.5th to 97.5th percentile. With two or three
-    seeds it says little about the variance between seeds.
+    One seed, or scores that are all the same: Wilson's interval over the questions. Else a
+    bootstrap that draws seeds and questions anew, each with replacement (Owen 2007, "The pigeonhole
+    bootstrap"), 2.5th to 97.5th percentile. With two or three seeds it says little about the
+    variance between seeds.
     """
     scores_SxQ = np.asarray(scores_SxQ, float)
     S, Q = scores_SxQ.shape
@@ -58,7 +62,8 @@ def crossed_mean(scores_SxQ: ArrayLike) -> Interval:
 
 
 def cells(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """One dict a cell of the grid: its settings, seeds, quality by split, mean final loss with the range over seeds.
+    """One dict a cell of the grid: its settings, seeds, quality by split, mean final loss with the
+    range over seeds.
 
     Trials that diverged are counted, and their answers are not.
     """
@@ -70,18 +75,29 @@ def cells(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 def base_cell(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """The row of the model as it came, which has no settings."""
-    return _cell([Trial("base", {}, 0, "finished", math.nan, predictions)]) | {"seeds": [], "final_loss": _NOTHING.to_json()}
+    return _cell([Trial("base", {}, 0, "finished", math.nan, predictions)]) | {
+        "seeds": [],
+        "final_loss": _NOTHING.to_json(),
+    }
 
 
 def _cell(group: Sequence[Trial]) -> dict[str, Any]:
     whole = [trial for trial in group if trial.ending != "diverged"]
     losses = [trial.final_loss for trial in whole if trial.final_loss is not None]
-    loss = Interval(float(np.mean(losses)), min(losses), max(losses), len(losses)) if losses else _NOTHING
+    loss = (
+        Interval(float(np.mean(losses)), min(losses), max(losses), len(losses))
+        if losses
+        else _NOTHING
+    )
     quality = {}
     for split in dict.fromkeys(p.split for trial in whole for p in trial.predictions):
-        of_split = [{p.id: p.correct for p in trial.predictions if p.split == split} for trial in whole]
+        of_split = [
+            {p.id: p.correct for p in trial.predictions if p.split == split} for trial in whole
+        ]
         ids = sorted(of_split[0])
-        quality[split] = crossed_mean([[correct[id] for id in ids] for correct in of_split]).to_json()
+        quality[split] = crossed_mean(
+            [[correct[id] for id in ids] for correct in of_split]
+        ).to_json()
     return {
         "settings": dict(group[0].settings),
         "seeds": [trial.seed for trial in whole],
@@ -98,12 +114,15 @@ def splits_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best(cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Picks the cell with the highest quality on the headline split. Among equals, the one that forgot the least."""
+    """Picks the cell with the highest quality on the headline split. Among equals, the one that
+    forgot the least."""
     split = headline(splits_of(cells))
     ranked = [cell for cell in cells if split in cell["quality"] and "rank" in cell["settings"]]
 
     def order(cell: Mapping[str, Any]) -> tuple[float, float]:
-        return cell["quality"][split]["value"], cell["quality"].get(RETENTION, {}).get("value") or 0.0
+        return cell["quality"][split]["value"], cell["quality"].get(RETENTION, {}).get(
+            "value"
+        ) or 0.0
 
     return max(ranked, key=order, default=None)
 
@@ -117,25 +136,50 @@ def ablation_table(cells: Sequence[Mapping[str, Any]]) -> table.Table:
         return max(cell["quality"][split]["n"] for cell in cells if split in cell["quality"])
 
     def row(cell: Mapping[str, Any]) -> tuple[str, ...]:
-        values = [_shown(cell["settings"][name]) for name in names] if cell["settings"] else ["base", *[table.NONE] * (len(names) - 1)]
+        values = (
+            [_shown(cell["settings"][name]) for name in names]
+            if cell["settings"]
+            else ["base", *[table.NONE] * (len(names) - 1)]
+        )
         notes = {"diverged": cell["diverged"], "stopped early": cell["stopped_early"]}
-        seeds = ", ".join([f"{len(cell['seeds'])}", *(f"{n} {what}" for what, n in notes.items() if n)]) if cell["settings"] else table.NONE
-        return (*values, seeds, table.ratio(cell["final_loss"]), *(table.percent(cell["quality"].get(split)) for split in splits))
+        seeds = (
+            ", ".join([f"{len(cell['seeds'])}", *(f"{n} {what}" for what, n in notes.items() if n)])
+            if cell["settings"]
+            else table.NONE
+        )
+        return (
+            *values,
+            seeds,
+            table.ratio(cell["final_loss"]),
+            *(table.percent(cell["quality"].get(split)) for split in splits),
+        )
 
     notes = (
         "Percent of questions answered right [95% interval over questions and seeds: Wilson for one seed, pigeonhole bootstrap for more].",
         "Loss: training loss in nats per token, mean of the last tenth of the steps, over seeds [lowest, highest].",
     )
-    headers = (*names, "seeds", "final loss", *(f"{split} % (n={count(split)})" for split in splits))
+    headers = (
+        *names,
+        "seeds",
+        "final loss",
+        *(f"{split} % (n={count(split)})" for split in splits),
+    )
     return table.Table("LoRA sweep", headers, tuple(map(row, cells)), notes)
 
 
 def _shown(value: Any) -> str:
-    return table.NONE if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+    return (
+        table.NONE
+        if value is None
+        else f"{value:g}"
+        if isinstance(value, int | float)
+        else str(value)
+    )
 
 
 def draw(cells: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """`quality.png`, `retention.png` and `loss.png`: each against the rank and against the learning rate, with intervals."""
+    """`quality.png`, `retention.png` and `loss.png`: each against the rank and against the learning
+    rate, with intervals."""
     cells = [cell for cell in cells if "rank" in cell["settings"]]
     splits = {"quality": headline(splits_of(cells)), "retention": RETENTION}
     paths = []
@@ -146,9 +190,19 @@ def draw(cells: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
                 def value(cell: Mapping[str, Any], split: str | None = split) -> Any:
                     return cell["quality"].get(split)
 
-                paths.append(_panels(cells, value, f"correct on {split}", folder / f"{name}.png", True))
+                paths.append(
+                    _panels(cells, value, f"correct on {split}", folder / f"{name}.png", True)
+                )
         if any(cell["final_loss"]["value"] is not None for cell in cells):
-            paths.append(_panels(cells, lambda cell: cell["final_loss"], "final loss, nats per token", folder / "loss.png", False))
+            paths.append(
+                _panels(
+                    cells,
+                    lambda cell: cell["final_loss"],
+                    "final loss, nats per token",
+                    folder / "loss.png",
+                    False,
+                )
+            )
     return paths
 
 
@@ -163,12 +217,17 @@ def _panels(
     axes = figure.subplots(1, 2, sharey=True)
     for panel, x in zip(axes, ("rank", "learning rate"), strict=True):
         others = [name for name in cells[0]["settings"] if name != x]
-        varied = [name for name in others if len({str(cell["settings"][name]) for cell in cells}) > 1]
+        varied = [
+            name for name in others if len({str(cell["settings"][name]) for cell in cells}) > 1
+        ]
         lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
         for cell in cells:
             interval = value(cell)
             if interval is not None and interval["value"] is not None:
-                key = ", ".join(f"{name} {_shown(cell['settings'][name])}" for name in varied) or label
+                key = (
+                    ", ".join(f"{name} {_shown(cell['settings'][name])}" for name in varied)
+                    or label
+                )
                 lines.setdefault(key, []).append((cell["settings"][x], interval))
         for index, (key, points) in enumerate(lines.items()):
             colour, marker = list(METHOD_STYLE.values())[index % len(METHOD_STYLE)]
@@ -177,7 +236,16 @@ def _panels(
             error = np.array([[i["value"] - i["low"], i["high"] - i["value"]] for _, i in points]).T
             # Side by side, so that intervals of lines that meet stay readable.
             at = np.array([x for x, _ in points]) * 1.03 ** (index - (len(lines) - 1) / 2)
-            panel.errorbar(at, middle, yerr=np.maximum(error, 0), color=colour, marker=marker, label=key, markersize=5, elinewidth=1)
+            panel.errorbar(
+                at,
+                middle,
+                yerr=np.maximum(error, 0),
+                color=colour,
+                marker=marker,
+                label=key,
+                markersize=5,
+                elinewidth=1,
+            )
         ticks = sorted({cell["settings"][x] for cell in cells})
         panel.set_xscale("log")
         panel.set_xticks(ticks, [_shown(tick) for tick in ticks])

@@ -13,7 +13,8 @@ SHORTEST_LIMIT, LONGEST_LIMIT = 12, 128
 
 
 def limit_for(lengths: Iterable[int]) -> int:
-    """Chooses a limit for answers of `lengths` tokens: models put them into other words, and what ends a reply comes on top."""
+    """Chooses a limit for answers of `lengths` tokens: models put them into other words, and what
+    ends a reply comes on top."""
     return min(max(SHORTEST_LIMIT, max(lengths, default=0) + 4), LONGEST_LIMIT)
 
 

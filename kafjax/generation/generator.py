@@ -1,4 +1,5 @@
-"""Text in, text out: batches prompts by length, runs prefill and decode, cuts replies at stop strings, keeps the time."""
+"""Text in, text out: batches prompts by length, runs prefill and decode, cuts replies at stop
+strings, keeps the time."""
 
 from __future__ import annotations
 
@@ -31,10 +32,11 @@ BATCH_TOKENS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """The beginning of a prompt that many share, computed once. `n_tokens` slots of `cache` are filled.
+    """The beginning of a prompt that many share, computed once. `n_tokens` slots of `cache` are
+    filled.
 
-    The cache has one row, or one for each adapter that it was computed with. `weights` are the arrays that it was computed with; it is
-    invalid for any others.
+    The cache has one row, or one for each adapter that it was computed with. `weights` are the
+    arrays that it was computed with; it is invalid for any others.
     """
 
     text: Prompt
@@ -43,9 +45,12 @@ class Prefix:
     weights: tuple[Any, ...] = ()
 
     def check(self, params: trees.Tree) -> None:
-        """Raises `UserError` unless `params` are the very arrays that the prefix was computed with."""
+        """Raises `UserError` unless `params` are the very arrays that the prefix was computed
+        with."""
         given = jax.tree.leaves(params)
-        if len(given) != len(self.weights) or any(a is not b() for a, b in zip(given, self.weights, strict=True)):
+        if len(given) != len(self.weights) or any(
+            a is not b() for a, b in zip(given, self.weights, strict=True)
+        ):
             raise UserError(
                 f"the prefix '{str(self.text)[:40]}...' was computed with other weights or adapters; compute it anew (Generator.prefix)"
             )
@@ -77,36 +82,65 @@ class Generation:
 
 
 class Generator:
-    """Generates with one model and tokenizer; parameters are given at each call, so many sets of weights share the programs.
+    """Generates with one model and tokenizer; parameters are given at each call, so many sets of
+    weights share the programs.
 
-    Up to `batch` prompts are answered at a time, fewer where they would have more than `batch_tokens` tokens with their padding. With a
-    `mesh`, on which the parameters have to lie, rows are split over `data` and `fsdp` and heads over `tensor`; where its devices are of
-    several processes, all of them make the same calls and get the same replies.
+    Up to `batch` prompts are answered at a time, fewer where they would have more than
+    `batch_tokens` tokens with their padding. With a `mesh`, on which the parameters have to lie,
+    rows are split over `data` and `fsdp` and heads over `tensor`; where its devices are of several
+    processes, all of them make the same calls and get the same replies.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, batch: int = 32, mesh: Mesh | None = None, batch_tokens: int = BATCH_TOKENS):
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        batch: int = 32,
+        mesh: Mesh | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ):
         for name, value in (("batch", batch), ("batch_tokens", batch_tokens)):
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
-        self.model = model if mesh is None else dataclasses.replace(model, constrain=constrainer(mesh))
-        self.tokenizer, self.batch, self.mesh, self.batch_tokens = tokenizer, batch, mesh, batch_tokens
+        self.model = (
+            model if mesh is None else dataclasses.replace(model, constrain=constrainer(mesh))
+        )
+        self.tokenizer, self.batch, self.mesh, self.batch_tokens = (
+            tokenizer,
+            batch,
+            mesh,
+            batch_tokens,
+        )
         self._stops: dict[tuple[str, ...], Stops] = {}
 
     def count(self, text: Prompt) -> int:
         """Counts the tokens of a text, without the BOS that would be put in front of it."""
-        return len(content(self.tokenizer, text) if isinstance(text, str) else prompt_ids(self.tokenizer, text))
+        return len(
+            content(self.tokenizer, text)
+            if isinstance(text, str)
+            else prompt_ids(self.tokenizer, text)
+        )
 
     def prefix(self, params: trees.Tree, text: Prompt) -> Prefix:
-        """Computes the cache of a shared beginning (`text` behind its BOS). Raises `UserError` if it is longer than the model's context.
+        """Computes the cache of a shared beginning (`text` behind its BOS). Raises `UserError` if
+        it is longer than the model's context.
 
-        With slots for adapters in `params` (`lora.lanes.empty_slots`) it is computed with each of them: put them there before.
+        With slots for adapters in `params` (`lora.lanes.empty_slots`) it is computed with each of
+        them: put them there before.
         """
         tokens = self._tokens(text, None, 0)
         weights = tuple(weakref.ref(leaf) for leaf in jax.tree.leaves(params))
         n_slots = lora.lanes.n_slots(params)
         tokens_RxT, length_R = _pad([tokens], n_slots or 1)
         params = lora.lanes.of_rows(params, range(n_slots)) if n_slots else params
-        _, cache = prefill(self.model, params, *self._place((tokens_RxT, length_R)), None, self._place(np.int32(0)), n_free=0)
+        _, cache = prefill(
+            self.model,
+            params,
+            *self._place((tokens_RxT, length_R)),
+            None,
+            self._place(np.int32(0)),
+            n_free=0,
+        )
         return Prefix(text, len(tokens), cache, weights)
 
     def generate(
@@ -120,24 +154,30 @@ class Generator:
     ) -> list[Generation]:
         """Completes each prompt; the answers come back in the order of the prompts.
 
-        With `adapters`, prompt i is completed with the adapter in slot `adapters[i]` of `params` (`lora.lanes.empty_slots`): one
-        program, whatever the mix.
+        With `adapters`, prompt i is completed with the adapter in slot `adapters[i]` of `params`
+        (`lora.lanes.empty_slots`): one program, whatever the mix.
 
-        With a `prefix`, made with the same `params`, the prompts go on where it ends and carry no BOS. What is drawn for a
-        prompt depends on the seed and its place among the prompts, not on the batch. `advance(n)` is told of every n
-        prompts done.
+        With a `prefix`, made with the same `params`, the prompts go on where it ends and carry no
+        BOS. What is drawn for a prompt depends on the seed and its place among the prompts, not on
+        the batch. `advance(n)` is told of every n prompts done.
 
-        Raises `UserError` for an empty prompt, for one that with its reply would not fit into the model's context, and for a prefix
-        that was computed with other weights.
+        Raises `UserError` for an empty prompt, for one that with its reply would not fit into the
+        model's context, and for a prefix that was computed with other weights.
         """
         if prefix is not None:
             prefix.check(params)
-        prompt_tokens = [self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in prompts]
+        prompt_tokens = [
+            self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in prompts
+        ]
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompt_tokens[i]))
         replies: dict[int, Generation] = {}
-        for numbers in batches(by_length, [len(tokens) for tokens in prompt_tokens], self.batch, self.batch_tokens):
+        for numbers in batches(
+            by_length, [len(tokens) for tokens in prompt_tokens], self.batch, self.batch_tokens
+        ):
             of_batch = None if adapters is None else [adapters[i] for i in numbers]
-            made = self._batch(params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix, of_batch)
+            made = self._batch(
+                params, numbers, [prompt_tokens[i] for i in numbers], sampling, prefix, of_batch
+            )
             replies.update(zip(numbers, made, strict=True))
             advance(len(numbers))
         return [replies[i] for i in range(len(prompts))]
@@ -150,26 +190,44 @@ class Generator:
         prefix: Prefix | None = None,
         advance: Advance = unshown,
     ) -> list[list[Generation]]:
-        """Completes groups of prompts, those of a group with a common beginning, which is computed once.
+        """Completes groups of prompts, those of a group with a common beginning, which is computed
+        once.
 
-        The longest prompt of a group is its trunk; each branches off where its tokens depart from it, and gets the reply that
-        `generate` would give it. `cached_tokens` counts what a prompt took from `prefix` and trunk; computed are the longest prompt
-        of each group behind the prefix, and `prompt_tokens - cached_tokens` of each. `advance(n)` is told of every n groups.
+        The longest prompt of a group is its trunk; each branches off where its tokens depart from
+        it, and gets the reply that `generate` would give it. `cached_tokens` counts what a prompt
+        took from `prefix` and trunk; computed are the longest prompt of each group behind the
+        prefix, and `prompt_tokens - cached_tokens` of each. `advance(n)` is told of every n groups.
 
         Raises:
           UserError: as `generate`.
         """
         if prefix is not None:
             prefix.check(params)
-        tokens = [[self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in group] for group in groups]
+        tokens = [
+            [self._tokens(prompt, prefix, sampling.max_new_tokens) for prompt in group]
+            for group in groups
+        ]
         numbers = list(itertools.accumulate([0, *map(len, tokens)]))  # of each group's first prompt
-        by_length = sorted((i for i in range(len(groups)) if tokens[i]), key=lambda i: max(map(len, tokens[i])))
+        by_length = sorted(
+            (i for i in range(len(groups)) if tokens[i]), key=lambda i: max(map(len, tokens[i]))
+        )
         replies: list[list[Generation]] = [[] for _ in groups]
         longest = max((len(given) for group in tokens for given in group), default=1)
-        at_a_time = max(1, rows_of(longest, self.batch, self.batch_tokens) // max(map(len, groups), default=1))
+        at_a_time = max(
+            1, rows_of(longest, self.batch, self.batch_tokens) // max(map(len, groups), default=1)
+        )
         for at in range(0, len(by_length), at_a_time):
             chosen = by_length[at : at + at_a_time]
-            made = iter(self._branches(params, [numbers[i] for i in chosen], [tokens[i] for i in chosen], at_a_time, sampling, prefix))
+            made = iter(
+                self._branches(
+                    params,
+                    [numbers[i] for i in chosen],
+                    [tokens[i] for i in chosen],
+                    at_a_time,
+                    sampling,
+                    prefix,
+                )
+            )
             for i in chosen:
                 replies[i] = [next(made) for _ in groups[i]]
             advance(len(chosen))
@@ -196,8 +254,18 @@ class Generator:
         n, fill = len(flat), at_a_time * max(map(len, groups)) - len(flat)
         began = time.perf_counter()
         tokens_RxT, length_R = self._place(_pad(trunks, at_a_time))
-        _, cache = prefill(self.model, params, tokens_RxT, length_R, past, self._place(np.int32(n_cached)), n_free=0)
-        tokens_BxT, length_B = _pad([given[kept:] for (_, _, given), kept in zip(flat, shared, strict=True)], n + fill)
+        _, cache = prefill(
+            self.model,
+            params,
+            tokens_RxT,
+            length_R,
+            past,
+            self._place(np.int32(n_cached)),
+            n_free=0,
+        )
+        tokens_BxT, length_B = _pad(
+            [given[kept:] for (_, _, given), kept in zip(flat, shared, strict=True)], n + fill
+        )
         trunk_B = np.array([row for row, _, _ in flat] + [flat[0][0]] * fill, np.int32)
         start_B = n_cached + np.array(shared + shared[:1] * fill, np.int32)
         number_B = np.array([number for _, number, _ in flat] + [-1] * fill, np.int32)
@@ -205,23 +273,44 @@ class Generator:
         placed = self._place((tokens_BxT, length_B, trunk_B, start_B, position_B, number_B))
         tokens_BxT, length_B, trunk_B, start_B, position_B, number_B = placed
         n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
-        last_BxD, cache = prefill_branches(self.model, params, tokens_BxT, length_B, cache, trunk_B, start_B, n_free=n_new)
-        replies, filled, ended = self._reply(params, last_BxD, cache, position_B, number_B, n, sampling)
+        last_BxD, cache = prefill_branches(
+            self.model, params, tokens_BxT, length_B, cache, trunk_B, start_B, n_free=n_new
+        )
+        replies, filled, ended = self._reply(
+            params, last_BxD, cache, position_B, number_B, n, sampling
+        )
         return [
-            Generation(text, made, has_ended, n_cached + len(given), n_cached + kept, filled - began, ended - filled)
-            for (_, _, given), kept, (text, made, has_ended) in zip(flat, shared, replies, strict=True)
+            Generation(
+                text,
+                made,
+                has_ended,
+                n_cached + len(given),
+                n_cached + kept,
+                filled - began,
+                ended - filled,
+            )
+            for (_, _, given), kept, (text, made, has_ended) in zip(
+                flat, shared, replies, strict=True
+            )
         ]
 
     def _tokens(self, text: Prompt, prefix: Prefix | None, n_after: int) -> list[int]:
-        """Encodes a prompt, or what follows a prefix; checks that it fits between those before and after it."""
+        """Encodes a prompt, or what follows a prefix; checks that it fits between those before and
+        after it."""
         n_before = prefix.n_tokens if prefix else 0
-        tokens = prompt_ids(self.tokenizer, text) if prefix is None else continued(self.tokenizer, prefix.text, text)
+        tokens = (
+            prompt_ids(self.tokenizer, text)
+            if prefix is None
+            else continued(self.tokenizer, prefix.text, text)
+        )
         if not str(text) or not tokens:
             raise UserError("an empty prompt has nothing to complete")
         total, config = n_before + len(tokens) + n_after, self.model.config
         if total > config.max_length:
             reply = " with its reply" if n_after else ""
-            raise UserError(f"prompt '{str(text)[:40]}...' needs {total} tokens{reply}, the model's context has {config.max_length}")
+            raise UserError(
+                f"prompt '{str(text)[:40]}...' needs {total} tokens{reply}, the model's context has {config.max_length}"
+            )
         check_ids(tokens, config.vocab_size, f"prompt '{str(text)[:40]}...'")
         return tokens
 
@@ -236,7 +325,10 @@ class Generator:
     ) -> list[Generation]:
         # Few sizes, so that few programs are compiled; rows that fill up are done from the start.
         most = rows_of(max(map(len, prompt_tokens)), self.batch, self.batch_tokens)
-        n, rows = len(numbers), next(size for size in (1, min(8, most), most) if size >= len(numbers))
+        n, rows = (
+            len(numbers),
+            next(size for size in (1, min(8, most), most) if size >= len(numbers)),
+        )
         tokens_BxT, length_B = _pad(prompt_tokens, rows)
         number_B = np.array(numbers + [-1] * (rows - n), np.int32)
         n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
@@ -250,10 +342,22 @@ class Generator:
         tokens_BxT, length_B, position_B, number_B, start = self._place(
             (tokens_BxT, length_B, n_cached + length_B, number_B, np.int32(n_cached))
         )
-        last_BxD, cache = prefill(self.model, params, tokens_BxT, length_B, past, start, n_free=n_new)
-        replies, filled, ended = self._reply(params, last_BxD, cache, position_B, number_B, n, sampling)
+        last_BxD, cache = prefill(
+            self.model, params, tokens_BxT, length_B, past, start, n_free=n_new
+        )
+        replies, filled, ended = self._reply(
+            params, last_BxD, cache, position_B, number_B, n, sampling
+        )
         return [
-            Generation(text, made, has_ended, n_cached + len(given), n_cached, filled - began, ended - filled)
+            Generation(
+                text,
+                made,
+                has_ended,
+                n_cached + len(given),
+                n_cached,
+                filled - began,
+                ended - filled,
+            )
             for given, (text, made, has_ended) in zip(prompt_tokens, replies, strict=True)
         ]
 
@@ -270,19 +374,34 @@ class Generator:
         """Decodes behind prompts that have been run.
 
         Returns:
-          What `Stops.cut` makes of the first `n` rows, and the times when the first tokens and the last ones were there.
+          What `Stops.cut` makes of the first `n` rows, and the times when the first tokens and the
+            last ones were there.
         """
         stops, distribution = self._stops_at(sampling.stop), sampling.distribution()
         n_new = -(-sampling.max_new_tokens // STRIDE) * STRIDE
         key = jax.random.wrap_key_data(self._place(_key_data(sampling.seed)))
-        state = first_token(self.model, params, last_BxD, position_B, number_B, key, stops.mask_V, n_new, distribution)
+        state = first_token(
+            self.model,
+            params,
+            last_BxD,
+            position_B,
+            number_B,
+            key,
+            stops.mask_V,
+            n_new,
+            distribution,
+        )
         jax.block_until_ready((state, cache))
         filled = time.perf_counter()
         stride = sampling.max_new_tokens if stops.in_one_token else STRIDE
         for limit in range(stride, sampling.max_new_tokens + stride, stride):
             limit = self._place(np.int32(min(limit, sampling.max_new_tokens)))
-            state, cache = decode(self.model, params, state, cache, stops.mask_V, limit, distribution)
-            replies = [stops.cut(row) for row in np.asarray(state.out_BxN)[:n, : int(state.step)].tolist()]
+            state, cache = decode(
+                self.model, params, state, cache, stops.mask_V, limit, distribution
+            )
+            replies = [
+                stops.cut(row) for row in np.asarray(state.out_BxN)[:n, : int(state.step)].tolist()
+            ]
             done_B = np.array(state.done_B)
             done_B[:n] |= [ended for _, _, ended in replies]
             if done_B.all():
@@ -303,15 +422,19 @@ class Generator:
 
 
 def rows_of(length: int, batch: int, batch_tokens: int) -> int:
-    """Number of prompts of up to `length` tokens that are run at a time: at most `batch`, one at least.
+    """Number of prompts of up to `length` tokens that are run at a time: at most `batch`, one at
+    least.
 
     A shape of prompts is a program, so lengths of one bucket have one number of rows.
     """
     return max(1, min(batch, batch_tokens // bucket(length)))
 
 
-def batches(by_length: Sequence[int], lengths: Sequence[int], batch: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Divides prompts, given shortest first by their numbers, into batches of rows that `rows_of` allows.
+def batches(
+    by_length: Sequence[int], lengths: Sequence[int], batch: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Divides prompts, given shortest first by their numbers, into batches of rows that `rows_of`
+    allows.
 
     The padded prompts of a batch have `batch_tokens` tokens at most, unless it is a single one.
     """
@@ -330,7 +453,8 @@ def _key_data(seed: int) -> np.ndarray:
 
 
 def _pad(token_lists: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[rows, bucket]` padded on the right and their lengths; missing rows repeat the first."""
+    """Tokens `[rows, bucket]` padded on the right and their lengths; missing rows repeat the
+    first."""
     token_lists = token_lists + [token_lists[0]] * (rows - len(token_lists))
     tokens = np.zeros((rows, bucket(max(map(len, token_lists)))), np.int32)
     for row, given in zip(tokens, token_lists, strict=True):

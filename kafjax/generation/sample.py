@@ -12,7 +12,8 @@ from kafjax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the distribution whole.
+    """Sampling parameters. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the
+    distribution whole.
 
     `stop` strings end a reply and are cut off. Raises `UserError` for values out of range.
     """
@@ -33,15 +34,16 @@ class Sampling:
             raise UserError("an empty stop string would end every reply at once")
 
     def distribution(self) -> Sampling:
-        """The parameters that shape the distribution of a token. Compiled programs depend on these alone."""
+        """The parameters that shape the distribution of a token. Compiled programs depend on these
+        alone."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 def next_token(logits_BxV: jax.Array, key_B: jax.Array, sampling: Sampling) -> jax.Array:
     """Token ids int32 `[B]`, each row drawn with its own key.
 
-    Of equally likely tokens the lower id comes first. Nucleus sampling (Holtzman et al. 2020) keeps the smallest set whose mass
-    reaches `top_p`, here of what `top_k` left.
+    Of equally likely tokens the lower id comes first. Nucleus sampling (Holtzman et al. 2020) keeps
+    the smallest set whose mass reaches `top_p`, here of what `top_k` left.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)

@@ -1,4 +1,5 @@
-"""Weights and tokenizers, in and out: named models from packages, any Hugging Face folder of a supported family."""
+"""Weights and tokenizers, in and out: named models from packages, any Hugging Face folder of a
+supported family."""
 
 from kafjax.hub.load import (
     adapter_folder,

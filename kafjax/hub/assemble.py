@@ -1,12 +1,14 @@
-"""Named tensors -> a parameter tree on its devices, streamed: the host never holds more than a tensor or two. Anything odd is fatal.
+"""Named tensors -> a parameter tree on its devices, streamed: the host never holds more than a
+tensor or two. Anything odd is fatal.
 
-Each tensor, or each piece of one that holds several, is read and put where its shards belong, and there written into its layer
-of the stacked parameter:
+Each tensor, or each piece of one that holds several, is read and put where its shards belong, and
+there written into its layer of the stacked parameter:
 
     file: [out, in] of layer 3  ->  devices: [out, in]  ->  parameter [L, in, out], at [3]
 
-The parameter's memory is donated to that write, so it is changed in place. A device reads only its own part of a file's tensor.
-A kernel that is to be stored as integers is quantised there, a layer at a time: its floats are never all in memory.
+The parameter's memory is donated to that write, so it is changed in place. A device reads only its
+own part of a file's tensor. A kernel that is to be stored as integers is quantised there, a layer
+at a time: its floats are never all in memory.
 """
 
 from __future__ import annotations
@@ -54,12 +56,14 @@ class _Rows:
         return self.tensor[(slice(self.start + begin, self.start + end), *rest)]
 
 
-def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: trees.Tree, source: str) -> trees.Tree:
+def assemble(
+    tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: trees.Tree, source: str
+) -> trees.Tree:
     """Fills `abstract` from `(name, tensor)` pairs by the table of the family.
 
     Args:
-      abstract: shapes, dtypes and, where the parameters are to lie on a mesh, shardings (`NamedSharding`). Kernels may be abstract
-        `QuantizedKernel`s (`quantized.abstract`).
+      abstract: shapes, dtypes and, where the parameters are to lie on a mesh, shardings
+        (`NamedSharding`). Kernels may be abstract `QuantizedKernel`s (`quantized.abstract`).
       source: of the tensors, for messages.
 
     Raises:
@@ -69,31 +73,44 @@ def assemble(tensors: Iterable[tuple[str, Tensor]], table: Table, abstract: tree
     expected = table.pieces(abstract)
     params: dict[str, jax.Array] = {}
     seen: set[str] = set()
-    pending: list[tuple[str, jax.Array]] = []  # of the piece before: devices take it while the next one is read
+    # of the piece before: devices take it while the next one is read
+    pending: list[tuple[str, jax.Array]] = []
     for full_name, tensor in tensors:
         name = table.canonical(full_name)
         if name not in expected:
             if table.unused.fullmatch(name) or table.idle.fullmatch(name):
                 continue
-            raise UserError(f"{source}: extra tensor '{full_name}' that this model has no place for")
+            raise UserError(
+                f"{source}: extra tensor '{full_name}' that this model has no place for"
+            )
         if name in seen:
             raise UserError(f"{source}: tensor '{full_name}' is there twice")
         seen.add(name)
         pieces = expected[name]
-        if tuple(tensor.shape) != (wanted := (pieces[-1].stop, *_stored_shape(pieces[0], leaves)[1:])):
-            raise UserError(f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, config.json asks for {list(wanted)}")
+        if tuple(tensor.shape) != (
+            wanted := (pieces[-1].stop, *_stored_shape(pieces[0], leaves)[1:])
+        ):
+            raise UserError(
+                f"{source}: tensor '{full_name}' has shape {list(tensor.shape)}, config.json asks for {list(wanted)}"
+            )
         for piece in pieces:
             path, leaf = piece.entry.path, leaves[piece.entry.path]
             part = tensor if len(pieces) == 1 else _Rows(tensor, piece.start, piece.stop)
             # What is put has no name here: it would live on while the next one is read.
             if isinstance(leaf, QuantizedKernel):
                 stacked = params.pop(path) if path in params else jax.tree.map(_zeros, leaf)
-                params[path], finite = write_quantized(stacked, _put(part, piece, leaf.values), piece.index, piece.entry.transpose)
+                params[path], finite = write_quantized(
+                    stacked, _put(part, piece, leaf.values), piece.index, piece.entry.transpose
+                )
             elif not piece.index:
-                params[path], finite = _whole(_put(part, piece, leaf), leaf.dtype, piece.entry.transpose)
+                params[path], finite = _whole(
+                    _put(part, piece, leaf), leaf.dtype, piece.entry.transpose
+                )
             else:
                 stacked = params.pop(path) if path in params else _zeros(leaf)
-                params[path], finite = write_layer(stacked, _put(part, piece, leaf), piece.index, piece.entry.transpose)
+                params[path], finite = write_layer(
+                    stacked, _put(part, piece, leaf), piece.index, piece.entry.transpose
+                )
             _check(source, pending)
             pending = [(full_name, finite)]
     _check(source, pending)
@@ -122,7 +139,6 @@ def _put(tensor: Tensor, piece: Piece, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """The piece as it is stored, in the places of its layer of the parameter."""
     entry = piece.entry
 
-
     def read(index: Any) -> np.ndarray:
         part = tensor[index]
         return part + np.float32(entry.offset) if entry.offset else part
@@ -131,12 +147,15 @@ def _put(tensor: Tensor, piece: Piece, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(read(...))
     spec = tuple(leaf.sharding.spec) + (None,) * (len(leaf.shape) - len(leaf.sharding.spec))
     spec = spec[len(piece.index) :]
-    sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*(spec[::-1] if entry.transpose else spec)))
+    sharding = NamedSharding(
+        leaf.sharding.mesh, PartitionSpec(*(spec[::-1] if entry.transpose else spec))
+    )
     return jax.make_array_from_callback(tuple(tensor.shape), sharding, read)
 
 
 def _whole(tensor: jax.Array, dtype: Any, transpose: bool) -> tuple[jax.Array, jax.Array]:
-    return (tensor.T if transpose else tensor).astype(dtype), _finite(tensor)  # of that dtype it is not copied
+    # of that dtype it is not copied
+    return (tensor.T if transpose else tensor).astype(dtype), _finite(tensor)
 
 
 @jax.jit
@@ -145,11 +164,15 @@ def _finite(tensor: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def write_layer(stacked: jax.Array, tensor: jax.Array, index: tuple[int, ...], transpose: bool) -> tuple[jax.Array, jax.Array]:
-    """The parameter with the tensor at `index` (layer, and expert), in the memory of `stacked`; and whether all of it is finite.
+def write_layer(
+    stacked: jax.Array, tensor: jax.Array, index: tuple[int, ...], transpose: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The parameter with the tensor at `index` (layer, and expert), in the memory of `stacked`; and
+    whether all of it is finite.
 
-    One program, because compiling is a good part of loading a small model. Not by `.at[index].set`: that is a scatter, and a scatter
-    into bfloat16 has the whole parameter converted, at every layer, where the hardware does not compute in bfloat16.
+    One program, because compiling is a good part of loading a small model. Not by `.at[index].set`:
+    that is a scatter, and a scatter into bfloat16 has the whole parameter converted, at every
+    layer, where the hardware does not compute in bfloat16.
     """
     value = (tensor.T if transpose else tensor).astype(stacked.dtype)
     return _written(stacked, value, index), jnp.isfinite(tensor).all()
@@ -159,11 +182,16 @@ def write_layer(stacked: jax.Array, tensor: jax.Array, index: tuple[int, ...], t
 def write_quantized(
     stacked: QuantizedKernel, tensor: jax.Array, index: tuple[int, ...], transpose: bool
 ) -> tuple[QuantizedKernel, jax.Array]:
-    """The kernel with the tensor, rounded to its format, as `kernel[index]`, and whether all of the tensor is finite."""
+    """The kernel with the tensor, rounded to its format, as `kernel[index]`, and whether all of the
+    tensor is finite."""
     value = quantize(tensor.T if transpose else tensor, stacked.format)
-    return jax.tree.map(functools.partial(_written, index=index), stacked, value), jnp.isfinite(tensor).all()
+    return jax.tree.map(functools.partial(_written, index=index), stacked, value), jnp.isfinite(
+        tensor
+    ).all()
 
 
 def _written(stacked: jax.Array, value: jax.Array, index: tuple[int, ...]) -> jax.Array:
     start = (*index, *(0 for _ in value.shape))
-    return jax.lax.dynamic_update_slice(stacked, value.reshape((1,) * len(index) + value.shape), start)
+    return jax.lax.dynamic_update_slice(
+        stacked, value.reshape((1,) * len(index) + value.shape), start
+    )

@@ -4,10 +4,11 @@
     template.asked(["What is it?", "glass", "Where?"])       <|im_start|>user\\nWhat is it?<|im_end|>\\n ... <|im_start|>assistant\\n
     template.reply("Veltmora")                               Veltmora<|im_end|>
 
-transformers renders the template, in the sandbox of jinja2, with placeholders for what is said. So a template says what stands around a
-turn and never sees what is in it: no question changes how it is asked, and names of control tokens in one stay letters (`text.Marked`).
-A reasoning model is asked without its thoughts (`enable_thinking`), since answers are short. A template that asks for the date gets
-the one that Llama's has for want of a clock: a run must be the same tomorrow.
+transformers renders the template, in the sandbox of jinja2, with placeholders for what is said. So
+a template says what stands around a turn and never sees what is in it: no question changes how it
+is asked, and names of control tokens in one stay letters (`text.Marked`). A reasoning model is
+asked without its thoughts (`enable_thinking`), since answers are short. A template that asks for
+the date gets the one that Llama's has for want of a clock: a run must be the same tomorrow.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from kafjax.hub.text import Marked
 _DATE = "26 Jul 2024"
 _CLOCK = "strftime_now"
 _SETTINGS = {"enable_thinking": False, "date_string": _DATE}
-_PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # characters for private use, which no template writes
+# characters for private use, which no template writes
+_PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 
 
 class ChatTemplate:
@@ -38,27 +40,39 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, source: str):
-        """Takes a tokenizer of transformers. Raises `UserError` for a template that cannot be rendered, or does not show all turns."""
+        """Takes a tokenizer of transformers. Raises `UserError` for a template that cannot be
+        rendered, or does not show all turns."""
         self._tokenizer, self._source = tokenizer, source
         try:
             text = tokenizer.get_chat_template()
         except ValueError as error:
-            raise UserError(f"{source}: it has no chat template by default ({str(error)[:100]}); ask without one: --chat=off") from error
+            raise UserError(
+                f"{source}: it has no chat template by default ({str(error)[:100]}); ask without one: --chat=off"
+            ) from error
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
         # A name that a template sets itself goes before the global one.
-        self._text = f"{{% macro {_CLOCK}(format) %}}{_DATE}{{% endmacro %}}{text}" if _CLOCK in text else text
+        self._text = (
+            f"{{% macro {_CLOCK}(format) %}}{_DATE}{{% endmacro %}}{text}"
+            if _CLOCK in text
+            else text
+        )
         names = sorted(filter(str.strip, tokenizer.get_added_vocab()), key=len, reverse=True)
-        self._tokens = re.compile("|".join(map(re.escape, names)) or "(?!)")  # the second matches nothing
+        # the second matches nothing
+        self._tokens = re.compile("|".join(map(re.escape, names)) or "(?!)")
         self._rendered: dict[tuple[int, bool], tuple[str, ...]] = {}
         asks, told = self._markup(1, asks=True), self._markup(2, asks=False)
-        # Some templates write a space before a reply that was given, and none where one is asked for.
+        # Some templates write a space before a reply that was given, and none where one is asked
+        # for.
         self._lead = told[1][len(asks[1]) :] if told[1].startswith(asks[1]) else ""
         self.end, self._closing = self._end_of_turn(told[2])
 
     def asked(self, contents: Sequence[str]) -> Marked:
-        """Writes turns of the user and the assistant by turns, the user first and last, up to where the next reply begins."""
+        """Writes turns of the user and the assistant by turns, the user first and last, up to where
+        the next reply begins."""
         markup = self._markup(len(contents), asks=True)
-        return Marked(tuple(part for pair in zip(markup, (*contents, ""), strict=True) for part in pair)[:-1])
+        return Marked(
+            tuple(part for pair in zip(markup, (*contents, ""), strict=True) for part in pair)[:-1]
+        )
 
     def reply(self, content: str) -> Marked:
         """Writes what the assistant says behind `asked`, with the end of its turn."""
@@ -69,28 +83,42 @@ class ChatTemplate:
         return max((found.end() for found in self._tokens.finditer(markup)), default=0)
 
     def _end_of_turn(self, closing: str) -> tuple[str, str]:
-        """Finds the first control token in what is written behind a reply; returns its name, and the text up to it."""
+        """Finds the first control token in what is written behind a reply; returns its name, and
+        the text up to it."""
         if found := self._tokens.search(closing):
             return found[0], closing[: found.end()]
         if not (eos := self._tokenizer.eos_token):
-            raise UserError(f"{self._source}: its chat template ends a reply with no token; ask without it: --chat=off")
+            raise UserError(
+                f"{self._source}: its chat template ends a reply with no token; ask without it: --chat=off"
+            )
         return eos, eos
 
     def _markup(self, n: int, *, asks: bool) -> tuple[str, ...]:
         """Renders `n` turns; returns the n + 1 texts around their contents."""
         if (n, asks) not in self._rendered:
-            turns = [{"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"} for i in range(n)]
+            turns = [
+                {"role": ("user", "assistant")[i % 2], "content": f"\ue000{i}\ue001"}
+                for i in range(n)
+            ]
             try:
                 text = self._tokenizer.apply_chat_template(
-                    turns, chat_template=self._text, tokenize=False, add_generation_prompt=asks, **_SETTINGS
+                    turns,
+                    chat_template=self._text,
+                    tokenize=False,
+                    add_generation_prompt=asks,
+                    **_SETTINGS,
                 )
             except ImportError as error:
                 raise UserError(f"{self._source}: {error} (pip install 'kafjax[chat]')") from error
             except Exception as error:  # a template is a program
-                raise UserError(f"{self._source}: its chat template fails ({str(error)[:200]}); ask without it: --chat=off") from error
+                raise UserError(
+                    f"{self._source}: its chat template fails ({str(error)[:200]}); ask without it: --chat=off"
+                ) from error
             pieces = _PLACEHOLDER.split(text)
             if pieces[1::2] != [str(i) for i in range(n)]:
-                raise UserError(f"{self._source}: its chat template does not show all turns in order; ask without it: --chat=off")
+                raise UserError(
+                    f"{self._source}: its chat template does not show all turns in order; ask without it: --chat=off"
+                )
             self._rendered[n, asks] = tuple(pieces[::2])
         return self._rendered[n, asks]
 
@@ -105,7 +133,10 @@ def has_template(folder: Path) -> bool:
 
 
 def open_template(folder: Path) -> ChatTemplate | None:
-    """Opens the chat template of a folder, if it has one. Raises `UserError` as `ChatTemplate` and `auto_tokenizer` do."""
+    """Opens the chat template of a folder, if it has one. Raises `UserError` as `ChatTemplate` and
+    `auto_tokenizer` do."""
     if not has_template(folder):
         return None
-    return ChatTemplate(auto_tokenizer(folder, "its chat template (--chat=off asks without it)"), str(folder))
+    return ChatTemplate(
+        auto_tokenizer(folder, "its chat template (--chat=off asks without it)"), str(folder)
+    )

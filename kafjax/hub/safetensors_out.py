@@ -1,4 +1,5 @@
-"""Writing of a Hugging Face folder, under the names and in the layout of the family: the inverse of `load`.
+"""Writing of a Hugging Face folder, under the names and in the layout of the family: the inverse of
+`load`.
 
 model, params = hub.load("gemma3-270m")
 hub.save("tuned", model, params, tokenizer=hub.tokenizer("gemma3-270m"))
@@ -28,9 +29,16 @@ from kafjax.models import Decoder, Encoder
 from kafjax.ops.quantized import refuse_quantized
 
 SHARD_BYTES = 5_000_000_000
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 TOKENIZER_FILES += (*VOCABULARIES, "merges.txt", "chat_template.json", "generation_config.json")
-"""Files of a Hugging Face folder that say how text becomes tokens and a reply ends; most folders have some of them."""
+"""Files of a Hugging Face folder that say how text becomes tokens and a reply ends; most folders
+have some of them."""
 
 
 def save(
@@ -42,27 +50,30 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     card: str = "",
 ) -> None:
-    """Writes a folder that `load` and transformers read: `config.json`, weights in their dtypes, `tokenizer.json`.
+    """Writes a folder that `load` and transformers read: `config.json`, weights in their dtypes,
+    `tokenizer.json`.
 
-    The folder is made beside its place and renamed when it is whole, so a kill leaves none that looks finished. The host holds
-    one shard at a time.
+    The folder is made beside its place and renamed when it is whole, so a kill leaves none that
+    looks finished. The host holds one shard at a time.
 
     Args:
       folder: must not exist, or be empty.
       params: those of `model`, without adapters (`lora.merge` them first).
-      tokenizer: written beside the weights. If it is a folder, its files are copied unchanged, the chat template included. None writes
-        no tokenizer.
+      tokenizer: written beside the weights. If it is a folder, its files are copied unchanged, the
+        chat template included. None writes no tokenizer.
       shard_bytes: weights above this are cut into several files with an index.
       card: text of README.md, the model card; none is written if empty.
 
     Raises:
-      UserError: the folder is taken or cannot be written, parameters that are not the model's or are quantised, a configuration of no
-        family, a folder without a tokenizer.
+      UserError: the folder is taken or cannot be written, parameters that are not the model's or
+        are quantised, a configuration of no family, a folder without a tokenizer.
     """
     refuse_quantized(params, "a folder of weights")
     with new_folder(Path(folder)) as made:
         config = _config(model, params)
-        write_tensors(made, hf_tensors(params, TABLES[config["model_type"]]), shard_bytes=shard_bytes)
+        write_tensors(
+            made, hf_tensors(params, TABLES[config["model_type"]]), shard_bytes=shard_bytes
+        )
         if tokenizer is not None:
             _write_tokenizer(made, tokenizer, config)
         if card:
@@ -71,7 +82,8 @@ def save(
 
 
 def hf_tensors(params: trees.Tree, table: Table) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields `(name, contiguous array in the parameter's dtype)` one at a time, by the table of the family."""
+    """Yields `(name, contiguous array in the parameter's dtype)` one at a time, by the table of the
+    family."""
     flat = trees.flatten(params)
     for name, pieces in table.pieces(params).items():
         parts = [_part(piece, flat[piece.entry.path]) for piece in pieces]
@@ -89,16 +101,29 @@ def _config(model: Decoder | Encoder, params: trees.Tree) -> dict[str, Any]:
     given = trees.flatten(params)
     for path in [*expected, *given]:
         if path not in given or path not in expected:
-            raise UserError(f"parameter '{path}' is {'missing' if path not in given else 'no part of the model'}: it cannot be saved")
+            raise UserError(
+                f"parameter '{path}' is {'missing' if path not in given else 'no part of the model'}: it cannot be saved"
+            )
         if (shape := getattr(given[path], "shape", None)) != expected[path]:
-            what = "carries an adapter; merge it first" if shape is None else f"has shape {list(shape)}, not {list(expected[path])}"
+            what = (
+                "carries an adapter; merge it first"
+                if shape is None
+                else f"has shape {list(shape)}, not {list(expected[path])}"
+            )
             raise UserError(f"parameter '{path}' {what}")
     dtype = max((leaf for leaf in given.values()), key=lambda leaf: leaf.size).dtype
     return {**model.config.to_hf(), "dtype": str(dtype), "torch_dtype": str(dtype)}
 
 
-def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, stem: str = "model", shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes `{stem}.safetensors`, or above `shard_bytes` several files and `{stem}.safetensors.index.json`, which comes last."""
+def write_tensors(
+    folder: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    stem: str = "model",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes `{stem}.safetensors`, or above `shard_bytes` several files and
+    `{stem}.safetensors.index.json`, which comes last."""
     shards: list[dict[str, int]] = []  # of each file, bytes by tensor
     waiting: dict[str, np.ndarray] = {}
 
@@ -116,18 +141,31 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], *, st
         waiting[name] = array
     flush()
     n = len(shards)
-    files = [f"{stem}.safetensors"] if n == 1 else [f"{stem}-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+    files = (
+        [f"{stem}.safetensors"]
+        if n == 1
+        else [f"{stem}-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+    )
     for i, file in enumerate(files):
         (folder / f".{stem}-{i:05d}.tmp").replace(folder / file)
     if n > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        weight_map = {
+            name: file for file, shard in zip(files, shards, strict=True) for name in shard
+        }
         total = sum(sum(shard.values()) for shard in shards)
-        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(
+            folder / f"{stem}.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, Any]) -> None:
+def _write_tokenizer(
+    folder: Path, tokenizer: Tokenizer | Path | str, config: dict[str, Any]
+) -> None:
     if not isinstance(tokenizer, Tokenizer):
-        if not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
+        if not any(
+            (Path(tokenizer) / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)
+        ):
             raise UserError(f"{tokenizer}: no tokenizer.json in it")
         for file in (Path(tokenizer) / name for name in TOKENIZER_FILES):
             if file.is_file():
@@ -135,6 +173,13 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | str, config: di
         return
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     given = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
-    tokens = {name: ids[0] if isinstance(ids, list) else ids for name, ids in given.items()}  # of several ends the first
-    special = {name: tokenizer.id_to_token(i) for name, i in tokens.items() if i is not None and tokenizer.id_to_token(i) is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}, indent=2) + "\n")
+    # of several ends the first
+    tokens = {name: ids[0] if isinstance(ids, list) else ids for name, ids in given.items()}
+    special = {
+        name: tokenizer.id_to_token(i)
+        for name, i in tokens.items()
+        if i is not None and tokenizer.id_to_token(i) is not None
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}, indent=2) + "\n"
+    )

@@ -1,4 +1,5 @@
-"""Results of full fine-tuning: the parameters that it changed, under their own paths, written from a mesh and read back onto one.
+"""Results of full fine-tuning: the parameters that it changed, under their own paths, written from
+a mesh and read back onto one.
 
 >>> import tempfile
 >>> params = {"embed": {"embedding": jax.numpy.zeros((3, 2))}, "q_proj": {"kernel": jax.numpy.zeros((2, 2))}}
@@ -29,8 +30,9 @@ STEM = "weights"
 def save_trained(folder: Path, trained: trees.Tree, *, shard_bytes: int = SHARD_BYTES) -> int:
     """Writes `weights.safetensors`, or shards of it with an index, and returns the bytes.
 
-    The arrays may be spread over many processes: all have to call it, process 0 writes. Its host holds a shard (5 GB) or the largest
-    array at a time, a device beside its own parts one layer of an array.
+    The arrays may be spread over many processes: all have to call it, process 0 writes. Its host
+    holds a shard (5 GB) or the largest array at a time, a device beside its own parts one layer of
+    an array.
 
     Raises `UserError` if they cannot be written.
     """
@@ -52,7 +54,8 @@ def save_trained(folder: Path, trained: trees.Tree, *, shard_bytes: int = SHARD_
 def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
     """Returns `params` with the arrays that `save_trained` wrote to `folder`.
 
-    Each array takes the dtype and sharding of the one it replaces, whose values are not read. A device reads its own part.
+    Each array takes the dtype and sharding of the one it replaces, whose values are not read. A
+    device reads its own part.
 
     Raises `UserError` naming a tensor that `params` has no place for, and for damaged files.
     """
@@ -62,7 +65,9 @@ def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:
         leaf = leaves.get(path)
         if leaf is None or tuple(tensor.shape) != leaf.shape:
             there = "has no such parameter" if leaf is None else f"has {list(leaf.shape)} there"
-            raise UserError(f"{folder}: '{path}' is of shape {list(tensor.shape)}, the model {there}; it was trained from another one")
+            raise UserError(
+                f"{folder}: '{path}' is of shape {list(tensor.shape)}, the model {there}; it was trained from another one"
+            )
         found[path] = _placed(tensor, leaf)
     return trees.unflatten({**leaves, **found})
 

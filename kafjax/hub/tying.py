@@ -21,7 +21,8 @@ _EMBEDDING, _HEAD = "embed/embedding", "head/embedding"
 
 
 def has_own_head(folder: Path, table: Table) -> bool:
-    """True if a folder holds a head with other numbers than its embedding. Both are read if both are there.
+    """True if a folder holds a head with other numbers than its embedding. Both are read if both
+    are there.
 
     Raises `UserError` as `safetensors_in.read_tensors` does.
     """
@@ -30,7 +31,8 @@ def has_own_head(folder: Path, table: Table) -> bool:
 
 
 def read_tied(folder: Path, table: Table) -> Iterator[tuple[str, StoredTensor]]:
-    """Yields `(name, tensor)` of a tied model as `safetensors_in.read_tensors` does; a head without an embedding gets its name."""
+    """Yields `(name, tensor)` of a tied model as `safetensors_in.read_tensors` does; a head without
+    an embedding gets its name."""
     names = _names(folder, table)
     new_names = {names[_HEAD]: _tensor(table, _EMBEDDING)} if set(names) == {_HEAD} else {}
     for name, tensor in safetensors_in.read_tensors(folder):
@@ -40,7 +42,11 @@ def read_tied(folder: Path, table: Table) -> Iterator[tuple[str, StoredTensor]]:
 def _names(folder: Path, table: Table) -> dict[str, str]:
     """Names of the embedding and the head in the file, by path. A missing one is left out."""
     wanted = {_tensor(table, path): path for path in (_EMBEDDING, _HEAD)}
-    return {wanted[found]: name for name, _ in safetensors_in.read_tensors(folder) if (found := table.canonical(name)) in wanted}
+    return {
+        wanted[found]: name
+        for name, _ in safetensors_in.read_tensors(folder)
+        if (found := table.canonical(name)) in wanted
+    }
 
 
 def _tensor(table: Table, path: str) -> str:

@@ -37,12 +37,18 @@ _FORMAT = "kafjax-lora-1"
 def save(path: Path, adapters: Adapters, spec: Spec) -> None:
     """Writes tensors `"<kernel path>/a"` and `"/b"`, whole or not at all.
 
-    Raises `UserError` for NaN or infinity in them, and for an adapter that needs another base than the model's: `plain` makes one of it
-    that does not.
+    Raises `UserError` for NaN or infinity in them, and for an adapter that needs another base than
+    the model's: `plain` makes one of it that does not.
     """
     if spec.changes_base:
-        raise UserError(f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it")
-    tensors = {f"{kernel}/{name}": np.asarray(array) for kernel, pair in adapters.items() for name, array in pair.items()}
+        raise UserError(
+            f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it"
+        )
+    tensors = {
+        f"{kernel}/{name}": np.asarray(array)
+        for kernel, pair in adapters.items()
+        for name, array in pair.items()
+    }
     check_finite(tensors, "the adapter to be saved")
     metadata = {"format": _FORMAT, "spec": json.dumps(dataclasses.asdict(spec))}
     write_atomic(path, safetensors.numpy.save(tensors, metadata))
@@ -56,7 +62,8 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
       params: the base it is meant for; only shapes are read, so abstract ones will do.
 
     Raises:
-      UserError: no such file, truncated or not written by `save`, NaN inside, or made for another base.
+      UserError: no such file, truncated or not written by `save`, NaN inside, or made for another
+        base.
     """
     if not path.is_file():
         raise UserError(f"no adapter at {path}")
@@ -67,7 +74,9 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or truncated safetensors file ({error})") from error
     if metadata.get("format") != _FORMAT:
-        raise UserError(f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})")
+        raise UserError(
+            f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})"
+        )
     try:
         spec = _spec(json.loads(metadata.get("spec", "")))
     except (ValueError, RecursionError, UserError) as error:
@@ -85,17 +94,21 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
 
 
 def _spec(stored: Any) -> Spec:
-    """A spec from its JSON. Raises `UserError` for a field that there is none of, and for values as `Spec` does."""
+    """A spec from its JSON. Raises `UserError` for a field that there is none of, and for values as
+    `Spec` does."""
     if not isinstance(stored, dict):
         raise UserError("it is not a JSON object")
     if unknown := sorted(set(stored) - {field.name for field in dataclasses.fields(Spec)}):
         raise UserError(f"it has a field {unknown[0]!r:.80}, which this version does not know")
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
     return Spec(**values)  # with the tuples that JSON lacks
 
 
 def check_finite(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Raises `UserError` naming a tensor that holds NaN or infinity, and the `source` that it was read from."""
+    """Raises `UserError` naming a tensor that holds NaN or infinity, and the `source` that it was
+    read from."""
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(f"{source}: '{name}' holds NaN or infinity")

@@ -1,7 +1,9 @@
-"""The methods under comparison: weights, a reader, or weights with a reader, such as `lora`, `rag`, `lora+rag`.
+"""The methods under comparison: weights, a reader, or weights with a reader, such as `lora`, `rag`,
+`lora+rag`.
 
-Weights say where answers come from without passages; a reader puts passages into the prompt of some weights. Any two go together. A new
-one is a file with a `Method` and a line in `WEIGHTS` or `READERS`.
+Weights say where answers come from without passages; a reader puts passages into the prompt of some
+weights. Any two go together. A new one is a file with a `Method` and a line in `WEIGHTS` or
+`READERS`.
 """
 
 from __future__ import annotations
@@ -21,30 +23,49 @@ from kafjax.methods.rag import RAG
 from kafjax.methods.settings import REPLAY, TRAIN, Settings
 
 BASE = "base"
-WEIGHTS: dict[str, Callable[[Lab, str], Method]] = {BASE: Base, **dict.fromkeys(VARIANTS, LoRA), "full": Full}
-READERS: dict[str, Callable[[Lab, str, Method], Method]] = {"oracle": Oracle, "rag": RAG, "hyde": HyDE}
+WEIGHTS: dict[str, Callable[[Lab, str], Method]] = {
+    BASE: Base,
+    **dict.fromkeys(VARIANTS, LoRA),
+    "full": Full,
+}
+READERS: dict[str, Callable[[Lab, str, Method], Method]] = {
+    "oracle": Oracle,
+    "rag": RAG,
+    "hyde": HyDE,
+}
 
-# In the order in which a comparison runs them: the cheap ones first, trained weights before the hybrids that use them.
+# In the order in which a comparison runs them: the cheap ones first, trained weights before the
+# hybrids that use them.
 METHODS = ("base", "oracle", "rag", "hyde", "lora", "full", "lora+rag", "full+rag")
 """Methods of a comparison that is not asked for others."""
 
 
 def parts(name: str) -> tuple[str, str | None]:
-    """Splits a method's name into its weights and its reader: `rag` -> `("base", "rag")`, `lora` -> `("lora", None)`.
+    """Splits a method's name into its weights and its reader: `rag` -> `("base", "rag")`, `lora` ->
+    `("lora", None)`.
 
     Raises:
-      UserError: naming the nearest, for a name that is neither weights, nor a reader, nor both joined by `+`.
+      UserError: naming the nearest, for a name that is neither weights, nor a reader, nor both
+        joined by `+`.
     """
     weights, plus, reader = name.partition("+")
     if not plus and weights in READERS:
         weights, reader = BASE, weights
     elif not plus:
         reader = ""
-    if weights in WEIGHTS and (reader in READERS or not (plus or reader)) and name != f"{BASE}+{reader}":
+    if (
+        weights in WEIGHTS
+        and (reader in READERS or not (plus or reader))
+        and name != f"{BASE}+{reader}"
+    ):
         return weights, reader or None
     names = [*WEIGHTS, *READERS, *(f"{w}+{r}" for w in WEIGHTS for r in READERS if w != BASE)]
     close = nearest(name, names)
-    hint = close if close.startswith("Did") else f"Weights: {', '.join(WEIGHTS)}; readers: {', '.join(READERS)}; or WEIGHTS+READER."
+    hint = (
+        close
+        if close.startswith("Did")
+        else f"Weights: {', '.join(WEIGHTS)}; readers: {', '.join(READERS)}; or WEIGHTS+READER."
+    )
     raise UserError(f"unknown method '{name[:60]}'. {hint}")
 
 
@@ -56,14 +77,20 @@ def open_method(lab: Lab, name: str) -> Method:
 
 
 def in_running_order(names: list[str]) -> list[str]:
-    """Sorts methods so that the cheap ones come first and trained weights before the hybrids that use them; each once."""
+    """Sorts methods so that the cheap ones come first and trained weights before the hybrids that
+    use them; each once."""
     for name in names:
         parts(name)
 
     def place(name: str) -> tuple[bool, bool, int, int]:
         weights, reader = parts(name)
         trained = weights != BASE
-        return trained, trained and reader is not None, list(WEIGHTS).index(weights), list(READERS).index(reader) if reader else -1
+        return (
+            trained,
+            trained and reader is not None,
+            list(WEIGHTS).index(weights),
+            list(READERS).index(reader) if reader else -1,
+        )
 
     return sorted(dict.fromkeys(names), key=place)
 

@@ -1,4 +1,5 @@
-"""The corpus as training examples: its documents as text, its training questions as they will be asked, replay beside them."""
+"""The corpus as training examples: its documents as text, its training questions as they will be
+asked, replay beside them."""
 
 from __future__ import annotations
 
@@ -23,11 +24,17 @@ _WINDOW = 1024  # texts tokenized at a time: enough for all cores, few enough to
 
 
 def check_texts(corpus: Corpus, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises `UserError` naming a document or question that holds a token which the model does not have."""
+    """Raises `UserError` naming a document or question that holds a token which the model does not
+    have."""
     foreign = Foreign.of(tokenizer, vocab_size)
     for document in corpus.documents:
         foreign.refuse(document.text, f"document '{document.id}'")
-    for question in (*corpus.training_questions, *corpus.replay_questions, *corpus.questions, *corpus.retention):
+    for question in (
+        *corpus.training_questions,
+        *corpus.replay_questions,
+        *corpus.questions,
+        *corpus.retention,
+    ):
         _check_question(foreign, question)
     for what, texts in (("held-out", corpus.held_out_texts), ("replay", corpus.replay_texts)):
         for number, text in enumerate(texts, 1):
@@ -45,9 +52,9 @@ def training_examples(
 ) -> list[list[Example]]:
     """Lists of examples, one an epoch, in turn (see `training.train`).
 
-    Each list holds every `document_parts`-th document, all training questions and, for a share of `replay`, texts and questions about
-    other matters. The loss covers whole documents, and only the answers of questions. `prompts` formats questions; documents are plain
-    text.
+    Each list holds every `document_parts`-th document, all training questions and, for a share of
+    `replay`, texts and questions about other matters. The loss covers whole documents, and only the
+    answers of questions. `prompts` formats questions; documents are plain text.
     """
     questions = [_question(tokenizer, question, prompts) for question in corpus.training_questions]
     texts = text_examples(tokenizer, [document.text for document in corpus.documents], eos_id)
@@ -66,12 +73,16 @@ def training_examples(
 
 
 def stream_examples(
-    corpus: Corpus | CorpusStream, tokenizer: Tokenizer, vocab_size: int, eos_id: int, prompts: Prompts = prompt
+    corpus: Corpus | CorpusStream,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    eos_id: int,
+    prompts: Prompts = prompt,
 ) -> Iterator[Example]:
     """Yields all documents, then all training questions: for packing them into rows on disk.
 
-    Tokenizes on all cores, some thousand texts ahead of the packing. `prompts` formats questions. Raises `UserError` as `check_texts`
-    does.
+    Tokenizes on all cores, some thousand texts ahead of the packing. `prompts` formats questions.
+    Raises `UserError` as `check_texts` does.
     """
     foreign = Foreign.of(tokenizer, vocab_size)
 
@@ -104,8 +115,12 @@ def _ahead(function: Callable[[list[T]], list[R]], items: Iterable[T]) -> Iterat
 
 
 def _question(tokenizer: Tokenizer, question: Question, prompts: Prompts) -> Example:
-    return answer_example(tokenizer, prompts.without_prefix(question.text), prompts.answer(question.answers[0]))
+    return answer_example(
+        tokenizer, prompts.without_prefix(question.text), prompts.answer(question.answers[0])
+    )
 
 
 def _interleaved(a: Sequence[Example], b: Sequence[Example]) -> list[Example]:
-    return [example for pair in itertools.zip_longest(a, b) for example in pair if example is not None]
+    return [
+        example for pair in itertools.zip_longest(a, b) for example in pair if example is not None
+    ]

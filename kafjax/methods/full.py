@@ -32,4 +32,10 @@ class Full(Trained):
 
     def flops(self, result, length):
         embedding_trained = not self.lab.settings.train.freeze_embedding
-        return train_flops_full(self.lab.shape, result.tokens, result.targets, length, embedding_trained=embedding_trained)
+        return train_flops_full(
+            self.lab.shape,
+            result.tokens,
+            result.targets,
+            length,
+            embedding_trained=embedding_trained,
+        )

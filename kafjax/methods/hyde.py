@@ -1,4 +1,5 @@
-"""`hyde`: the model first writes a passage that would answer the question; that is searched with, too (HyDE, Gao et al. 2022)."""
+"""`hyde`: the model first writes a passage that would answer the question; that is searched with,
+too (HyDE, Gao et al. 2022)."""
 
 from __future__ import annotations
 
@@ -17,10 +18,17 @@ class HyDE(RAG):
         """Returns what the language model writes for each question before anything is searched."""
         write = self.lab.prompts
         prompts = [write.hyde(question.text) for question in questions]
-        return [[call] for call in self.generate(write.hyde_prefix(), prompts, self.lab.settings.generation.hyde_tokens)]
+        return [
+            [call]
+            for call in self.generate(
+                write.hyde_prefix(), prompts, self.lab.settings.generation.hyde_tokens
+            )
+        ]
 
     def find(self, questions, k):
         calls = self.calls(questions)
         with stages() as seconds:
-            hits = self.lab.retriever.search([q.text for q in questions], k, [call.text for (call,) in calls])
+            hits = self.lab.retriever.search(
+                [q.text for q in questions], k, [call.text for (call,) in calls]
+            )
         return Found(hits, calls, seconds)

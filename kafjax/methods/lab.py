@@ -1,4 +1,5 @@
-"""The workshop that all methods of a comparison share: one base model, one generator, one index, one folder for what is learned."""
+"""The workshop that all methods of a comparison share: one base model, one generator, one index,
+one folder for what is learned."""
 
 from __future__ import annotations
 
@@ -28,7 +29,15 @@ from kafjax.models import Decoder, Encoder
 from kafjax.prompts import prompt
 from kafjax.prompts.prompt import Prompts
 from kafjax.retrieval.embed import Embedder
-from kafjax.retrieval.kinds import HYBRID, LEXICAL, build_store, changes, check_kind, embed_passages, open_retriever
+from kafjax.retrieval.kinds import (
+    HYBRID,
+    LEXICAL,
+    build_store,
+    changes,
+    check_kind,
+    embed_passages,
+    open_retriever,
+)
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.store import Store
@@ -51,15 +60,18 @@ class IndexRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """The state that methods learn and answer with. Only the cached properties change: they are made on first use.
+    """The state that methods learn and answer with. Only the cached properties change: they are
+    made on first use.
 
     Attributes:
       mesh: on which `params` lie, and on which methods train and answer.
       folder: keeps trained weights, adapters and the index, for a run that is resumed.
       log: takes rows for `metrics.jsonl`.
       progress: `progress(label, total)` gives a context manager with `advance(n)`, a progress bar.
-      index: a store that was made elsewhere. It is searched instead of one in `folder`, and never changed.
-      prompts: how the model is asked, in training and in answering: as plain text, or as turns of a chat.
+      index: a store that was made elsewhere. It is searched instead of one in `folder`, and never
+        changed.
+      prompts: how the model is asked, in training and in answering: as plain text, or as turns of a
+        chat.
     """
 
     model: Decoder
@@ -89,12 +101,15 @@ class Lab:
         with waiting("model", f"loading {self.embedder_name}", after=5.0):
             model, params = hub.load(self.embedder_name)
         if not isinstance(model, Encoder):
-            raise UserError(f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)")
+            raise UserError(
+                f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)"
+            )
         return Embedder(model, params, hub.tokenizer(self.embedder_name))
 
     @functools.cached_property
     def store(self) -> Store:
-        """The passages and their index: `index`, or one in the folder, built once and from then on brought up to the corpus."""
+        """The passages and their index: `index`, or one in the folder, built once and from then on
+        brought up to the corpus."""
         if self.index is not None:
             return self._open_given(self.index)
         path = self.folder / "index"
@@ -116,20 +131,27 @@ class Lab:
     def _open_given(self, path: Path) -> Store:
         store, engine = Store.load(path, self._encoder), self.settings.retrieval.engine
         if store.index is not None and engine not in ("auto", store.index.engine):
-            raise UserError(f"--engine={engine}: --index={path} is of engine {store.index.engine}; leave --engine out")
+            raise UserError(
+                f"--engine={engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+            )
         if self.corpus.passages:
             gone, new = changes(store, self.corpus.passages)
             if differing := [*gone, *(passage.id for passage in new)]:
                 told = f"{len(differing)} differ, such as '{min(differing)}'"
-                raise UserError(f"--index={path} does not hold the passages of {self.corpus.name}: {told}; build it again, or leave it out")
+                raise UserError(
+                    f"--index={path} does not hold the passages of {self.corpus.name}: {told}; build it again, or leave it out"
+                )
         return store
 
     def _update_store(self, path: Path, *, has_vectors: bool) -> Store:
-        """Embeds what the corpus has that the store has not, and saves that beside it; `built.json` stays the bill of the first build."""
+        """Embeds what the corpus has that the store has not, and saves that beside it; `built.json`
+        stays the bill of the first build."""
         store = Store.load(path, self.embedder.fingerprint if has_vectors else None)
         gone, new = changes(store, self.corpus.passages)
         with self.progress("indexing new passages", len(new)) as bar:
-            vectors = embed_passages(self.embedder, new, bar.advance) if has_vectors and new else None
+            vectors = (
+                embed_passages(self.embedder, new, bar.advance) if has_vectors and new else None
+            )
         store.delete(gone)
         if new:
             store.upsert(new, vectors)
@@ -140,7 +162,9 @@ class Lab:
         passages, config = self.corpus.passages, self.settings.retrieval
         began = time.perf_counter()
         with PeakMemory() as peak, self.progress("indexing passages", len(passages)) as bar:
-            store = build_store(passages, config.retriever, config.engine, lambda: self.embedder, bar.advance)
+            store = build_store(
+                passages, config.retriever, config.engine, lambda: self.embedder, bar.advance
+            )
         seconds = time.perf_counter() - began
         store.save(path / "store")
         write_json(  # last: an index with this file is whole
@@ -164,10 +188,13 @@ class Lab:
     def retriever(self) -> Retriever:
         """The retriever that finds passages for questions."""
         config = self.settings.retrieval
-        return open_retriever(self.store, config.retriever, lambda: self.embedder, self.scorer, config.candidates)
+        return open_retriever(
+            self.store, config.retriever, lambda: self.embedder, self.scorer, config.candidates
+        )
 
     def check_retriever(self) -> None:
-        """Raises `UserError` for models that cannot find or rerank passages here, before anything is built."""
+        """Raises `UserError` for models that cannot find or rerank passages here, before anything
+        is built."""
         check_kind(self.settings.retrieval.retriever)
         if self.settings.retrieval.retriever != LEXICAL:
             _ = self.embedder
@@ -178,10 +205,23 @@ class Lab:
     @property
     def retriever_note(self) -> str:
         """A name of the retriever, in words."""
-        config, dense = self.settings.retrieval, f"{self.embedder_name} + {self.index_record.engine}"
-        found = {LEXICAL: "BM25", HYBRID: f"{dense} and BM25, ranks fused"}.get(config.retriever, dense)
-        ranked = "" if config.reranker is None else f", the best of {config.candidates} by {config.reranker}"
-        made = "" if self.index is None else f" in {self.index}, whose seconds and memory are not on this bill"
+        config, dense = (
+            self.settings.retrieval,
+            f"{self.embedder_name} + {self.index_record.engine}",
+        )
+        found = {LEXICAL: "BM25", HYBRID: f"{dense} and BM25, ranks fused"}.get(
+            config.retriever, dense
+        )
+        ranked = (
+            ""
+            if config.reranker is None
+            else f", the best of {config.candidates} by {config.reranker}"
+        )
+        made = (
+            ""
+            if self.index is None
+            else f" in {self.index}, whose seconds and memory are not on this bill"
+        )
         return f"{found}{made}{ranked}"
 
     @property
@@ -191,32 +231,55 @@ class Lab:
 
     @property
     def index_record(self) -> IndexRecord:
-        """Reads the cost of building the index. Of one made elsewhere only the FLOPs are known. Raises `UserError` for a damaged record."""
+        """Reads the cost of building the index. Of one made elsewhere only the FLOPs are known.
+        Raises `UserError` for a damaged record."""
         if self.index is not None:
-            engine, flops = (LEXICAL, 0.0) if self.store.index is None else (self.store.index.engine, self._embedding_flops())
+            engine, flops = (
+                (LEXICAL, 0.0)
+                if self.store.index is None
+                else (self.store.index.engine, self._embedding_flops())
+            )
             return IndexRecord(seconds=0.0, engine=engine, flops=flops, peak_memory_bytes=0)
         path = self.folder / "index" / "built.json"
         return read(IndexRecord, path, fix=f"delete {path.parent} to build it again")
 
     def _embedding_flops(self) -> float:
         model, params = hub.load(self.embedder_name)
-        kernels = {path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("kernel")}
-        lengths = [min(n, self.embedder.max_length) for n in self.embedder.lengths([p.text for p in self.corpus.passages])]
+        kernels = {
+            path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("kernel")
+        }
+        lengths = [
+            min(n, self.embedder.max_length)
+            for n in self.embedder.lengths([p.text for p in self.corpus.passages])
+        ]
         config = model.config
-        return sum(encoder_flops(trees.count(trees.unflatten(kernels)), config.n_layers, config.hidden_size, n, n) for n in lengths)
+        return sum(
+            encoder_flops(
+                trees.count(trees.unflatten(kernels)), config.n_layers, config.hidden_size, n, n
+            )
+            for n in lengths
+        )
 
     @functools.cached_property
     def shape(self) -> DecoderShape:
         """Sizes of the decoder that the cost formulas need."""
         return decoder_shape(self.model)
 
-    def held_out_nll(self, params: trees.Tree, advance: Advance = unshown) -> tuple[list[float], list[int]]:
-        """Computes the summed negative log-likelihood (nats) and the number of predicted tokens of each held-out text."""
-        examples = [text_example(self.tokenizer, text, self.model.config.text_end) for text in self.corpus.held_out_texts]
+    def held_out_nll(
+        self, params: trees.Tree, advance: Advance = unshown
+    ) -> tuple[list[float], list[int]]:
+        """Computes the summed negative log-likelihood (nats) and the number of predicted tokens of
+        each held-out text."""
+        examples = [
+            text_example(self.tokenizer, text, self.model.config.text_end)
+            for text in self.corpus.held_out_texts
+        ]
         length = max((len(e.tokens) for e in examples), default=0)
         nll, tokens = [], []
         for example in examples:
-            batch = make_batch(pack([example], length), seq_len=length, batch_rows=1, capacity=length)
+            batch = make_batch(
+                pack([example], length), seq_len=length, batch_rows=1, capacity=length
+            )
             total, weight = _text_loss(self.generator.model, params, batch)
             nll.append(float(total))
             tokens.append(int(weight))

@@ -1,4 +1,5 @@
-"""`lora` and its variants: a low-rank adapter is trained beside the frozen model, and merged into it to answer."""
+"""`lora` and its variants: a low-rank adapter is trained beside the frozen model, and merged into
+it to answer."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from kafjax.methods.trained import Trained
 
 
 class LoRA(Trained):
-    """Trains an adapter with the settings' `Spec`. The name of a variant (`dora`, `pissa`, ...) sets its fields."""
+    """Trains an adapter with the settings' `Spec`. The name of a variant (`dora`, `pissa`, ...)
+    sets its fields."""
 
     @property
     def spec(self) -> lora.Spec:
@@ -21,7 +23,11 @@ class LoRA(Trained):
     @property
     def note(self) -> str:
         spec = self.spec
-        on = [name for name, fields in VARIANTS.items() if fields and all(getattr(spec, k) == v for k, v in fields.items())]
+        on = [
+            name
+            for name, fields in VARIANTS.items()
+            if fields and all(getattr(spec, k) == v for k, v in fields.items())
+        ]
         kind = f"{' + '.join(on)} adapter" if on else "adapter"
         return f"{kind} of rank {spec.rank}, alpha {spec.alpha:g}, learning rate {self.learning_rate:g}, merged to answer, no passages"
 
@@ -42,4 +48,10 @@ class LoRA(Trained):
         return lora.merge(self.lab.params, adapters, spec)
 
     def flops(self, result, length):
-        return train_flops_lora(self.lab.shape, result.tokens, result.targets, length, adapter_params=result.trainable_parameters)
+        return train_flops_lora(
+            self.lab.shape,
+            result.tokens,
+            result.targets,
+            length,
+            adapter_params=result.trainable_parameters,
+        )

@@ -21,7 +21,8 @@ class Method(abc.ABC):
     Attributes:
       note: what is shown under the table.
       activity: what the method does before it answers, for progress.
-      searches: whether its passages come from an index, so that a miss may be the reader's or the index's.
+      searches: whether its passages come from an index, so that a miss may be the reader's or the
+        index's.
     """
 
     note = ""
@@ -57,22 +58,37 @@ class Method(abc.ABC):
         """Answers questions, in their order, with scores. Call `learn` before."""
 
     def cost(self) -> Cost:
-        """Returns the cost of learning and of keeping its result. The cost of asking is measured from predictions."""
+        """Returns the cost of learning and of keeping its result. The cost of asking is measured
+        from predictions."""
         return Cost()
 
-    def generate(self, prefix: Prompt, prompts: Sequence[Prompt], max_new_tokens: int, advance: Advance = unshown) -> list[Generation]:
-        """Generates one greedy line for each prompt. All begin with `prefix`, whose cache is kept."""
+    def generate(
+        self,
+        prefix: Prompt,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        advance: Advance = unshown,
+    ) -> list[Generation]:
+        """Generates one greedy line for each prompt. All begin with `prefix`, whose cache is
+        kept."""
         sampling = Sampling(max_new_tokens=max_new_tokens, seed=self.lab.settings.seed)
-        return self.lab.generator.generate(self.params, prompts, sampling, self.prefix(prefix), advance)
+        return self.lab.generator.generate(
+            self.params, prompts, sampling, self.prefix(prefix), advance
+        )
 
     def prefix(self, text: Prompt) -> Prefix:
-        """The cache of a beginning that many prompts share, computed with these weights on first use."""
+        """The cache of a beginning that many prompts share, computed with these weights on first
+        use."""
         if text not in self._prefixes:
             self._prefixes[text] = self.lab.generator.prefix(self.params, text)
         return self._prefixes[text]
 
     def prediction(
-        self, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float
+        self,
+        question: Question,
+        replies: Sequence[Generation],
+        passages: Sequence[Passage] = (),
+        **seconds: float,
     ) -> Prediction:
         """Makes the record of an answer of this method; see `prediction`."""
         return prediction(self.name, question, replies, passages, **seconds)
@@ -84,5 +100,10 @@ class ClosedBook(Method):
     def answer(self, questions, advance=unshown):
         write = self.lab.prompts
         prompts = [write.closed_book(question.text) for question in questions]
-        replies = self.generate(write.closed_book_prefix(), prompts, self.lab.settings.generation.limit, advance)
-        return [self.prediction(question, [reply]) for question, reply in zip(questions, replies, strict=True)]
+        replies = self.generate(
+            write.closed_book_prefix(), prompts, self.lab.settings.generation.limit, advance
+        )
+        return [
+            self.prediction(question, [reply])
+            for question, reply in zip(questions, replies, strict=True)
+        ]

@@ -1,4 +1,5 @@
-"""`oracle`: a passage that answers the question is in the prompt. The reader's ceiling: no retrieval can do better."""
+"""`oracle`: a passage that answers the question is in the prompt. The reader's ceiling: no
+retrieval can do better."""
 
 from __future__ import annotations
 

@@ -10,10 +10,18 @@ from kafjax.generation import Generation
 
 
 def prediction(
-    method: str, question: Question, replies: Sequence[Generation], passages: Sequence[Passage] = (), **seconds: float
+    method: str,
+    question: Question,
+    replies: Sequence[Generation],
+    passages: Sequence[Passage] = (),
+    **seconds: float,
 ) -> Prediction:
-    """Makes the record of an answer, scored if the right one is known. The last of `replies` is the answer; all are on the bill."""
-    prefill, decode = sum(r.prefill_seconds for r in replies), sum(r.decode_seconds for r in replies)
+    """Makes the record of an answer, scored if the right one is known. The last of `replies` is the
+    answer; all are on the bill."""
+    prefill, decode = (
+        sum(r.prefill_seconds for r in replies),
+        sum(r.decode_seconds for r in replies),
+    )
     made = Prediction(
         id=question.id,
         method=method,

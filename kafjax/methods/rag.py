@@ -1,4 +1,5 @@
-"""`rag`: the passages nearest to the question are put in the prompt (Lewis et al. 2020, with a frozen reader)."""
+"""`rag`: the passages nearest to the question are put in the prompt (Lewis et al. 2020, with a
+frozen reader)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from kafjax.retrieval.retriever import Hit
 
 
 class Reader(Method):
-    """Answers with passages in the prompt; where they come from is up to the method. `weights` says whose weights read."""
+    """Answers with passages in the prompt; where they come from is up to the method. `weights` says
+    whose weights read."""
 
     def __init__(self, lab: Lab, name: str, weights: Method):
         super().__init__(lab, name)
@@ -51,29 +53,47 @@ class Reader(Method):
         advance: Advance = unshown,
         **seconds: float,
     ) -> list[Prediction]:
-        """Answers each question from its passages, best first. `earlier` are calls already made for it, `seconds` stages already run."""
+        """Answers each question from its passages, best first. `earlier` are calls already made for
+        it, `seconds` stages already run."""
         generator, settings, write = self.lab.generator, self.lab.settings, self.lab.prompts
         prefix = write.reading_prefix(n_passages)
-        room = self.lab.model.config.max_length - settings.generation.limit - generator.count(prefix) - 1
+        room = (
+            self.lab.model.config.max_length
+            - settings.generation.limit
+            - generator.count(prefix)
+            - 1
+        )
         fitted = [
             prompt.fit(question.text, [p.text for p in found], room, generator.count, write.reading)
             for question, found in zip(questions, passages, strict=True)
         ]
-        if cut := sum(tuple(p.text for p in found) != kept for found, kept in zip(passages, fitted, strict=True)):
+        if cut := sum(
+            tuple(p.text for p in found) != kept
+            for found, kept in zip(passages, fitted, strict=True)
+        ):
             context = f"the model's context of {self.lab.model.config.max_length} tokens"
-            say(self.name, f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut")
-        prompts = [write.reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)]
+            say(
+                self.name,
+                f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut",
+            )
+        prompts = [
+            write.reading(question.text, kept)
+            for question, kept in zip(questions, fitted, strict=True)
+        ]
         replies = self.generate(prefix, prompts, settings.generation.limit, advance)
         earlier = earlier or [[]] * len(questions)
         return [
             self.prediction(question, [*before, reply], found[: len(kept)], **seconds)
-            for question, reply, found, kept, before in zip(questions, replies, passages, fitted, earlier, strict=True)
+            for question, reply, found, kept, before in zip(
+                questions, replies, passages, fitted, earlier, strict=True
+            )
         ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Passages found for each question: `hits`, best first, the `calls` of the language model before, and `seconds` by stage."""
+    """Passages found for each question: `hits`, best first, the `calls` of the language model
+    before, and `seconds` by stage."""
 
     hits: list[list[Hit]]
     calls: list[list[Generation]]
@@ -96,9 +116,13 @@ class RAG(Reader):
         self.lab.check_retriever()
 
     def learn(self) -> None:
-        n_passages, k = len(self.lab.store), self.lab.settings.retrieval.k  # builds the store or loads it
+        # builds the store or loads it
+        n_passages, k = len(self.lab.store), self.lab.settings.retrieval.k
         if k > n_passages:
-            say(self.name, f"k={k} is more than the {n_passages} passages there are: all of them go into the prompt")
+            say(
+                self.name,
+                f"k={k} is more than the {n_passages} passages there are: all of them go into the prompt",
+            )
         super().learn()
 
     def find(self, questions: Sequence[Question], k: int) -> Found:

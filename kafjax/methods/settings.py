@@ -29,9 +29,19 @@ class Settings(Config):
     spec: Spec = nested(Spec())
     retrieval: RetrievalConfig = nested(RetrievalConfig())
     generation: GenerationConfig = nested(GenerationConfig())
-    lr_full: float = option(LEARNING_RATE["full"], "Training: peak learning rate of full fine-tuning.", above=0)
-    lr_lora: float = option(LEARNING_RATE["lora"], "Training: peak learning rate of LoRA (about ten times that of full).", above=0)
-    replay: float = option(0.0, "Training: share of examples about other matters mixed in. It softens forgetting.", **REPLAY)
+    lr_full: float = option(
+        LEARNING_RATE["full"], "Training: peak learning rate of full fine-tuning.", above=0
+    )
+    lr_lora: float = option(
+        LEARNING_RATE["lora"],
+        "Training: peak learning rate of LoRA (about ten times that of full).",
+        above=0,
+    )
+    replay: float = option(
+        0.0,
+        "Training: share of examples about other matters mixed in. It softens forgetting.",
+        **REPLAY,
+    )
     document_parts: int = 1
 
     @property

@@ -21,7 +21,8 @@ from kafjax.training.took import Took
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Learned(Took):
-    """Contents of `learned.json`: what training took, its FLOPs by formula, and the bytes that are kept."""
+    """Contents of `learned.json`: what training took, its FLOPs by formula, and the bytes that are
+    kept."""
 
     train_flops_formula: Amount
     artifact_bytes: Count
@@ -92,7 +93,9 @@ class Trained(ClosedBook):
 
     def _train(self) -> None:
         lab = self.lab
-        variants = training_examples(lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts)
+        variants = training_examples(
+            lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts
+        )
         lengths = [len(example.tokens) for examples in variants for example in examples]
         result = train(
             lab.model,
@@ -107,7 +110,10 @@ class Trained(ClosedBook):
         )
         kept = self.save(result.trainable)
         formula = self.flops(result, round(sum(lengths) / len(lengths)))
-        write_json(self._record, {"artifact_bytes": kept, "train_flops_formula": formula, **result.record()})
+        write_json(
+            self._record,
+            {"artifact_bytes": kept, "train_flops_formula": formula, **result.record()},
+        )
         discard_checkpoints(self.folder)
 
     def cost(self) -> Cost:

@@ -7,4 +7,14 @@ from kafjax.models.encoder import Encoder
 from kafjax.models.remat import REMAT
 from kafjax.models.shapes import CONFIGS, named
 
-__all__ = ["CONFIGS", "REMAT", "Cache", "CrossEncoder", "Decoder", "DecoderConfig", "Encoder", "EncoderConfig", "named"]
+__all__ = [
+    "CONFIGS",
+    "REMAT",
+    "Cache",
+    "CrossEncoder",
+    "Decoder",
+    "DecoderConfig",
+    "Encoder",
+    "EncoderConfig",
+    "named",
+]

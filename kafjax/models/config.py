@@ -1,4 +1,5 @@
-"""Model shapes and switches, read from the `config.json` of a Hugging Face folder and written to one."""
+"""Model shapes and switches, read from the `config.json` of a Hugging Face folder and written to
+one."""
 
 from __future__ import annotations
 
@@ -25,32 +26,40 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder's shape and the switches in which the families differ. The defaults are Gemma 3's (Gemma Team 2025).
+    """A decoder's shape and the switches in which the families differ. The defaults are Gemma 3's
+    (Gemma Team 2025).
 
     Attributes:
       sliding: for each layer, whether it sees only the last `window` tokens.
       window: may be None where no layer slides.
-      rotated: for each layer, whether its queries and keys turn with their positions; None if all do.
+      rotated: for each layer, whether its queries and keys turn with their positions; None if all
+        do.
       rotary_dim: dimensions of a head that turn, the first ones; None for all.
       rope_theta: base of the rotary frequencies.
       rope_theta_sliding: base in sliding layers, unscaled; None where they turn as the others do.
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
       query_growth: what later queries are multiplied by; None for nothing.
       attention_scale: of queries times keys.
-      attention_cap, logit_cap: bounds of attention scores and of logits (`ops.attention.soft_cap`); None for none.
+      attention_cap, logit_cap: bounds of attention scores and of logits (`ops.attention.soft_cap`);
+        None for none.
       norm_offset: RMS norms multiply by `norm_offset + scale`.
       pre_norms: a norm before attention and MLP.
       post_norms: a norm behind attention and MLP, before the sum.
-      qk_norm: queries and keys are normed: per head, or with `wide_qk_norm` over all heads together.
+      qk_norm: queries and keys are normed: per head, or with `wide_qk_norm` over all heads
+        together.
       value_norm: values are normed, too, per head and without a scale.
-      full_head_dim, full_kv_heads: of layers that do not slide, where they differ from `head_dim` and `n_kv_heads`; else None.
-      keys_as_values: layers that do not slide have no projection of values: those are the projected keys, before norm and rotation.
-      n_sharing: number of last layers without keys and values. They take those of the last layer before them that slides as they do, or
-        does not.
+      full_head_dim, full_kv_heads: of layers that do not slide, where they differ from `head_dim`
+        and `n_kv_heads`; else None.
+      keys_as_values: layers that do not slide have no projection of values: those are the projected
+        keys, before norm and rotation.
+      n_sharing: number of last layers without keys and values. They take those of the last layer
+        before them that slides as they do, or does not.
       sharing_mlp_size: of those layers, where it differs from `mlp_size`; else None.
-      per_layer_size: width of the embeddings that each token has for each layer, and `per_layer_vocab` tokens; 0 for none.
+      per_layer_size: width of the embeddings that each token has for each layer, and
+        `per_layer_vocab` tokens; 0 for none.
       layer_scalar: a layer's output is multiplied by a number of its own, which is not trained.
-      n_experts: MLPs of a layer, each of `mlp_size`, of which a token goes through `experts_per_token`; 0 for one MLP.
+      n_experts: MLPs of a layer, each of `mlp_size`, of which a token goes through
+        `experts_per_token`; 0 for one MLP.
       normalised_shares: what those experts add is weighted by shares that sum to 1.
       activation: of the gate, "gelu_tanh" or "silu".
       qkv_bias, o_bias: biases of those projections.
@@ -58,15 +67,17 @@ class DecoderConfig:
       tied: the embedding also makes the logits; else the parameters have a "head".
       max_length: most positions the model was made for.
       bos_id: None in families that put no token in front.
-      eos_id: written behind a text in training, and ends a reply; None where the file names none (`text_end` asks for it).
+      eos_id: written behind a text in training, and ends a reply; None where the file names none
+        (`text_end` asks for it).
       also_eos_ids: end a reply, too: the end of a turn in a chat.
-      family: the model_type of config.json. Nothing is computed by it: it names the form to be written in.
-      multimodal: this is the text part of a multimodal model, whose modules adapters name as they lie there. It is written as a
-        text model.
+      family: the model_type of config.json. Nothing is computed by it: it names the form to be
+        written in.
+      multimodal: this is the text part of a multimodal model, whose modules adapters name as they
+        lie there. It is written as a text model.
 
     Raises:
-      UserError: a layer slides and there is no window, `sliding` or `rotated` has another length than `n_layers`, or a layer shares keys
-        and values that no layer has.
+      UserError: a layer slides and there is no window, `sliding` or `rotated` has another length
+        than `n_layers`, or a layer shares keys and values that no layer has.
     """
 
     vocab_size: int
@@ -124,10 +135,15 @@ class DecoderConfig:
                 raise UserError(f"`{name}` names {len(layers)} layers, there are {self.n_layers}")
         if any(self.sliding) and self.window is None:
             raise UserError("a layer slides, and there is no window")
-        own, sharing = self.sliding[: self.n_layers - self.n_sharing], self.sliding[self.n_layers - self.n_sharing :]
+        own, sharing = (
+            self.sliding[: self.n_layers - self.n_sharing],
+            self.sliding[self.n_layers - self.n_sharing :],
+        )
         if not set(sharing) <= set(own):
             kind = "sliding_attention" if set(sharing) - set(own) == {True} else "full_attention"
-            raise UserError(f"the last {self.n_sharing} layers share keys and values, and no layer before them is of type {kind}")
+            raise UserError(
+                f"the last {self.n_sharing} layers share keys and values, and no layer before them is of type {kind}"
+            )
 
     def shape(self, layer: int) -> LayerShape:
         """The shape of a layer."""
@@ -147,36 +163,48 @@ class DecoderConfig:
 
     @property
     def text_end(self) -> int:
-        """The EOS. Raises `UserError` where none is known: only those ask who end a text or a reply."""
+        """The EOS. Raises `UserError` where none is known: only those ask who end a text or a
+        reply."""
         if self.eos_id is None:
-            raise UserError("config.json has no 'eos_token_id', without which no text and no reply ends; add it to generation_config.json")
+            raise UserError(
+                "config.json has no 'eos_token_id', without which no text and no reply ends; add it to generation_config.json"
+            )
         return self.eos_id
 
     def ending_with(self, token: int) -> DecoderConfig:
         """Returns the configuration of a model whose replies end with `token`, too."""
         if self.eos_id is None:
             return dataclasses.replace(self, eos_id=token)
-        also = self.also_eos_ids if token in (self.eos_id, *self.also_eos_ids) else (*self.also_eos_ids, token)
+        also = (
+            self.also_eos_ids
+            if token in (self.eos_id, *self.also_eos_ids)
+            else (*self.also_eos_ids, token)
+        )
         return dataclasses.replace(self, also_eos_ids=also)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> DecoderConfig:
-        """Raises `UserError` for an unknown family, a missing key or a setting that this decoder does not compute."""
+        """Raises `UserError` for an unknown family, a missing key or a setting that this decoder
+        does not compute."""
         return cls(**families.read(config))
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` of the family. Raises `UserError` if the switches are not set as in that family."""
+        """The `config.json` of the family. Raises `UserError` if the switches are not set as in
+        that family."""
         config = written.write(vars(self))
         read = dataclasses.replace(DecoderConfig.from_hf(config), multimodal=self.multimodal)
         for field in dataclasses.fields(self):
             if (ours := getattr(self, field.name)) != (theirs := getattr(read, field.name)):
-                raise UserError(f"a model with {field.name}={ours!r} is no {self.family}, which has {theirs!r}: it cannot be written")
+                raise UserError(
+                    f"a model with {field.name}={ours!r} is no {self.family}, which has {theirs!r}: it cannot be written"
+                )
         return config
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseConfig:
-    """A dense layer behind the pooling: its folder, sizes, whether it has a bias, and its activation (`pooling.ACTIVATIONS`)."""
+    """A dense layer behind the pooling: its folder, sizes, whether it has a bias, and its
+    activation (`pooling.ACTIVATIONS`)."""
 
     path: str
     n_in: int
@@ -187,11 +215,14 @@ class DenseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """A BERT encoder (Devlin et al. 2018) and what makes a vector of its token states (Reimers & Gurevych 2019).
+    """A BERT encoder (Devlin et al. 2018) and what makes a vector of its token states (Reimers &
+    Gurevych 2019).
 
     Attributes:
-      max_length: positions of the model. `longest`: tokens that a text may have, special ones included; None for all positions.
-      pooling: modes of `pooling.MODES`, whose vectors are joined. `dense`: layers behind them. `normalise`: to length 1 at last.
+      max_length: positions of the model. `longest`: tokens that a text may have, special ones
+        included; None for all positions.
+      pooling: modes of `pooling.MODES`, whose vectors are joined. `dense`: layers behind them.
+        `normalise`: to length 1 at last.
       query_prompt, document_prompt: texts that stand before each query and each document.
       lower_case: texts are lower-cased before the tokenizer sees them.
       pools_prompt: the prompt's tokens are pooled, too.
@@ -223,11 +254,16 @@ class EncoderConfig:
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> EncoderConfig:
         """Raises `UserError` for a missing key or a setting that this encoder does not compute."""
-        refuse(config, {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False})
+        refuse(
+            config,
+            {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
+        )
         check_settings(config)
         hidden_size, n_heads = count(config, "hidden_size"), count(config, "num_attention_heads")
         if hidden_size % n_heads:
-            raise UserError(f"config.json: hidden_size={hidden_size} is no multiple of num_attention_heads={n_heads}")
+            raise UserError(
+                f"config.json: hidden_size={hidden_size} is no multiple of num_attention_heads={n_heads}"
+            )
         return cls(
             vocab_size=count(config, "vocab_size"),
             hidden_size=hidden_size,

@@ -18,7 +18,8 @@ from kafjax.models.pooling import dense
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CrossEncoder:
-    """An encoder with BERT's pooler and a classifier of one label. `activation`, a name in `ACTIVATIONS`, makes the score of its logit."""
+    """An encoder with BERT's pooler and a classifier of one label. `activation`, a name in
+    `ACTIVATIONS`, makes the score of its logit."""
 
     encoder: Encoder
     activation: str = "sigmoid"
@@ -29,15 +30,21 @@ class CrossEncoder:
         head = {"pooler": _linear(D, D), "classifier": _linear(D, 1)}
         return {**self.encoder.abstract_params(), **head}
 
-    def apply(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array, types_BxT: jax.Array) -> jax.Array:
-        """Computes one score a row, float32 `[B]`. Types, int32, are 0 on the first text and 1 on the second."""
+    def apply(
+        self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array, types_BxT: jax.Array
+    ) -> jax.Array:
+        """Computes one score a row, float32 `[B]`. Types, int32, are 0 on the first text and 1 on
+        the second."""
         first_BxD = self.encoder.hidden(params, tokens_BxT, mask_BxT, types_BxT)[:, 0]
         pooled_BxD = dense(first_BxD, **_named(params["pooler"]), activation="tanh")
         return dense(pooled_BxD, **_named(params["classifier"]), activation=self.activation)[:, 0]
 
 
 def _linear(n_in: int, n_out: int) -> trees.Tree:
-    return {"kernel": jax.ShapeDtypeStruct((n_in, n_out), jnp.float32), "bias": jax.ShapeDtypeStruct((n_out,), jnp.float32)}
+    return {
+        "kernel": jax.ShapeDtypeStruct((n_in, n_out), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((n_out,), jnp.float32),
+    }
 
 
 def _named(layer: trees.Tree) -> dict[str, jax.Array]:

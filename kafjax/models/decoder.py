@@ -1,19 +1,21 @@
-"""One decoder for the families of `families`, from Gemma 2 to OLMo 3: embed -> layers -> norm -> logits.
+"""One decoder for the families of `families`, from Gemma 2 to OLMo 3: embed -> layers -> norm ->
+logits.
 
-They differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's (Gemma Team 2025,
-arXiv:2503.19786) the parameters are
+They differ in switches of `DecoderConfig` (`families` tells which are set where). With Gemma 3's
+(Gemma Team 2025, arXiv:2503.19786) the parameters are
 
     params = {"embed":      {"embedding": [V, D]},
               "layers":     {"attn_norm": {"scale": [L, D]}, "attn": {"q_proj": {"kernel": [L, D, H*Dh]}, ...}, "mlp": {...}, ...},
               "final_norm": {"scale": [D]}}
 
-and others have no norms before or after, no q/k norms, biases, experts
-(`"mlp": {"router": [L, D, E], "gate_experts": [L, E, D, F], ...}`), or a `"head": {"embedding": [V, D]}` where the embedding does
-not make the logits. Where layers have several shapes, as in Gemma 4, "layers" are several such stacks by name (`models.stacks`), and where
-tokens have embeddings for each layer there are `"per_layer": {"embed": {"embedding": [V, L*P]}, "proj": ..., "norm": ...}`.
+and others have no norms before or after, no q/k norms, biases, experts (`"mlp": {"router": [L, D,
+E], "gate_experts": [L, E, D, F], ...}`), or a `"head": {"embedding": [V, D]}` where the embedding
+does not make the logits. Where layers have several shapes, as in Gemma 4, "layers" are several such
+stacks by name (`models.stacks`), and where tokens have embeddings for each layer there are
+`"per_layer": {"embed": {"embedding": [V, L*P]}, "proj": ..., "norm": ...}`.
 
-Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head size, E experts, F inside of an
-MLP, P embedding for one layer, V vocabulary, L layers (of a stack).
+Dimensions: B batch, T new tokens, S cached tokens, D hidden, H query heads, K key heads, Dh head
+size, E experts, F inside of an MLP, P embedding for one layer, V vocabulary, L layers (of a stack).
 """
 
 from __future__ import annotations
@@ -45,17 +47,23 @@ from kafjax.ops.rope import rotate
 from kafjax.parallel.sharding import Constrain, unconstrained
 
 Cache = dict[str, Any]
-"""Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds position s.
+"""Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds
+position s.
 
-Of several stacks it is `{name: {"k": .., "v": ..}}`, without those that share the keys and values of others."""
+Of several stacks it is `{name: {"k": .., "v": ..}}`, without those that share the keys and values
+of others."""
 
 RESIDUAL = ("batch", "length", None)
 
 _ACTIVATIONS = {"gelu_tanh": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
 
 
-def _norm(cfg: DecoderConfig, size: int | None = None, axis: str = "embed", *, present: bool = True) -> RMSNorm | None:
-    return RMSNorm(size or cfg.hidden_size, cfg.norm_eps, cfg.norm_offset, axis) if present else None
+def _norm(
+    cfg: DecoderConfig, size: int | None = None, axis: str = "embed", *, present: bool = True
+) -> RMSNorm | None:
+    return (
+        RMSNorm(size or cfg.hidden_size, cfg.norm_eps, cfg.norm_offset, axis) if present else None
+    )
 
 
 def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
@@ -63,7 +71,8 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, with or without an RMS norm of queries and keys, per head or over all heads, before the rotation."""
+    """Grouped-query attention, with or without an RMS norm of queries and keys, per head or over
+    all heads, before the rotation."""
 
     def __init__(self, cfg: DecoderConfig, shape: LayerShape, rngs: nnx.Rngs):
         D, H, K, Dh = cfg.hidden_size, cfg.n_heads, shape.n_kv_heads, shape.head_dim
@@ -71,14 +80,38 @@ class Attention(nnx.Module):
         if not shape.shares_kv:
             self.k_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
             if not shape.keys_as_values:
-                self.v_proj = Projection(D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs)
-            self.k_norm = _norm(cfg, *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
+                self.v_proj = Projection(
+                    D, K * Dh, ("embed", "kv_heads"), bias=cfg.qkv_bias, rngs=rngs
+                )
+            self.k_norm = _norm(
+                cfg,
+                *((K * Dh, "kv_heads") if cfg.wide_qk_norm else (Dh, "head_dim")),
+                present=cfg.qk_norm,
+            )
         self.o_proj = Projection(H * Dh, D, ("heads", "embed"), bias=cfg.o_bias, rngs=rngs)
-        self.q_norm = _norm(cfg, *((H * Dh, "heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm)
-        self.head_dim, self.scale, self.cap, self.wide_qk_norm = Dh, cfg.attention_scale, cfg.attention_cap, cfg.wide_qk_norm
+        self.q_norm = _norm(
+            cfg, *((H * Dh, "heads") if cfg.wide_qk_norm else (Dh, "head_dim")), present=cfg.qk_norm
+        )
+        self.head_dim, self.scale, self.cap, self.wide_qk_norm = (
+            Dh,
+            cfg.attention_scale,
+            cfg.attention_cap,
+            cfg.wide_qk_norm,
+        )
         self.shape, self.value_eps = shape, cfg.norm_eps if cfg.value_norm else None
 
-    def __call__(self, x_BxTxD, angles, growth_BxTx1x1, mask_BxTxT, past_kv, past_mask_BxTxS, shared_kv, constrain, attention):
+    def __call__(
+        self,
+        x_BxTxD,
+        angles,
+        growth_BxTx1x1,
+        mask_BxTxT,
+        past_kv,
+        past_mask_BxTxS,
+        shared_kv,
+        constrain,
+        attention,
+    ):
         def heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], -1, self.head_dim)
 
@@ -86,25 +119,47 @@ class Attention(nnx.Module):
             return heads(_normed(norm, y)) if self.wide_qk_norm else _normed(norm, heads(y))
 
         q = rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles)
-        q = constrain(q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype), ("batch", "length", "heads", None))
-        # Every query sees keys and values of the whole row: where its tokens are split, here they are gathered.
+        q = constrain(
+            q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype),
+            ("batch", "length", "heads", None),
+        )
+        # Every query sees keys and values of the whole row: where its tokens are split, here they
+        # are gathered.
         if self.shape.shares_kv:
             k, v = shared_kv["k"], shared_kv["v"]
         else:
             projected = self.k_proj(x_BxTxD)
-            k = constrain(rotate(normed(self.k_norm, projected), angles), ("batch", None, "kv_heads", None))
+            k = constrain(
+                rotate(normed(self.k_norm, projected), angles), ("batch", None, "kv_heads", None)
+            )
             v = heads(projected if self.shape.keys_as_values else self.v_proj(x_BxTxD))
-            v = v if self.value_eps is None else rms_norm(v, jnp.float32(1), self.value_eps, offset=0.0)
+            v = (
+                v
+                if self.value_eps is None
+                else rms_norm(v, jnp.float32(1), self.value_eps, offset=0.0)
+            )
             v = constrain(v, ("batch", None, "kv_heads", None))
         if past_kv is not None:
-            out = attend(q, [past_kv["k"], k], [past_kv["v"], v], [past_mask_BxTxS, mask_BxTxT], self.scale, self.cap)
+            out = attend(
+                q,
+                [past_kv["k"], k],
+                [past_kv["v"], v],
+                [past_mask_BxTxS, mask_BxTxT],
+                self.scale,
+                self.cap,
+            )
         elif attention == "cudnn":
             if self.cap is not None:
-                raise UserError("cuDNN attention does not cap scores, as this model does; leave --attention at xla")
+                raise UserError(
+                    "cuDNN attention does not cap scores, as this model does; leave --attention at xla"
+                )
             out = attend_fused(q, k, v, mask_BxTxT, self.scale)
         else:
             out = attend(q, [k], [v], [mask_BxTxT], self.scale, self.cap)
-        return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), None if self.shape.shares_kv else {"k": k, "v": v}
+        return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), None if self.shape.shares_kv else {
+            "k": k,
+            "v": v,
+        }
 
 
 class MLP(nnx.Module):
@@ -118,7 +173,13 @@ class MLP(nnx.Module):
 
     def __call__(self, x, constrain):
         inner = ("batch", "length", "mlp")
-        return self.down_proj(_gated(constrain(self.gate_proj(x), inner), constrain(self.up_proj(x), inner), self.activation))
+        return self.down_proj(
+            _gated(
+                constrain(self.gate_proj(x), inner),
+                constrain(self.up_proj(x), inner),
+                self.activation,
+            )
+        )
 
 
 class Experts(nnx.Module):
@@ -130,38 +191,64 @@ class Experts(nnx.Module):
         self.gate_experts = parameter(rngs.params(), (E, D, F), ("experts", None, "mlp"), D**-0.5)
         self.up_experts = parameter(rngs.params(), (E, D, F), ("experts", None, "mlp"), D**-0.5)
         self.down_experts = parameter(rngs.params(), (E, F, D), ("experts", "mlp", None), F**-0.5)
-        self.k, self.normalised, self.activation = cfg.experts_per_token, cfg.normalised_shares, cfg.activation
+        self.k, self.normalised, self.activation = (
+            cfg.experts_per_token,
+            cfg.normalised_shares,
+            cfg.activation,
+        )
 
     def __call__(self, x, constrain):
         x_NxD = x.reshape(-1, x.shape[-1])
         shares, ids = route(x_NxD, self.router.get_value(), self.k, normalised=self.normalised)
         experts = (of.get_value() for of in (self.gate_experts, self.up_experts, self.down_experts))
-        return mixture(x_NxD, shares, ids, *experts, lambda gate, up: _gated(gate, up, self.activation)).reshape(x.shape)
+        return mixture(
+            x_NxD, shares, ids, *experts, lambda gate, up: _gated(gate, up, self.activation)
+        ).reshape(x.shape)
 
 
 @functools.partial(jax.checkpoint, static_argnums=2)
 def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
-    """Keeps only the two inputs for the backward pass: the pieces of the GELU are cheaper to compute again than to store."""
+    """Keeps only the two inputs for the backward pass: the pieces of the GELU are cheaper to
+    compute again than to store."""
     return _ACTIVATIONS[activation](gate) * up
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each with a norm before, after, or both; then what its tokens have for this layer alone, and a factor."""
+    """Attention and MLP, each with a norm before, after, or both; then what its tokens have for
+    this layer alone, and a factor."""
 
     def __init__(self, cfg: DecoderConfig, shape: LayerShape, rngs: nnx.Rngs):
         self.attn_norm, self.mlp_norm = (_norm(cfg, present=cfg.pre_norms) for _ in range(2))
-        self.attn_post_norm, self.mlp_post_norm = (_norm(cfg, present=cfg.post_norms) for _ in range(2))
+        self.attn_post_norm, self.mlp_post_norm = (
+            _norm(cfg, present=cfg.post_norms) for _ in range(2)
+        )
         self.attn = Attention(cfg, shape, rngs)
         self.mlp = Experts(cfg, rngs) if cfg.n_experts else MLP(cfg, shape, rngs)
         self.per_layer = PerLayerInput(cfg, rngs) if cfg.per_layer_size else None
         self.layer_scalar = Scale() if cfg.layer_scalar else None
         self.activation = _ACTIVATIONS[cfg.activation]
 
-    def __call__(self, x, angles, growth, mask, past_kv, past_mask, shared_kv, per_layer_BxTxP, constrain, attention):
+    def __call__(
+        self,
+        x,
+        angles,
+        growth,
+        mask,
+        past_kv,
+        past_mask,
+        shared_kv,
+        per_layer_BxTxP,
+        constrain,
+        attention,
+    ):
         normed = _normed(self.attn_norm, x)
-        attended, kv = self.attn(normed, angles, growth, mask, past_kv, past_mask, shared_kv, constrain, attention)
+        attended, kv = self.attn(
+            normed, angles, growth, mask, past_kv, past_mask, shared_kv, constrain, attention
+        )
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
-        x = x + _normed(self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL))
+        x = x + _normed(
+            self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL)
+        )
         if self.per_layer is not None:
             x = x + constrain(self.per_layer(x, per_layer_BxTxP, self.activation), RESIDUAL)
         return (x if self.layer_scalar is None else self.layer_scalar(x)), kv
@@ -183,10 +270,11 @@ class Ends(nnx.Module):
 class Decoder:
     """A decoder without its parameters: pure functions of `params`, a plain nested dict of arrays.
 
-    `dtype` is the dtype of activations; kernels are cast to it where they are used. `unroll` lays the layers out one after
-    another instead of scanning them: slightly faster steps on a CPU, four times the compile. `remat` says what of a layer is kept
-    for the backward pass: a name in `REMAT`. `attention`, a name in `ATTENTION`, says who computes it among new tokens; over a cache it is
-    always XLA. `constrain` states where activations lie; by default the compiler decides.
+    `dtype` is the dtype of activations; kernels are cast to it where they are used. `unroll` lays
+    the layers out one after another instead of scanning them: slightly faster steps on a CPU, four
+    times the compile. `remat` says what of a layer is kept for the backward pass: a name in
+    `REMAT`. `attention`, a name in `ATTENTION`, says who computes it among new tokens; over a cache
+    it is always XLA. `constrain` states where activations lie; by default the compiler decides.
     """
 
     config: DecoderConfig
@@ -203,7 +291,12 @@ class Decoder:
     @functools.cached_property
     def _splits(self) -> dict[str, Split]:
         """The module of each stack, by its name."""
-        return {stack.name: split(functools.partial(Layer, self.config, stack.shape), len(stack.numbers)) for stack in self._stacks}
+        return {
+            stack.name: split(
+                functools.partial(Layer, self.config, stack.shape), len(stack.numbers)
+            )
+            for stack in self._stacks
+        }
 
     @property
     def _stacks(self) -> tuple[Stack, ...]:
@@ -215,19 +308,28 @@ class Decoder:
 
     def abstract_params(self) -> trees.Tree:
         """Shapes and dtypes (float32) of the parameters."""
-        return {**self._ends.abstract, "layers": joined({name: made.abstract for name, made in self._splits.items()})}
+        return {
+            **self._ends.abstract,
+            "layers": joined({name: made.abstract for name, made in self._splits.items()}),
+        }
 
     def axes(self) -> trees.Tree:
         """Names of the logical axes of each parameter, for the sharding rules."""
-        return {**self._ends.axes, "layers": joined({name: made.axes for name, made in self._splits.items()})}
+        return {
+            **self._ends.axes,
+            "layers": joined({name: made.axes for name, made in self._splits.items()}),
+        }
 
     def init(self, key: jax.Array) -> trees.Tree:
-        """Random float32 parameters; jit it with `out_shardings` to create them where they belong."""
+        """Random float32 parameters; jit it with `out_shardings` to create them where they
+        belong."""
         ends_key, layers_key = jax.random.split(key)
         layer_keys = jax.random.split(layers_key, self.config.n_layers)
 
         def layers(stack: Stack) -> trees.Tree:
-            draw = functools.partial(random_params, functools.partial(Layer, self.config, stack.shape))
+            draw = functools.partial(
+                random_params, functools.partial(Layer, self.config, stack.shape)
+            )
             return jax.vmap(draw)(layer_keys[np.array(stack.numbers)])
 
         ends = random_params(lambda rngs: Ends(self.config, rngs), ends_key)
@@ -240,7 +342,9 @@ class Decoder:
             shape = (len(stack.numbers), rows, slots, stack.shape.n_kv_heads, stack.shape.head_dim)
             return {name: jax.ShapeDtypeStruct(shape, self.dtype) for name in ("k", "v")}
 
-        return joined({stack.name: of_stack(stack) for stack in self._stacks if not stack.shape.shares_kv})
+        return joined(
+            {stack.name: of_stack(stack) for stack in self._stacks if not stack.shape.shares_kv}
+        )
 
     def apply(self, params: trees.Tree, tokens_BxT: jax.Array) -> jax.Array:
         """Tokens int32 -> logits float32 `[B, T, V]`, each position from the ones up to it."""
@@ -253,11 +357,14 @@ class Decoder:
         def product(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
             return jnp.einsum("...d,vd->...v", *pair, preferred_element_type=jnp.float32)
 
-        return soft_cap(functools.reduce(jnp.add, map(product, factors(hidden, self.unembedding(params)))), self.config.logit_cap)
+        return soft_cap(
+            functools.reduce(jnp.add, map(product, factors(hidden, self.unembedding(params)))),
+            self.config.logit_cap,
+        )
 
     def unembedding(self, params: trees.Tree) -> Any:
-        """The leaf `[V, D]` whose product with a hidden state makes the logits, before their cap: embedding, or untied head.
-        It may be a `LoRAWeight`."""
+        """The leaf `[V, D]` whose product with a hidden state makes the logits, before their cap:
+        embedding, or untied head. It may be a `LoRAWeight`."""
         return params["embed" if self.config.tied else "head"]["embedding"]
 
     def hidden(
@@ -268,7 +375,8 @@ class Decoder:
         segments_BxT: jax.Array | None = None,
         past: Cache | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Final hidden states `[B, T, D]` and the keys and values of the new tokens `[L, B, T, K, Dh]`.
+        """Final hidden states `[B, T, D]` and the keys and values of the new tokens `[L, B, T, K,
+        Dh]`.
 
         Args:
           positions_BxT: int32, ascending within a segment; 0, 1, 2 ... if not given.
@@ -284,10 +392,16 @@ class Decoder:
         if cfg.scale_embedding:
             x = x * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
         x = self.constrain(x, RESIDUAL)
-        sight = Sight.of(cfg, positions_BxT, segments_BxT, None if past is None else jax.tree.leaves(past)[0].shape[2])
+        sight = Sight.of(
+            cfg,
+            positions_BxT,
+            segments_BxT,
+            None if past is None else jax.tree.leaves(past)[0].shape[2],
+        )
         per_layer_LxBxTxP = ends.per_layer(tokens_BxT, x) if cfg.per_layer_size else None
         new: dict[str, Any] = {}
-        shared: dict[bool, Any] = {}  # by whether they slide: past and new keys and values of the last layer that has its own
+        # by whether they slide: past and new keys and values of the last layer that has its own
+        shared: dict[bool, Any] = {}
         for block in self._blocks:
             x, kvs = self._run(block, params["layers"], x, sight, per_layer_LxBxTxP, past, shared)
             new |= {name: kv for name, kv in kvs.items() if kv is not None}
@@ -306,12 +420,16 @@ class Decoder:
         past: Cache | None,
         shared: dict[bool, Any],
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Runs the layers of a block, one scan over its periods. Returns the state behind them, and each stack's new keys and values."""
+        """Runs the layers of a block, one scan over its periods. Returns the state behind them, and
+        each stack's new keys and values."""
         cfg = self.config
 
         def scanned(stack: Stack) -> tuple[Any, ...]:
             rows = slice(stack.numbers.start, stack.numbers.stop, stack.numbers.step)
-            flags = [None if of_layers is None else jnp.array(of_layers[rows]) for of_layers in (cfg.sliding, cfg.rotated)]
+            flags = [
+                None if of_layers is None else jnp.array(of_layers[rows])
+                for of_layers in (cfg.sliding, cfg.rotated)
+            ]
             vectors = None if per_layer_LxBxTxP is None else per_layer_LxBxTxP[rows]
             return of_stack(layers, stack.name), *flags, of_stack(past, stack.name), vectors
 
@@ -319,14 +437,36 @@ class Decoder:
             layer_params, sliding, rotated, layer_past, vectors_BxTxP = scanned
             kinds = {cfg.sliding[i] for i in stack.numbers}
             kind = kinds.pop() if len(kinds) == 1 else sliding
-            layer_past, shared_kv = shared[cfg.sliding[stack.numbers.start]] if stack.shape.shares_kv else (layer_past, None)
-            turn, mask, past_mask = (pick(pair, kind) for pair in (sight.angles, sight.masks, sight.past_masks))
+            layer_past, shared_kv = (
+                shared[cfg.sliding[stack.numbers.start]]
+                if stack.shape.shares_kv
+                else (layer_past, None)
+            )
+            turn, mask, past_mask = (
+                pick(pair, kind) for pair in (sight.angles, sight.masks, sight.past_masks)
+            )
             if rotated is not None:
-                turn = jax.tree.map(lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0))
+                turn = jax.tree.map(
+                    lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0)
+                )
             run = self._splits[stack.name].module(layer_params)
-            return run(x, turn, sight.growth, mask, layer_past, past_mask, shared_kv, vectors_BxTxP, self.constrain, self.attention)
+            return run(
+                x,
+                turn,
+                sight.growth,
+                mask,
+                layer_past,
+                past_mask,
+                shared_kv,
+                vectors_BxTxP,
+                self.constrain,
+                self.attention,
+            )
 
-        runs = {stack.name: rematerialised(functools.partial(layer, stack), self.remat) for stack in block}
+        runs = {
+            stack.name: rematerialised(functools.partial(layer, stack), self.remat)
+            for stack in block
+        }
 
         def period(x, of_stacks):
             kvs = {}

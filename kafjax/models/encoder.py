@@ -1,7 +1,9 @@
-"""The BERT encoder (Devlin et al. 2018), and the vector that its configuration makes of a text (`models.pooling`).
+"""The BERT encoder (Devlin et al. 2018), and the vector that its configuration makes of a text
+(`models.pooling`).
 
-params = {"embeddings": {"word": ..., "position": ..., "token_type": ..., "norm": ...}, "layers": {"attn": ..., "mlp": ...}}
-with `"dense": {"0": {"kernel": [in, out], "bias": [out]}, ...}` where dense layers stand behind the pooling.
+params = {"embeddings": {"word": ..., "position": ..., "token_type": ..., "norm": ...}, "layers":
+{"attn": ..., "mlp": ...}} with `"dense": {"0": {"kernel": [in, out], "bias": [out]}, ...}` where
+dense layers stand behind the pooling.
 """
 
 from __future__ import annotations
@@ -30,12 +32,16 @@ class Embeddings(nnx.Module):
     def __init__(self, cfg: EncoderConfig, rngs: nnx.Rngs):
         self.word = Embedding(cfg.vocab_size, cfg.hidden_size, ("vocab", "embed"), rngs=rngs)
         self.position = Embedding(cfg.max_length, cfg.hidden_size, (None, "embed"), rngs=rngs)
-        self.token_type = Embedding(cfg.type_vocab_size, cfg.hidden_size, (None, "embed"), rngs=rngs)
+        self.token_type = Embedding(
+            cfg.type_vocab_size, cfg.hidden_size, (None, "embed"), rngs=rngs
+        )
         self.norm = LayerNorm(cfg.hidden_size, cfg.norm_eps)
 
     def __call__(self, tokens_BxT, types_BxT):
         positions = jnp.arange(tokens_BxT.shape[1])
-        return self.norm(self.word(tokens_BxT) + self.position(positions) + self.token_type(types_BxT))
+        return self.norm(
+            self.word(tokens_BxT) + self.position(positions) + self.token_type(types_BxT)
+        )
 
 
 class EncoderLayer(nnx.Module):
@@ -64,7 +70,8 @@ class EncoderLayer(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """An encoder without its parameters: pure functions of `params`, a plain nested dict of arrays."""
+    """An encoder without its parameters: pure functions of `params`, a plain nested dict of
+    arrays."""
 
     config: EncoderConfig
     unroll: bool = True
@@ -79,7 +86,11 @@ class Encoder:
 
     def abstract_params(self) -> trees.Tree:
         """Shapes and dtypes (float32) of the parameters."""
-        return {"embeddings": self._embeddings.abstract, "layers": self._layer.abstract, **self._dense(jax.ShapeDtypeStruct)}
+        return {
+            "embeddings": self._embeddings.abstract,
+            "layers": self._layer.abstract,
+            **self._dense(jax.ShapeDtypeStruct),
+        }
 
     def axes(self) -> trees.Tree:
         """Names of the logical axes of each parameter, for the sharding rules."""
@@ -88,7 +99,8 @@ class Encoder:
 
     def _dense(self, make: Callable[[tuple[int, ...], Any], Any]) -> dict[str, Any]:
         layers = {
-            str(i): {"kernel": make((d.n_in, d.n_out), jnp.float32)} | ({"bias": make((d.n_out,), jnp.float32)} if d.bias else {})
+            str(i): {"kernel": make((d.n_in, d.n_out), jnp.float32)}
+            | ({"bias": make((d.n_out,), jnp.float32)} if d.bias else {})
             for i, d in enumerate(self.config.dense)
         }
         return {"dense": layers} if layers else {}
@@ -101,34 +113,49 @@ class Encoder:
             return random_params(lambda rngs: EncoderLayer(self.config, rngs), k)
 
         layers = jax.vmap(layer)(jax.random.split(rest, self.config.n_layers))
-        return {"embeddings": random_params(lambda rngs: Embeddings(self.config, rngs), first), "layers": layers}
+        return {
+            "embeddings": random_params(lambda rngs: Embeddings(self.config, rngs), first),
+            "layers": layers,
+        }
 
     def hidden(
-        self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array, types_BxT: jax.Array | None = None
+        self,
+        params: trees.Tree,
+        tokens_BxT: jax.Array,
+        mask_BxT: jax.Array,
+        types_BxT: jax.Array | None = None,
     ) -> jax.Array:
         """Computes token states float32 `[B, T, D]`.
 
         Args:
           mask_BxT: True on real tokens.
-          types_BxT: int32 token types, which tell the two texts of a pair apart; all 0 if not given.
+          types_BxT: int32 token types, which tell the two texts of a pair apart; all 0 if not
+            given.
 
         Raises:
           UserError: T is above the config's `max_length`.
         """
         if tokens_BxT.shape[1] > self.config.max_length:
-            raise UserError(f"{tokens_BxT.shape[1]} tokens in a row, this encoder takes {self.config.max_length}; cut the text")
+            raise UserError(
+                f"{tokens_BxT.shape[1]} tokens in a row, this encoder takes {self.config.max_length}; cut the text"
+            )
         x = self._embeddings.module(params["embeddings"])(
             tokens_BxT, jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
         )
-        mask_BxTxT = jnp.broadcast_to(mask_BxT[:, None, :], (*tokens_BxT.shape, tokens_BxT.shape[1]))
+        mask_BxTxT = jnp.broadcast_to(
+            mask_BxT[:, None, :], (*tokens_BxT.shape, tokens_BxT.shape[1])
+        )
 
         def layer(x, layer_params):
             return self._layer.module(layer_params)(x, mask_BxTxT), None
 
-        return jax.lax.scan(layer, x, params["layers"], unroll=self.config.n_layers if self.unroll else 1)[0]
+        return jax.lax.scan(
+            layer, x, params["layers"], unroll=self.config.n_layers if self.unroll else 1
+        )[0]
 
     def apply(self, params: trees.Tree, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
-        """Computes one vector a row from tokens int32 and mask bool: float32 `[B, config.dimension]`."""
+        """Computes one vector a row from tokens int32 and mask bool: float32 `[B,
+        config.dimension]`."""
         x = pool(self.hidden(params, tokens_BxT, mask_BxT), mask_BxT, self.config.pooling)
         for i, layer in enumerate(self.config.dense):
             weights = params["dense"][str(i)]

@@ -1,4 +1,5 @@
-"""The pieces both families declare with Flax NNX. Each parameter carries the names of its logical axes."""
+"""The pieces both families declare with Flax NNX. Each parameter carries the names of its logical
+axes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from kafjax.ops.linear import linear, lookup
 from kafjax.ops.norms import layer_norm, rms_norm
 
 
-def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
+def parameter(
+    key: jax.Array, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float
+) -> nnx.Param:
     """A float32 parameter drawn from N(0, std^2), with one logical axis name per dimension."""
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
 
@@ -18,7 +21,15 @@ def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str | None, ..
 class Projection(nnx.Module):
     """`x @ kernel (+ bias)`, kernel `[in, out]`; the kernel may be a `LoRAWeight`."""
 
-    def __init__(self, n_in: int, n_out: int, axes: tuple[str | None, str | None], *, bias: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        axes: tuple[str | None, str | None],
+        *,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = parameter(rngs.params(), (n_in, n_out), axes, n_in**-0.5)
         self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32), axes=(axes[1],)) if bias else None
 

@@ -1,4 +1,5 @@
-"""Per-layer embeddings (Gemma 3n and 4): each token has a small vector for each layer, which the layer takes in behind its MLP."""
+"""Per-layer embeddings (Gemma 3n and 4): each token has a small vector for each layer, which the
+layer takes in behind its MLP."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from kafjax.models.layers import Embedding, Projection, RMSNorm
 
 
 class PerLayerEmbedding(nnx.Module):
-    """The vectors of all layers: the mean of a token's own and of a normed projection of its embedding, times sqrt(2)."""
+    """The vectors of all layers: the mean of a token's own and of a normed projection of its
+    embedding, times sqrt(2)."""
 
     def __init__(self, cfg: DecoderConfig, rngs: nnx.Rngs):
         width = cfg.n_layers * cfg.per_layer_size
@@ -30,7 +32,9 @@ class PerLayerEmbedding(nnx.Module):
             return y.reshape(*y.shape[:2], n_layers, size)
 
         own = of_layers(self.embed(tokens_BxT).astype(dtype)) * jnp.asarray(size**0.5, dtype)
-        projected = self.norm(of_layers(self.proj(x_BxTxD) * jnp.asarray(x_BxTxD.shape[-1] ** -0.5, dtype)))
+        projected = self.norm(
+            of_layers(self.proj(x_BxTxD) * jnp.asarray(x_BxTxD.shape[-1] ** -0.5, dtype))
+        )
         return jnp.moveaxis((projected + own) * jnp.asarray(2**-0.5, dtype), 2, 0)
 
 
@@ -42,5 +46,10 @@ class PerLayerInput(nnx.Module):
         self.proj = Projection(cfg.per_layer_size, cfg.hidden_size, (None, "embed"), rngs=rngs)
         self.norm = RMSNorm(cfg.hidden_size, cfg.norm_eps, cfg.norm_offset)
 
-    def __call__(self, x_BxTxD: jax.Array, vectors_BxTxP: jax.Array, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        vectors_BxTxP: jax.Array,
+        activation: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
         return self.norm(self.proj(activation(self.gate(x_BxTxD)) * vectors_BxTxP))

@@ -1,4 +1,5 @@
-"""Masks and rotations that the layers of a decoder share, for layers that slide and for those that do not."""
+"""Masks and rotations that the layers of a decoder share, for layers that slide and for those that
+do not."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Pair = tuple[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sight:
-    """Masks `[B, T, T]` among new tokens and `[B, T, S]` over the cache (None without one), rotations, and the growth of queries."""
+    """Masks `[B, T, T]` among new tokens and `[B, T, S]` over the cache (None without one),
+    rotations, and the growth of queries."""
 
     masks: Pair
     past_masks: Pair
@@ -26,11 +28,20 @@ class Sight:
     growth: jax.Array | None
 
     @classmethod
-    def of(cls, cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None, n_slots: int | None) -> Sight:
-        """Computes them for these positions, with `n_slots` in the cache; tokens see their own segment only."""
+    def of(
+        cls,
+        cfg: DecoderConfig,
+        positions_BxT: jax.Array,
+        segments_BxT: jax.Array | None,
+        n_slots: int | None,
+    ) -> Sight:
+        """Computes them for these positions, with `n_slots` in the cache; tokens see their own
+        segment only."""
         return cls(
             masks=_masks(cfg, positions_BxT, segments_BxT),
-            past_masks=(None, None) if n_slots is None else _past_masks(cfg, positions_BxT, n_slots),
+            past_masks=(None, None)
+            if n_slots is None
+            else _past_masks(cfg, positions_BxT, n_slots),
             angles=_angles(cfg, positions_BxT),
             growth=None if cfg.query_growth is None else cfg.query_growth.at(positions_BxT),
         )
@@ -44,7 +55,8 @@ def pick(pair: Pair, sliding: jax.Array | bool) -> Any:
 
 
 def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
-    """(full, sliding) rotations; one and the same where sliding layers have no base of their own."""
+    """(full, sliding) rotations; one and the same where sliding layers have no base of their
+    own."""
     rotary_dim = cfg.rotary_dim or cfg.full_head_dim or cfg.head_dim
     full = rope_angles(positions_BxT, rotary_dim, cfg.rope_theta, cfg.rope_factor, cfg.rope_stretch)
     if cfg.rope_theta_sliding is None:
@@ -52,8 +64,11 @@ def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
     return full, rope_angles(positions_BxT, cfg.rotary_dim or cfg.head_dim, cfg.rope_theta_sliding)
 
 
-def _masks(cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, T]` among the new tokens; one and the same where all layers are of one kind."""
+def _masks(
+    cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """(full, sliding) masks `[B, T, T]` among the new tokens; one and the same where all layers are
+    of one kind."""
     T = positions_BxT.shape[1]
     causal = jnp.arange(T)[:, None] >= jnp.arange(T)[None, :]
     full = jnp.broadcast_to(causal, (positions_BxT.shape[0], T, T))
@@ -62,14 +77,19 @@ def _masks(cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array
     return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - positions_BxT[:, None, :])
 
 
-def _past_masks(cfg: DecoderConfig, positions_BxT: jax.Array, n_slots: int) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, S]` over the cache: slots below the first new position of the row are filled."""
+def _past_masks(
+    cfg: DecoderConfig, positions_BxT: jax.Array, n_slots: int
+) -> tuple[jax.Array, jax.Array]:
+    """(full, sliding) masks `[B, T, S]` over the cache: slots below the first new position of the
+    row are filled."""
     slots = jnp.arange(n_slots)
     full = jnp.broadcast_to(slots < positions_BxT[:, :1, None], (*positions_BxT.shape, n_slots))
     return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - slots)
 
 
-def _with_window(cfg: DecoderConfig, full: jax.Array, distance: Callable[[], jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _with_window(
+    cfg: DecoderConfig, full: jax.Array, distance: Callable[[], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     if not any(cfg.sliding):
         return full, full
     window: Any = cfg.window  # never None where a layer slides

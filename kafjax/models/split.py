@@ -1,4 +1,5 @@
-"""Splitting of an NNX module into `(graphdef, params)`: the only place where NNX objects turn into plain trees."""
+"""Splitting of an NNX module into `(graphdef, params)`: the only place where NNX objects turn into
+plain trees."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from kafjax.core import trees
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """An abstract module: `graphdef`, the shapes of its parameters and their logical axes, as plain nested dicts.
+    """An abstract module: `graphdef`, the shapes of its parameters and their logical axes, as plain
+    nested dicts.
 
-    With `n_layers` the parameters are those of so many equal layers, stacked on a leading axis named "layers".
+    With `n_layers` the parameters are those of so many equal layers, stacked on a leading axis
+    named "layers".
     """
 
     graphdef: Any
@@ -44,6 +47,7 @@ def split(build: Callable[[nnx.Rngs], nnx.Module], n_layers: int | None = None) 
 
 
 def random_params(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> trees.Tree:
-    """Freshly initialised parameters of one module as a nested dict; jittable, and vmappable over `key`."""
+    """Freshly initialised parameters of one module as a nested dict; jittable, and vmappable over
+    `key`."""
     _, state = nnx.split(build(nnx.Rngs(params=key)))
     return nnx.to_pure_dict(state)

@@ -1,4 +1,5 @@
-"""`linear`: the matrix product with a plain kernel or one with a LoRA adapter beside it. `lookup` does the same for tables."""
+"""`linear`: the matrix product with a plain kernel or one with a LoRA adapter beside it. `lookup`
+does the same for tables."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ from kafjax.ops.quantized import QuantizedKernel, dequantize
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoRAWeight:
-    """A frozen kernel `base [.., in, out]` with its adapter `a [.., in, rank]`, `b [.., rank, out]`.
+    """A frozen kernel `base [.., in, out]` with its adapter `a [.., in, rank]`, `b [.., rank,
+    out]`.
 
-    The scale is already folded into `b`. It takes the place of a kernel or an embedding table in the parameter tree, and only `linear`,
-    `lookup` and `factors` accept it. It defines no array conversion, so that computing `base + a @ b` by accident raises.
+    The scale is already folded into `b`. It takes the place of a kernel or an embedding table in
+    the parameter tree, and only `linear`, `lookup` and `factors` accept it. It defines no array
+    conversion, so that computing `base + a @ b` by accident raises.
 
     Attributes:
-      gain: `[.., out]`, DoRA's factor of each output: magnitude over column norm. None without DoRA.
-      key: `[..]`, draws the dropout of the adapter's input, one key a layer. None where nothing is dropped.
+      gain: `[.., out]`, DoRA's factor of each output: magnitude over column norm. None without
+        DoRA.
+      key: `[..]`, draws the dropout of the adapter's input, one key a layer. None where nothing is
+        dropped.
       dropout: share of the adapter's inputs that are dropped under `key`.
     """
 
@@ -36,9 +41,11 @@ class LoRAWeight:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AdapterSlots:
-    """A frozen kernel `base [.., in, out]` with N adapters beside it, `a [.., N, in, rank]`, `b [.., N, rank, out]`, scales folded in.
+    """A frozen kernel `base [.., in, out]` with N adapters beside it, `a [.., N, in, rank]`, `b
+    [.., N, rank, out]`, scales folded in.
 
-    Row i of a batch of B uses adapter `rows[i]`, `rows [.., B]` int32 (S-LoRA, Sheng et al. 2023, arXiv:2311.03285).
+    Row i of a batch of B uses adapter `rows[i]`, `rows [.., B]` int32 (S-LoRA, Sheng et al. 2023,
+    arXiv:2311.03285).
     """
 
     base: jax.Array | QuantizedKernel
@@ -47,44 +54,60 @@ class AdapterSlots:
     rows: jax.Array
 
 
-def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoRAWeight | AdapterSlots) -> jax.Array:
+def linear(
+    x: jax.Array, kernel: jax.Array | QuantizedKernel | LoRAWeight | AdapterSlots
+) -> jax.Array:
     """`x [.., in] @ kernel [in, out]`, in the dtype of `x`, accumulated in float32.
 
-    With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3), without an array of the base's size.
-    DoRA's gain multiplies that; dropout is applied to the `x` of the second term.
-    With `AdapterSlots`, `x [B, T, in]`, each row has its own `a` and `b`; the product with the base is one for all of them.
+    With a `LoRAWeight` it is `x @ base + (x @ a) @ b` (Hu et al. 2021, equation 3), without an
+    array of the base's size. DoRA's gain multiplies that; dropout is applied to the `x` of the
+    second term. With `AdapterSlots`, `x [B, T, in]`, each row has its own `a` and `b`; the product
+    with the base is one for all of them.
     """
     if isinstance(kernel, AdapterSlots):
-        a_BxIxR, b_BxRxO = kernel.a[kernel.rows].astype(x.dtype), kernel.b[kernel.rows].astype(x.dtype)
+        a_BxIxR, b_BxRxO = (
+            kernel.a[kernel.rows].astype(x.dtype),
+            kernel.b[kernel.rows].astype(x.dtype),
+        )
         return base_dot(x, kernel.base) + jax.vmap(low_rank_dot)(x, a_BxIxR, b_BxRxO)
     if not isinstance(kernel, LoRAWeight):
         return base_dot(x, kernel)
     beside = x if kernel.key is None else _dropped(x, kernel.key, kernel.dropout)
-    y = base_dot(x, kernel.base) + low_rank_dot(beside, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype))
+    y = base_dot(x, kernel.base) + low_rank_dot(
+        beside, kernel.a.astype(x.dtype), kernel.b.astype(x.dtype)
+    )
     return y if kernel.gain is None else y * kernel.gain.astype(x.dtype)
 
 
 def lookup(table: jax.Array | LoRAWeight, ids: jax.Array) -> jax.Array:
-    """Looks up rows `ids` of a table `[V, D]`. With an adapter: `base[ids] + a[ids] @ b`, without an array of the table's size."""
+    """Looks up rows `ids` of a table `[V, D]`. With an adapter: `base[ids] + a[ids] @ b`, without
+    an array of the table's size."""
     if not isinstance(table, LoRAWeight):
         return table[ids]
-    rows = cast(jax.Array, table.base)[ids] + jnp.matmul(table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST)
+    rows = cast(jax.Array, table.base)[ids] + jnp.matmul(
+        table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST
+    )
     return rows if table.gain is None else rows * table.gain
 
 
 def factors(x: jax.Array, table: jax.Array | LoRAWeight) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """Pairs `(x_i [.., n], table_i [V, n])` whose products `x_i @ table_i^T` sum to `x [.., D] @ table^T`, in the dtype of `x`.
+    """Pairs `(x_i [.., n], table_i [V, n])` whose products `x_i @ table_i^T` sum to `x [.., D] @
+    table^T`, in the dtype of `x`.
 
     `x (base + a b)^T = x base^T + (x b^T) a^T`.
     """
     if not isinstance(table, LoRAWeight):
         return ((x, table.astype(x.dtype)),)
     x = x if table.gain is None else x * table.gain.astype(x.dtype)
-    return (x, cast(jax.Array, table.base).astype(x.dtype)), (_product(x, table.b.astype(x.dtype), 1), table.a.astype(x.dtype))
+    return (x, cast(jax.Array, table.base).astype(x.dtype)), (
+        _product(x, table.b.astype(x.dtype), 1),
+        table.a.astype(x.dtype),
+    )
 
 
 def base_dot(x: jax.Array, kernel: jax.Array | QuantizedKernel) -> jax.Array:
-    """`x [.., in] @ kernel [in, out]` for a kernel without an adapter: the one place that knows how a base is stored."""
+    """`x [.., in] @ kernel [in, out]` for a kernel without an adapter: the one place that knows how
+    a base is stored."""
     if isinstance(kernel, QuantizedKernel):
         return quantized_dot(x, kernel)
     kernel = kernel.astype(x.dtype)
@@ -99,8 +122,9 @@ def _dropped(x: jax.Array, key: jax.Array, share: float) -> jax.Array:
 def low_rank_dot(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """`(x [.., in] @ a [in, rank]) @ b [rank, out]`, sums in float32.
 
-    Plain autodiff contracts the long axes of `x` and of the cotangent by transposing both in memory, which on a CPU costs more
-    than the products themselves; here only arrays with the rank as one side are transposed.
+    Plain autodiff contracts the long axes of `x` and of the cotangent by transposing both in
+    memory, which on a CPU costs more than the products themselves; here only arrays with the rank
+    as one side are transposed.
     """
     return _low_rank_forward(x, a, b)[0]
 
@@ -117,7 +141,8 @@ def _low_rank_backward(saved, cotangent):
     def rows(v: jax.Array) -> jax.Array:
         return v.reshape(-1, v.shape[-1])
 
-    # The barrier keeps XLA from folding this transpose into a product that would transpose `x` instead.
+    # The barrier keeps XLA from folding this transpose into a product that would transpose `x`
+    # instead.
     d_a = jax.lax.optimization_barrier(_product(rows(d_z).T, rows(x), 0)).T
     return _product(d_z, a, 1), d_a, _product(rows(z).T, rows(cotangent), 0)
 
@@ -133,16 +158,18 @@ low_rank_dot.defvjp(_low_rank_forward, _low_rank_backward)
 
 @jax.custom_vjp
 def low_precision_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x [.., in] @ kernel [in, out]` with low-precision operands and a float32 accumulator, in the backward pass too.
+    """`x [.., in] @ kernel [in, out]` with low-precision operands and a float32 accumulator, in the
+    backward pass too.
 
-    Plain autodiff of a float32-accumulating product multiplies a float32 cotangent with a bfloat16 kernel, which
-    leaves the fast path of every backend; here the cotangent is cast down first.
+    Plain autodiff of a float32-accumulating product multiplies a float32 cotangent with a bfloat16
+    kernel, which leaves the fast path of every backend; here the cotangent is cast down first.
     """
     return _product(x, kernel, 0)
 
 
 def _forward(x, kernel):
-    # Keep only what the backward pass needs: a frozen kernel gets no gradient, so `x` is not saved for it.
+    # Keep only what the backward pass needs: a frozen kernel gets no gradient, so `x` is not saved
+    # for it.
     saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
     return low_precision_dot(x.value, kernel.value), saved
 
@@ -156,7 +183,9 @@ def _backward(saved, cotangent):
         dx = _product(cotangent, kernel, 1)  # `kernel.T` would be a temporary of its size
     if x is not None:
         rows = tuple(range(x.ndim - 1))
-        dkernel = jnp.tensordot(x, cotangent, (rows, rows), preferred_element_type=jnp.float32).astype(x.dtype)
+        dkernel = jnp.tensordot(
+            x, cotangent, (rows, rows), preferred_element_type=jnp.float32
+        ).astype(x.dtype)
     return dx, dkernel
 
 
@@ -165,10 +194,11 @@ low_precision_dot.defvjp(_forward, _backward, symbolic_zeros=True)
 
 @jax.custom_vjp
 def quantized_dot(x: jax.Array, kernel: QuantizedKernel) -> jax.Array:
-    """`x [.., in] @ kernel [in, out]` in the dtype of `x`, accumulated in float32. The kernel has no gradient.
+    """`x [.., in] @ kernel [in, out]` in the dtype of `x`, accumulated in float32. The kernel has
+    no gradient.
 
-    The kernel is dequantised where it is used, and again in the backward pass: only the integers are kept, which exist anyway. Plain
-    autodiff would keep the float kernel of every layer.
+    The kernel is dequantised where it is used, and again in the backward pass: only the integers
+    are kept, which exist anyway. Plain autodiff would keep the float kernel of every layer.
     """
     return _product(x, dequantize(kernel, x.dtype), 0)
 

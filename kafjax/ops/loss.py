@@ -1,6 +1,8 @@
-"""Next-token cross entropy against the vocabulary, in chunks: the `[N, V]` logits never exist at once.
+"""Next-token cross entropy against the vocabulary, in chunks: the `[N, V]` logits never exist at
+once.
 
-Chunks behind the last place with a weight are skipped, by a loop with a dynamic number of turns over arrays of one shape.
+Chunks behind the last place with a weight are skipped, by a loop with a dynamic number of turns
+over arrays of one shape.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ def chunked_cross_entropy(
 ) -> jax.Array:
     """Weighted sum (not mean) of token losses in nats, a float32 scalar.
 
-    `loss = sum_n weights[n] * (logsumexp(h_n E^T) - h_n E^T[target_n])`. The gradients with respect to `hidden` and, if it
-    is asked for, `embedding` are computed chunk by chunk together with the loss, so the backward pass costs no
-    second product with the vocabulary and at most `chunk * V` logits are alive.
+    `loss = sum_n weights[n] * (logsumexp(h_n E^T) - h_n E^T[target_n])`. The gradients with respect
+    to `hidden` and, if it is asked for, `embedding` are computed chunk by chunk together with the
+    loss, so the backward pass costs no second product with the vocabulary and at most `chunk * V`
+    logits are alive.
 
     Args:
       hidden_NxD: final hidden states at the predicted places.
@@ -36,20 +39,27 @@ def chunked_cross_entropy(
       targets_N: int32 token ids.
       weights_N: float32; 0 masks a place out (padding).
       chunk: places per chunk; N is padded up to a multiple.
-      n_used: int32 scalar, places that are computed, rounded up to whole chunks; by default `used(weights_N)`. Under `vmap` it must not be
-        mapped, or every branch is computed for every chunk.
+      n_used: int32 scalar, places that are computed, rounded up to whole chunks; by default
+        `used(weights_N)`. Under `vmap` it must not be mapped, or every branch is computed for every
+        chunk.
       cap: bounds the logits (`soft_cap`) before the softmax.
     """
-    return summed_and_single_losses(hidden_NxD, embedding_VxD, targets_N, weights_N, chunk, n_used, cap)[0]
+    return summed_and_single_losses(
+        hidden_NxD, embedding_VxD, targets_N, weights_N, chunk, n_used, cap
+    )[0]
 
 
 def used(weights_N: jax.Array) -> jax.Array:
-    """Counts the places up to the last one with a weight, over the last axis and all before it: int32 scalar."""
-    return jnp.max(jnp.where(weights_N != 0, jnp.arange(1, weights_N.shape[-1] + 1, dtype=jnp.int32), 0))
+    """Counts the places up to the last one with a weight, over the last axis and all before it:
+    int32 scalar."""
+    return jnp.max(
+        jnp.where(weights_N != 0, jnp.arange(1, weights_N.shape[-1] + 1, dtype=jnp.int32), 0)
+    )
 
 
 def even_chunk(n_places: int, most: int) -> int:
-    """Places per chunk: at most `most`, few enough to make skipping worthwhile (a quarter of all), not below 64.
+    """Places per chunk: at most `most`, few enough to make skipping worthwhile (a quarter of all),
+    not below 64.
 
     Chunks are equal, so that no rows are computed only to fill the last one.
     """
@@ -66,7 +76,8 @@ def summed_and_single_losses(
     n_used: jax.Array | None = None,
     cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`chunked_cross_entropy`, and the weighted losses `[N]` that it sums. Only the sum has a gradient."""
+    """`chunked_cross_entropy`, and the weighted losses `[N]` that it sums. Only the sum has a
+    gradient."""
     n = hidden_NxD.shape[0]
     chunk = min(chunk, n)
     n_turns = -(-(used(weights_N) if n_used is None else n_used) // chunk)
@@ -81,8 +92,11 @@ def summed_and_single_losses(
 Tables = tuple[jax.Array, ...]
 
 
-def _over_chunks(one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: jax.Array) -> tuple[Any, Any]:
-    """`jax.lax.scan` over the first `n_turns` chunks of `arrays`, `[N, ..]` each; outputs of the others are zeros."""
+def _over_chunks(
+    one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: jax.Array
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over the first `n_turns` chunks of `arrays`, `[N, ..]` each; outputs of the
+    others are zeros."""
     outputs = jax.eval_shape(one_chunk, carry, jax.tree.map(lambda a: a[:chunk], arrays))[1]
     n = jax.tree.leaves(arrays)[0].shape[0]
     zeros = jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), outputs)
@@ -98,7 +112,8 @@ def _over_chunks(one_chunk: Any, carry: Any, arrays: Any, chunk: int, n_turns: j
 
 
 def _logits(hiddens: Tables, tables: Tables, cap: float | None) -> jax.Array:
-    """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`, capped: one pair, or two where an adapter stands beside the embedding."""
+    """The sum over `h_i [C, n_i] @ table_i [V, n_i]^T`, capped: one pair, or two where an adapter
+    stands beside the embedding."""
 
     def product(h: jax.Array, table: jax.Array) -> jax.Array:
         return jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
@@ -111,7 +126,8 @@ def _losses(logits_CxV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax
     at_targets_C = jnp.take_along_axis(logits_CxV, targets_C[:, None], axis=-1)[:, 0]
     highest_C = jnp.max(logits_CxV, axis=-1)
     exps_CxV = jnp.exp(logits_CxV - highest_C[:, None])
-    # Summed as a product: into a reduction XLA on a CPU fuses the exponentials, and computes them a second time in a slow loop.
+    # Summed as a product: into a reduction XLA on a CPU fuses the exponentials, and computes them a
+    # second time in a slow loop.
     ones_V = jnp.ones(exps_CxV.shape[1], jnp.float32)
     totals_C = jnp.matmul(exps_CxV, ones_V, precision=jax.lax.Precision.HIGHEST)
     return highest_C + jnp.log(totals_C) - at_targets_C, exps_CxV, totals_C
@@ -140,12 +156,16 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap):
         hot_C = weights  # of each target's one-hot part
         if cap is not None:  # the derivative of the cap, by what came out of it
             slopes_CxV = 1 - jnp.square(logits_CxV / cap)
-            exps_CxV, hot_C = exps_CxV * slopes_CxV, weights * jnp.take_along_axis(slopes_CxV, targets[:, None], axis=-1)[:, 0]
+            exps_CxV, hot_C = (
+                exps_CxV * slopes_CxV,
+                weights * jnp.take_along_axis(slopes_CxV, targets[:, None], axis=-1)[:, 0],
+            )
         exps_CxV, scale_C = exps_CxV.astype(hs[0].dtype), weights / totals_C
 
-        # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the softmax goes through products,
-        # and its denominator is applied to their results. [D, C] is the shape that takes half the time on a CPU where C is small;
-        # the barrier keeps XLA from turning it around again.
+        # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the
+        # softmax goes through products, and its denominator is applied to their results. [D, C] is
+        # the shape that takes half the time on a CPU where C is small; the barrier keeps XLA from
+        # turning it around again.
         def d_hidden(h, table):
             d_h_DxC = jnp.einsum("vd,cv->dc", table, exps_CxV, preferred_element_type=jnp.float32)
             d_h = jax.lax.optimization_barrier(d_h_DxC).T * scale_C[:, None]
@@ -156,11 +176,19 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap):
             d += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
             return d.at[targets].add(-hot_C[:, None] * h.astype(jnp.float32))
 
-        d_tables = tuple(None if d is None else d_table(d, h) for d, h in zip(d_tables, hs, strict=True))
+        d_tables = tuple(
+            None if d is None else d_table(d, h) for d, h in zip(d_tables, hs, strict=True)
+        )
         weighted_C = losses_C * weights
-        return (total + jnp.sum(weighted_C), d_tables), (weighted_C, tuple(map(d_hidden, hs, tables)))
+        return (total + jnp.sum(weighted_C), d_tables), (
+            weighted_C,
+            tuple(map(d_hidden, hs, tables)),
+        )
 
-    d_tables = tuple(jnp.zeros(x.shape, jnp.float32) if yes else None for x, yes in zip(tables, is_trained, strict=True))
+    d_tables = tuple(
+        jnp.zeros(x.shape, jnp.float32) if yes else None
+        for x, yes in zip(tables, is_trained, strict=True)
+    )
     (total, d_tables), (losses_N, d_hiddens) = _over_chunks(
         one_chunk, (jnp.float32(0), d_tables), (hiddens, targets_N, weights_N), chunk, n_turns
     )
@@ -173,7 +201,9 @@ def _backward(chunk, cap, saved, cotangents):
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None, None
     dtype = d_hiddens[0].dtype
-    d_hiddens, d_tables = jax.tree.map(lambda d: (d * cotangent).astype(dtype), (d_hiddens, d_tables))
+    d_hiddens, d_tables = jax.tree.map(
+        lambda d: (d * cotangent).astype(dtype), (d_hiddens, d_tables)
+    )
     return d_hiddens, d_tables, None, None, None
 
 

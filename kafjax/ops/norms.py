@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 1.0) -> jax.Array:
-    """`x / rms(x) * (offset + scale)` over the last axis (Zhang & Sennrich 2019). Gemma stores its scales around zero: offset 1."""
+    """`x / rms(x) * (offset + scale)` over the last axis (Zhang & Sennrich 2019). Gemma stores its
+    scales around zero: offset 1."""
     x_f32 = x.astype(jnp.float32)
     normed = x_f32 * jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
     return (normed * (offset + scale.astype(jnp.float32))).astype(x.dtype)

@@ -1,12 +1,14 @@
-"""Kernels stored as small integers, for a base that nobody trains: int8, or the 4-bit NormalFloat of QLoRA.
+"""Kernels stored as small integers, for a base that nobody trains: int8, or the 4-bit NormalFloat
+of QLoRA.
 
     int8   values int8  [.., in, out]       w = scale[out] * value                    one scale a column: max |w| / 127.5
     nf4    values uint8 [.., in / 2, out]   w = scale[in // 64, out] * NF4[value]     one for 64 inputs of a column: max |w|
 
-(nf4: Dettmers et al. 2023, arXiv:2305.14314, section 3, without its double quantisation: scales stay float32.) qwix chooses scales and
-integers. Two of the 4-bit ones share a byte: `uint4` arrays would do that on the device too, but XLA on a CPU widens those of all
-layers to a byte each before the loop over layers. Only kernels of linear layers are stored so. Embeddings keep their dtype: they are
-looked up, and make the logits.
+(nf4: Dettmers et al. 2023, arXiv:2305.14314, section 3, without its double quantisation: scales
+stay float32.) qwix chooses scales and integers. Two of the 4-bit ones share a byte: `uint4` arrays
+would do that on the device too, but XLA on a CPU widens those of all layers to a byte each before
+the loop over layers. Only kernels of linear layers are stored so. Embeddings keep their dtype: they
+are looked up, and make the logits.
 """
 
 from __future__ import annotations
@@ -28,25 +30,40 @@ FORMATS = ("int8", "nf4")
 TILE = 64
 NF4 = np.array(
     [
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
-        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634),
+        *(
+            -1.0,
+            -0.6961928009986877,
+            -0.5250730514526367,
+            -0.39491748809814453,
+            -0.28444138169288635,
+        ),
+        *(
+            -0.18477343022823334,
+            -0.09105003625154495,
+            0.0,
+            0.07958029955625534,
+            0.16093020141124725,
+            0.24611230194568634,
+        ),
         *(0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
     ],
     np.float32,
 )
-"""The 16 values of a normalised weight (arXiv:2305.14314, appendix E): quantiles of a normal distribution, zero among them."""
+"""The 16 values of a normalised weight (arXiv:2305.14314, appendix E): quantiles of a normal
+distribution, zero among them."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedKernel:
-    """A frozen kernel `[.., in, out]` stored as integers, in its place in the parameter tree. Only `ops.linear` multiplies with it.
+    """A frozen kernel `[.., in, out]` stored as integers, in its place in the parameter tree. Only
+    `ops.linear` multiplies with it.
 
     It defines no array conversion, so that dequantising it by accident raises.
 
     Attributes:
-      values: int8 `[.., in, out]`, or uint8 `[.., in / 2, out]` of two indices into `NF4` each: of a tile of t inputs, byte i holds
-        those of input i (low bits) and i + t / 2.
+      values: int8 `[.., in, out]`, or uint8 `[.., in / 2, out]` of two indices into `NF4` each: of
+        a tile of t inputs, byte i holds those of input i (low bits) and i + t / 2.
       scale: float32 `[.., tiles, out]`.
       format: a name in `FORMATS`.
     """
@@ -66,14 +83,18 @@ class QuantizedKernel:
 def quantize(kernel: jax.Array, format: str) -> QuantizedKernel:
     """Rounds a kernel `[.., in, out]` to the nearest values of `format`, computed in float32.
 
-    nf4 has tiles of 64 inputs, or of the largest smaller even number that divides them. Raises `UserError` for an unknown format, and for
-    nf4 of an odd number of inputs.
+    nf4 has tiles of 64 inputs, or of the largest smaller even number that divides them. Raises
+    `UserError` for an unknown format, and for nf4 of an odd number of inputs.
     """
     if format not in FORMATS:
-        raise UserError(f"unknown format '{format}' of a quantised kernel. {nearest(format, FORMATS)}")
+        raise UserError(
+            f"unknown format '{format}' of a quantised kernel. {nearest(format, FORMATS)}"
+        )
     n_in, n_out = kernel.shape[-2:]
     if format == "nf4" and n_in % 2:
-        raise UserError(f"a kernel {list(kernel.shape)} cannot be stored in nf4: its {n_in} inputs are an odd number; use int8")
+        raise UserError(
+            f"a kernel {list(kernel.shape)} cannot be stored in nf4: its {n_in} inputs are an odd number; use int8"
+        )
 
     def of_layer(w: jax.Array) -> QuantizedKernel:
         if format == "int8":
@@ -85,7 +106,8 @@ def quantize(kernel: jax.Array, format: str) -> QuantizedKernel:
         return QuantizedKernel((low | high << 4).reshape(-1, n_out), q.scale, format)
 
     w = kernel.astype(jnp.float32)
-    return of_layer(w) if w.ndim == 2 else jax.lax.map(of_layer, w)  # one by one: what is searched for is 16 times a layer
+    # one by one: what is searched for is 16 times a layer
+    return of_layer(w) if w.ndim == 2 else jax.lax.map(of_layer, w)
 
 
 def dequantize(kernel: QuantizedKernel, dtype: Any = jnp.float32) -> jax.Array:
@@ -94,7 +116,9 @@ def dequantize(kernel: QuantizedKernel, dtype: Any = jnp.float32) -> jax.Array:
     tiles = kernel.values.reshape(*stacked, n_tiles, -1, n_out)
     if kernel.format == "nf4":
         tiles = jnp.asarray(NF4)[jnp.concatenate([tiles & 15, tiles >> 4], axis=-2)]
-    return (tiles.astype(jnp.float32) * kernel.scale[..., None, :]).reshape(kernel.shape).astype(dtype)
+    return (
+        (tiles.astype(jnp.float32) * kernel.scale[..., None, :]).reshape(kernel.shape).astype(dtype)
+    )
 
 
 def dense(kernel: jax.Array | QuantizedKernel) -> jax.Array:
@@ -105,13 +129,19 @@ def dense(kernel: jax.Array | QuantizedKernel) -> jax.Array:
 def quantize_params(params: Mapping[str, Any], format: str) -> trees.Tree:
     """Returns `params` with every kernel in `format`, other arrays unchanged.
 
-    Raises `UserError` as `quantize` does, if it was done, and for experts, which would stay the floats that most of the model is.
+    Raises `UserError` as `quantize` does, if it was done, and for experts, which would stay the
+    floats that most of the model is.
     """
     if experts := [path for path in trees.flatten(params) if path.endswith("_experts")]:
-        raise UserError(f"'{experts[0]}' cannot be quantised: only plain kernels are; leave the base of a mixture of experts as floats")
+        raise UserError(
+            f"'{experts[0]}' cannot be quantised: only plain kernels are; leave the base of a mixture of experts as floats"
+        )
     if (there := format_of(params)) is not None:
         raise UserError(f"these parameters are quantised already ({there})")
-    return trees.map_with_path(lambda path, leaf: quantize(leaf, format) if path.split("/")[-1] == "kernel" else leaf, params)
+    return trees.map_with_path(
+        lambda path, leaf: quantize(leaf, format) if path.split("/")[-1] == "kernel" else leaf,
+        params,
+    )
 
 
 def abstract(params: Mapping[str, Any], format: str) -> trees.Tree:
@@ -121,15 +151,26 @@ def abstract(params: Mapping[str, Any], format: str) -> trees.Tree:
 
 def dequantize_params(params: Mapping[str, Any]) -> trees.Tree:
     """Returns `params` with plain float32 kernels in place of quantised ones."""
-    return trees.map_with_path(lambda _, leaf: dequantize(leaf) if isinstance(leaf, QuantizedKernel) else leaf, params)
+    return trees.map_with_path(
+        lambda _, leaf: dequantize(leaf) if isinstance(leaf, QuantizedKernel) else leaf, params
+    )
 
 
 def format_of(params: Mapping[str, Any]) -> str | None:
     """The format that kernels of `params` are stored in; None if none is quantised."""
-    return next((leaf.format for leaf in trees.flatten(params).values() if isinstance(leaf, QuantizedKernel)), None)
+    return next(
+        (
+            leaf.format
+            for leaf in trees.flatten(params).values()
+            if isinstance(leaf, QuantizedKernel)
+        ),
+        None,
+    )
 
 
 def refuse_quantized(params: Mapping[str, Any], what: str) -> None:
     """Raises `UserError` if `params` are quantised, since `what` needs floats."""
     if (format := format_of(params)) is not None:
-        raise UserError(f"{what} needs kernels of floats, and these are stored in {format}: use the float base (or dequantize_params)")
+        raise UserError(
+            f"{what} needs kernels of floats, and these are stored in {format}: use the float base (or dequantize_params)"
+        )

@@ -1,6 +1,26 @@
 """Devices: the mesh, and the rules that lay parameters and batches over it."""
 
 from kafjax.parallel.mesh import AXES, make_mesh
-from kafjax.parallel.sharding import BATCH_AXES, RULES, Constrain, constrainer, n_data_shares, replicated, shard, shardings
+from kafjax.parallel.sharding import (
+    BATCH_AXES,
+    RULES,
+    Constrain,
+    constrainer,
+    n_data_shares,
+    replicated,
+    shard,
+    shardings,
+)
 
-__all__ = ["AXES", "BATCH_AXES", "RULES", "Constrain", "constrainer", "make_mesh", "n_data_shares", "replicated", "shard", "shardings"]
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "RULES",
+    "Constrain",
+    "constrainer",
+    "make_mesh",
+    "n_data_shares",
+    "replicated",
+    "shard",
+    "shardings",
+]

@@ -1,7 +1,8 @@
 """Start-up as one of many processes (`place` says which), and what they exchange.
 
-Every process runs the same program on its own devices. All make the same calls on arrays that are sharded over the devices of all; only
-process 0 writes shared files (metrics, progress, results). With one process everything here does nothing.
+Every process runs the same program on its own devices. All make the same calls on arrays that are
+sharded over the devices of all; only process 0 writes shared files (metrics, progress, results).
+With one process everything here does nothing.
 """
 
 from __future__ import annotations
@@ -35,17 +36,24 @@ def processes(
     process_id: int | None = None,
     timeout_seconds: int = TIMEOUT_SECONDS,
 ) -> Generator[None]:
-    """`with processes(): ...` joins the others, if there are any; before JAX is used for anything else.
+    """`with processes(): ...` joins the others, if there are any; before JAX is used for anything
+    else.
 
-    An error in one process ends it at once, without waiting for the others at the exit (JAX's own exit takes minutes). The others stop at
-    their next exchange with it, unless SLURM or Kubernetes ends them sooner.
+    An error in one process ends it at once, without waiting for the others at the exit (JAX's own
+    exit takes minutes). The others stop at their next exchange with it, unless SLURM or Kubernetes
+    ends them sooner.
 
     Raises:
-      UserError: see `find_place`; and if not all processes have come together within `timeout_seconds`.
+      UserError: see `find_place`; and if not all processes have come together within
+        `timeout_seconds`.
     """
     place = find_place(os.environ, coordinator, num_processes, process_id)
     if place is not None:
-        waits_for = f"the coordinator at {place.coordinator}" if place.process_id else f"the other {place.num_processes - 1} processes"
+        waits_for = (
+            f"the coordinator at {place.coordinator}"
+            if place.process_id
+            else f"the other {place.num_processes - 1} processes"
+        )
         message = (
             f"process {place.process_id} of {place.num_processes} (from {place.source}) waited {timeout_seconds} s for {waits_for}: "
             "check that all processes were started, the same number is said to each, and that host and port can be reached"
@@ -73,7 +81,10 @@ def processes(
         if jax.process_count() == 1 or (isinstance(error, SystemExit) and not error.code):
             raise
         code = error.code if isinstance(error, SystemExit) else report(error)
-        print(f"process {jax.process_index()} of {jax.process_count()} stops: the others cannot go on", file=sys.stderr)
+        print(
+            f"process {jax.process_index()} of {jax.process_count()} stops: the others cannot go on",
+            file=sys.stderr,
+        )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
@@ -103,16 +114,25 @@ def is_main() -> bool:
 
 def all_agree(value: bool) -> bool:
     """True if `value` is true in every process. A collective: all processes must call it."""
-    return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
+    return (
+        value
+        if jax.process_count() == 1
+        else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
+    )
 
 
 def of_main(value: bool) -> bool:
     """Returns process 0's `value` in every process. A collective: all processes must call it."""
-    return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+    return (
+        value
+        if jax.process_count() == 1
+        else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+    )
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs `action` in every process and returns its result once it has succeeded in all. A collective.
+    """Runs `action` in every process and returns its result once it has succeeded in all. A
+    collective.
 
     Raises `SharedError` in all with the message of the first process that raised a `UserError`.
     """
@@ -139,7 +159,8 @@ def wait_for_all(what: str) -> None:
 
 
 def spread(tree: Any, shardings: Any) -> Any:
-    """Does what `jax.device_put` does, for devices of many processes: each process has the whole arrays and places its devices' parts.
+    """Does what `jax.device_put` does, for devices of many processes: each process has the whole
+    arrays and places its devices' parts.
 
     Arrays that are sharded over processes already are only moved.
     """
@@ -156,7 +177,8 @@ def spread(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Gathers whole arrays as numpy in process 0, one after another; other processes get None instead. A collective.
+    """Gathers whole arrays as numpy in process 0, one after another; other processes get None
+    instead. A collective.
 
     One layer of a stacked parameter is gathered at a time, and is whole on every device meanwhile.
     """
@@ -186,4 +208,6 @@ def _copy(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
 
 @functools.cache
 def _take_layer(sharding: NamedSharding) -> Callable[[jax.Array, np.int32], jax.Array]:
-    return jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), out_shardings=sharding)
+    return jax.jit(
+        lambda x, i: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), out_shardings=sharding
+    )

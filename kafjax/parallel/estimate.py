@@ -1,7 +1,9 @@
-"""Memory and time that a step needs of each device on a given mesh, by formula; and the choice of a mesh by those formulas.
+"""Memory and time that a step needs of each device on a given mesh, by formula; and the choice of a
+mesh by those formulas.
 
-A roofline (Williams et al. 2009): each device is busy computing, reading its memory and sending to its neighbours, and the longest of
-the three bounds the step from below. Nothing is lost to waiting here, so a real step takes longer.
+A roofline (Williams et al. 2009): each device is busy computing, reading its memory and sending to
+its neighbours, and the longest of the three bounds the step from below. Nothing is lost to waiting
+here, so a real step takes longer.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ class Demand:
       state: bytes of trainable parameters and their optimizer state.
       gradients: bytes of their gradients.
       frozen: bytes of parameters that do not train.
-      kernels: bytes of all layers' kernels in the compute dtype; `copied` of those are copies of master weights.
+      kernels: bytes of all layers' kernels in the compute dtype; `copied` of those are copies of
+        master weights.
       reduced: bytes of gradients that data-parallel devices must add up.
       ends: bytes of the embedding (and the head) in the compute dtype.
       n_layers, rows, seq_len: sizes of the step, which consists of `micro` microbatches.
       residual: bytes of one token's activation between layers.
-      kept: bytes of one token and layer kept until the backward pass or the end of the reply; split over `tensor` if `kept_is_split`.
+      kept: bytes of one token and layer kept until the backward pass or the end of the reply; split
+        over `tensor` if `kept_is_split`.
       transient: bytes of one token while its layer is computed, attention scores included.
       kv: bytes of one token's keys and values in a layer.
       loss: bytes of a chunk's logits and their temporaries on each device.
@@ -89,19 +93,24 @@ class Estimate:
 
 
 def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Estimate:
-    """Computes bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has size 1).
+    """Computes bytes and seconds of each device of a mesh of `sizes` (an axis that is not named has
+    size 1).
 
-    With several slices, gradients are first added up within each. Then each device sends its share of the sums over the network.
+    With several slices, gradients are first added up within each. Then each device sends its share
+    of the sums over the network.
     """
     d = demand
     lane, data, fsdp, sequence, tensor = (sizes.get(axis, 1) for axis in AXES)
     shards, n = fsdp * tensor, lane * data * fsdp * sequence * tensor
-    tokens = d.rows * d.seq_len / (d.micro * lane * data * fsdp * sequence)  # of a microbatch on one device
+    # of a microbatch on one device
+    tokens = d.rows * d.seq_len / (d.micro * lane * data * fsdp * sequence)
     state, gradients, reduced = d.state / lane, d.gradients / lane, d.reduced / lane
     memory = {
         "parameters and optimizer": (state + d.frozen) / shards,
         "gradients": gradients / shards,
-        "copies of weights": d.copied / shards + (2 * d.kernels / d.n_layers / tensor if fsdp > 1 else 0) + d.ends / tensor,
+        "copies of weights": d.copied / shards
+        + (2 * d.kernels / d.n_layers / tensor if fsdp > 1 else 0)
+        + d.ends / tensor,
         "kept activations": tokens * d.kept * d.n_layers / (tensor if d.kept_is_split else 1),
         "one layer and the loss": tokens * d.transient / tensor + d.loss / tensor,
     }
@@ -110,27 +119,48 @@ def estimate(demand: Demand, sizes: Sizes, chip: Chip, n_slices: int = 1) -> Est
         return (size - 1) / size
 
     sent = d.micro * d.gathers * d.kernels / tensor * rest(fsdp)
-    within = data * sequence / n_slices  # devices of a slice that hold the same part of the gradients
+    # devices of a slice that hold the same part of the gradients
+    within = data * sequence / n_slices
     sent += d.micro * reduced / tensor * rest(fsdp) + 2 * reduced / shards * rest(within)
     sent += d.micro * d.reduces * 2 * tokens * d.residual * d.n_layers * rest(tensor)
-    sent += d.micro * 3 * tokens * sequence * d.kv / min(tensor, max(d.limits["tensor"].values())) * d.n_layers * rest(sequence)
+    sent += (
+        d.micro
+        * 3
+        * tokens
+        * sequence
+        * d.kv
+        / min(tensor, max(d.limits["tensor"].values()))
+        * d.n_layers
+        * rest(sequence)
+    )
     read = d.micro * d.weight_reads * d.kernels / tensor * (1 + (fsdp > 1)) + 2 * state / shards
     read += d.micro * tokens * d.traffic * d.n_layers / tensor
-    seconds = {"compute": d.flops / n / chip.flops, "memory": read / chip.memory_bandwidth, "links": sent / chip.link_bandwidth}
+    seconds = {
+        "compute": d.flops / n / chip.flops,
+        "memory": read / chip.memory_bandwidth,
+        "links": sent / chip.link_bandwidth,
+    }
     if n_slices > 1:
-        seconds["network"] = 2 * reduced / (shards * within) * rest(n_slices) / chip.network_bandwidth
+        seconds["network"] = (
+            2 * reduced / (shards * within) * rest(n_slices) / chip.network_bandwidth
+        )
     return Estimate(memory, seconds)
 
 
 def meshes(demand: Demand, n_devices: int, n_slices: int = 1) -> Iterator[dict[str, int]]:
-    """Yields every mesh of `n_devices` that all sizes divide by: rows by data and fsdp, tokens by sequence, heads by tensor.
+    """Yields every mesh of `n_devices` that all sizes divide by: rows by data and fsdp, tokens by
+    sequence, heads by tensor.
 
     Only `data` crosses slices."""
     divisors = [n for n in range(1, n_devices + 1) if n_devices % n == 0]
     lanes = [n for n in divisors if demand.lanes % n == 0]
     for sizes in itertools.product(lanes, *[divisors] * (len(AXES) - 1)):
         mesh = dict(zip(AXES, sizes, strict=True))
-        if math.prod(sizes) == n_devices and mesh["data"] % n_slices == 0 and obstacle(demand, mesh) is None:
+        if (
+            math.prod(sizes) == n_devices
+            and mesh["data"] % n_slices == 0
+            and obstacle(demand, mesh) is None
+        ):
             yield mesh
 
 
@@ -159,10 +189,14 @@ class Choice:
     fits: bool
 
 
-def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9, n_slices: int = 1) -> list[Choice]:
-    """Ranks all meshes, best first: those that fit in `usable` of a device's memory by the time of their step, then the rest by bytes.
+def ranked(
+    demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9, n_slices: int = 1
+) -> list[Choice]:
+    """Ranks all meshes, best first: those that fit in `usable` of a device's memory by the time of
+    their step, then the rest by bytes.
 
-    Ties go to the mesh that sends least, then to the one with fewer axes. Raises `UserError` if nothing divides.
+    Ties go to the mesh that sends least, then to the one with fewer axes. Raises `UserError` if
+    nothing divides.
     """
     choices = []
     for sizes in meshes(demand, n_devices, n_slices):
@@ -175,12 +209,20 @@ def ranked(demand: Demand, n_devices: int, chip: Chip, usable: float = 0.9, n_sl
     def order(choice: Choice) -> tuple[float, ...]:
         e = choice.estimate
         n_axes = sum(size > 1 for size in choice.sizes.values())
-        return (not choice.fits, e.step_seconds if choice.fits else e.n_bytes, sum(e.seconds.values()), n_axes, choice.sizes["data"])
+        return (
+            not choice.fits,
+            e.step_seconds if choice.fits else e.n_bytes,
+            sum(e.seconds.values()),
+            n_axes,
+            choice.sizes["data"],
+        )
 
     return sorted(choices, key=order)
 
 
-def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tuple[dict[str, int], str]:
+def choose(
+    demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1
+) -> tuple[dict[str, int], str]:
     """Returns the sizes of the best mesh, and the reason in a line."""
     choices = ranked(demand, n_devices, chip, n_slices=n_slices)
     best = choices[0]
@@ -189,7 +231,10 @@ def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tup
     whole = (demand.state + demand.gradients + demand.frozen) / 1e9
     held = f"{best.estimate.n_bytes / 1e9:.1f} of {chip.memory / 1e9:.0f} GB a device"
     if not best.fits:
-        return best.sizes, f"none of {len(choices)} meshes fits by formula; this one comes nearest with {held}"
+        return (
+            best.sizes,
+            f"none of {len(choices)} meshes fits by formula; this one comes nearest with {held}",
+        )
     n_fit = sum(choice.fits for choice in choices)
     bound = max(best.estimate.seconds.items(), key=lambda item: item[1])[0]
     return best.sizes, (
@@ -199,7 +244,8 @@ def choose(demand: Demand, n_devices: int, chip: Chip, n_slices: int = 1) -> tup
 
 
 def show(sizes: Sizes, n_slices: int = 1) -> str:
-    """Writes `{"data": 1, "fsdp": 8}` as `"fsdp:8"`. With several slices `data` becomes slices x devices of each."""
+    """Writes `{"data": 1, "fsdp": 8}` as `"fsdp:8"`. With several slices `data` becomes slices x
+    devices of each."""
     parts = {axis: str(sizes[axis]) for axis in AXES if sizes.get(axis, 1) > 1}
     if n_slices > 1:
         parts["data"] = f"{n_slices}x{sizes['data'] // n_slices}"

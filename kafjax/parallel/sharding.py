@@ -1,7 +1,9 @@
-"""One table from logical axis names to mesh axes, and the shardings that follow from it. What does not fit is an error.
+"""One table from logical axis names to mesh axes, and the shardings that follow from it. What does
+not fit is an error.
 
-Parameters name their axes where they are declared (`("layers", "embed", "mlp")`); the table turns that into
-`PartitionSpec(None, "fsdp", "tensor")`. Activations name theirs where they are computed (`("batch", "length", "heads")`).
+Parameters name their axes where they are declared (`("layers", "embed", "mlp")`); the table turns
+that into `PartitionSpec(None, "fsdp", "tensor")`. Activations name theirs where they are computed
+(`("batch", "length", "heads")`).
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
     """The `NamedSharding` of every parameter.
 
     Args:
-      axes: for each parameter one logical axis name (or None: not split) per dimension, as `model.axes()` gives them.
-      abstract: the parameters, or their shapes. A parameter of several arrays (a quantised kernel: integers and scales) has a sharding for
-        each: that of the parameter, except that dimensions stay whole where the array is smaller and its mesh axis does not divide it.
+      axes: for each parameter one logical axis name (or None: not split) per dimension, as
+        `model.axes()` gives them.
+      abstract: the parameters, or their shapes. A parameter of several arrays (a quantised kernel:
+        integers and scales) has a sharding for each: that of the parameter, except that dimensions
+        stay whole where the array is smaller and its mesh axis does not divide it.
 
     Raises:
-      UserError: naming the parameter and dimension, for an axis that the table lacks, one mesh axis used twice in a parameter, or a
-        dimension that its mesh axis does not divide.
+      UserError: naming the parameter and dimension, for an axis that the table lacks, one mesh axis
+        used twice in a parameter, or a dimension that its mesh axis does not divide.
     """
     flat_axes = trees.flatten(axes)
 
@@ -60,28 +64,43 @@ def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) 
         spec = _spec(path, flat_axes, leaf.shape, mesh)
 
         def fits(shape: tuple[int, ...]) -> list[Any]:
-            return [rule if n % _product(mesh, rule) == 0 else None for n, rule in zip(shape, spec, strict=True)]
+            return [
+                rule if n % _product(mesh, rule) == 0 else None
+                for n, rule in zip(shape, spec, strict=True)
+            ]
 
-        return jax.tree.map(lambda array: NamedSharding(mesh, PartitionSpec(*fits(array.shape))), leaf)
+        return jax.tree.map(
+            lambda array: NamedSharding(mesh, PartitionSpec(*fits(array.shape))), leaf
+        )
 
-    return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=lambda node: hasattr(node, "shape"))
+    return jax.tree_util.tree_map_with_path(
+        sharding, abstract, is_leaf=lambda node: hasattr(node, "shape")
+    )
 
 
-def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _spec(
+    path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
     if path not in flat_axes:
         raise UserError(f"parameter '{path}' declares no logical axes")
     names = flat_axes[path]
     if len(names) != len(shape):
-        raise UserError(f"parameter '{path}' has {len(shape)} dimensions and {len(names)} axis names {names}")
+        raise UserError(
+            f"parameter '{path}' has {len(shape)} dimensions and {len(names)} axis names {names}"
+        )
     used: dict[str, int] = {}
     spec: list[Any] = []
     for dimension, (name, size) in enumerate(zip(names, shape, strict=True)):
         if name is not None and name not in RULES:
-            raise UserError(f"parameter '{path}', dimension {dimension}: axis '{name}' has no sharding rule. {nearest(name, RULES)}")
+            raise UserError(
+                f"parameter '{path}', dimension {dimension}: axis '{name}' has no sharding rule. {nearest(name, RULES)}"
+            )
         rule = None if name is None else RULES[name]
         for axis in (rule,) if isinstance(rule, str) else rule or ():
             if axis in used:
-                raise UserError(f"parameter '{path}': dimensions {used[axis]} and {dimension} both map to mesh axis '{axis}'")
+                raise UserError(
+                    f"parameter '{path}': dimensions {used[axis]} and {dimension} both map to mesh axis '{axis}'"
+                )
             used[axis] = dimension
             if size % mesh.shape[axis]:
                 raise UserError(
@@ -93,23 +112,30 @@ def _spec(path: str, flat_axes: Mapping[str, tuple[str | None, ...]], shape: tup
 
 
 def constrainer(mesh: Mesh) -> Constrain:
-    """Returns a function that constrains the sharding of an activation: `constrain(x, ("batch", "length", None))`.
+    """Returns a function that constrains the sharding of an activation: `constrain(x, ("batch",
+    "length", None))`.
 
-    A dimension that its mesh axes do not divide is left whole. On one device it does nothing. Raises `KeyError` for an axis without a rule.
+    A dimension that its mesh axes do not divide is left whole. On one device it does nothing.
+    Raises `KeyError` for an axis without a rule.
     """
     if mesh.size == 1:
         return lambda x, axes: x
 
     def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         rules = [None if name is None else RULES[name] for name in axes]
-        fits = [rule if size % _product(mesh, rule) == 0 else None for rule, size in zip(rules, x.shape, strict=True)]
+        fits = [
+            rule if size % _product(mesh, rule) == 0 else None
+            for rule, size in zip(rules, x.shape, strict=True)
+        ]
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fits)))
 
     return constrain
 
 
 def _product(mesh: Mesh, rule: str | tuple[str, ...] | None) -> int:
-    return math.prod(mesh.shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ()))
+    return math.prod(
+        mesh.shape[axis] for axis in ((rule,) if isinstance(rule, str) else rule or ())
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -122,10 +148,13 @@ def n_data_shares(mesh: Mesh) -> int:
 
 
 def shard(tree: Any, shardings: Any) -> Any:
-    """Places arrays by `shardings` (a matching tree, or one for all). Arrays that are placed so already are not copied.
+    """Places arrays by `shardings` (a matching tree, or one for all). Arrays that are placed so
+    already are not copied.
 
     Abstract arrays stay abstract and get their sharding, for compilation ahead of time.
     """
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
-        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings
+        )
     return jax.device_put(tree, shardings) if jax.process_count() == 1 else spread(tree, shardings)

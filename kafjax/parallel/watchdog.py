@@ -1,4 +1,5 @@
-"""Detection of a process that holds up the others: each writes down the step that it has reached, and all read."""
+"""Detection of a process that holds up the others: each writes down the step that it has reached,
+and all read."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ STALL_SECONDS = 60.0
 
 
 class Watchdog:
-    """Reports on stderr, once per stall, the process that stays behind: `with Watchdog(folder) as dog: ... dog.reached(step)`.
+    """Reports on stderr, once per stall, the process that stays behind: `with Watchdog(folder) as
+    dog: ... dog.reached(step)`.
 
-    All processes step together, so one that stops (a disk, a data source, a swapping host) stops all, and nothing else tells which it was.
-    The folder has to be shared by the processes. Notes are files, since JAX's coordination service is part of process 0 and stalls with
-    it. The first live process reads the notes of all and reports. Any other only checks for a live one before it, so that few files are
-    read. With one process it does nothing.
+    All processes step together, so one that stops (a disk, a data source, a swapping host) stops
+    all, and nothing else tells which it was. The folder has to be shared by the processes. Notes
+    are files, since JAX's coordination service is part of process 0 and stalls with it. The first
+    live process reads the notes of all and reports. Any other only checks for a live one before it,
+    so that few files are read. With one process it does nothing.
 
     Args:
       folder: of the run.
@@ -35,7 +38,9 @@ class Watchdog:
         self._stall = STALL_SECONDS if stall_seconds is None else stall_seconds
         self._me, self._n = jax.process_index(), jax.process_count()
         self._left = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._watch)]
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._write, self._watch)
+        ]
         self._step, self._pause = 0, self._stall / 10
 
     def __enter__(self) -> Watchdog:
@@ -44,7 +49,12 @@ class Watchdog:
                 thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._left.set()
         if self._n > 1:
             for thread in self._threads:
@@ -54,7 +64,8 @@ class Watchdog:
                 self._folder.rmdir()
 
     def reached(self, step: int) -> None:
-        """Notes that this process begins `step` (counted from 1). A thread writes it down, so the call costs nothing."""
+        """Notes that this process begins `step` (counted from 1). A thread writes it down, so the
+        call costs nothing."""
         self._step = step
 
     def _file(self, process: int) -> Path:
@@ -79,14 +90,23 @@ class Watchdog:
             furthest = max(other.step for other in others)
             if furthest != ahead:
                 ahead, ahead_since = furthest, now
-            behind = now - ahead_since >= 3 * self._pause  # when a stall ends, some write of it before others
+            # when a stall ends, some write of it before others
+            behind = now - ahead_since >= 3 * self._pause
             stuck = [p for p, other in enumerate(others) if now - other.step_since >= self._stall]
-            # Others wait for a process within a step too; a live one still writes, a frozen one does not.
-            stalled = [p for p in stuck if (behind and others[p].step < furthest) or now - others[p].beat_since >= self._stall / 2]
+            # Others wait for a process within a step too; a live one still writes, a frozen one
+            # does not.
+            stalled = [
+                p
+                for p in stuck
+                if (behind and others[p].step < furthest)
+                or now - others[p].beat_since >= self._stall / 2
+            ]
             for p in stalled:
                 if p not in told:
                     next_step = max(furthest, others[p].step + 1)
-                    self._tell(f"process {p} has not reached step {next_step} for {now - others[p].step_since:.0f} s")
+                    self._tell(
+                        f"process {p} has not reached step {next_step} for {now - others[p].step_since:.0f} s"
+                    )
             if not stalled and len(stuck) == self._n and told != stuck:
                 self._tell(f"no process has got past step {furthest} for {self._stall:.0f} s")
             told = stalled or (stuck if len(stuck) == self._n else [])

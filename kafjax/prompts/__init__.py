@@ -1,1 +1,2 @@
-"""Prompts of every method: as plain text for base models, as turns of a chat for instruct models."""
+"""Prompts of every method: as plain text for base models, as turns of a chat for instruct
+models."""

@@ -1,4 +1,5 @@
-"""Prompts as turns of a chat, for instruct models: worked examples are earlier turns, and the question is the last one."""
+"""Prompts as turns of a chat, for instruct models: worked examples are earlier turns, and the
+question is the last one."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from kafjax.prompts.shots import Shot
 class Dialogue:
     """Writes `prompt.Prompts` through a chat template.
 
-    A prefix ends where the last token of the markup between the worked examples and the question ends: there every tokenizer starts
-    anew, so that prefix and question have the tokens of the whole.
+    A prefix ends where the last token of the markup between the worked examples and the question
+    ends: there every tokenizer starts anew, so that prefix and question have the tokens of the
+    whole.
     """
 
     template: ChatTemplate
@@ -30,7 +32,10 @@ class Dialogue:
         return self._last(question)
 
     def reading_prefix(self, n_passages: int, best_last: bool = True) -> Marked:
-        return self._prefix((_reading(shot.question, shot.passages[:n_passages], best_last), shot.answer) for shot in self.shots)
+        return self._prefix(
+            (_reading(shot.question, shot.passages[:n_passages], best_last), shot.answer)
+            for shot in self.shots
+        )
 
     def reading(self, question: str, passages: Sequence[str], best_last: bool = True) -> Marked:
         return self._last(_reading(question, passages, best_last))

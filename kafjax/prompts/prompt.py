@@ -1,11 +1,14 @@
-"""Prompts for the language model: a prefix of worked examples, the same for all questions, and the question.
+"""Prompts for the language model: a prefix of worked examples, the same for all questions, and the
+question.
 
-The prefix is computed once and its cache shared (`generation.Prefix`). A small base model answers in the right form only when it is
-shown how, and reads one short passage well where it fails on a page; so passages are sentences, the best stands last,
-next to the question, and the examples have passages beside the point too.
+The prefix is computed once and its cache shared (`generation.Prefix`). A small base model answers
+in the right form only when it is shown how, and reads one short passage well where it fails on a
+page; so passages are sentences, the best stands last, next to the question, and the examples have
+passages beside the point too.
 
-The functions of this module write prompts as plain text, for base models, and `Plain` with worked examples chosen for a corpus;
-`dialogue.Dialogue` writes them as turns of a chat. All are `Prompts`, and methods know no more of them than that.
+The functions of this module write prompts as plain text, for base models, and `Plain` with worked
+examples chosen for a corpus; `dialogue.Dialogue` writes them as turns of a chat. All are `Prompts`,
+and methods know no more of them than that.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from kafjax.prompts.shots import ALTERNATIVES, Shot
 
 
 class Prompts(Protocol):
-    """A format of prompts. `closed_book`, `reading` and `hyde` continue the prefix of the same name."""
+    """A format of prompts. `closed_book`, `reading` and `hyde` continue the prefix of the same
+    name."""
 
     def closed_book_prefix(self) -> Prompt: ...
 
@@ -47,7 +51,8 @@ SHOTS = tuple(of_place[0] for of_place in ALTERNATIVES)
 """The worked examples of a corpus that asks for nothing in them."""
 
 QUESTION = "Question: {}\nAnswer:"
-"""How a question is put, in training and in asking; an answer follows after one space and ends with the line."""
+"""How a question is put, in training and in asking; an answer follows after one space and ends with
+the line."""
 
 
 def closed_book_prefix(shots: Sequence[Shot] = SHOTS) -> str:
@@ -67,23 +72,37 @@ def answer(text: str) -> str:
 
 
 def reading_prefix(n_passages: int, best_last: bool = True, shots: Sequence[Shot] = SHOTS) -> str:
-    """Worked examples with as many passages as questions will have, up to the three that the examples come with."""
-    return "".join(f"{reading(shot.question, shot.passages[:n_passages], best_last)} {shot.answer}\n\n" for shot in shots)
+    """Worked examples with as many passages as questions will have, up to the three that the
+    examples come with."""
+    return "".join(
+        f"{reading(shot.question, shot.passages[:n_passages], best_last)} {shot.answer}\n\n"
+        for shot in shots
+    )
 
 
 def reading(question: str, passages: Sequence[str], best_last: bool = True) -> str:
-    """Passages (given best first), then the question. The best stands last, next to the question, or first, in order of rank."""
+    """Passages (given best first), then the question. The best stands last, next to the question,
+    or first, in order of rank."""
     return passage_lines(passages, best_last) + closed_book(question)
 
 
 def passage_lines(passages: Sequence[str], best_last: bool = True) -> str:
-    """Writes a line for each passage (given best first), the best one last or first. Lines of code and of tables stay lines."""
-    return "".join(f"Passage: {_shown(passage)}\n" for passage in (reversed(passages) if best_last else passages))
+    """Writes a line for each passage (given best first), the best one last or first. Lines of code
+    and of tables stay lines."""
+    return "".join(
+        f"Passage: {_shown(passage)}\n"
+        for passage in (reversed(passages) if best_last else passages)
+    )
 
 
 def _shown(passage: str) -> str:
     """Joins the lines of prose. Blank lines are left out, since one ends a worked example."""
-    if "\n```" not in passage and "\n~~~" not in passage and "\n|" not in passage and not passage.startswith(("```", "~~~", "|")):
+    if (
+        "\n```" not in passage
+        and "\n~~~" not in passage
+        and "\n|" not in passage
+        and not passage.startswith(("```", "~~~", "|"))
+    ):
         return " ".join(passage.split())
     shown, fence = [], ""
     for line in passage.split("\n"):
@@ -121,10 +140,11 @@ def fit(
     count: Callable[[Prompt], int],
     reading: Callable[[str, Sequence[str]], Prompt] = reading,
 ) -> tuple[str, ...]:
-    """The passages (best first) that fit with the question into `room` tokens, as `count` counts those of `reading`.
+    """The passages (best first) that fit with the question into `room` tokens, as `count` counts
+    those of `reading`.
 
-    The worst are dropped first; the best, if it alone is too long, is cut at a word, or at a letter of a script without blanks. May be
-    empty.
+    The worst are dropped first; the best, if it alone is too long, is cut at a word, or at a letter
+    of a script without blanks. May be empty.
     """
     kept = list(passages)
     while len(kept) > 1 and count(reading(question, kept)) > room:

@@ -1,6 +1,8 @@
-"""Passages found by meaning, by words, or by both, and read again: `Retriever.search(texts, k)` gives hits with their scores.
+"""Passages found by meaning, by words, or by both, and read again: `Retriever.search(texts, k)`
+gives hits with their scores.
 
-An engine keeps vectors under string ids and grows without a rebuild; a `Store` keeps them beside the passages.
+An engine keeps vectors under string ids and grows without a rebuild; a `Store` keeps them beside
+the passages.
 """
 
 from kafjax.retrieval.base import Index

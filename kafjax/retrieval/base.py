@@ -1,8 +1,8 @@
 """Nearest neighbours by dot product, under string ids: what every engine promises.
 
-The score of a passage is the dot product of its vector with the query's: for L2-normalised vectors, which `Embedder` gives,
-the cosine similarity. Engines are exact (`ExactIndex`, anywhere JAX runs), ScaNN (`ScannIndex`, fast on large indexes), or spread over
-many devices (`MeshIndex`).
+The score of a passage is the dot product of its vector with the query's: for L2-normalised vectors,
+which `Embedder` gives, the cosine similarity. Engines are exact (`ExactIndex`, anywhere JAX runs),
+ScaNN (`ScannIndex`, fast on large indexes), or spread over many devices (`MeshIndex`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from kafjax.retrieval import folder, segments
 from kafjax.retrieval.folder import Manifest
 from kafjax.retrieval.segments import Rows, checked_ids
 
-# Past this norm squared distances inside ScaNN overflow float32 and abort the process; embeddings are near 1.
+# Past this norm squared distances inside ScaNN overflow float32 and abort the process; embeddings
+# are near 1.
 MAX_NORM = 1e6
 VECTORS = "vectors.npy"
 
@@ -31,8 +32,8 @@ VECTORS = "vectors.npy"
 class Stats:
     """Contents of an index or a store. `search` says in words how neighbours are chosen.
 
-    `n_segments` and `n_unsaved` (rows added or deleted) are relative to the folder that it was last saved to or read from; 0 segments:
-    none. `n_bytes` lie in that folder.
+    `n_segments` and `n_unsaved` (rows added or deleted) are relative to the folder that it was last
+    saved to or read from; 0 segments: none. `n_bytes` lie in that folder.
     """
 
     engine: str
@@ -46,15 +47,28 @@ class Stats:
     @classmethod
     def of(cls, rows: Rows, engine: str, dimension: int | None, search: str) -> Self:
         log = rows.log
-        n_bytes = sum(file.bytes for segment in log.segments for file in segment.files.values()) if log else 0
-        return cls(engine, len(rows), dimension, search, len(log.segments) if log else 0, rows.n_new + len(rows.gone), n_bytes)
+        n_bytes = (
+            sum(file.bytes for segment in log.segments for file in segment.files.values())
+            if log
+            else 0
+        )
+        return cls(
+            engine,
+            len(rows),
+            dimension,
+            search,
+            len(log.segments) if log else 0,
+            rows.n_new + len(rows.gone),
+            n_bytes,
+        )
 
 
 class Index(abc.ABC):
     """Vectors under unique string ids, which can grow and shrink without a rebuild.
 
-    Every input is checked here, before an engine sees it, and a call that raises `UserError` has changed nothing.
-    Vectors may be any real array; they are taken as float32. An engine fills in the underscored methods.
+    Every input is checked here, before an engine sees it, and a call that raises `UserError` has
+    changed nothing. Vectors may be any real array; they are taken as float32. An engine fills in
+    the underscored methods.
 
         >>> from kafjax.retrieval import ExactIndex
         >>> index: Index = ExactIndex()
@@ -91,7 +105,8 @@ class Index(abc.ABC):
     def build(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         """Replaces the contents. `N` may be 0.
 
-        Raises `UserError` for ids that are not unique strings, one per vector, and for vectors that are not a finite 2-D array.
+        Raises `UserError` for ids that are not unique strings, one per vector, and for vectors that
+        are not a finite 2-D array.
         """
         ids = checked_ids(ids)
         vectors_NxD = _checked_vectors(vectors_NxD, ids)
@@ -99,7 +114,8 @@ class Index(abc.ABC):
         self.dimension, self._rows = vectors_NxD.shape[1], Rows(ids)
 
     def append(self, ids: Sequence[str], vectors_MxD: np.ndarray) -> None:
-        """Adds vectors without a rebuild. Raises `UserError` as `build` does, and for an id that the index already has."""
+        """Adds vectors without a rebuild. Raises `UserError` as `build` does, and for an id that
+        the index already has."""
         ids = checked_ids(ids)
         vectors_MxD = _checked_vectors(vectors_MxD, ids, self.dimension)
         for id in ids:
@@ -112,14 +128,16 @@ class Index(abc.ABC):
         self._rows.append(ids)
 
     def upsert(self, ids: Sequence[str], vectors_MxD: np.ndarray) -> None:
-        """Adds vectors, in place of those that the index has under the same ids. Raises `UserError` as `build` does."""
+        """Adds vectors, in place of those that the index has under the same ids. Raises `UserError`
+        as `build` does."""
         ids = checked_ids(ids)
         vectors_MxD = _checked_vectors(vectors_MxD, ids, self.dimension)
         self.delete([id for id in ids if id in self._rows.number])
         self.append(ids, vectors_MxD)
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Removes vectors without a rebuild. Raises `UserError` naming an id that the index does not have."""
+        """Removes vectors without a rebuild. Raises `UserError` naming an id that the index does
+        not have."""
         ids = checked_ids(ids)
         for id in ids:
             if id not in self._rows.number:
@@ -130,14 +148,18 @@ class Index(abc.ABC):
     def search(self, queries_QxD: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
         """The `k` nearest ids of each query, best first, and their scores, float32 `[Q, K]`.
 
-        K is `k`, or `len(self)` where that is less (told once, in the log). Raises `UserError` for queries that are not a
-        finite 2-D array of the index's dimension, and for `k < 1`.
+        K is `k`, or `len(self)` where that is less (told once, in the log). Raises `UserError` for
+        queries that are not a finite 2-D array of the index's dimension, and for `k < 1`.
         """
         queries_QxD = _checked_vectors(queries_QxD, None, self.dimension)
         if k < 1:
             raise UserError(f"k={k} neighbours were asked for; k must be at least 1")
         if k > len(self) and not self._told_of_clamping:
-            logging.warning("k=%d is more than the %d passages in the index: all of them are returned", k, len(self))
+            logging.warning(
+                "k=%d is more than the %d passages in the index: all of them are returned",
+                k,
+                len(self),
+            )
             self._told_of_clamping = True
         k = min(k, len(self))
         if k == 0 or len(queries_QxD) == 0:
@@ -145,39 +167,58 @@ class Index(abc.ABC):
         return self._search(queries_QxD, k)
 
     def save(self, directory: Path | str) -> None:
-        """Writes the index as a folder, which may be moved. It replaces one saved there before, whole or not at all.
+        """Writes the index as a folder, which may be moved. It replaces one saved there before,
+        whole or not at all.
 
-        Saving again to the same folder costs what has changed: see `kafjax.retrieval.segments`. Raises `UserError` if the disk refuses,
-        if the folder holds something else, or if another process has changed it since.
+        Saving again to the same folder costs what has changed: see `kafjax.retrieval.segments`.
+        Raises `UserError` if the disk refuses, if the folder holds something else, or if another
+        process has changed it since.
         """
         self._check_built()
-        segments.save(directory, "index", self._rows, self.write_all, self.write_new, **self.fields())
+        segments.save(
+            directory, "index", self._rows, self.write_all, self.write_new, **self.fields()
+        )
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
-        """Reads a folder that this engine's `save` wrote. Raises `UserError` naming what is missing or damaged."""
+        """Reads a folder that this engine's `save` wrote. Raises `UserError` naming what is missing
+        or damaged."""
 
         def read(path: Path) -> Self:
             manifest = folder.read_manifest(path, "index")
             index = cls()
             if manifest.engine != index.engine:
-                raise UserError(f"{path} holds an index of engine {manifest.engine!r}, not '{index.engine}'")
+                raise UserError(
+                    f"{path} holds an index of engine {manifest.engine!r}, not '{index.engine}'"
+                )
             return index.read(path, manifest)
 
         return folder.reading(directory, read)
 
     def n_bytes(self) -> int:
-        """Bytes of a fresh save but for the manifest. Measured, by saving into a temporary folder."""
+        """Bytes of a fresh save but for the manifest. Measured, by saving into a temporary
+        folder."""
         with tempfile.TemporaryDirectory() as temporary:
-            segments.save(Path(temporary) / "all", "index", Rows(self.ids), self.write_all, self.write_new, **self.fields())
-            return folder.size_on_disk(Path(temporary)) - (Path(temporary) / "all" / folder.MANIFEST).stat().st_size
+            segments.save(
+                Path(temporary) / "all",
+                "index",
+                Rows(self.ids),
+                self.write_all,
+                self.write_new,
+                **self.fields(),
+            )
+            return (
+                folder.size_on_disk(Path(temporary))
+                - (Path(temporary) / "all" / folder.MANIFEST).stat().st_size
+            )
 
     def fields(self) -> dict[str, Any]:
         """Returns what a manifest says of the vectors."""
         return {"engine": self.engine, "dimension": self.dimension}
 
     def write_all(self, path: Path) -> tuple[list[str], dict[str, Any]]:
-        """Writes all vectors into an empty folder. Returns their ids in their order there, and more fields of the manifest."""
+        """Writes all vectors into an empty folder. Returns their ids in their order there, and more
+        fields of the manifest."""
         self._check_built()
         return self._save(path)
 
@@ -186,30 +227,52 @@ class Index(abc.ABC):
         np.save(path / VECTORS, self._last(ids), allow_pickle=False)
 
     def read(self, directory: Path, manifest: Manifest) -> Self:
-        """Reads what `save` wrote in this format or the one before. Raises `UserError` naming what is missing or damaged."""
+        """Reads what `save` wrote in this format or the one before. Raises `UserError` naming what
+        is missing or damaged."""
         with folder.checking(directory, manifest) as wait:
             if manifest.format == 1:
                 ids = segments.read_ids(directory / "ids.json")
                 if len(ids) != manifest.count:
-                    raise UserError(f"{directory} has {len(ids)} ids for {manifest.count} vectors; {folder.AGAIN}")
+                    raise UserError(
+                        f"{directory} has {len(ids)} ids for {manifest.count} vectors; {folder.AGAIN}"
+                    )
                 self.restore([directory], manifest, ids, [np.arange(len(ids))], wait)
                 return self
             rows, live = segments.read(directory, manifest)
-            self.restore([directory / segment.name for segment in manifest.segments], manifest, rows.ids, live, wait)
+            self.restore(
+                [directory / segment.name for segment in manifest.segments],
+                manifest,
+                rows.ids,
+                live,
+                wait,
+            )
             self._rows = rows
         return self
 
-    def restore(self, paths: list[Path], manifest: Manifest, ids: list[str], live: list[np.ndarray], wait: Callable[[], None]) -> None:
-        """Takes the rows `live` of the segments at `paths`, in all those of `ids`. The files are sound only when `wait` has returned."""
+    def restore(
+        self,
+        paths: list[Path],
+        manifest: Manifest,
+        ids: list[str],
+        live: list[np.ndarray],
+        wait: Callable[[], None],
+    ) -> None:
+        """Takes the rows `live` of the segments at `paths`, in all those of `ids`. The files are
+        sound only when `wait` has returned."""
         counts = [segment.count for segment in manifest.segments] or [len(ids)]
         base, *later = zip(paths, counts, live, strict=True)
         self.dimension = manifest.dimension
         self._load(*base, manifest, wait)
         if later:
-            added = [read_npy(path / VECTORS, (count, self.dimension))[rows] for path, count, rows in later]
+            added = [
+                read_npy(path / VECTORS, (count, self.dimension))[rows]
+                for path, count, rows in later
+            ]
             vectors_MxD, first = np.concatenate(added), len(live[0])
             if len(vectors_MxD):
-                self._append(ids[first:], _checked_vectors(vectors_MxD, ids[first:], self.dimension), first)
+                self._append(
+                    ids[first:], _checked_vectors(vectors_MxD, ids[first:], self.dimension), first
+                )
         self._rows = Rows(ids)
 
     def _check_built(self) -> None:
@@ -238,32 +301,43 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def _save(self, path: Path) -> tuple[list[str], dict[str, Any]]:
-        """Writes the vectors into the empty folder `path`; returns their ids in that order, and what else the manifest should hold."""
+        """Writes the vectors into the empty folder `path`; returns their ids in that order, and
+        what else the manifest should hold."""
 
     @abc.abstractmethod
-    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
+    def _load(
+        self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]
+    ) -> None:
         """Reads the rows `live` of the `count` that `_save` wrote. The dimension is set."""
 
 
 def read_npy(path: Path, shape: tuple[int | None, ...], dtype: type = np.float32) -> np.ndarray:
-    """The array of a saved index, mapped where it has rows. Raises `UserError` if the file holds anything else."""
+    """The array of a saved index, mapped where it has rows. Raises `UserError` if the file holds
+    anything else."""
     try:
         # NumPy cannot map an array without rows.
         array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is missing or no array of vectors; {folder.AGAIN}") from error
     if array.shape != shape or array.dtype != dtype:
-        raise UserError(f"{path} holds {array.dtype} {array.shape}, not {np.dtype(dtype).name} {shape}; {folder.AGAIN}")
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape}, not {np.dtype(dtype).name} {shape}; {folder.AGAIN}"
+        )
     return array
 
 
-def _checked_vectors(vectors: np.ndarray, ids: list[str] | None, dimension: int | None = None) -> np.ndarray:
-    """A contiguous float32 `[N, D]`; `ids` name the vectors in messages (None: they are queries)."""
+def _checked_vectors(
+    vectors: np.ndarray, ids: list[str] | None, dimension: int | None = None
+) -> np.ndarray:
+    """A contiguous float32 `[N, D]`; `ids` name the vectors in messages (None: they are
+    queries)."""
     what = "query" if ids is None else "vector"
     try:
         vectors = np.asarray(vectors)
     except ValueError as error:
-        raise UserError(f"expected a 2-D array with one {what} a row, got rows of different lengths") from error
+        raise UserError(
+            f"expected a 2-D array with one {what} a row, got rows of different lengths"
+        ) from error
     if vectors.ndim != 2 or vectors.shape[1] == 0:
         raise UserError(f"expected a 2-D array with one {what} a row, got shape {vectors.shape}")
     if not np.can_cast(vectors.dtype, np.float64) and vectors.dtype.name != "bfloat16":
@@ -271,7 +345,9 @@ def _checked_vectors(vectors: np.ndarray, ids: list[str] | None, dimension: int 
     if ids is not None and len(ids) != len(vectors):
         raise UserError(f"{len(ids)} ids for {len(vectors)} vectors; give one id a row")
     if dimension is not None and vectors.shape[1] != dimension:
-        raise UserError(f"the index holds vectors of dimension {dimension}, got {what} dimension {vectors.shape[1]}")
+        raise UserError(
+            f"the index holds vectors of dimension {dimension}, got {what} dimension {vectors.shape[1]}"
+        )
     with np.errstate(over="ignore"):
         vectors = np.ascontiguousarray(vectors, np.float32)
         squared_norms_N = np.einsum("nd,nd->n", vectors, vectors)
@@ -279,6 +355,12 @@ def _checked_vectors(vectors: np.ndarray, ids: list[str] | None, dimension: int 
     bad = np.flatnonzero(~(squared_norms_N <= MAX_NORM**2))
     if len(bad):
         name = f"query {bad[0]}" if ids is None else f"the vector of id '{ids[bad[0]]}'"
-        problem = "holds NaN or infinity" if not np.isfinite(vectors[bad[0]]).all() else f"is longer than {MAX_NORM:g}"
-        raise UserError(f"{name} {problem} ({len(bad)} of {len(vectors)} such); check what embedded it")
+        problem = (
+            "holds NaN or infinity"
+            if not np.isfinite(vectors[bad[0]]).all()
+            else f"is longer than {MAX_NORM:g}"
+        )
+        raise UserError(
+            f"{name} {problem} ({len(bad)} of {len(vectors)} such); check what embedded it"
+        )
     return vectors

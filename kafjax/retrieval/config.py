@@ -13,8 +13,16 @@ from kafjax.retrieval.kinds import DENSE, KINDS
 class RetrievalConfig(Config):
     """The encoder, the index, and the number of passages."""
 
-    embedder: str = option("minilm", "Retrieval: embedding model: minilm, a folder of a BERT model, or ORG/NAME of the hub.", path=True)
-    engine: str = option("auto", "Retrieval: index engine; auto is ScaNN where it is installed, else exact.", choices=ENGINES)
+    embedder: str = option(
+        "minilm",
+        "Retrieval: embedding model: minilm, a folder of a BERT model, or ORG/NAME of the hub.",
+        path=True,
+    )
+    engine: str = option(
+        "auto",
+        "Retrieval: index engine; auto is ScaNN where it is installed, else exact.",
+        choices=ENGINES,
+    )
     k: int = option(5, "Retrieval: passages put in the prompt.", least=1, most=10**6)
     retriever: str = option(
         DENSE,
@@ -28,4 +36,10 @@ class RetrievalConfig(Config):
         path=True,
         added=True,
     )
-    candidates: int = option(50, "Retrieval: passages that --reranker reads for a question.", least=1, most=10**6, added=True)
+    candidates: int = option(
+        50,
+        "Retrieval: passages that --reranker reads for a question.",
+        least=1,
+        most=10**6,
+        added=True,
+    )

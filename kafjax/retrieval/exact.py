@@ -1,4 +1,5 @@
-"""The exact engine: every query against every vector, in JAX on whatever device there is. The other engines' oracle."""
+"""The exact engine: every query against every vector, in JAX on whatever device there is. The other
+engines' oracle."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ _FILES = {"scann": "dataset.npy"}  # engines whose saved vectors have another na
 class ExactIndex(Index):
     """Exhaustive top-k. Equal scores are ordered by insertion.
 
-    The vectors lie in a device buffer `[C, D]` whose capacity `C` depends on their number alone: appending within it
-    compiles nothing, and an index after appends and deletes equals a fresh build bit by bit.
+    The vectors lie in a device buffer `[C, D]` whose capacity `C` depends on their number alone:
+    appending within it compiles nothing, and an index after appends and deletes equals a fresh
+    build bit by bit.
 
         >>> index = ExactIndex()
         >>> index.build(["north", "east"], [[0.0, 1.0], [1.0, 0.0]])
@@ -75,19 +77,28 @@ class ExactIndex(Index):
         np.save(path / VECTORS, np.asarray(self._vectors_CxD)[: len(self)], allow_pickle=False)
         return self._rows.ids, {}
 
-    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
+    def _load(
+        self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]
+    ) -> None:
         stored_NxD = read_npy(path / _FILES.get(manifest.engine, VECTORS), (count, self.dimension))
         # A chunk at a time, in place: the vectors are in memory once.
         self._vectors_CxD = jnp.zeros((capacity(len(live)), stored_NxD.shape[1]), jnp.float32)
         step = min(len(self._vectors_CxD), CHUNK)
         for first in range(0, len(live), step):
             rows = live[first : first + step]
-            chunk = stored_NxD[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else stored_NxD[rows]
-            self._vectors_CxD = _set_chunk(self._vectors_CxD, chunk if len(chunk) == step else _padded(chunk, step), first)
+            chunk = (
+                stored_NxD[rows[0] : rows[-1] + 1]
+                if rows[-1] - rows[0] == len(rows) - 1
+                else stored_NxD[rows]
+            )
+            self._vectors_CxD = _set_chunk(
+                self._vectors_CxD, chunk if len(chunk) == step else _padded(chunk, step), first
+            )
 
 
 def capacity(n: int) -> int:
-    """Rows to reserve for `n` vectors: few different values, all divisible into chunks, and at most a quarter empty if large."""
+    """Rows to reserve for `n` vectors: few different values, all divisible into chunks, and at most
+    a quarter empty if large."""
     power = max(_SMALLEST, 1 << max(n - 1, 0).bit_length())
     if power <= CHUNK:
         return power
@@ -105,12 +116,15 @@ def _padded(rows_NxD: np.ndarray, n: int) -> np.ndarray:
 def _set_rows(vectors_CxD: jax.Array, new_MxD: jax.Array, first: jax.Array) -> jax.Array:
     """Puts `new` at row `first`, in place; its rows past the capacity are padding and fall away."""
     rows = first + jnp.arange(len(new_MxD))
-    return vectors_CxD.at[rows].set(new_MxD, mode="drop", unique_indices=True, indices_are_sorted=True)
+    return vectors_CxD.at[rows].set(
+        new_MxD, mode="drop", unique_indices=True, indices_are_sorted=True
+    )
 
 
 @functools.partial(jax.jit, donate_argnames="vectors_CxD")
 def _set_chunk(vectors_CxD: jax.Array, chunk_RxD: jax.Array, first: jax.Array) -> jax.Array:
-    """Puts a chunk at row `first`, in place. Faster than `_set_rows`, but the chunk must end within the capacity."""
+    """Puts a chunk at row `first`, in place. Faster than `_set_rows`, but the chunk must end within
+    the capacity."""
     return jax.lax.dynamic_update_slice(vectors_CxD, chunk_RxD, (first, 0))
 
 
@@ -120,8 +134,11 @@ def _take_rows(vectors_CxD: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _top_k(vectors_CxD: jax.Array, n: jax.Array, queries_QxD: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Scores float32 and rows int32 `[Q, k]` of the best among the first `n` rows, a chunk of rows at a time."""
+def _top_k(
+    vectors_CxD: jax.Array, n: jax.Array, queries_QxD: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Scores float32 and rows int32 `[Q, k]` of the best among the first `n` rows, a chunk of rows
+    at a time."""
     C, D = vectors_CxD.shape
     Q = len(queries_QxD)
     R = min(C, CHUNK)
@@ -129,10 +146,14 @@ def _top_k(vectors_CxD: jax.Array, n: jax.Array, queries_QxD: jax.Array, k: int)
     def step(best: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, jax.Array]):
         vectors_RxD, first = chunk
         rows_R = first + jnp.arange(R, dtype=jnp.int32)
-        scores_QxR = jnp.einsum("qd,rd->qr", queries_QxD, vectors_RxD, precision=jax.lax.Precision.HIGHEST)
-        scores_QxR = jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k would put -0.0 behind 0.0: they are a tie
+        scores_QxR = jnp.einsum(
+            "qd,rd->qr", queries_QxD, vectors_RxD, precision=jax.lax.Precision.HIGHEST
+        )
+        # top_k would put -0.0 behind 0.0: they are a tie
+        scores_QxR = jnp.where(scores_QxR == 0, 0.0, scores_QxR)
         scores_QxR = jnp.where(rows_R < n, scores_QxR, -jnp.inf)
-        # top_k takes the lower position first among equals: the best so far come from earlier rows, so they stand first.
+        # top_k takes the lower position first among equals: the best so far come from earlier rows,
+        # so they stand first.
         scores, positions = jax.lax.top_k(scores_QxR, min(k, R))
         scores = jnp.concatenate([best[0], scores], axis=1)
         rows = jnp.concatenate([best[1], rows_R[positions]], axis=1)

@@ -1,4 +1,5 @@
-"""Folders that change as a whole or not at all, with a manifest that notices a missing, truncated or changed file."""
+"""Folders that change as a whole or not at all, with a manifest that notices a missing, truncated
+or changed file."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from typing import IO, Any, TypeVar
 
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
-from kafjax.core.rundir import check_writable, clear_temporaries, read_json, temporary_beside, write_json
+from kafjax.core.rundir import (
+    check_writable,
+    clear_temporaries,
+    read_json,
+    temporary_beside,
+    write_json,
+)
 from kafjax.core.schema import Count, checked, read
 
 MANIFEST = "manifest.json"
@@ -33,27 +40,32 @@ _LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
 
 @contextlib.contextmanager
 def writing(directory: Path | str) -> Generator[None]:
-    """Keeps `directory` to this process, for work that ends in a change of it, and refuses at the start what that would refuse.
+    """Keeps `directory` to this process, for work that ends in a change of it, and refuses at the
+    start what that would refuse.
 
     Raises:
-      UserError: another process writes it; its disk takes no files; or `directory` holds anything but a folder saved before:
-        someone's files are not ours to delete.
+      UserError: another process writes it; its disk takes no files; or `directory` holds anything
+        but a folder saved before: someone's files are not ours to delete.
     """
     with hold(directory):
         directory = Path(directory).resolve()
         if directory.exists() and not is_replaceable(directory):
-            raise UserError(f"{directory} exists and holds files that were not saved by kafjax; choose another folder")
+            raise UserError(
+                f"{directory} exists and holds files that were not saved by kafjax; choose another folder"
+            )
         check_writable(directory.parent)
         yield
 
 
 @contextlib.contextmanager
 def committing(directory: Path) -> Generator[Path]:
-    """Yields the folder for files of new names, and at last for `write_manifest`, which makes them count.
+    """Yields the folder for files of new names, and at last for `write_manifest`, which makes them
+    count.
 
-    A folder that is not there yet is made under another name, and gets its own when the block ends without an error. At the end what
-    the manifest does not name is deleted. A kill at any moment leaves the old manifest with its files, or the new one with its files.
-    Raises `UserError` as `writing`.
+    A folder that is not there yet is made under another name, and gets its own when the block ends
+    without an error. At the end what the manifest does not name is deleted. A kill at any moment
+    leaves the old manifest with its files, or the new one with its files. Raises `UserError` as
+    `writing`.
     """
     with writing(directory):
         directory = Path(directory).resolve()
@@ -78,7 +90,8 @@ def committing(directory: Path) -> Generator[Path]:
 
 
 def _sweep(directory: Path, ours: set[str]) -> None:
-    """Deletes files that no manifest names any more: some of `ours`, and what killed writers left. Readers may have them open."""
+    """Deletes files that no manifest names any more: some of `ours`, and what killed writers left.
+    Readers may have them open."""
     manifest = read(Manifest, directory / MANIFEST)
     for path in directory.iterdir():
         if path.name not in _named(manifest) and (path.name in ours or _LEFT.fullmatch(path.name)):
@@ -91,8 +104,9 @@ def _sweep(directory: Path, ours: set[str]) -> None:
 def reading(directory: Path | str, read: Callable[[Path], T]) -> T:
     """Returns `read(folder)`, which reads the manifest first. Writes nothing.
 
-    The files that a manifest names never change, so what is read is one save. Only that a writer deleted them meanwhile is possible: it
-    has then written another manifest, and the folder is read again. Raises whatever `read` raises about a folder that stays as it is.
+    The files that a manifest names never change, so what is read is one save. Only that a writer
+    deleted them meanwhile is possible: it has then written another manifest, and the folder is read
+    again. Raises whatever `read` raises about a folder that stays as it is.
     """
     directory = Path(directory).resolve()
     for look in range(_READS):
@@ -103,7 +117,9 @@ def reading(directory: Path | str, read: Callable[[Path], T]) -> T:
             if _state(directory) == before:
                 raise
         time.sleep(min(look, 20) / 1000)
-    raise UserError(f"{directory} was replaced {_READS} times while it was being read; try again when its writer is done")
+    raise UserError(
+        f"{directory} was replaced {_READS} times while it was being read; try again when its writer is done"
+    )
 
 
 def _state(directory: Path) -> bytes | None:
@@ -116,9 +132,11 @@ def _state(directory: Path) -> bytes | None:
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """Size and CRC-32 of a file. Saves of earlier releases noted its SHA-256 instead, as hexadecimal digits.
+    """Size and CRC-32 of a file. Saves of earlier releases noted its SHA-256 instead, as
+    hexadecimal digits.
 
-    Sums notice damage, not forgery: whoever can write the file can write the manifest. A CRC-32 is read three times as fast.
+    Sums notice damage, not forgery: whoever can write the file can write the manifest. A CRC-32 is
+    read three times as fast.
     """
 
     bytes: Count
@@ -137,7 +155,8 @@ class SegmentRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Contents of `manifest.json` of a saved index or store. `count` rows live. `files` and `folders` are those of format 1."""
+    """Contents of `manifest.json` of a saved index or store. `count` rows live. `files` and
+    `folders` are those of format 1."""
 
     kind: str
     format: Count
@@ -153,7 +172,12 @@ class Manifest:
 
 
 def _named(manifest: Manifest) -> set[str]:
-    return {MANIFEST, *manifest.files, *manifest.folders, *(segment.name for segment in manifest.segments)}
+    return {
+        MANIFEST,
+        *manifest.files,
+        *manifest.folders,
+        *(segment.name for segment in manifest.segments),
+    }
 
 
 def sealed(folder: Path) -> dict[str, FileRecord]:
@@ -169,25 +193,32 @@ def sealed(folder: Path) -> dict[str, FileRecord]:
 def write_manifest(folder: Path, kind: str, **fields: Any) -> str:
     """Writes `manifest.json`: `kind`, `fields`, and an id of this save, which is returned."""
     save = uuid.uuid4().hex
-    write_json(folder / MANIFEST, {"kind": f"kafjax {kind}", "format": FORMAT, "save": save, **fields})
+    write_json(
+        folder / MANIFEST, {"kind": f"kafjax {kind}", "format": FORMAT, "save": save, **fields}
+    )
     return save
 
 
 def read_manifest(directory: Path, kind: str) -> Manifest:
     """The manifest of a folder saved as `kind`. Its files are not looked at: see `checking`.
 
-    Raises `UserError` naming a folder or file that is missing, damaged, of another kind or of a later format.
+    Raises `UserError` naming a folder or file that is missing, damaged, of another kind or of a
+    later format.
     """
     path = directory / MANIFEST
     if not path.is_file():
         reason = "holds no manifest.json" if directory.is_dir() else "is not a folder"
-        raise UserError(f"{directory} {reason}: not a saved {kind}; give the folder that save() wrote")
+        raise UserError(
+            f"{directory} {reason}: not a saved {kind}; give the folder that save() wrote"
+        )
     stored = read_json(path)
     if not isinstance(stored, dict) or stored.get("kind") != f"kafjax {kind}":
         raise UserError(f"{path} is not the manifest of a saved {kind}")
     manifest = checked(Manifest, stored, path, fix=AGAIN)
     if manifest.format not in (1, FORMAT):
-        raise UserError(f"{path} has format {manifest.format}, this kafjax reads 1 and {FORMAT}; {AGAIN}")
+        raise UserError(
+            f"{path} has format {manifest.format}, this kafjax reads 1 and {FORMAT}; {AGAIN}"
+        )
     if manifest.format == FORMAT and not manifest.segments:
         raise UserError(f"{path} names no segments; {AGAIN}")
     for segment in manifest.segments:
@@ -197,8 +228,11 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
 
 
 @contextlib.contextmanager
-def checking(directory: Path, manifest: Manifest, by_size: frozenset[str] = frozenset()) -> Generator[Callable[[], None]]:
-    """Checks the files that a manifest names in threads, beside the block; yields what waits for the outcome, as its end does.
+def checking(
+    directory: Path, manifest: Manifest, by_size: frozenset[str] = frozenset()
+) -> Generator[Callable[[], None]]:
+    """Checks the files that a manifest names in threads, beside the block; yields what waits for
+    the outcome, as its end does.
 
     Args:
       by_size: names of files whose sums are left out: what reads them checks each row.
@@ -206,7 +240,10 @@ def checking(directory: Path, manifest: Manifest, by_size: frozenset[str] = froz
     Raises:
       UserError: naming a file that is missing, truncated or changed.
     """
-    groups = [(directory, manifest.files), *((directory / segment.name, segment.files) for segment in manifest.segments)]
+    groups = [
+        (directory, manifest.files),
+        *((directory / segment.name, segment.files) for segment in manifest.segments),
+    ]
     files = [(place, name, record) for place, records in groups for name, record in records.items()]
     for file in files:
         _check_size(*file)
@@ -263,7 +300,8 @@ def size_on_disk(folder: Path) -> int:
 
 
 def is_replaceable(directory: Path) -> bool:
-    """True for an empty folder, or one that holds no more than what its manifest names and killed writers left."""
+    """True for an empty folder, or one that holds no more than what its manifest names and killed
+    writers left."""
     if not directory.is_dir():
         return False
     names = {path.name for path in directory.iterdir()}
@@ -273,4 +311,6 @@ def is_replaceable(directory: Path) -> bool:
         manifest = read(Manifest, directory / MANIFEST)
     except UserError:
         return False
-    return manifest.kind.startswith("kafjax ") and all(name in _named(manifest) or _LEFT.fullmatch(name) for name in names)
+    return manifest.kind.startswith("kafjax ") and all(
+        name in _named(manifest) or _LEFT.fullmatch(name) for name in names
+    )

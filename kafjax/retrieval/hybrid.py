@@ -15,26 +15,31 @@ DEPTH = 100
 class Hybrid:
     """Fuses what several retrievers find. They must search the same passages.
 
-        >>> from kafjax.core.records import Passage
-        >>> from kafjax.retrieval import Lexical, Store
-        >>> lexical = Lexical(Store(None, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")]))
-        >>> (hits,) = Hybrid(lexical, lexical).search(["maps and bells"], k=1)
-        >>> [hit.passage.id for hit in hits]
-        ['a']
+    >>> from kafjax.core.records import Passage
+    >>> from kafjax.retrieval import Lexical, Store
+    >>> lexical = Lexical(Store(None, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")]))
+    >>> (hits,) = Hybrid(lexical, lexical).search(["maps and bells"], k=1)
+    >>> [hit.passage.id for hit in hits]
+    ['a']
     """
 
     def __init__(self, *retrievers: Retriever):
         self.retrievers = retrievers
 
-    def search(self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None) -> list[list[Hit]]:
+    def search(
+        self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None
+    ) -> list[list[Hit]]:
         """Implements `Retriever.search`."""
         check_query(texts, k, hypothetical)
-        found = [retriever.search(texts, max(k, DEPTH), hypothetical) for retriever in self.retrievers]
+        found = [
+            retriever.search(texts, max(k, DEPTH), hypothetical) for retriever in self.retrievers
+        ]
         return [fuse(rankings)[:k] for rankings in zip(*found, strict=True)]
 
 
 def fuse(rankings: Sequence[Sequence[Hit]], constant: int = CONSTANT) -> list[Hit]:
-    """Fuses rankings: a passage scores the sum over its rankings of `1 / (constant + rank)`, ranks from 1.
+    """Fuses rankings: a passage scores the sum over its rankings of `1 / (constant + rank)`, ranks
+    from 1.
 
     Of equal scores the passage that an earlier ranking holds comes first.
 

@@ -18,7 +18,8 @@ ENGINES = ("auto", "scann", "exact", *MESH_ENGINES)
 
 
 def open_index(engine: str = "auto") -> Index:
-    """An empty index. `auto` is ScaNN where it is installed, else the exact engine (told in the log).
+    """An empty index. `auto` is ScaNN where it is installed, else the exact engine (told in the
+    log).
 
         >>> open_index("exact").stats.engine
         'exact'
@@ -41,7 +42,8 @@ def open_index(engine: str = "auto") -> Index:
 
 
 def load_index(directory: Path | str) -> Index:
-    """Reads a saved index of any engine. Where ScaNN is not installed its vectors are served by the exact engine (told in the log).
+    """Reads a saved index of any engine. Where ScaNN is not installed its vectors are served by the
+    exact engine (told in the log).
 
         >>> import tempfile, numpy
         >>> index = open_index("exact")
@@ -62,13 +64,16 @@ def _load(directory: Path) -> Index:
 
 
 def index_for(directory: Path, manifest: Manifest) -> Index:
-    """An empty index that can read what a manifest describes. Raises `UserError` for an unknown engine."""
+    """An empty index that can read what a manifest describes. Raises `UserError` for an unknown
+    engine."""
     if manifest.engine == ExactIndex.engine:
         return ExactIndex()
     if manifest.engine in MESH_ENGINES:
         return MeshIndex(MESH_ENGINES[manifest.engine])
     if manifest.engine != ScannIndex.engine:
-        raise UserError(f"{directory} is of engine {manifest.engine!r}, which is none of {', '.join(ENGINES[1:])}; {folder.AGAIN}")
+        raise UserError(
+            f"{directory} is of engine {manifest.engine!r}, which is none of {', '.join(ENGINES[1:])}; {folder.AGAIN}"
+        )
     reason = why_unavailable()
     if reason is None:
         return ScannIndex()

@@ -1,8 +1,8 @@
 """The kinds of retriever by name: builds the store that one needs, and opens it.
 
-    store = build_store(passages, "dense", "auto", lambda: embedder)
-    retriever = open_retriever(store, "hybrid", lambda: embedder)
-    (hits,) = retriever.search(["Who makes maps?"], k=5)
+store = build_store(passages, "dense", "auto", lambda: embedder)
+retriever = open_retriever(store, "hybrid", lambda: embedder)
+(hits,) = retriever.search(["Who makes maps?"], k=5)
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def build_store(
     open_embedder: Callable[[], Embedder],
     advance: Advance = unshown,
 ) -> Store:
-    """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no vectors and serves that kind alone.
+    """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no
+    vectors and serves that kind alone.
 
         >>> len(build_store([Passage("a", "Mira draws maps.")], LEXICAL, "auto", lambda: None))
         1
@@ -45,7 +46,8 @@ def build_store(
       advance: told of every n passages embedded.
 
     Raises:
-      UserError: an unknown kind or engine, ids that are not unique strings, a text that the encoder cannot read.
+      UserError: an unknown kind or engine, ids that are not unique strings, a text that the encoder
+        cannot read.
     """
     check_kind(kind)
     if kind == LEXICAL:
@@ -56,31 +58,46 @@ def build_store(
 
 
 def changes(store: Store, passages: Sequence[Passage]) -> tuple[list[str], list[Passage]]:
-    """Compares a store with the passages that it should hold. Returns the ids that are gone, and passages that are new or changed.
+    """Compares a store with the passages that it should hold. Returns the ids that are gone, and
+    passages that are new or changed.
 
     The place that a passage was read from is no part of what it is.
     """
     wanted, held = {passage.id for passage in passages}, set(store.ids)
-    new = [passage for passage in passages if passage.id not in held or store.passage(passage.id) != passage]
+    new = [
+        passage
+        for passage in passages
+        if passage.id not in held or store.passage(passage.id) != passage
+    ]
     return [id for id in store.ids if id not in wanted], new
 
 
-def embed_passages(embedder: Embedder, passages: Sequence[Passage], advance: Advance = unshown) -> np.ndarray:
-    """Embeds the texts of passages, float32 `[N, D]`. Raises `UserError` as `Embedder.embed` does."""
+def embed_passages(
+    embedder: Embedder, passages: Sequence[Passage], advance: Advance = unshown
+) -> np.ndarray:
+    """Embeds the texts of passages, float32 `[N, D]`. Raises `UserError` as `Embedder.embed`
+    does."""
     return embedder.embed_documents([passage.text for passage in passages], advance)
 
 
 def open_retriever(
-    store: Store, kind: str, open_embedder: Callable[[], Embedder], scorer: CrossScorer | None = None, candidates: int = 50
+    store: Store,
+    kind: str,
+    open_embedder: Callable[[], Embedder],
+    scorer: CrossScorer | None = None,
+    candidates: int = 50,
 ) -> Retriever:
     """Opens a store for searching, with a cross-encoder around it where there is one.
 
     Raises:
-      UserError: an unknown kind, one that needs vectors where the store has none, or a missing package.
+      UserError: an unknown kind, one that needs vectors where the store has none, or a missing
+        package.
     """
     check_kind(kind)
     if kind != LEXICAL and store.index is None:
-        raise UserError(f"--retriever={kind} needs vectors, these passages have none; search with --retriever=lexical, or build them again")
+        raise UserError(
+            f"--retriever={kind} needs vectors, these passages have none; search with --retriever=lexical, or build them again"
+        )
     if kind == LEXICAL:
         retriever: Retriever = Lexical(store)
     elif kind == DENSE:

@@ -17,15 +17,17 @@ from kafjax.core.words import word_spans
 from kafjax.retrieval.retriever import Hit, check_query
 from kafjax.retrieval.store import Store
 
-_WORD = regex.compile(r"\w+")  # letters with their marks: the standard library's \w ends at the vowel signs of Hindi and Thai
+# letters with their marks: the standard library's \w ends at the vowel signs of Hindi and Thai
+_WORD = regex.compile(r"\w+")
 
 
 class Lexical:
     """Scores passages by the words they share with the text: Lucene's BM25, k1 = 1.5, b = 0.75.
 
-    Rare words weigh more, so no list of stop words is needed and no language is assumed. A passage that shares no word with the text
-    is no hit, so there may be fewer than `k`. The index is made of the store's texts on the first search, and again after the store
-    has changed: nothing of it is kept on disk.
+    Rare words weigh more, so no list of stop words is needed and no language is assumed. A passage
+    that shares no word with the text is no hit, so there may be fewer than `k`. The index is made
+    of the store's texts on the first search, and again after the store has changed: nothing of it
+    is kept on disk.
 
         >>> from kafjax.core.records import Passage
         >>> store = Store(None, [Passage("a", "Mira draws maps."), Passage("b", "Ada paints bells.")])
@@ -40,15 +42,27 @@ class Lexical:
         self.store = store
         self._scores, self._made_at = _Scores(()), -1
 
-    def search(self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None) -> list[list[Hit]]:
+    def search(
+        self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None
+    ) -> list[list[Hit]]:
         """Implements `Retriever.search`. Passages of one score stand in the order of the store."""
         check_query(texts, k, hypothetical)
-        asked = texts if hypothetical is None else [f"{text} {more}" for text, more in zip(texts, hypothetical, strict=True)]
+        asked = (
+            texts
+            if hypothetical is None
+            else [f"{text} {more}" for text, more in zip(texts, hypothetical, strict=True)]
+        )
         with stage("search"):
             passages = self.store.passages
             if self._made_at != self.store.n_changes:
-                self._scores, self._made_at = _Scores([passage.text for passage in passages]), self.store.n_changes
-            return [[Hit(passages[row], score) for row, score in self._scores.best(words(text), k)] for text in asked]
+                self._scores, self._made_at = (
+                    _Scores([passage.text for passage in passages]),
+                    self.store.n_changes,
+                )
+            return [
+                [Hit(passages[row], score) for row, score in self._scores.best(words(text), k)]
+                for text in asked
+            ]
 
 
 class _Scores:
@@ -57,7 +71,8 @@ class _Scores:
     def __init__(self, texts: Sequence[str]):
         import bm25s
 
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it would tell of every index that it builds
+        # it would tell of every index that it builds
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         tokens = [words(text) for text in texts]
         self._model: Any = None  # None where there is no word at all: bm25s cannot index nothing
         if any(tokens):
@@ -65,8 +80,13 @@ class _Scores:
             self._model.index(tokens, show_progress=False)
 
     def best(self, query: list[str], k: int) -> list[tuple[int, float]]:
-        """Returns rows and scores of the `k` best passages among those that hold a word of the query."""
-        known = [] if self._model is None else [word for word in query if word in self._model.vocab_dict]
+        """Returns rows and scores of the `k` best passages among those that hold a word of the
+        query."""
+        known = (
+            []
+            if self._model is None
+            else [word for word in query if word in self._model.vocab_dict]
+        )
         if not known:
             return []
         scores_N = self._model.get_scores(known)
@@ -79,14 +99,17 @@ class _Scores:
 def check_installed() -> None:
     """Raises `UserError` where `bm25s` is not installed."""
     if importlib.util.find_spec("bm25s") is None:
-        raise UserError("BM25 needs the package bm25s; pip install 'kafjax[retrieval]', or search with --retriever=dense")
+        raise UserError(
+            "BM25 needs the package bm25s; pip install 'kafjax[retrieval]', or search with --retriever=dense"
+        )
 
 
 def words(text: str) -> list[str]:
-    """Splits a text into runs of letters and digits, caseless, after Unicode NFKC. Scripts without blanks give a word for each letter.
+    """Splits a text into runs of letters and digits, caseless, after Unicode NFKC. Scripts without
+    blanks give a word for each letter.
 
-        >>> words("Café №7, 地图")
-        ['café', 'no7', '地', '图']
+    >>> words("Café №7, 地图")
+    ['café', 'no7', '地', '图']
     """
     runs = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return [run[start:end] for run in runs for start, end in word_spans(run)]

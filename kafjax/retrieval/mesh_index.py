@@ -1,4 +1,5 @@
-"""The mesh engine: vectors spread over all devices, each of which finds its best, merged exactly."""
+"""The mesh engine: vectors spread over all devices, each of which finds its best, merged
+exactly."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ _AXIS = "shard"
 
 
 class MeshIndex(Index):
-    """Vectors `[C, D]` split by rows over the devices, as float32, bfloat16, or int8 with a float32 scale a row.
+    """Vectors `[C, D]` split by rows over the devices, as float32, bfloat16, or int8 with a float32
+    scale a row.
 
-    Each device scores its rows and keeps the best by `lax.approx_max_k`, whose bins are sized for the whole index; the best of all
-    devices are merged exactly. On a TPU the expected recall of that choice is 0.95 or more; on a CPU or GPU XLA computes it exactly.
-    Scores are those of the stored numbers. What is saved is what is stored: int8 does not become float32 again.
+    Each device scores its rows and keeps the best by `lax.approx_max_k`, whose bins are sized for
+    the whole index; the best of all devices are merged exactly. On a TPU the expected recall of
+    that choice is 0.95 or more; on a CPU or GPU XLA computes it exactly. Scores are those of the
+    stored numbers. What is saved is what is stored: int8 does not become float32 again.
 
         >>> index = MeshIndex("int8")
         >>> index.build(["north", "east"], np.array([[0.0, 1.0], [1.0, 0.0]]))
@@ -46,9 +49,13 @@ class MeshIndex(Index):
             raise UserError(f"vectors are stored as {', '.join(DTYPES)}, not '{dtype}'")
         super().__init__()
         self.dtype, self.engine = dtype, f"mesh-{dtype}"
-        self._mesh = jax.make_mesh((len(jax.devices()),), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+        self._mesh = jax.make_mesh(
+            (len(jax.devices()),), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
+        )
         exact = jax.default_backend() != "tpu"
-        self.how = f"{dtype} over {self._mesh.size} devices; " + ("every vector is scored" if exact else f"approximate, recall {RECALL}")
+        self.how = f"{dtype} over {self._mesh.size} devices; " + (
+            "every vector is scored" if exact else f"approximate, recall {RECALL}"
+        )
         self._vectors_CxD, self._scales_C = jnp.zeros((0, 0)), jnp.zeros(0)
 
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
@@ -61,7 +68,9 @@ class MeshIndex(Index):
         new_MxD, new_M = quantised(vectors_MxD, self.dtype)
         if capacity(first + len(ids), self._mesh.size) != len(self._vectors_CxD):
             return self._place(np.concatenate([old_NxD, new_MxD]), np.concatenate([old_N, new_M]))
-        self._vectors_CxD, self._scales_C = _set_rows(self._vectors_CxD, self._scales_C, new_MxD, new_M, first)
+        self._vectors_CxD, self._scales_C = _set_rows(
+            self._vectors_CxD, self._scales_C, new_MxD, new_M, first
+        )
 
     def _delete(self, ids: list[str], kept: np.ndarray) -> None:
         self._place(*self._stored(kept))
@@ -85,17 +94,31 @@ class MeshIndex(Index):
     def _save(self, path: Path) -> tuple[list[str], dict[str, Any]]:
         vectors_NxD, scales_N = self._stored(slice(0, len(self)))
         # NumPy's file format has no bfloat16.
-        np.save(path / VECTORS, vectors_NxD.view(np.uint16) if self.dtype == "bfloat16" else vectors_NxD, allow_pickle=False)
+        np.save(
+            path / VECTORS,
+            vectors_NxD.view(np.uint16) if self.dtype == "bfloat16" else vectors_NxD,
+            allow_pickle=False,
+        )
         np.save(path / _SCALES, scales_N, allow_pickle=False)
         return self._rows.ids, {}
 
-    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
+    def _load(
+        self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]
+    ) -> None:
         on_disk = np.uint16 if self.dtype == "bfloat16" else DTYPES[self.dtype]
         say("search", planned(len(live), manifest.dimension or 0, self.dtype, self._mesh.size))
-        check_memory(len(live), manifest.dimension or 0, self.dtype, self._mesh.devices.flat[0], self._mesh.size)
+        check_memory(
+            len(live),
+            manifest.dimension or 0,
+            self.dtype,
+            self._mesh.devices.flat[0],
+            self._mesh.size,
+        )
         vectors_NxD = read_npy(path / VECTORS, (count, self.dimension), on_disk)[live]
         scales_N = read_npy(path / _SCALES, (count,))[live]
-        self._place(vectors_NxD.view(jnp.bfloat16) if self.dtype == "bfloat16" else vectors_NxD, scales_N)
+        self._place(
+            vectors_NxD.view(jnp.bfloat16) if self.dtype == "bfloat16" else vectors_NxD, scales_N
+        )
 
     def _stored(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(self._vectors_CxD)[rows], np.asarray(self._scales_C)[rows]
@@ -110,29 +133,34 @@ class MeshIndex(Index):
 
 
 def quantised(vectors_NxD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors as they are stored, and the float32 scale of each row: the largest number of a row is 127 as int8."""
+    """Vectors as they are stored, and the float32 scale of each row: the largest number of a row is
+    127 as int8."""
     if dtype != "int8":
         return vectors_NxD.astype(DTYPES[dtype]), np.ones(len(vectors_NxD), np.float32)
     scales_N = (np.abs(vectors_NxD).max(axis=1) / 127).astype(np.float32)
-    return np.rint(vectors_NxD / np.where(scales_N > 0, scales_N, 1)[:, None]).astype(np.int8), scales_N
+    return np.rint(vectors_NxD / np.where(scales_N > 0, scales_N, 1)[:, None]).astype(
+        np.int8
+    ), scales_N
 
 
 def capacity(n: int, n_devices: int) -> int:
-    """Rows to reserve for `n` vectors: the same number on every device, few different values, at most 1/32 empty if large."""
+    """Rows to reserve for `n` vectors: the same number on every device, few different values, at
+    most 1/32 empty if large."""
     step = n_devices * max(256, (1 << max(n // n_devices, 1).bit_length()) // 64)
     return max(1, math.ceil(n / step)) * step
 
 
 def planned_bytes(n: int, dimension: int, dtype: str, n_devices: int) -> int:
-    """Bytes of the vectors on each device: 1.0 GB for 21 million of 768 numbers in int8 on 16 devices."""
+    """Bytes of the vectors on each device: 1.0 GB for 21 million of 768 numbers in int8 on 16
+    devices."""
     return capacity(n, n_devices) // n_devices * (dimension * np.dtype(DTYPES[dtype]).itemsize + 4)
 
 
 def planned(n: int, dimension: int, dtype: str, n_devices: int) -> str:
     """The memory that vectors will take, in words.
 
-        >>> planned(21_000_000, 768, "int8", 16)
-        '21000000 vectors of 768 numbers in int8 need 1.0 GB a device on 16'
+    >>> planned(21_000_000, 768, "int8", 16)
+    '21000000 vectors of 768 numbers in int8 need 1.0 GB a device on 16'
     """
     need = planned_bytes(n, dimension, dtype, n_devices)
     return f"{n} vectors of {dimension} numbers in {dtype} need {need / 1e9:.1f} GB a device on {n_devices}"
@@ -144,35 +172,63 @@ def check_memory(n: int, dimension: int, dtype: str, device: jax.Device, n_devic
     need = planned_bytes(n, dimension, dtype, n_devices)
     if limit is not None and need > limit:
         told = planned(n, dimension, dtype, n_devices)
-        raise UserError(f"{told}, which have {limit / 1e9:.1f} GB; take more devices, or --engine=mesh-int8")
+        raise UserError(
+            f"{told}, which have {limit / 1e9:.1f} GB; take more devices, or --engine=mesh-int8"
+        )
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def _set_rows(vectors_CxD: jax.Array, scales_C: jax.Array, new_MxD: jax.Array, new_M: jax.Array, first: jax.Array):
+def _set_rows(
+    vectors_CxD: jax.Array,
+    scales_C: jax.Array,
+    new_MxD: jax.Array,
+    new_M: jax.Array,
+    first: jax.Array,
+):
     rows = first + jnp.arange(len(new_MxD))
-    return vectors_CxD.at[rows].set(new_MxD, unique_indices=True), scales_C.at[rows].set(new_M, unique_indices=True)
+    return vectors_CxD.at[rows].set(new_MxD, unique_indices=True), scales_C.at[rows].set(
+        new_M, unique_indices=True
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def top_k(
-    mesh: jax.sharding.Mesh, vectors_CxD: jax.Array, scales_C: jax.Array, queries_QxD: jax.Array, n: jax.Array, k: int
+    mesh: jax.sharding.Mesh,
+    vectors_CxD: jax.Array,
+    scales_C: jax.Array,
+    queries_QxD: jax.Array,
+    n: jax.Array,
+    k: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores float32 and rows int32 `[Q, k]` of the best among the first `n` rows. Source: Chern et al. 2022, "TPU-KNN"."""
+    """Scores float32 and rows int32 `[Q, k]` of the best among the first `n` rows. Source: Chern et
+    al. 2022, "TPU-KNN"."""
     C, R = len(vectors_CxD), len(vectors_CxD) // mesh.size
     # Each int8 is a bfloat16 too.
     compute = jnp.float32 if vectors_CxD.dtype == jnp.float32 else jnp.bfloat16
 
-    def best_of_shard(vectors_RxD: jax.Array, scales_R: jax.Array, queries_QxD: jax.Array, n: jax.Array):
+    def best_of_shard(
+        vectors_RxD: jax.Array, scales_R: jax.Array, queries_QxD: jax.Array, n: jax.Array
+    ):
         rows_R = jax.lax.axis_index(_AXIS) * R + jnp.arange(R, dtype=jnp.int32)
         q, v = queries_QxD.astype(compute), vectors_RxD.astype(compute)
-        dots_QxR = jnp.einsum("qd,rd->qr", q, v, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        dots_QxR = jnp.einsum(
+            "qd,rd->qr",
+            q,
+            v,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
         scores_QxR = jnp.where(rows_R < n, dots_QxR * scales_R, -jnp.inf)
-        scores, places = jax.lax.approx_max_k(scores_QxR, min(k, R), recall_target=RECALL, reduction_input_size_override=C)
+        scores, places = jax.lax.approx_max_k(
+            scores_QxR, min(k, R), recall_target=RECALL, reduction_input_size_override=C
+        )
         return scores, rows_R[places]
 
     split, whole = PartitionSpec(_AXIS), PartitionSpec()
     found = PartitionSpec(None, _AXIS)
-    shards = jax.shard_map(best_of_shard, mesh=mesh, in_specs=(split, split, whole, whole), out_specs=(found, found))
+    shards = jax.shard_map(
+        best_of_shard, mesh=mesh, in_specs=(split, split, whole, whole), out_specs=(found, found)
+    )
     scores, rows = shards(vectors_CxD, scales_C, queries_QxD, jnp.asarray(n))
     scores, places = jax.lax.top_k(scores, k)
     return scores, jnp.take_along_axis(rows, places, axis=1)

@@ -12,10 +12,11 @@ from kafjax.core.records import Passage
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A passage that was found. Scores of one search compare with each other; those of two kinds of retriever do not.
+    """A passage that was found. Scores of one search compare with each other; those of two kinds of
+    retriever do not.
 
-        >>> Hit(Passage("a", "Mira draws maps."), 0.5).passage.text
-        'Mira draws maps.'
+    >>> Hit(Passage("a", "Mira draws maps."), 0.5).passage.text
+    'Mira draws maps.'
     """
 
     passage: Passage
@@ -23,23 +24,29 @@ class Hit:
 
 
 class Retriever(Protocol):
-    """Finds passages for texts: by meaning (`Dense`), by words (`Lexical`), by both (`Hybrid`), or read again (`Reranked`).
+    """Finds passages for texts: by meaning (`Dense`), by words (`Lexical`), by both (`Hybrid`), or
+    read again (`Reranked`).
 
-        >>> from kafjax.retrieval import Lexical, Store
-        >>> retriever: Retriever = Lexical(Store(None, [Passage("a", "Mira draws maps.")]))
-        >>> [[hit.passage.id for hit in hits] for hits in retriever.search(["maps", "bells"], k=1)]
-        [['a'], []]
+    >>> from kafjax.retrieval import Lexical, Store
+    >>> retriever: Retriever = Lexical(Store(None, [Passage("a", "Mira draws maps.")]))
+    >>> [[hit.passage.id for hit in hits] for hits in retriever.search(["maps", "bells"], k=1)]
+    [['a'], []]
     """
 
-    def search(self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None) -> list[list[Hit]]:
-        """Returns at most `k` hits for each text, best first. The seconds of its stages go to `core.stopwatch`.
+    def search(
+        self, texts: Sequence[str], k: int, hypothetical: Sequence[str] | None = None
+    ) -> list[list[Hit]]:
+        """Returns at most `k` hits for each text, best first. The seconds of its stages go to
+        `core.stopwatch`.
 
         Args:
-          hypothetical: for each text a passage that a model made up to answer it (HyDE, Gao et al. 2022): vectors are averaged
-            (equation 8), words are added to the query, and a reranker leaves it aside.
+          hypothetical: for each text a passage that a model made up to answer it (HyDE, Gao et al.
+            2022): vectors are averaged (equation 8), words are added to the query, and a reranker
+            leaves it aside.
 
         Raises:
-          UserError: `k < 1`, texts that are not a list of strings, or another number of hypothetical passages.
+          UserError: `k < 1`, texts that are not a list of strings, or another number of
+            hypothetical passages.
         """
         ...
 
@@ -54,4 +61,6 @@ def check_query(texts: Sequence[str], k: int, hypothetical: Sequence[str] | None
     if k < 1:
         raise UserError(f"k={k} passages were asked for; k must be at least 1")
     if hypothetical is not None and len(hypothetical) != len(texts):
-        raise UserError(f"{len(hypothetical)} hypothetical passages for {len(texts)} texts; give one for each")
+        raise UserError(
+            f"{len(hypothetical)} hypothetical passages for {len(texts)} texts; give one for each"
+        )

@@ -1,4 +1,5 @@
-"""The ScaNN engine (Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector Quantization")."""
+"""The ScaNN engine (Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector
+Quantization")."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from kafjax.retrieval.base import Index, read_npy
 from kafjax.retrieval.folder import AGAIN, Manifest
 from kafjax.retrieval.segments import read_ids
 
-TREE_FROM = 10_000  # below, an exhaustive scan takes well under a millisecond a query, needs no training and is exact
+# below, an exhaustive scan takes well under a millisecond a query, needs no training and is exact
+TREE_FROM = 10_000
 SCANNED = 50_000
 REORDERED = 100
 # ScaNN's names
@@ -24,12 +26,15 @@ _PICKLE = "scann_docids.pkl"
 
 
 class ScannIndex(Index):
-    """ScaNN: exhaustive scoring when built with fewer than `tree_from` vectors, else a tree of quantised vectors.
+    """ScaNN: exhaustive scoring when built with fewer than `tree_from` vectors, else a tree of
+    quantised vectors.
 
-    The tree has about sqrt(N) leaves. A query looks into half of them, or as many as hold 50,000 vectors if that is less, but at
-    least a tenth of them and those that hold 40 k. It scores these by asymmetric hashing, and the best (100, or 4 k) again in
-    float32: scores are exact, the choice of neighbours is approximate, and building the same vectors again may choose differently.
-    Appended vectors join the structure that `build` chose: build again once an index has grown by a large factor.
+    The tree has about sqrt(N) leaves. A query looks into half of them, or as many as hold 50,000
+    vectors if that is less, but at least a tenth of them and those that hold 40 k. It scores these
+    by asymmetric hashing, and the best (100, or 4 k) again in float32: scores are exact, the choice
+    of neighbours is approximate, and building the same vectors again may choose differently.
+    Appended vectors join the structure that `build` chose: build again once an index has grown by a
+    large factor.
 
         >>> index = ScannIndex()
         >>> index.build(["north", "east"], np.array([[0.0, 1.0], [1.0, 0.0]]))
@@ -48,7 +53,8 @@ class ScannIndex(Index):
         self.tree_from = tree_from
         self._searcher: Any = None  # None while empty: ScaNN cannot search nothing
         self._leaves = 0  # 0: exhaustive
-        self._added: dict[str, np.ndarray] = {}  # since the structure was built or read: ScaNN gives no vector back
+        # since the structure was built or read: ScaNN gives no vector back
+        self._added: dict[str, np.ndarray] = {}
 
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
         from scann import scann_ops_pybind
@@ -89,11 +95,16 @@ class ScannIndex(Index):
         n = len(self)
         reordered = min(n, max(REORDERED, 4 * k))
         leaves = self._leaves_to_search(n, k)
-        ids, scores_QxK = self._searcher.search_batched_parallel(queries_QxD, k, reordered, leaves, batch_size=64)
-        # Where those leaves hold fewer than k vectors, ScaNN fills up with NaN: look into all of them.
+        ids, scores_QxK = self._searcher.search_batched_parallel(
+            queries_QxD, k, reordered, leaves, batch_size=64
+        )
+        # Where those leaves hold fewer than k vectors, ScaNN fills up with NaN: look into all of
+        # them.
         short = np.flatnonzero(np.isnan(scores_QxK).any(axis=1))
         if len(short):
-            more_ids, more_scores = self._searcher.search_batched_parallel(queries_QxD[short], k, n, self._leaves, batch_size=64)
+            more_ids, more_scores = self._searcher.search_batched_parallel(
+                queries_QxD[short], k, n, self._leaves, batch_size=64
+            )
             scores_QxK[short] = more_scores
             for row, found in zip(short, more_ids, strict=True):
                 ids[row] = found
@@ -109,16 +120,21 @@ class ScannIndex(Index):
 
     def _save(self, path: Path) -> tuple[list[str], dict[str, Any]]:
         if self._searcher is None:
-            np.save(path / _VECTORS, np.zeros((0, self.dimension or 0), np.float32), allow_pickle=False)
+            np.save(
+                path / _VECTORS, np.zeros((0, self.dimension or 0), np.float32), allow_pickle=False
+            )
             return [], {"leaves": 0}
         try:
             # The inner searcher's method: the outer one adds the ids as a pickle.
             self._searcher.searcher.serialize(str(path), True)
         except RuntimeError as error:
             raise UserError(f"ScaNN cannot write {path} ({error})") from error
-        return list(self._searcher.docids), {"leaves": self._leaves}  # in an order of its own: a delete moves the last row into the gap
+        # in an order of its own: a delete moves the last row into the gap
+        return list(self._searcher.docids), {"leaves": self._leaves}
 
-    def _load(self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]) -> None:
+    def _load(
+        self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]
+    ) -> None:
         from scann import scann_ops_pybind
 
         if count == 0:
@@ -150,5 +166,7 @@ def why_unavailable() -> str | None:
     except ModuleNotFoundError:
         return "ScaNN is not installed; pip install 'kafjax[retrieval]' (Linux wheels only)"
     except ImportError as error:
-        return f"ScaNN cannot be imported ({error}); pip install --force-reinstall 'kafjax[retrieval]'"
+        return (
+            f"ScaNN cannot be imported ({error}); pip install --force-reinstall 'kafjax[retrieval]'"
+        )
     return None

@@ -3,9 +3,11 @@
     FOLDER/manifest.json           names the segments that count, in order; written last
     FOLDER/segment-0123456789ab/   ids.json, deleted.npy, and the vectors and texts of these ids
 
-The first segment is the base. Each later one holds the rows that one save added, and in `deleted.npy` the rows of earlier segments that
-it took away: row numbers run on through all segments. No file of a segment ever changes. A save writes a new segment, or a new base
-in place of all once a quarter of the rows lies beside it; then the manifest, then it deletes what the manifest no longer names.
+The first segment is the base. Each later one holds the rows that one save added, and in
+`deleted.npy` the rows of earlier segments that it took away: row numbers run on through all
+segments. No file of a segment ever changes. A save writes a new segment, or a new base in place of
+all once a quarter of the rows lies beside it; then the manifest, then it deletes what the manifest
+no longer names.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from kafjax.core.rundir import read_json, write_atomic
 from kafjax.retrieval import folder
 from kafjax.retrieval.folder import Manifest, SegmentRecord
 
-MERGE_SHARE = 0.25  # rows added and deleted since the base, as a share of it, that are merged into a new one
+# rows added and deleted since the base, as a share of it, that are merged into a new one
+MERGE_SHARE = 0.25
 MOST_SEGMENTS = 64  # bounds the files to open after many small saves
 _IDS, _DELETED = "ids.json", "deleted.npy"
 
@@ -40,9 +43,16 @@ class Log:
 
 
 class Rows:
-    """Unique live ids in order, each with its row number on disk, and what has changed since the last save."""
+    """Unique live ids in order, each with its row number on disk, and what has changed since the
+    last save."""
 
-    def __init__(self, ids: Sequence[str] = (), numbers: range | np.ndarray | None = None, n_saved: int = 0, log: Log | None = None):
+    def __init__(
+        self,
+        ids: Sequence[str] = (),
+        numbers: range | np.ndarray | None = None,
+        n_saved: int = 0,
+        log: Log | None = None,
+    ):
         """`numbers` are the ids' rows among the `n_saved` on disk; None: nothing is on disk yet."""
         self.ids = list(ids)
         self._given = range(len(self.ids)) if numbers is None else numbers
@@ -57,9 +67,16 @@ class Rows:
 
     @property
     def number(self) -> dict[str, int]:
-        """Row number of each id. Made when first asked for, which for the index inside a store is its first change."""
+        """Row number of each id. Made when first asked for, which for the index inside a store is
+        its first change."""
         if self._number is None:
-            self._number = dict(zip(self.ids, self._given if isinstance(self._given, range) else self._given.tolist(), strict=True))
+            self._number = dict(
+                zip(
+                    self.ids,
+                    self._given if isinstance(self._given, range) else self._given.tolist(),
+                    strict=True,
+                )
+            )
         return self._number
 
     @property
@@ -101,15 +118,18 @@ def save(
     write_new: Callable[[Path, list[str]], None],
     **fields: Any,
 ) -> list[str]:
-    """Writes what has changed since `rows.log` beside it, or everything, and settles `rows`. Returns the ids of the new segment.
+    """Writes what has changed since `rows.log` beside it, or everything, and settles `rows`.
+    Returns the ids of the new segment.
 
     Args:
-      write_all: writes a base into an empty folder, and returns its ids in their order there, and fields of the manifest.
+      write_all: writes a base into an empty folder, and returns its ids in their order there, and
+        fields of the manifest.
       write_new: writes some ids, all of them new, into an empty folder.
       fields: of the manifest.
 
     Raises:
-      UserError: the disk refuses, the folder holds something else, or another process has changed it since.
+      UserError: the disk refuses, the folder holds something else, or another process has changed
+        it since.
     """
     directory, log = Path(directory).resolve(), rows.log
     with folder.committing(directory) as path:
@@ -117,7 +137,9 @@ def save(
         if log is not None and log.directory == directory and path == directory:
             manifest = folder.read_manifest(directory, kind)
             if manifest.save != log.save:
-                raise UserError(f"{directory} was changed by another process after it was read; read it again, and repeat the change")
+                raise UserError(
+                    f"{directory} was changed by another process after it was read; read it again, and repeat the change"
+                )
             # An index may be served by another engine than it was saved by.
             other_engine = manifest.engine != fields.get("engine", "")
             earlier = () if other_engine or _should_merge(rows, log) else log.segments
@@ -136,7 +158,13 @@ def save(
         np.save(segment / _DELETED, np.array(gone, np.int64), allow_pickle=False)
         write_atomic(segment / _IDS, json.dumps(ids))
         segments = (*earlier, SegmentRecord(segment.name, len(ids), folder.sealed(segment)))
-        saved = folder.write_manifest(path, kind, count=len(rows), segments=[dataclasses.asdict(one) for one in segments], **fields)
+        saved = folder.write_manifest(
+            path,
+            kind,
+            count=len(rows),
+            segments=[dataclasses.asdict(one) for one in segments],
+            **fields,
+        )
     rows.settle(ids, Log(directory, saved, segments))
     return ids
 
@@ -148,7 +176,8 @@ def _should_merge(rows: Rows, log: Log) -> bool:
 
 
 def read(directory: Path, manifest: Manifest) -> tuple[Rows, list[np.ndarray]]:
-    """Returns the rows of a saved folder, and the positions in each of its segments that live, ascending.
+    """Returns the rows of a saved folder, and the positions in each of its segments that live,
+    ascending.
 
     Raises `UserError` for segments that contradict each other or the manifest.
     """
@@ -158,7 +187,12 @@ def read(directory: Path, manifest: Manifest) -> tuple[Rows, list[np.ndarray]]:
     for segment in manifest.segments:
         path = directory / segment.name
         deleted = _read_deleted(path / _DELETED)
-        if len(deleted) and not (0 <= deleted[0] and deleted[-1] < len(ids) and live_N[deleted].all() and (np.diff(deleted) > 0).all()):
+        if len(deleted) and not (
+            0 <= deleted[0]
+            and deleted[-1] < len(ids)
+            and live_N[deleted].all()
+            and (np.diff(deleted) > 0).all()
+        ):
             raise UserError(f"{path / _DELETED} deletes rows that are not there; {folder.AGAIN}")
         live_N[deleted] = False
         found = read_ids(path / _IDS)
@@ -171,9 +205,16 @@ def read(directory: Path, manifest: Manifest) -> tuple[Rows, list[np.ndarray]]:
     # The ids of one file are unique: `read_ids` saw to that.
     n_different = len(living) if len(manifest.segments) == 1 else len(set(living))
     if not n_different == len(living) == manifest.count:
-        raise UserError(f"{directory} has {n_different} different ids for {manifest.count} rows; {folder.AGAIN}")
-    rows = Rows(living, numbers, len(ids), Log(directory.resolve(), manifest.save, tuple(manifest.segments)))
-    live = [np.flatnonzero(live_N[end - segment.count : end]) for segment, end in zip(manifest.segments, ends, strict=True)]
+        raise UserError(
+            f"{directory} has {n_different} different ids for {manifest.count} rows; {folder.AGAIN}"
+        )
+    rows = Rows(
+        living, numbers, len(ids), Log(directory.resolve(), manifest.save, tuple(manifest.segments))
+    )
+    live = [
+        np.flatnonzero(live_N[end - segment.count : end])
+        for segment, end in zip(manifest.segments, ends, strict=True)
+    ]
     return rows, live
 
 
@@ -181,7 +222,8 @@ def read_ids(path: Path) -> list[str]:
     """Reads a list of unique ids. Raises `UserError` for anything else."""
     if not path.is_file():
         raise UserError(f"{path} is missing; {folder.AGAIN}")
-    # Not through a schema, which would hold a million strings three times over: `checked_ids` is as strict.
+    # Not through a schema, which would hold a million strings three times over: `checked_ids` is as
+    # strict.
     found = read_json(path)
     if not isinstance(found, list):
         raise UserError(f"{path} holds no list of ids; {folder.AGAIN}")
@@ -202,7 +244,8 @@ def _read_deleted(path: Path) -> np.ndarray:
 
 
 def checked_ids(ids: Sequence[str]) -> list[str]:
-    """Returns the ids as a list. Raises `UserError` for one that is no string, or is given twice."""
+    """Returns the ids as a list. Raises `UserError` for one that is no string, or is given
+    twice."""
     if isinstance(ids, str):
         raise UserError(f"ids must be a list of strings, got the one string '{ids}'")
     ids = list(ids)

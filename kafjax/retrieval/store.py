@@ -1,4 +1,5 @@
-"""Passages, and the index of their vectors where there is one: the whole of what retrieval must keep."""
+"""Passages, and the index of their vectors where there is one: the whole of what retrieval must
+keep."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _INDEX = "index"  # the folder of the vectors in format 1
 
 
 class Store:
-    """Passages and the index of their vectors, under the same ids. Without an index they are searched by their words alone.
+    """Passages and the index of their vectors, under the same ids. Without an index they are
+    searched by their words alone.
 
         >>> from kafjax.retrieval import ExactIndex
         >>> index = ExactIndex()
@@ -36,7 +38,8 @@ class Store:
         >>> hits[0].passage.text
         'Ada paints bells.'
 
-    On disk it is segments of ids, texts and vectors: see `kafjax.retrieval.segments`. Texts are read from there when they are asked for.
+    On disk it is segments of ids, texts and vectors: see `kafjax.retrieval.segments`. Texts are
+    read from there when they are asked for.
     """
 
     def __init__(self, index: Index | None, passages: Iterable[Passage], encoder: str = ""):
@@ -53,7 +56,9 @@ class Store:
         differing = set(index.ids) ^ self._rows.number.keys() if index is not None else ()
         if differing:
             id = min(differing)
-            raise UserError(f"passage '{id}' has {'a text but no vector' if id in self._rows.number else 'a vector but no text'}")
+            raise UserError(
+                f"passage '{id}' has {'a text but no vector' if id in self._rows.number else 'a vector but no text'}"
+            )
         if index is not None:
             self._rows = Rows(index.ids)  # one order for both
 
@@ -71,7 +76,8 @@ class Store:
         return [self.passage(id) for id in self._rows.ids]
 
     def passage(self, id: str) -> Passage:
-        """Reads the passage of an id. Raises `KeyError` for an id that is not there, `UserError` for a damaged line."""
+        """Reads the passage of an id. Raises `KeyError` for an id that is not there, `UserError`
+        for a damaged line."""
         return self._texts.passage(id, self._rows.number[id])
 
     @property
@@ -83,13 +89,16 @@ class Store:
         return Stats.of(self._rows, index.engine, index.dimension, index.how)
 
     def search(self, queries_QxD: np.ndarray, k: int) -> list[list[Hit]]:
-        """Finds the `k` nearest passages of each query, best first. Errors and clamping of `k` are those of `Index.search`.
+        """Finds the `k` nearest passages of each query, best first. Errors and clamping of `k` are
+        those of `Index.search`.
 
         Raises:
           UserError: there are no vectors.
         """
         if self.index is None:
-            raise UserError("these passages have no vectors; search them with --retriever=lexical, or build them with --retriever=dense")
+            raise UserError(
+                "these passages have no vectors; search them with --retriever=lexical, or build them with --retriever=dense"
+            )
         ids, scores_QxK = self.index.search(queries_QxD, k)
         return [
             [Hit(self.passage(id), score) for id, score in zip(row, scores, strict=True)]
@@ -97,10 +106,13 @@ class Store:
         ]
 
     def append(self, passages: Sequence[Passage], vectors_MxD: np.ndarray | None = None) -> None:
-        """Adds passages, with their vectors where the store has an index, without a rebuild. Errors are those of `Index.append`."""
+        """Adds passages, with their vectors where the store has an index, without a rebuild. Errors
+        are those of `Index.append`."""
         ids = checked_ids([passage.id for passage in passages])
         if (self.index is None) != (vectors_MxD is None):
-            raise UserError("passages need vectors where the others have some, and none where the others have none")
+            raise UserError(
+                "passages need vectors where the others have some, and none where the others have none"
+            )
         for id in ids:
             if id in self._rows.number:
                 raise UserError(f"id '{id}' is already in the index; delete it first to replace it")
@@ -114,7 +126,9 @@ class Store:
         """Adds passages, in place of those of the same ids. Errors are those of `Index.upsert`."""
         ids = checked_ids([passage.id for passage in passages])
         if (self.index is None) != (vectors_MxD is None):
-            raise UserError("passages need vectors where the others have some, and none where the others have none")
+            raise UserError(
+                "passages need vectors where the others have some, and none where the others have none"
+            )
         if self.index is not None and vectors_MxD is not None:
             self.index.upsert(ids, vectors_MxD)
         self._drop([id for id in ids if id in self._rows.number])
@@ -134,13 +148,16 @@ class Store:
         self.n_changes += 1
 
     def save(self, directory: Path | str) -> None:
-        """Writes a folder, which may be moved. It replaces a store saved there before, whole or not at all.
+        """Writes a folder, which may be moved. It replaces a store saved there before, whole or not
+        at all.
 
-        Saving again to the same folder costs what has changed. Raises `UserError` if the disk refuses, if the folder holds something
-        else, or if another process has changed it since.
+        Saving again to the same folder costs what has changed. Raises `UserError` if the disk
+        refuses, if the folder holds something else, or if another process has changed it since.
         """
         before = self._rows.log
-        ids = segments.save(directory, "store", self._rows, self._write_all, self._write_new, **self._fields())
+        ids = segments.save(
+            directory, "store", self._rows, self._write_all, self._write_new, **self._fields()
+        )
         log = self._rows.log
         if log is None or log is before:
             return
@@ -154,8 +171,9 @@ class Store:
     def load(cls, directory: Path | str, encoder: str | None = None) -> Self:
         """Reads a saved store.
 
-        Raises `UserError` naming what is missing or damaged, or if its vectors come from another embedder than `encoder`, the
-        fingerprint of the one that will make the queries: their neighbours would mean nothing.
+        Raises `UserError` naming what is missing or damaged, or if its vectors come from another
+        embedder than `encoder`, the fingerprint of the one that will make the queries: their
+        neighbours would mean nothing.
         """
         return folder.reading(directory, lambda path: cls._load(path, encoder))
 
@@ -164,7 +182,9 @@ class Store:
         manifest = folder.read_manifest(directory, "store")
         made_by = manifest.encoder
         if encoder is not None and made_by not in ("", encoder):
-            raise UserError(f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again")
+            raise UserError(
+                f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again"
+            )
         if manifest.format == 1:
             return cls._load_format_1(directory, manifest)
         store = cls(None, (), made_by)
@@ -179,7 +199,8 @@ class Store:
 
     @classmethod
     def _load_format_1(cls, directory: Path, manifest: Manifest) -> Self:
-        """Reads a store of the release before, whose texts were one file and whose vectors a folder. The next save makes it segments."""
+        """Reads a store of the release before, whose texts were one file and whose vectors a
+        folder. The next save makes it segments."""
         path = directory / PASSAGES
         if PASSAGES not in manifest.files:
             raise UserError(f"{path} is missing; {folder.AGAIN}")
@@ -192,10 +213,13 @@ class Store:
             raise UserError(f"{directory}: {error}; {folder.AGAIN}") from error
 
     def n_bytes(self) -> int:
-        """Bytes of a fresh save but for the manifest. Measured, by saving into a temporary folder."""
+        """Bytes of a fresh save but for the manifest. Measured, by saving into a temporary
+        folder."""
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "all"
-            segments.save(path, "store", Rows(self.ids), self._write_all, self._write_new, **self._fields())
+            segments.save(
+                path, "store", Rows(self.ids), self._write_all, self._write_new, **self._fields()
+            )
             return folder.size_on_disk(path) - (path / folder.MANIFEST).stat().st_size
 
     def _drop(self, ids: Sequence[str]) -> None:

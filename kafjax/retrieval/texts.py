@@ -1,4 +1,5 @@
-"""The texts of passages, read from disk one by one: a store of a million opens without reading them."""
+"""The texts of passages, read from disk one by one: a store of a million opens without reading
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from kafjax.retrieval.base import read_npy
 from kafjax.retrieval.folder import AGAIN
 
 PASSAGES = "passages.jsonl"
-_PLACES = "places.npy"  # int64 [N + 1, 2]: where each line begins, and its CRC-32; at last the size of the file
+# int64 [N + 1, 2]: where each line begins, and its CRC-32; at last the size of the file
+_PLACES = "places.npy"
 
 
 class Texts:
@@ -58,7 +60,8 @@ class Texts:
         return passage
 
     def line(self, id: str, number: int) -> bytes:
-        """A passage as its line in a file: the same bytes where it is on disk. Raises `UserError` naming a damaged line."""
+        """A passage as its line in a file: the same bytes where it is on disk. Raises `UserError`
+        naming a damaged line."""
         if id not in self._new:
             return self._read(number)[0]
         # Escaped to ASCII: some readers take U+2028 and the like in a text for the end of a line.
@@ -93,11 +96,15 @@ class _File:
         try:
             with open(self.path, "rb") as file:
                 size = file.seek(0, 2)
-                self._data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                self._data: mmap.mmap | bytes = (
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                )
         except OSError as error:
             raise UserError(f"{self.path} is missing; {AGAIN}") from error
         if self._places[-1, 0] != size:
-            raise UserError(f"{self.path} has {size} bytes instead of {self._places[-1, 0]}; {AGAIN}")
+            raise UserError(
+                f"{self.path} has {size} bytes instead of {self._places[-1, 0]}; {AGAIN}"
+            )
 
     def line(self, row: int) -> bytes:
         """Raises `ValueError` for a line whose sum differs."""

@@ -8,7 +8,8 @@
                segments     1   1   1   1    2 2    2  0       0 is padding; attention stays within a segment
                positions    0   1   2   3    0 1    2  0
 
-The rows of a step are a pure function of (seed, step), so a resumed run needs the step number alone.
+The rows of a step are a pure function of (seed, step), so a resumed run needs the step number
+alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from kafjax.hub import text as text_tokens
 from kafjax.hub.text import Prompt
 
 OPEN_ROWS = 4096
-_TARGETS_MULTIPLE = 32  # the fixed number of loss targets of a batch is rounded up to a multiple of this
+# the fixed number of loss targets of a batch is rounded up to a multiple of this
+_TARGETS_MULTIPLE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Example:
 
     Attributes:
       tokens: int32 `[n]`.
-      weights: float32 `[n]`, how much the loss counts predicting `tokens[i]` from the ones before it. `weights[0]` is never used:
-        nothing comes before the first token.
-      n_front: tokens at the beginning that stand before any text (BOS); every piece of a text that is cut begins with them.
+      weights: float32 `[n]`, how much the loss counts predicting `tokens[i]` from the ones before
+        it. `weights[0]` is never used: nothing comes before the first token.
+      n_front: tokens at the beginning that stand before any text (BOS); every piece of a text that
+        is cut begins with them.
     """
 
     tokens: np.ndarray
@@ -48,24 +51,35 @@ class Example:
 
 
 def text_example(tokenizer: Tokenizer, text: str, eos_id: int) -> Example:
-    """Makes an example of a text: BOS if the tokenizer adds one, the text, one EOS. The loss looks at every token but BOS."""
+    """Makes an example of a text: BOS if the tokenizer adds one, the text, one EOS. The loss looks
+    at every token but BOS."""
     return text_examples(tokenizer, [text], eos_id)[0]
 
 
 def text_examples(tokenizer: Tokenizer, texts: list[str], eos_id: int) -> list[Example]:
     """`text_example` of many texts, tokenized on all cores."""
     front = text_tokens.front(tokenizer)
-    return [_weighted(len(front), max(len(front), 1), [*front, *ids, eos_id]) for ids in text_tokens.contents(tokenizer, texts)]
+    return [
+        _weighted(len(front), max(len(front), 1), [*front, *ids, eos_id])
+        for ids in text_tokens.contents(tokenizer, texts)
+    ]
 
 
-def answer_example(tokenizer: Tokenizer, prompt: Prompt, answer: Prompt | Sequence[int], eos_id: int | None = None) -> Example:
-    """Makes an example of a prompt and its answer; the loss looks at the answer (and the EOS, if given) only.
+def answer_example(
+    tokenizer: Tokenizer, prompt: Prompt, answer: Prompt | Sequence[int], eos_id: int | None = None
+) -> Example:
+    """Makes an example of a prompt and its answer; the loss looks at the answer (and the EOS, if
+    given) only.
 
-    The prompt is tokenized by itself, as in generation, and the answer as its continuation. The end that the model should learn to write,
-    a newline or the end of its turn, is part of `answer`.
+    The prompt is tokenized by itself, as in generation, and the answer as its continuation. The end
+    that the model should learn to write, a newline or the end of its turn, is part of `answer`.
     """
     before = text_tokens.prompt_ids(tokenizer, prompt)
-    after = text_tokens.continued(tokenizer, prompt, answer) if isinstance(answer, Prompt) else list(answer)
+    after = (
+        text_tokens.continued(tokenizer, prompt, answer)
+        if isinstance(answer, Prompt)
+        else list(answer)
+    )
     after += [] if eos_id is None else [eos_id]
     return _weighted(_n_front(tokenizer, prompt, before), max(len(before), 1), [*before, *after])
 
@@ -78,15 +92,21 @@ def _weighted(n_front: int, n_given: int, tokens: list[int]) -> Example:
 
 
 def _n_front(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> int:
-    """Counts the tokens before any content: BOS, or the markup of a chat template before the first turn's content."""
+    """Counts the tokens before any content: BOS, or the markup of a chat template before the first
+    turn's content."""
     if isinstance(prompt, str):
         return len(text_tokens.front(tokenizer))
-    markup = text_tokens.prompt_ids(tokenizer, text_tokens.Marked(prompt.parts[:1]))  # its last token may reach into the content
-    return next((i for i, (a, b) in enumerate(zip(markup, ids, strict=False)) if a != b), min(len(markup), len(ids)))
+    # its last token may reach into the content
+    markup = text_tokens.prompt_ids(tokenizer, text_tokens.Marked(prompt.parts[:1]))
+    return next(
+        (i for i, (a, b) in enumerate(zip(markup, ids, strict=False)) if a != b),
+        min(len(markup), len(ids)),
+    )
 
 
 class Piece(NamedTuple):
-    """A part of an example that stands in one row: aligned inputs, targets and weights, `[n]` each."""
+    """A part of an example that stands in one row: aligned inputs, targets and weights, `[n]`
+    each."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -97,7 +117,8 @@ Row = list[Piece]
 
 
 def pieces(example: Example, seq_len: int) -> list[Piece]:
-    """Cuts an example into pieces of at most `seq_len` inputs; every weighted token is the target of exactly one.
+    """Cuts an example into pieces of at most `seq_len` inputs; every weighted token is the target
+    of exactly one.
 
         text      BOS a b c d e EOS    seq_len 4    ->    BOS a b c | BOS c d e     targets of the second: (c) d e EOS, (c) unweighted
         question  BOS q q q q : A B    seq_len 4    ->    BOS q : A                 the prompt loses its beginning, never the answer
@@ -118,19 +139,32 @@ def pieces(example: Example, seq_len: int) -> list[Piece]:
         own = slice(start, min(start + seq_len - n_front, n))
         inputs = np.concatenate([front, tokens[own]])
         targets = np.concatenate([inputs[1:], tokens[own.stop : own.stop + 1]])
-        made.append(Piece(inputs, targets, np.concatenate([np.zeros(n_front, np.float32), weights[own.start + 1 : own.stop + 1]])))
+        made.append(
+            Piece(
+                inputs,
+                targets,
+                np.concatenate(
+                    [np.zeros(n_front, np.float32), weights[own.start + 1 : own.stop + 1]]
+                ),
+            )
+        )
     return [piece for piece in made if piece.weights.any()]
 
 
 def _cut_of_prompt(example: Example, seq_len: int) -> int:
-    """Counts the tokens that a prompt loses behind BOS so that its answer stays in one row; a token of it is kept."""
+    """Counts the tokens that a prompt loses behind BOS so that its answer stays in one row; a token
+    of it is kept."""
     weighted = np.flatnonzero(example.weights[1:])
-    surplus, droppable = int(weighted[-1]) + 1 - seq_len, int(weighted[0]) - min(example.n_front, seq_len - 1)
+    surplus, droppable = (
+        int(weighted[-1]) + 1 - seq_len,
+        int(weighted[0]) - min(example.n_front, seq_len - 1),
+    )
     return max(min(surplus, droppable), 0)
 
 
 class Cuts(NamedTuple):
-    """Numbers of examples that do not fit into a row: texts continued in further rows, prompts that lose their beginning."""
+    """Numbers of examples that do not fit into a row: texts continued in further rows, prompts that
+    lose their beginning."""
 
     texts: int = 0
     prompts: int = 0
@@ -145,17 +179,29 @@ class Cuts(NamedTuple):
 
     def told(self, seq_len: int) -> str:
         """Describes the cuts; "" if there are none."""
-        texts = f"{self.texts} texts go on in further rows, each of which begins as a text does" if self.texts else ""
-        prompts = f"{self.prompts} prompts lost their beginning, their answers are whole" if self.prompts else ""
+        texts = (
+            f"{self.texts} texts go on in further rows, each of which begins as a text does"
+            if self.texts
+            else ""
+        )
+        prompts = (
+            f"{self.prompts} prompts lost their beginning, their answers are whole"
+            if self.prompts
+            else ""
+        )
         both = "; ".join(filter(None, [texts, prompts]))
         return f"longer than seq_len={seq_len} tokens: {both}" if both else ""
 
 
-def stream_rows(examples: Iterable[Example], seq_len: int, open_rows: int = OPEN_ROWS) -> Iterator[Row]:
-    """Packs first-fit in one pass: each piece goes into the first open row with room for it, in the order given.
+def stream_rows(
+    examples: Iterable[Example], seq_len: int, open_rows: int = OPEN_ROWS
+) -> Iterator[Row]:
+    """Packs first-fit in one pass: each piece goes into the first open row with room for it, in the
+    order given.
 
-    At most `open_rows` rows are open; a new one closes the oldest. So memory and the time of a piece are bounded, and rows come in the
-    order in which they were begun. Up to `open_rows` rows it is plain first-fit.
+    At most `open_rows` rows are open; a new one closes the oldest. So memory and the time of a
+    piece are bounded, and rows come in the order in which they were begun. Up to `open_rows` rows
+    it is plain first-fit.
     """
     rows: deque[Row] = deque()
     room = np.zeros(open_rows, np.int64)  # of rows[i], the oldest first
@@ -186,9 +232,10 @@ def pack(examples: Iterable[Example], seq_len: int) -> list[Row]:
 class Batch:
     """B rows of T tokens and the places of the loss, in S groups of B / S rows each.
 
-    A group is the part of one data-parallel share of the devices (S = 1 on one device). `places_SxN` are positions within the group:
-    place p is row p // T, column p % T of the group, and its hidden state predicts `targets_SxN`.
-    Unused places have weight 0. Every array may carry a leading axis A of microbatches.
+    A group is the part of one data-parallel share of the devices (S = 1 on one device).
+    `places_SxN` are positions within the group: place p is row p // T, column p % T of the group,
+    and its hidden state predicts `targets_SxN`. Unused places have weight 0. Every array may carry
+    a leading axis A of microbatches.
     """
 
     tokens_BxT: Any  # numpy on the host, JAX on devices
@@ -199,8 +246,16 @@ class Batch:
     weights_SxN: Any
 
 
-def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: int = 1, capacity: int | None = None) -> Batch:
-    """Lays rows out as arrays; missing rows are left empty. `capacity` (N) defaults to the need of the fullest group."""
+def make_batch(
+    rows: Sequence[Row],
+    *,
+    seq_len: int,
+    batch_rows: int,
+    groups: int = 1,
+    capacity: int | None = None,
+) -> Batch:
+    """Lays rows out as arrays; missing rows are left empty. `capacity` (N) defaults to the need of
+    the fullest group."""
     n_targets = [_n_targets(share) for share in _shares(rows, batch_rows, groups)]
     capacity = max(*n_targets, 1) if capacity is None else capacity
     tokens, positions, segments = (np.zeros((batch_rows, seq_len), np.int32) for _ in range(3))
@@ -213,11 +268,18 @@ def make_batch(rows: Sequence[Row], *, seq_len: int, batch_rows: int, groups: in
         for segment, piece in enumerate(row, 1):
             n = len(piece.inputs)
             where = slice(start, start + n)
-            tokens[r, where], positions[r, where], segments[r, where] = piece.inputs, np.arange(n), segment
+            tokens[r, where], positions[r, where], segments[r, where] = (
+                piece.inputs,
+                np.arange(n),
+                segment,
+            )
             looked_at = np.flatnonzero(piece.weights)
             to = slice(filled[group], filled[group] + len(looked_at))
             places[group, to] = row_in_group * seq_len + start + looked_at
-            targets[group, to], weights[group, to] = piece.targets[looked_at], piece.weights[looked_at]
+            targets[group, to], weights[group, to] = (
+                piece.targets[looked_at],
+                piece.weights[looked_at],
+            )
             filled[group] = to.stop
             start += n
     return Batch(tokens, positions, segments, places, targets, weights)
@@ -234,10 +296,12 @@ class Layout(Protocol):
 
 
 class Batches:
-    """The batches of a whole run: `len(batches)` of them, each `batches[step]` a `Batch` of numpy arrays of one fixed shape.
+    """The batches of a whole run: `len(batches)` of them, each `batches[step]` a `Batch` of numpy
+    arrays of one fixed shape.
 
-    Epoch e shuffles `variants[e % len(variants)]` (documents may be worded differently from epoch to epoch) by (seed, e), packs
-    it, and its rows follow those of epoch e - 1, so that only the very last batch has empty rows.
+    Epoch e shuffles `variants[e % len(variants)]` (documents may be worded differently from epoch
+    to epoch) by (seed, e), packs it, and its rows follow those of epoch e - 1, so that only the
+    very last batch has empty rows.
 
     Args:
       variants: one or more lists of examples.
@@ -273,10 +337,20 @@ class Batches:
             self.rows += pack([examples[i] for i in order], seq_len)
         if not self.rows:
             raise UserError("nothing to train on: no example has a token that the loss looks at")
-        self.cuts = functools.reduce(Cuts.__add__, (Cuts.of(example, seq_len) for example in variants[0]), Cuts())
+        self.cuts = functools.reduce(
+            Cuts.__add__, (Cuts.of(example, seq_len) for example in variants[0]), Cuts()
+        )
         micro_rows = batch_rows // accumulate
-        micros = [self.rows[start : start + micro_rows] for start in range(0, len(self.rows), micro_rows)]
-        self.capacity = rounded_capacity(max(_n_targets(share) for micro in micros for share in _shares(micro, micro_rows, groups)))
+        micros = [
+            self.rows[start : start + micro_rows] for start in range(0, len(self.rows), micro_rows)
+        ]
+        self.capacity = rounded_capacity(
+            max(
+                _n_targets(share)
+                for micro in micros
+                for share in _shares(micro, micro_rows, groups)
+            )
+        )
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_rows)
@@ -322,11 +396,25 @@ def share_of(rows: Sequence[Row], groups: Sequence[int], layout: Layout) -> Batc
     for start in range(0, layout.batch_rows, micro_rows):
         # Missing rows are at the end, so an incomplete group has nothing behind it but empty ones.
         starts = [start + group * group_rows for group in groups]
-        picked = [row for first in starts for row in [*rows[first : first + group_rows], *[[]] * group_rows][:group_rows]]
+        picked = [
+            row
+            for first in starts
+            for row in [*rows[first : first + group_rows], *[[]] * group_rows][:group_rows]
+        ]
         micros.append(
-            make_batch(picked, seq_len=layout.seq_len, batch_rows=group_rows * len(groups), groups=len(groups), capacity=layout.capacity)
+            make_batch(
+                picked,
+                seq_len=layout.seq_len,
+                batch_rows=group_rows * len(groups),
+                groups=len(groups),
+                capacity=layout.capacity,
+            )
         )
-    return micros[0] if layout.accumulate == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
+    return (
+        micros[0]
+        if layout.accumulate == 1
+        else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
+    )
 
 
 def _shares(rows: Sequence[Row], batch_rows: int, groups: int) -> list[Sequence[Row]]:

@@ -1,4 +1,5 @@
-"""Checksums of arrays that do not depend on their sharding. A storage format notices a cut file, but not a flipped bit."""
+"""Checksums of arrays that do not depend on their sharding. A storage format notices a cut file,
+but not a flipped bit."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from kafjax.core.rundir import config_hash
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
     """Sums the words of each array modulo 2^32, each times an odd number derived from its position.
 
-    Integers add up to the same in any order, so devices and processes can each sum their part, on any mesh. An odd factor has an
-    inverse, so a change of any one word changes the sum; changes of several cancel by chance only, in one case of 2^32.
+    Integers add up to the same in any order, so devices and processes can each sum their part, on
+    any mesh. An odd factor has an inverse, so a change of any one word changes the sum; changes of
+    several cancel by chance only, in one case of 2^32.
     """
     return {name: int(value) for name, value in jax.device_get(_checksums(dict(arrays))).items()}
 
@@ -27,7 +29,8 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def weights_hash(params: Mapping[str, Any]) -> str:
-    """Hashes the values of a tree of weights, whatever their sharding: 12 hex digits. A collective: all processes must call it."""
+    """Hashes the values of a tree of weights, whatever their sharding: 12 hex digits. A collective:
+    all processes must call it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return config_hash(checksums({jax.tree_util.keystr(path): leaf for path, leaf in leaves}))
 
@@ -36,7 +39,10 @@ def _checksum(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     bits = 8 * array.dtype.itemsize
-    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{min(bits, 32)}")).astype(jnp.uint32)  # 64 bits give two words each
+    # 64 bits give two words each
+    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{min(bits, 32)}")).astype(
+        jnp.uint32
+    )
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
         stride = math.prod(words.shape[axis + 1 :]) % 2**32

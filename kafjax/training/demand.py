@@ -21,22 +21,32 @@ from kafjax.parallel.estimate import Demand, choose, show
 from kafjax.parallel.mesh import slices_of
 from kafjax.training.config import TrainConfig
 
-_STATE_MOMENTS = {"adamw": lambda size: size + 4, "adafactor": lambda size: 0.02, "muon": lambda size: size}
-"""Bytes of optimizer state a parameter, by the bytes of its dtype: the first moment takes that, AdamW's second 4; Adafactor's rows and
-columns are next to nothing."""
+_STATE_MOMENTS = {
+    "adamw": lambda size: size + 4,
+    "adafactor": lambda size: 0.02,
+    "muon": lambda size: size,
+}
+"""Bytes of optimizer state a parameter, by the bytes of its dtype: the first moment takes that,
+AdamW's second 4; Adafactor's rows and columns are next to nothing."""
 
 
-def auto_mesh(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None) -> tuple[Mesh, str]:
-    """Makes the mesh of all devices that the formulas rank first for a training, and gives the reason in a line."""
+def auto_mesh(
+    model: Decoder, config: TrainConfig, spec: lora.Spec | None = None
+) -> tuple[Mesh, str]:
+    """Makes the mesh of all devices that the formulas rank first for a training, and gives the
+    reason in a line."""
     devices = jax.devices()
     chip, n_slices = chip_of(devices[0]), slices_of(devices)
-    sizes, reason = choose(training_demand(model, config, spec), len(devices), chip or UNKNOWN, n_slices)
+    sizes, reason = choose(
+        training_demand(model, config, spec), len(devices), chip or UNKNOWN, n_slices
+    )
     guessed = "" if chip or len(devices) == 1 else " (whose speeds are guessed here)"
     return make_mesh(sizes, devices), f"{show(sizes, n_slices)}: {reason}{guessed}"
 
 
 def decoder_shape(model: Decoder) -> cost.DecoderShape:
-    """Sizes of the decoder that the cost formulas need; of experts those count that a token goes through."""
+    """Sizes of the decoder that the cost formulas need; of experts those count that a token goes
+    through."""
     config = model.config
     return cost.DecoderShape(
         block_params=sum(_size(model, path, leaf) for path, leaf in _kernels(model).items()),
@@ -51,26 +61,40 @@ def decoder_shape(model: Decoder) -> cost.DecoderShape:
     )
 
 
-def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None = None, lanes: int = 1) -> Demand:
+def training_demand(
+    model: Decoder, config: TrainConfig, spec: lora.Spec | None = None, lanes: int = 1
+) -> Demand:
     """Computes the demand of a training step on full rows, where every token is a target.
 
-    It is a step of full fine-tuning, or with `spec` of a LoRA adapter (or of `lanes` adapters, each on a batch of its own)."""
+    It is a step of full fine-tuning, or with `spec` of a LoRA adapter (or of `lanes` adapters, each
+    on a batch of its own)."""
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     trained_size = jnp.dtype(config.param_dtype).itemsize
     everything = trees.count(model.abstract_params())
     kernels = trees.count(_kernels(model))
-    ends = trees.count({name: leaf for name, leaf in model.abstract_params().items() if name != "layers"})
-    adapter = 0 if spec is None else sum(x.size for x in jax.tree.leaves(lora.abstract(spec, model.abstract_params())))
+    ends = trees.count(
+        {name: leaf for name, leaf in model.abstract_params().items() if name != "layers"}
+    )
+    adapter = (
+        0
+        if spec is None
+        else sum(x.size for x in jax.tree.leaves(lora.abstract(spec, model.abstract_params())))
+    )
     trained = adapter * lanes or (everything - ends if config.freeze_embedding else everything)
     rows = lanes * config.batch_rows
     tokens = rows * config.seq_len
     if spec is None:
-        flops = cost.train_flops_full(shape, tokens, tokens, config.seq_len, embedding_trained=not config.freeze_embedding)
+        flops = cost.train_flops_full(
+            shape, tokens, tokens, config.seq_len, embedding_trained=not config.freeze_embedding
+        )
     else:
         flops = cost.train_flops_lora(shape, tokens, tokens, config.seq_len, adapter_params=adapter)
     again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
-    all_pairs = 4 * shape.heads * shape.head_dims * config.seq_len  # attention computes what the mask hides, too
-    masked = tokens * all_pairs - cost.attention_flops(shape, config.seq_len) * tokens / config.seq_len
+    # attention computes what the mask hides, too
+    all_pairs = 4 * shape.heads * shape.head_dims * config.seq_len
+    masked = (
+        tokens * all_pairs - cost.attention_flops(shape, config.seq_len) * tokens / config.seq_len
+    )
     attention_again = 0.0 if config.remat == "none" else tokens * all_pairs
     scores = 4.0 * shape.heads * config.seq_len
     kept = {
@@ -102,7 +126,8 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
         loss=min(config.loss_chunk, tokens) * shape.vocab * 4.0 * 2,
         weight_reads=passes if spec is None else passes - 1,
         gathers=2,
-        reduces=2 + 5 + 2 * again,  # backward before q, k, v, gate and up: the compilers do not add these up first
+        # backward before q, k, v, gate and up: the compilers do not add these up first
+        reduces=2 + 5 + 2 * again,
         traffic=2 * passes * c * axes.inner + 4 * passes * scores,
         limits=axes.limits(model, config.seq_len),
         lanes=lanes,
@@ -110,7 +135,8 @@ def training_demand(model: Decoder, config: TrainConfig, spec: lora.Spec | None 
 
 
 def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
-    """Computes the demand of running `new` tokens on each of `rows` rows with `past` tokens in the cache, and drawing the next.
+    """Computes the demand of running `new` tokens on each of `rows` rows with `past` tokens in the
+    cache, and drawing the next.
 
     `past=0` is prefill, `new=1` a step of decoding. Weights are kept in the compute dtype."""
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
@@ -135,7 +161,8 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
         residual=axes.hidden * c,
         kept=cache * (2 if past else 1),  # for some shapes XLA for TPUs has the loop work on a copy
         kept_is_split=True,
-        transient=max(2 * c * axes.widest, 1.5 * scores),  # attention or the MLP, whichever is larger
+        # attention or the MLP, whichever is larger
+        transient=max(2 * c * axes.widest, 1.5 * scores),
         kv=0.0,
         loss=rows * shape.vocab * 4.0 * 2,
         weight_reads=1,
@@ -148,8 +175,9 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
 
 @dataclasses.dataclass(frozen=True)
 class _Widths:
-    """Sizes of a token's arrays in a layer: between layers, of the keys (or values) that it keeps, of all products with kernels, of all
-    intermediates. Where layers differ they are means, and `widest` is the largest of a layer's intermediates."""
+    """Sizes of a token's arrays in a layer: between layers, of the keys (or values) that it keeps,
+    of all products with kernels, of all intermediates. Where layers differ they are means, and
+    `widest` is the largest of a layer's intermediates."""
 
     hidden: int
     kv: float
@@ -160,16 +188,25 @@ class _Widths:
     @classmethod
     def of(cls, model: Decoder) -> _Widths:
         config = model.config
-        kvs, dots, inner = zip(*(_of_layer(config, config.shape(i)) for i in range(config.n_layers)), strict=True)
+        kvs, dots, inner = zip(
+            *(_of_layer(config, config.shape(i)) for i in range(config.n_layers)), strict=True
+        )
         beside = config.n_layers * config.per_layer_size
         return cls(config.hidden_size, _mean(kvs), _mean(dots), _mean(inner), max(inner) + beside)
 
     def limits(self, model: Decoder, seq_len: int) -> dict[str, dict[str, int]]:
         config = model.config
-        others = {"full_kv_heads": config.full_kv_heads, "sharing_mlp_size": config.sharing_mlp_size}
+        others = {
+            "full_kv_heads": config.full_kv_heads,
+            "sharing_mlp_size": config.sharing_mlp_size,
+        }
         return {
-            "fsdp": {"hidden_size": config.hidden_size} | ({"n_experts": config.n_experts} if config.n_experts else {}),
-            "tensor": {name: getattr(config, name) for name in ("n_kv_heads", "n_heads", "mlp_size", "vocab_size")}
+            "fsdp": {"hidden_size": config.hidden_size}
+            | ({"n_experts": config.n_experts} if config.n_experts else {}),
+            "tensor": {
+                name: getattr(config, name)
+                for name in ("n_kv_heads", "n_heads", "mlp_size", "vocab_size")
+            }
             | {name: size for name, size in others.items() if size},
             "sequence": {"seq_len": seq_len},
         }
@@ -182,7 +219,13 @@ def _of_layer(config: DecoderConfig, layer: LayerShape) -> tuple[int, int, int]:
     mlp, own = mlps * layer.mlp_size, 0 if layer.shares_kv else kv
     n_values = 1 if layer.keys_as_values else 2
     beside = config.per_layer_size
-    dots = heads + n_values * own + 2 * config.hidden_size + 2 * mlp + (beside + config.hidden_size if beside else 0)
+    dots = (
+        heads
+        + n_values * own
+        + 2 * config.hidden_size
+        + 2 * mlp
+        + (beside + config.hidden_size if beside else 0)
+    )
     inner = 2 * (heads + own) + own + (4 + 2 * mlps) * config.hidden_size + 3 * mlp + heads
     return own, dots, inner + (3 * beside + 2 * config.hidden_size if beside else 0)
 
@@ -193,10 +236,16 @@ def _mean(sizes: Sequence[int]) -> float:
 
 def _kernels(model: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
     leaves = trees.flatten(model.abstract_params())
-    return {path: leaf for path, leaf in leaves.items() if path.endswith(("/kernel", "/router", "_experts"))}
+    return {
+        path: leaf
+        for path, leaf in leaves.items()
+        if path.endswith(("/kernel", "/router", "_experts"))
+    }
 
 
 def _size(model: Decoder, path: str, kernel: jax.ShapeDtypeStruct) -> int:
     """Weights of a kernel that a token is multiplied with."""
     size, config = math.prod(kernel.shape), model.config
-    return size * config.experts_per_token // config.n_experts if path.endswith("_experts") else size
+    return (
+        size * config.experts_per_token // config.n_experts if path.endswith("_experts") else size
+    )

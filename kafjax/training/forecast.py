@@ -1,4 +1,5 @@
-"""`Forecast`: the steps, tokens and time of a training before it begins, from the formulas and the speed of this machine."""
+"""`Forecast`: the steps, tokens and time of a training before it begins, from the formulas and the
+speed of this machine."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ from kafjax.training.demand import training_demand
 from kafjax.training.loop import Data, batches_of
 
 SHARE = 0.5
-"""Share of the rate of large products that a training step reaches, roughly: norms, attention and the optimizer take the rest."""
+"""Share of the rate of large products that a training step reaches, roughly: norms, attention and
+the optimizer take the rest."""
 _SIDE, _SECONDS = 1024, 0.2
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """Size of a training. Of `seconds` expect half or twice as many: compiling, checkpoints and a busy machine come on top."""
+    """Size of a training. Of `seconds` expect half or twice as many: compiling, checkpoints and a
+    busy machine come on top."""
 
     steps: int
     tokens: int
@@ -38,7 +41,14 @@ class Forecast:
         return f"{self.steps:,} steps on {self.tokens:,} tokens, about {show_seconds(self.seconds)}"
 
 
-def forecast(model: Decoder, variants: Data, config: TrainConfig, mesh: Mesh, rate: float, spec: lora.Spec | None = None) -> Forecast:
+def forecast(
+    model: Decoder,
+    variants: Data,
+    config: TrainConfig,
+    mesh: Mesh,
+    rate: float,
+    spec: lora.Spec | None = None,
+) -> Forecast:
     """Forecasts `train(model, params, variants, config, spec=spec, mesh=mesh)`.
 
     Args:
@@ -50,11 +60,14 @@ def forecast(model: Decoder, variants: Data, config: TrainConfig, mesh: Mesh, ra
     batches = batches_of(variants, config, n_data_shares(mesh))
     steps = len(batches) if config.steps is None else config.steps
     tokens = sum(batches.n_tokens(step) for step in range(steps))
-    return Forecast(steps, tokens, steps * training_demand(model, config, spec).flops / (SHARE * rate))
+    return Forecast(
+        steps, tokens, steps * training_demand(model, config, spec).flops / (SHARE * rate)
+    )
 
 
 def matmul_rate(dtype: jnp.dtype, mesh: Mesh) -> float:
-    """Measures the FLOP/s of products of matrices of 1,024 x 1,024 on all devices of a mesh, in a fraction of a second.
+    """Measures the FLOP/s of products of matrices of 1,024 x 1,024 on all devices of a mesh, in a
+    fraction of a second.
 
     A host's devices that are no accelerators share its cores: they count as one.
     """

@@ -1,4 +1,5 @@
-"""The lists of a training's history, in one file that only grows: a checkpoint notes the length of its prefix, not the contents."""
+"""The lists of a training's history, in one file that only grows: a checkpoint notes the length of
+its prefix, not the contents."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ _NOTHING = {"bytes": 0, "crc": 0, "counts": {}}
 class Journal:
     """JSON lines `[name of the list, item]` in `path`. Lists may only be appended to.
 
-    Each checkpoint refers to a prefix of the file by its length and checksum. Going on from an earlier
-    checkpoint cuts off what lies behind its prefix. Process 0 writes; all processes read.
+    Each checkpoint refers to a prefix of the file by its length and checksum. Going on from an
+    earlier checkpoint cuts off what lies behind its prefix. Process 0 writes; all processes read.
     """
 
     def __init__(self, path: Path):
@@ -25,14 +26,18 @@ class Journal:
         self._end: dict[str, Any] = _NOTHING
 
     def append(self, history: dict[str, Any]) -> dict[str, Any]:
-        """Writes the items that are new since the last call (or `read`) and returns the note for a checkpoint.
+        """Writes the items that are new since the last call (or `read`) and returns the note for a
+        checkpoint.
 
-        The cost is that of the new items, however long the lists are. Raises `OSError` if the disk refuses.
+        The cost is that of the new items, however long the lists are. Raises `OSError` if the disk
+        refuses.
         """
         lists = {name: value for name, value in history.items() if isinstance(value, list)}
         rest = {name: value for name, value in history.items() if name not in lists}
         counts = self._end["counts"]
-        new = [[name, item] for name, items in lists.items() for item in items[counts.get(name, 0) :]]
+        new = [
+            [name, item] for name, items in lists.items() for item in items[counts.get(name, 0) :]
+        ]
         data = "".join(json.dumps(line) + "\n" for line in new).encode()
         start = self._end["bytes"]
         if is_main():
@@ -47,7 +52,8 @@ class Journal:
         return {"rest": rest, "journal": self._end}
 
     def read(self, noted: dict[str, Any]) -> dict[str, Any]:
-        """Reads the history of the checkpoint that noted `noted`. `append` then continues behind it.
+        """Reads the history of the checkpoint that noted `noted`. `append` then continues behind
+        it.
 
         Raises:
           ValueError, OSError: the file is missing or damaged before the end of the prefix.

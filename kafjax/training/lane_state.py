@@ -1,4 +1,5 @@
-"""States of lanes: taken out of a slot, padded and unpadded, moved into a program of fewer slots."""
+"""States of lanes: taken out of a slot, padded and unpadded, moved into a program of fewer
+slots."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ from kafjax.training.step import TrainState, places_of
 
 
 def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:
-    """Number of slots to continue with when `n_left` lanes of `n_lanes` slots are left: a power of two per device, at most half."""
+    """Number of slots to continue with when `n_left` lanes of `n_lanes` slots are left: a power of
+    two per device, at most half."""
     a_device = max(1, -(-n_left // lane_shards))
     size = lane_shards * (1 << (a_device - 1).bit_length())
     return size if 2 * size <= n_lanes else n_lanes
 
 
 def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState:
-    """Moves the lanes in slots `kept`, in that order, into a state of `task`, which may have fewer slots. Values are unchanged.
+    """Moves the lanes in slots `kept`, in that order, into a state of `task`, which may have fewer
+    slots. Values are unchanged.
 
     Slots of `task` beyond them repeat the last one.
     """
@@ -36,8 +39,13 @@ def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState
 
 
 def _adapter_trees(function: Callable[[Any], Any], state: TrainState) -> TrainState:
-    """Applies `function` to the adapter and to what an optimizer keeps in its shape (optax puts such trees into tuples)."""
-    return jax.tree.map(lambda x: function(x) if isinstance(x, dict) else x, state, is_leaf=lambda x: isinstance(x, dict))
+    """Applies `function` to the adapter and to what an optimizer keeps in its shape (optax puts
+    such trees into tuples)."""
+    return jax.tree.map(
+        lambda x: function(x) if isinstance(x, dict) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, dict),
+    )
 
 
 def padded(state: TrainState, layout: lora.lanes.Layout) -> TrainState:

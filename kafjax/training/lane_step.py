@@ -1,11 +1,13 @@
-"""One optimizer step of many adapters at once: `vmap` over the adapters, with one base that is not mapped.
+"""One optimizer step of many adapters at once: `vmap` over the adapters, with one base that is not
+mapped.
 
     state.trainable   {kernel path: {"a": [N, .., in, R], "b": [N, .., R, out]}}      N lanes
     frozen            the base, once
     batch             a `Batch` whose arrays have a leading axis of N lanes: each lane reads its own rows
 
-A product with a kernel of the base is one product over all lanes' tokens; so is the one with the vocabulary. Lanes share nothing
-else: clipping, moments, schedule and loss are each lane's own, so that a lane computes what it would compute alone.
+A product with a kernel of the base is one product over all lanes' tokens; so is the one with the
+vocabulary. Lanes share nothing else: clipping, moments, schedule and loss are each lane's own, so
+that a lane computes what it would compute alone.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ from kafjax.training.task import lay_out
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LaneInputs:
-    """Inputs that differ between lanes, beside their state. They are arrays, so that another mix needs no other program.
+    """Inputs that differ between lanes, beside their state. They are arrays, so that another mix
+    needs no other program.
 
-    `scales` `{kernel path: float32 [N, ..]}`; `peak_N` float32 learning rates; `warmup_N`, `steps_N` int32 of each schedule;
-    `active_N` bool: an inactive lane keeps its state.
+    `scales` `{kernel path: float32 [N, ..]}`; `peak_N` float32 learning rates; `warmup_N`,
+    `steps_N` int32 of each schedule; `active_N` bool: an inactive lane keeps its state.
     """
 
     scales: Any
@@ -53,7 +56,8 @@ class LaneInputs:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledLanes:
-    """The step, ready to run: `step(state, frozen, inputs, batch) -> (state, metrics)`; bytes on one device."""
+    """The step, ready to run: `step(state, frozen, inputs, batch) -> (state, metrics)`; bytes on
+    one device."""
 
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     seconds: float
@@ -62,9 +66,16 @@ class CompiledLanes:
 
 
 def lane_losses(
-    model: Decoder, frozen: trees.Tree, adapters: Any, scales: Mapping[str, jax.Array], batch: Batch, chunk: int, lane_shards: int = 1
+    model: Decoder,
+    frozen: trees.Tree,
+    adapters: Any,
+    scales: Mapping[str, jax.Array],
+    batch: Batch,
+    chunk: int,
+    lane_shards: int = 1,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Returns the sum of all lanes' losses, to differentiate, and `(losses_N, weights_N)`, each lane's sums of token losses and weights.
+    """Returns the sum of all lanes' losses, to differentiate, and `(losses_N, weights_N)`, each
+    lane's sums of token losses and weights.
 
     Args:
       batch: arrays with a leading axis of N lanes.
@@ -73,17 +84,25 @@ def lane_losses(
     """
 
     def hidden(adapters, scales, tokens_BxT, positions_BxT, segments_BxT):
-        return model.hidden(lora.lanes.attach(frozen, adapters, scales), tokens_BxT, positions_BxT, segments_BxT)[0]
+        return model.hidden(
+            lora.lanes.attach(frozen, adapters, scales), tokens_BxT, positions_BxT, segments_BxT
+        )[0]
 
-    hidden_NxBxTxD = jax.vmap(hidden)(adapters, scales, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT)
+    hidden_NxBxTxD = jax.vmap(hidden)(
+        adapters, scales, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT
+    )
     N, S, P = batch.places_SxN.shape
     D = hidden_NxBxTxD.shape[-1]
-    looked_at_NxSxPxD = jax.vmap(jax.vmap(lambda h, places: h[places]))(hidden_NxBxTxD.reshape(N, S, -1, D), batch.places_SxN)
+    looked_at_NxSxPxD = jax.vmap(jax.vmap(lambda h, places: h[places]))(
+        hidden_NxBxTxD.reshape(N, S, -1, D), batch.places_SxN
+    )
 
     def grouped(x: Any) -> jax.Array:
-        """Reshapes `[N, S, P, ..]` to `[groups, P x lanes of a device, ..]`: the part of a device stays there and is chunked together.
+        """Reshapes `[N, S, P, ..]` to `[groups, P x lanes of a device, ..]`: the part of a device
+        stays there and is chunked together.
 
-        Each lane's first places come first, so that places that are empty in all lanes are at the end.
+        Each lane's first places come first, so that places that are empty in all lanes are at the
+        end.
         """
         x = jnp.moveaxis(x.reshape(lane_shards, N // lane_shards, *x.shape[1:]), 1, 3)
         return x.reshape(lane_shards * S, -1, *x.shape[4:])
@@ -111,7 +130,8 @@ class LaneTask:
 
     Attributes:
       frozen: the base on the mesh, matrices in the model's dtype.
-      abstract: shapes, dtypes and shardings of the `TrainState`, of which every array has a leading axis of lanes.
+      abstract: shapes, dtypes and shardings of the `TrainState`, of which every array has a leading
+        axis of lanes.
     """
 
     model: Decoder
@@ -124,22 +144,37 @@ class LaneTask:
 
     @classmethod
     def build(
-        cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, layout: lora.lanes.Layout, n_lanes: int
+        cls,
+        model: Decoder,
+        params: trees.Tree,
+        config: TrainConfig,
+        mesh: Mesh,
+        layout: lora.lanes.Layout,
+        n_lanes: int,
     ) -> LaneTask:
-        """Raises `UserError` if the lanes do not divide over the mesh, the base does not fit it, or it has experts."""
+        """Raises `UserError` if the lanes do not divide over the mesh, the base does not fit it, or
+        it has experts."""
         check_lanes(n_lanes, mesh)
         if model.config.n_experts:  # JAX has no `vmap` of `ragged_dot` with one set of kernels
-            raise UserError("adapters beside a mixture of experts do not train in lanes; train them one by one (finetune)")
+            raise UserError(
+                "adapters beside a mixture of experts do not train in lanes; train them one by one (finetune)"
+            )
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
         frozen = lay_out(model, params, mesh)
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), layout)
-        axes = jax.tree.map(lambda names: ("lanes", *names), lora.axes(layout, model.axes()), is_leaf=lambda x: isinstance(x, tuple))
+        axes = jax.tree.map(
+            lambda names: ("lanes", *names),
+            lora.axes(layout, model.axes()),
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
         optimizer = optimizer_of(config)
         state = jax.eval_shape(jax.vmap(lambda adapters: new_state(adapters, optimizer)), stacked)
         by_lane = NamedSharding(mesh, PartitionSpec("lane"))
         places = state_shardings(shardings(axes, stacked, mesh), state, mesh, counters=by_lane)
-        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+        abstract = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+        )
         return cls(model, config, mesh, layout, n_lanes, frozen, abstract)
 
     def empty(self) -> TrainState:
@@ -156,7 +191,8 @@ class LaneTask:
 
     @functools.cached_property
     def put(self) -> Callable[[TrainState, Any, TrainState], TrainState]:
-        """`put(state, slot, lane_state)`: the state with one lane's (padded, without the leading axis) in a slot. `state` is donated."""
+        """`put(state, slot, lane_state)`: the state with one lane's (padded, without the leading
+        axis) in a slot. `state` is donated."""
 
         def set_(state: Any, slot: Any, lane_state: Any) -> Any:
             return jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)
@@ -181,16 +217,31 @@ class LaneTask:
         def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)
 
-        scales = {path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.layout.items()}
-        inputs = LaneInputs(scales, lane(jnp.float32), lane(jnp.int32), lane(jnp.int32), lane(jnp.bool_))
+        scales = {
+            path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.layout.items()
+        }
+        inputs = LaneInputs(
+            scales, lane(jnp.float32), lane(jnp.int32), lane(jnp.int32), lane(jnp.bool_)
+        )
         return inputs, jax.tree.map(stacked, batch)
 
     def shard_inputs(self, inputs: LaneInputs) -> LaneInputs:
         return shard(inputs, NamedSharding(self.mesh, PartitionSpec("lane")))
 
-    def losses(self, state: TrainState, inputs: LaneInputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Computes each lane's summed loss and weight on a batch, `[N]` both, without learning. Jitted."""
-        return _losses(self.model, self.frozen, state.trainable, inputs.scales, batch, self.config.loss_chunk, self.lane_shards)
+    def losses(
+        self, state: TrainState, inputs: LaneInputs, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes each lane's summed loss and weight on a batch, `[N]` both, without learning.
+        Jitted."""
+        return _losses(
+            self.model,
+            self.frozen,
+            state.trainable,
+            inputs.scales,
+            batch,
+            self.config.loss_chunk,
+            self.lane_shards,
+        )
 
     def compile(self, inputs: LaneInputs, batch: Batch) -> CompiledLanes:
         """Compiles the step for inputs and batches of these shapes (arrays or abstract)."""
@@ -198,7 +249,9 @@ class LaneTask:
         compiled = self.lower(inputs, batch).compile()
         seconds = time.perf_counter() - began
         memory: Any = compiled.memory_analysis()
-        return CompiledLanes(compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+        return CompiledLanes(
+            compiled, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        )
 
     def lower(self, inputs: LaneInputs, batch: Batch) -> jax.stages.Lowered:
         """Lowers the step for inputs and batches of these shapes, for the devices of the mesh."""
@@ -215,9 +268,19 @@ class LaneTask:
         )
         return jitted.lower(self.abstract, self.frozen, shapes(inputs), shapes(batch))
 
-    def _step(self, state: TrainState, frozen: trees.Tree, inputs: LaneInputs, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _step(
+        self, state: TrainState, frozen: trees.Tree, inputs: LaneInputs, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         def summed(adapters, microbatch):
-            return lane_losses(self.model, frozen, adapters, inputs.scales, microbatch, self.config.loss_chunk, self.lane_shards)
+            return lane_losses(
+                self.model,
+                frozen,
+                adapters,
+                inputs.scales,
+                microbatch,
+                self.config.loss_chunk,
+                self.lane_shards,
+            )
 
         value_and_grad = jax.value_and_grad(summed, has_aux=True)
 
@@ -227,7 +290,9 @@ class LaneTask:
         if self.config.accumulate == 1:
             (_, (losses_N, weights_N)), gradients = value_and_grad(state.trainable, batch)
         else:
-            shapes = jax.eval_shape(value_and_grad, state.trainable, jax.tree.map(lambda x: x[0], batch))
+            shapes = jax.eval_shape(
+                value_and_grad, state.trainable, jax.tree.map(lambda x: x[0], batch)
+            )
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             ((_, (losses_N, weights_N)), gradients), _ = jax.lax.scan(add, zeros, batch)
         weights_or_1_N = jnp.maximum(weights_N, 1e-9)
@@ -238,18 +303,35 @@ class LaneTask:
             def rate(count: Any) -> Any:
                 return optimizers.rate(count, peak, warmup, steps, self.config.floor_fraction)
 
-            updates, opt_state = optimizer_of(self.config, rate).update(gradients, state.opt_state, state.trainable)
-            after = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
+            updates, opt_state = optimizer_of(self.config, rate).update(
+                gradients, state.opt_state, state.trainable
+            )
+            after = TrainState(
+                state.step + 1, optax.apply_updates(state.trainable, updates), opt_state
+            )
             after = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state)
             return after, optax.global_norm(gradients), jnp.float32(rate(state.step))
 
         after, norm_N, rate_N = jax.vmap(update)(
-            state, gradients, weights_or_1_N, inputs.peak_N, inputs.warmup_N, inputs.steps_N, inputs.active_N
+            state,
+            gradients,
+            weights_or_1_N,
+            inputs.peak_N,
+            inputs.warmup_N,
+            inputs.steps_N,
+            inputs.active_N,
         )
-        return after, {"loss": losses_N / weights_or_1_N, "grad_norm": norm_N, "targets": weights_N, "learning_rate": rate_N}
+        return after, {
+            "loss": losses_N / weights_or_1_N,
+            "grad_norm": norm_N,
+            "targets": weights_N,
+            "learning_rate": rate_N,
+        }
 
 
-def optimizer_of(config: TrainConfig, rate: optax.Schedule = lambda step: step) -> optax.GradientTransformation:
+def optimizer_of(
+    config: TrainConfig, rate: optax.Schedule = lambda step: step
+) -> optax.GradientTransformation:
     """Optimizer of one lane. The state's structure does not depend on the rate."""
     return optimizers.make(
         config.optimizer,
@@ -267,21 +349,26 @@ def check_lanes(n_lanes: int, mesh: Mesh) -> None:
     """Raises `UserError` if `n_lanes` do not divide over the `lane` axis of the mesh."""
     size = mesh.shape["lane"]
     if n_lanes < 1 or n_lanes % size:
-        raise UserError(f"{n_lanes} lanes do not divide over mesh axis lane:{size}; use a multiple of {size}")
+        raise UserError(
+            f"{n_lanes} lanes do not divide over mesh axis lane:{size}; use a multiple of {size}"
+        )
 
 
 def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
     """Returns the number of lanes that memory holds, and the reason in words.
 
-    It is at most `most`, and deals them evenly over the rounds that `most` lanes need. The compiler tells the bytes of one lane (a device
-    of the `lane` axis) and of two; four fifths of the free memory are filled.
+    It is at most `most`, and deals them evenly over the rounds that `most` lanes need. The compiler
+    tells the bytes of one lane (a device of the `lane` axis) and of two; four fifths of the free
+    memory are filled.
 
     Args:
       task: a task of as few lanes as the mesh allows.
       batch: a batch of one lane.
     """
     unit, base = task.n_lanes, trees.n_bytes(task.frozen)
-    programs = [(sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)]
+    programs = [
+        (sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)
+    ]
     needs = [program.argument_bytes + program.temporary_bytes for program in programs]
     a_unit, free = max(needs[1] - needs[0], 1), _free_bytes() * 4 // 5
     room = max(1, 1 + int((free - (needs[0] - base)) // a_unit)) * unit
@@ -295,9 +382,17 @@ def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
 
 
 def _free_bytes() -> int:
-    """Free bytes on the fullest accelerator of this process, or in the machine's memory where the runtime does not count."""
-    counted = [stats for device in jax.local_devices() if (stats := device.memory_stats()) and "bytes_limit" in stats]
-    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted), default=psutil.virtual_memory().available)
+    """Free bytes on the fullest accelerator of this process, or in the machine's memory where the
+    runtime does not count."""
+    counted = [
+        stats
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "bytes_limit" in stats
+    ]
+    return min(
+        (stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted),
+        default=psutil.virtual_memory().available,
+    )
 
 
 _losses = jax.jit(

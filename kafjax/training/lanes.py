@@ -1,4 +1,5 @@
-"""`train_lanes`: a whole LoRA sweep as one program. Lanes fill slots, leave when they are done, and make room for the next.
+"""`train_lanes`: a whole LoRA sweep as one program. Lanes fill slots, leave when they are done, and
+make room for the next.
 
     slots      0        1        2        3             waiting
     tick 1     r4 s0    r4 s1    r16 s0   r16 s1        r64 s0, r64 s1
@@ -7,8 +8,8 @@
     ...
     tick 61    r64 s0   r64 s1                          none is waiting: the rest is repacked into a smaller program
 
-Each lane counts its own steps and reads its own data, so its result depends neither on its slot nor on the lanes beside it. Its
-checkpoints are those of the same adapter trained alone by `train`.
+Each lane counts its own steps and reads its own data, so its result depends neither on its slot nor
+on the lanes beside it. Its checkpoints are those of the same adapter trained alone by `train`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ from kafjax.training.step import TrainState, new_state
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """One adapter of a sweep, by the settings in which lanes may differ. `name` is a unique folder name."""
+    """One adapter of a sweep, by the settings in which lanes may differ. `name` is a unique folder
+    name."""
 
     name: str
     spec: lora.Spec
@@ -61,7 +63,8 @@ class Lane:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStop:
-    """Early stopping: a lane leaves when its loss on `examples`, computed every `every` steps, has not improved for `patience` times."""
+    """Early stopping: a lane leaves when its loss on `examples`, computed every `every` steps, has
+    not improved for `patience` times."""
 
     examples: Sequence[Example]
     every: int = 20
@@ -76,7 +79,8 @@ class LaneResult:
       adapters: at its own rank, as `train` would have given them.
       curve: a dict a step, as of `train`.
       checks: `{"step", "loss"}` of each look at the examples of `EarlyStop`.
-      ending: finished, stopped (early) or diverged (its loss was no longer finite; the others go on).
+      ending: finished, stopped (early) or diverged (its loss was no longer finite; the others go
+        on).
       tokens: trained on, padding not counted.
     """
 
@@ -89,7 +93,8 @@ class LaneResult:
 
 @dataclasses.dataclass
 class _Seat:
-    """A lane while it trains. `history` is what its checkpoints keep beside the state, `saved` the step of the last of them."""
+    """A lane while it trains. `history` is what its checkpoints keep beside the state, `saved` the
+    step of the last of them."""
 
     lane: Lane
     batches: Source
@@ -124,7 +129,8 @@ def train_lanes(
     log: Log | None = None,
     label: str = "lanes",
 ) -> dict[str, LaneResult]:
-    """Trains every lane as `train(model, params, variants, lane.config(config), spec=lane.spec)` would, `slots` at a time.
+    """Trains every lane as `train(model, params, variants, lane.config(config), spec=lane.spec)`
+    would, `slots` at a time.
 
     Args:
       config: settings of all lanes; each has its own learning rate and seed.
@@ -133,19 +139,25 @@ def train_lanes(
       mesh: slots are split over its `lane` axis, rows over `data` and `fsdp`.
       run_dir: checkpoints go to `run_dir/NAME OF THE LANE/checkpoints`, and are resumed from there.
       on_done: called with each lane as soon as it is done.
-      log: called as `log(label=NAME OF THE LANE, step=..., loss=..., ...)` after each step of each lane.
+      log: called as `log(label=NAME OF THE LANE, step=..., loss=..., ...)` after each step of each
+        lane.
 
     Raises:
-      UserError: no lanes, two of one name, one that does not fit the base, slots that do not divide over the mesh, and whatever
-        `train` raises, except for a loss that is no longer finite, which ends only its lane.
-      Preempted: SIGTERM came, and each lane that trains is saved at its step, if checkpoints are. In all processes alike.
+      UserError: no lanes, two of one name, one that does not fit the base, slots that do not divide
+        over the mesh, and whatever `train` raises, except for a loss that is no longer finite,
+        which ends only its lane.
+      Preempted: SIGTERM came, and each lane that trains is saved at its step, if checkpoints are.
+        In all processes alike.
     """
     mesh = make_mesh() if mesh is None else mesh
     check(params, config, lanes)
     layout = lora.lanes.layout([lane.spec for lane in lanes], params) if layout is None else layout
     slots = -(-len(lanes) // mesh.shape["lane"]) * mesh.shape["lane"] if slots is None else slots
     task = LaneTask.build(model, params, config, mesh, layout, slots)
-    data = {seed: batches_of(variants, dataclasses.replace(config, seed=seed), n_data_shares(mesh)) for seed in {x.seed for x in lanes}}
+    data = {
+        seed: batches_of(variants, dataclasses.replace(config, seed=seed), n_data_shares(mesh))
+        for seed in {x.seed for x in lanes}
+    }
     capacity = max(batches.capacity for batches in data.values())
     for batches in data.values():
         batches.capacity = capacity  # one shape for all
@@ -170,7 +182,9 @@ def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> Non
         raise UserError("there are no lanes to train: the list is empty")
     if (config.optimizer, config.param_dtype) != ("adamw", "float32"):
         given = f"{config.param_dtype} with {config.optimizer}"
-        raise UserError(f"lanes train in float32 with adamw, not in {given}; train such adapters alone")
+        raise UserError(
+            f"lanes train in float32 with adamw, not in {given}; train such adapters alone"
+        )
     for name, count in collections.Counter(lane.name for lane in lanes).items():
         if count > 1:
             raise UserError(f"two lanes are named '{name}'")
@@ -211,12 +225,20 @@ class _Run:
     def __post_init__(self) -> None:
         self.seats = [None] * self.task.n_lanes
         self.state: TrainState = self.task.empty()
-        self.looked_at: list[Batch] = _all_batches(self.early_stop.examples, self.task) if self.early_stop else []
-        self.n_steps = {seed: self.task.config.steps or len(batches) for seed, batches in self.data.items()}
+        self.looked_at: list[Batch] = (
+            _all_batches(self.early_stop.examples, self.task) if self.early_stop else []
+        )
+        self.n_steps = {
+            seed: self.task.config.steps or len(batches) for seed, batches in self.data.items()
+        }
         self.total = sum(self.n_steps[lane.seed] for lane in self.waiting)
 
     def train_all(self) -> dict[str, LaneResult]:
-        with Preemption() as preemption, contextlib.ExitStack() as opened, Progress(self.label, self.total) as bar:
+        with (
+            Preemption() as preemption,
+            contextlib.ExitStack() as opened,
+            Progress(self.label, self.total) as bar,
+        ):
             self.opened, self.bar = opened, bar
             self._fill()
             inputs, batch = self._inputs(), self._batch()
@@ -240,7 +262,9 @@ class _Run:
         for slot, seat in enumerate(self.seats):
             if seat is None and self.waiting:
                 self.seats[slot], lane_state = self._open(self.waiting.popleft())
-                self.state = self.task.put(self.state, np.int32(slot), padded(lane_state, self.task.layout))
+                self.state = self.task.put(
+                    self.state, np.int32(slot), padded(lane_state, self.task.layout)
+                )
 
     def _open(self, lane: Lane) -> tuple[_Seat, TrainState]:
         """Opens a lane at its start, or at its last checkpoint."""
@@ -250,15 +274,23 @@ class _Run:
         fingerprint = fingerprint_of(task.model, self.params, self.variants, config, lane.spec)
         checkpoints = opened.enter_context(open_checkpoints(folder, config, fingerprint))
         optimizer = optimizer_of(config)
-        abstract = jax.eval_shape(lambda adapters: new_state(adapters, optimizer), lora.abstract(lane.spec, self.params))
+        abstract = jax.eval_shape(
+            lambda adapters: new_state(adapters, optimizer), lora.abstract(lane.spec, self.params)
+        )
         everywhere = replicated(task.mesh)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract
+        )
         restored = None if checkpoints is None else checkpoints.restore(abstract)
         if restored is None:
-            adapters = drawn(dataclasses.replace(lane.spec, alpha=1.0), task.model, jax.random.key(lane.seed))
+            adapters = drawn(
+                dataclasses.replace(lane.spec, alpha=1.0), task.model, jax.random.key(lane.seed)
+            )
             restored = new_state(adapters, optimizer), {"seconds": 0.0, "curve": []}
         state, history = restored
-        seat = _Seat(lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened)
+        seat = _Seat(
+            lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened
+        )
         seat.saved = seat.done
         if seat.done:
             self.bar.advance(seat.done)
@@ -293,7 +325,9 @@ class _Run:
 
     def _own_state(self, slot: int, seat: _Seat) -> TrainState:
         """Returns the state in a slot, as the lane would have it alone."""
-        return unpadded(take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params))
+        return unpadded(
+            take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params)
+        )
 
     def _repack_if_it_pays(self) -> None:
         """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
@@ -305,7 +339,9 @@ class _Run:
         saved = ticks * self.seconds / self.n_ticks * (1 - size / self.task.n_lanes)
         if size not in self.programs and saved < self.programs[self.task.n_lanes].seconds:
             return
-        say(self.label, f"{len(seated)} of {self.task.n_lanes} lanes are left: repacked into {size}")
+        say(
+            self.label, f"{len(seated)} of {self.task.n_lanes} lanes are left: repacked into {size}"
+        )
         self.task = self.task.resized(size)
         self.state = repack(self.state, [slot for slot, _ in seated], self.task)
         self.seats = [*(seat for _, seat in seated), *[None] * (size - len(seated))]
@@ -316,7 +352,10 @@ class _Run:
         n = self.task.n_lanes
         if n not in self.programs:
             config = self.task.config
-            with waiting(self.label, f"compiling for {n} lanes of {config.batch_rows} x {config.seq_len} tokens"):
+            with waiting(
+                self.label,
+                f"compiling for {n} lanes of {config.batch_rows} x {config.seq_len} tokens",
+            ):
                 self.programs[n] = self.task.compile(inputs, batch)
         return self.programs[n]
 
@@ -326,15 +365,24 @@ class _Run:
         if not any(rows):
             return None
         filler = dataclasses.replace(next(filter(None, rows)), active_N=np.bool_(False))
-        return self.task.shard_inputs(jax.tree.map(lambda *leaves: np.stack(leaves), *(row or filler for row in rows)))
+        return self.task.shard_inputs(
+            jax.tree.map(lambda *leaves: np.stack(leaves), *(row or filler for row in rows))
+        )
 
     def _inputs_of(self, seat: _Seat) -> LaneInputs:
         warmup = optimizers.warmup_steps(seat.n_steps, self.task.config.warmup_fraction)
         scales = lora.lanes.scales(seat.lane.spec, self.params, self.task.layout)
-        return LaneInputs(scales, np.float32(seat.lane.learning_rate), np.int32(warmup), np.int32(seat.n_steps), np.bool_(True))
+        return LaneInputs(
+            scales,
+            np.float32(seat.lane.learning_rate),
+            np.int32(warmup),
+            np.int32(seat.n_steps),
+            np.bool_(True),
+        )
 
     def _batch(self, ahead: int = 0) -> Batch | None:
-        """Returns the rows of each lane `ahead` steps from now. A slot that is or will be idle gets any rows."""
+        """Returns the rows of each lane `ahead` steps from now. A slot that is or will be idle gets
+        any rows."""
 
         def rows(seat: _Seat) -> Batch:
             return seat.batches[min(seat.done + ahead, seat.n_steps - 1)]
@@ -348,7 +396,10 @@ class _Run:
         def stack(*leaves: np.ndarray) -> np.ndarray:
             return np.stack(leaves, axis)
 
-        return shard(jax.tree.map(stack, *(rows(seat) if seat else filler for seat in self.seats)), self.task.batch_sharding())
+        return shard(
+            jax.tree.map(stack, *(rows(seat) if seat else filler for seat in self.seats)),
+            self.task.batch_sharding(),
+        )
 
     def _record(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
         self.n_ticks += 1
@@ -356,14 +407,20 @@ class _Run:
         seated = self._seated()
         for slot, seat in seated:
             step = seat.done
-            row = {"step": step + 1, **{name: float(value[slot]) for name, value in metrics.items()}}
+            row = {
+                "step": step + 1,
+                **{name: float(value[slot]) for name, value in metrics.items()},
+            }
             row["tokens"] = seat.batches.n_tokens(step)
             self.tokens += row["tokens"]
             seat.history["curve"].append(row)
             seat.history["seconds"] += seconds / len(seated)
             if not math.isfinite(row["loss"]):
                 seat.history["ending"] = "diverged"
-                say(seat.lane.name, f"the loss is {row['loss']} at step {step + 1}: learning rate {seat.lane.learning_rate:g} is too high")
+                say(
+                    seat.lane.name,
+                    f"the loss is {row['loss']} at step {step + 1}: learning rate {seat.lane.learning_rate:g} is too high",
+                )
             if self.log is not None and jax.process_index() == 0:
                 self.log(label=seat.lane.name, **row)
         losses = [seat.history["curve"][-1]["loss"] for _, seat in seated]
@@ -372,19 +429,30 @@ class _Run:
         if self.early_stop:
             self._look(self.early_stop)
         for slot, seat in seated:
-            if seat.checkpoints is not None and seat.done % self.task.config.checkpoint_every == 0 and not seat.ending:
+            if (
+                seat.checkpoints is not None
+                and seat.done % self.task.config.checkpoint_every == 0
+                and not seat.ending
+            ):
                 self._save(slot, seat, seat.checkpoints)
 
     def _save(self, slot: int, seat: _Seat, checkpoints: Checkpoints) -> None:
-        checkpoints.save(seat.done, shard(self._own_state(slot, seat), replicated(self.task.mesh)), seat.history)
+        checkpoints.save(
+            seat.done, shard(self._own_state(slot, seat), replicated(self.task.mesh)), seat.history
+        )
         seat.saved = seat.done
 
     def _save_and_leave(self) -> None:
-        """Saves each lane that has trained since its last checkpoint, waits for the disk and raises `Preempted`."""
+        """Saves each lane that has trained since its last checkpoint, waits for the disk and raises
+        `Preempted`."""
         seated = self._seated()
-        kept = [(slot, seat, seat.checkpoints) for slot, seat in seated if seat.checkpoints is not None]
+        kept = [
+            (slot, seat, seat.checkpoints) for slot, seat in seated if seat.checkpoints is not None
+        ]
         if len(kept) < len(seated):
-            raise Preempted(f"{self.label}: the steps of {len(seated)} lanes are lost, as checkpoints are off")
+            raise Preempted(
+                f"{self.label}: the steps of {len(seated)} lanes are lost, as checkpoints are off"
+            )
         for slot, seat, checkpoints in kept:
             if seat.done > seat.saved:
                 self._save(slot, seat, checkpoints)
@@ -394,13 +462,23 @@ class _Run:
         raise Preempted(f"{self.label}: saved {steps}; run the same command again to go on")
 
     def _look(self, stop: EarlyStop) -> None:
-        """Computes held-out losses of the lanes that are due, and ends those that have not improved for long enough."""
-        due = [(slot, seat) for slot, seat in self._seated() if seat.done % stop.every == 0 and not seat.ending]
+        """Computes held-out losses of the lanes that are due, and ends those that have not improved
+        for long enough."""
+        due = [
+            (slot, seat)
+            for slot, seat in self._seated()
+            if seat.done % stop.every == 0 and not seat.ending
+        ]
         inputs = self._inputs() if due else None
         if inputs is None:
             return
-        sums = [self.task.losses(self.state, inputs, _for_lanes(batch, self.task)) for batch in self.looked_at]
-        losses_N: Any = sum(np.asarray(total) for total, _ in sums) / sum(np.asarray(weight) for _, weight in sums)
+        sums = [
+            self.task.losses(self.state, inputs, _for_lanes(batch, self.task))
+            for batch in self.looked_at
+        ]
+        losses_N: Any = sum(np.asarray(total) for total, _ in sums) / sum(
+            np.asarray(weight) for _, weight in sums
+        )
         for slot, seat in due:
             checks = seat.history.setdefault("checks", [])
             checks.append({"step": seat.done, "loss": float(losses_N[slot])})

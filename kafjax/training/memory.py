@@ -1,4 +1,5 @@
-"""Peak memory of a stretch of work: the accelerator's own count where there is one, else the process's resident size, sampled."""
+"""Peak memory of a stretch of work: the accelerator's own count where there is one, else the
+process's resident size, sampled."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ _SAMPLE_SECONDS = 0.05
 class PeakMemory:
     """`with PeakMemory() as peak: ...`, then `peak.n_bytes`.
 
-    On an accelerator it is the highest count of any local device since the process started (a runtime keeps no other). On a CPU it
-    is the highest resident size of the whole process during the block, so it includes Python and whatever else is loaded.
+    On an accelerator it is the highest count of any local device since the process started (a
+    runtime keeps no other). On a CPU it is the highest resident size of the whole process during
+    the block, so it includes Python and whatever else is loaded.
     """
 
     def __init__(self) -> None:
@@ -28,7 +30,12 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._done.set()
         self._thread.join()
 
@@ -40,5 +47,8 @@ class PeakMemory:
 
     @property
     def n_bytes(self) -> int:
-        on_device = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+        on_device = [
+            (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+            for device in jax.local_devices()
+        ]
         return max(on_device) or self._highest

@@ -1,4 +1,5 @@
-"""One optimizer step: a pure function of (state, frozen parameters, batch), jitted, sharded, with the state donated."""
+"""One optimizer step: a pure function of (state, frozen parameters, batch), jitted, sharded, with
+the state donated."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from kafjax.training import objective
 from kafjax.training.optimizers import round_stochastically
 
 Combine = Callable[[Any, trees.Tree, jax.Array], trees.Tree]
-"""`combine(trainable, frozen, key) -> params`: what makes full fine-tuning, a frozen embedding and LoRA one step. `key` draws the dropout
-of this step, or of one of its microbatches."""
+"""`combine(trainable, frozen, key) -> params`: what makes full fine-tuning, a frozen embedding and
+LoRA one step. `key` draws the dropout of this step, or of one of its microbatches."""
 
 Step = jax.stages.Wrapped
 """`step(state, frozen, batch) -> (state, metrics)`, jitted."""
@@ -39,20 +40,30 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(jnp.int32(0), trainable, optimizer.init(_float32(trainable)))
 
 
-def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, counters: NamedSharding | None = None) -> TrainState:
+def state_shardings(
+    trainable_shardings: Any,
+    abstract: TrainState,
+    mesh: Mesh,
+    counters: NamedSharding | None = None,
+) -> TrainState:
     """Returns the shardings of a whole state.
 
-    Moments are sharded as their parameters. Adafactor's row and column means keep the sharding of their remaining axes. Counters are
-    replicated, or sharded by `counters`."""
+    Moments are sharded as their parameters. Adafactor's row and column means keep the sharding of
+    their remaining axes. Counters are replicated, or sharded by `counters`."""
     counters = replicated(mesh) if counters is None else counters
     places = dict(jax.tree_util.tree_leaves_with_path(trainable_shardings))
-    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.trainable)}
+    shapes = {
+        path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.trainable)
+    }
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         of = next((path[start:] for start in range(len(path)) if path[start:] in places), None)
         if of is None:
             return counters
-        shape, spec = shapes[of], (*places[of].spec, *(None,) * (len(shapes[of]) - len(places[of].spec)))
+        shape, spec = (
+            shapes[of],
+            (*places[of].spec, *(None,) * (len(shapes[of]) - len(places[of].spec))),
+        )
         if leaf.shape == shape:
             return places[of]
         name = jax.tree_util.keystr(path[: -len(of)])
@@ -65,7 +76,9 @@ def state_shardings(trainable_shardings: Any, abstract: TrainState, mesh: Mesh, 
         return counters
 
     everywhere: Any = counters  # a state of shardings in place of arrays
-    return TrainState(everywhere, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state))
+    return TrainState(
+        everywhere, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state)
+    )
 
 
 def places_of(tree: Any) -> Any:
@@ -74,8 +87,8 @@ def places_of(tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh, accumulate: int = 1) -> NamedSharding:
-    """Sharding of every array of a `Batch`: rows, with their groups of targets, over `data` and `fsdp`. Tokens are a few bytes each and are
-    split over `sequence` inside the step."""
+    """Sharding of every array of a `Batch`: rows, with their groups of targets, over `data` and
+    `fsdp`. Tokens are a few bytes each and are split over `sequence` inside the step."""
     rows = PartitionSpec(BATCH_AXES) if accumulate == 1 else PartitionSpec(None, BATCH_AXES)
     return NamedSharding(mesh, rows)
 
@@ -95,18 +108,22 @@ def make_step(
 ) -> Step:
     """Builds `step(state, frozen, batch) -> (state, metrics)`.
 
-    The gradient is that of the weighted mean loss over the whole batch, however many microbatches it comes in, and is taken with
-    respect to `state.trainable` only. `state` is donated: its buffers are gone after the call. Gradients and updates are float32;
-    bfloat16 parameters are updated with stochastic rounding. Rounding and dropout are drawn from `seed` and the step, so that a resumed
-    training repeats the uninterrupted one.
+    The gradient is that of the weighted mean loss over the whole batch, however many microbatches
+    it comes in, and is taken with respect to `state.trainable` only. `state` is donated: its
+    buffers are gone after the call. Gradients and updates are float32; bfloat16 parameters are
+    updated with stochastic rounding. Rounding and dropout are drawn from `seed` and the step, so
+    that a resumed training repeats the uninterrupted one.
 
-    Metrics, float32 scalars: `loss` (nats per weighted token), `grad_norm` (before clipping), `targets` (sum of the weights),
-    `loss_places` (places whose logits were computed), `learning_rate`.
+    Metrics, float32 scalars: `loss` (nats per weighted token), `grad_norm` (before clipping),
+    `targets` (sum of the weights), `loss_places` (places whose logits were computed),
+    `learning_rate`.
     """
 
     def summed_loss(trainable, frozen, batch, key):
         params = combine(trainable, frozen, key)
-        return objective.loss(model, compute_copy(params, model.dtype), batch, chunk, mesh.shape["sequence"])
+        return objective.loss(
+            model, compute_copy(params, model.dtype), batch, chunk, mesh.shape["sequence"]
+        )
 
     value_and_grad = jax.value_and_grad(summed_loss, has_aux=True)
 
@@ -114,7 +131,10 @@ def make_step(
         def add(total, xs):
             return jax.tree.map(jnp.add, total, value_and_grad(trainable, frozen, *xs)), None
 
-        zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
+        zeros = (
+            (jnp.float32(0), jnp.float32(0)),
+            jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable),
+        )
         return jax.lax.scan(add, zeros, (batch, jax.random.split(key, accumulate)))[0]
 
     def step(state, frozen, batch):
@@ -122,7 +142,9 @@ def make_step(
         gradients_of = value_and_grad if accumulate == 1 else accumulated
         (total, weight), gradients = gradients_of(state.trainable, frozen, batch, dropping)
         micro_weights = batch.weights_SxN.reshape(-1, *batch.weights_SxN.shape[-2:])
-        places = jax.vmap(lambda w: objective.computed_places(w, chunk, mesh.shape["sequence"]))(micro_weights)
+        places = jax.vmap(lambda w: objective.computed_places(w, chunk, mesh.shape["sequence"]))(
+            micro_weights
+        )
         weight_or_1 = jnp.maximum(weight, 1e-9)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / weight_or_1, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, _float32(state.trainable))
@@ -145,11 +167,15 @@ def make_step(
 
 
 def compute_copy(params: trees.Tree, dtype: Any) -> trees.Tree:
-    """Casts plain kernels to the compute dtype. Done once here and not at each use, so that devices exchange the small copy of a sharded
-    kernel, and a loop over layers reads it in place."""
+    """Casts plain kernels to the compute dtype. Done once here and not at each use, so that devices
+    exchange the small copy of a sharded kernel, and a loop over layers reads it in place."""
 
     def cast(path: str, leaf: Any) -> Any:
-        return leaf.astype(dtype) if path.endswith(("/kernel", "_experts")) and isinstance(leaf, jax.Array) else leaf
+        return (
+            leaf.astype(dtype)
+            if path.endswith(("/kernel", "_experts")) and isinstance(leaf, jax.Array)
+            else leaf
+        )
 
     return trees.map_with_path(cast, params)
 
@@ -160,10 +186,21 @@ def _float32(tree: Any) -> Any:
 
 def _updated(trainable: Any, updates: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(key, len(leaves)) if any(x.dtype == jnp.bfloat16 for x in leaves) else [None] * len(leaves)
+    keys = (
+        jax.random.split(key, len(leaves))
+        if any(x.dtype == jnp.bfloat16 for x in leaves)
+        else [None] * len(leaves)
+    )
 
     def add(x: jax.Array, update: jax.Array, key: Any) -> jax.Array:
-        return round_stochastically(x.astype(jnp.float32) + update, key) if x.dtype == jnp.bfloat16 else x + update
+        return (
+            round_stochastically(x.astype(jnp.float32) + update, key)
+            if x.dtype == jnp.bfloat16
+            else x + update
+        )
 
-    added = [add(x, update, k) for x, update, k in zip(leaves, jax.tree.leaves(updates), keys, strict=True)]
+    added = [
+        add(x, update, k)
+        for x, update, k in zip(leaves, jax.tree.leaves(updates), keys, strict=True)
+    ]
     return jax.tree.unflatten(structure, added)

@@ -1,4 +1,5 @@
-"""The trainable and frozen parts of a training, their placement on the mesh, and the step compiled for them."""
+"""The trainable and frozen parts of a training, their placement on the mesh, and the step compiled
+for them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,15 @@ from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
-from kafjax.training.step import Combine, Step, TrainState, make_step, new_state, places_of, state_shardings
+from kafjax.training.step import (
+    Combine,
+    Step,
+    TrainState,
+    make_step,
+    new_state,
+    places_of,
+    state_shardings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +56,11 @@ class Task:
     """A model split into its trainable and its frozen part.
 
     Attributes:
-      frozen: frozen parameters on the mesh, matrices in the model's dtype. From abstract `params` they are abstract: such a task can be
-        compiled for devices that do not exist, but not run.
+      frozen: frozen parameters on the mesh, matrices in the model's dtype. From abstract `params`
+        they are abstract: such a task can be compiled for devices that do not exist, but not run.
       make_trainable: returns the initial arrays, which the step may overwrite.
-      finished: `finished(trainable)` returns the result of training: parameters, or adapters for the `params` of the task, and their spec.
+      finished: `finished(trainable)` returns the result of training: parameters, or adapters for
+        the `params` of the task, and their spec.
       abstract: shapes, dtypes and shardings of the `TrainState`.
       donated: arrays whose memory the task takes over, of no use once there is a state.
     """
@@ -68,11 +78,20 @@ class Task:
     donated: tuple[jax.Array, ...] = ()
 
     @classmethod
-    def full(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, donate: bool = False) -> Task:
-        """Makes the task of full fine-tuning of `params`, without the embeddings (and an untied head) if `config.freeze_embedding`.
+    def full(
+        cls,
+        model: Decoder,
+        params: trees.Tree,
+        config: TrainConfig,
+        mesh: Mesh,
+        n_steps: int,
+        donate: bool = False,
+    ) -> Task:
+        """Makes the task of full fine-tuning of `params`, without the embeddings (and an untied
+        head) if `config.freeze_embedding`.
 
-        The step overwrites its state: with `donate` the trainable part of `params`, else a copy of it. Raises `UserError` if they are
-        quantised.
+        The step overwrites its state: with `donate` the trainable part of `params`, else a copy of
+        it. Raises `UserError` if they are quantised.
         """
         refuse_quantized(params, "full fine-tuning")
         initial, frozen = trees.partition(params, lambda path: _trains(config, path))
@@ -98,11 +117,22 @@ class Task:
             shapes=initial,
             trainable_axes=model.axes(),
         )
-        return dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
+        return (
+            dataclasses.replace(task, donated=tuple(jax.tree.leaves(initial))) if donate else task
+        )
 
     @classmethod
-    def lora(cls, model: Decoder, params: trees.Tree, config: TrainConfig, mesh: Mesh, n_steps: int, spec: Spec) -> Task:
-        """Makes the task of training a LoRA adapter, drawn from `config.seed`, beside `params`, which may be quantised (`ops.quantized`).
+    def lora(
+        cls,
+        model: Decoder,
+        params: trees.Tree,
+        config: TrainConfig,
+        mesh: Mesh,
+        n_steps: int,
+        spec: Spec,
+    ) -> Task:
+        """Makes the task of training a LoRA adapter, drawn from `config.seed`, beside `params`,
+        which may be quantised (`ops.quantized`).
 
         PiSSA and OLoRA train beside the residual base: a second copy of the adapted kernels.
         """
@@ -110,8 +140,13 @@ class Task:
         def attach(adapters: Any, base: Any, key: Any) -> Any:
             return lora.attach(base, adapters, spec, key)
 
-        # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself, seconds in all.
-        program = jax.jit(lambda base: _cast_all(lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)))
+        # One program: drawn kernel by kernel, each shape of a kernel would be compiled by itself,
+        # seconds in all.
+        program = jax.jit(
+            lambda base: _cast_all(
+                lora.init(spec, base, jax.random.key(config.seed)), jnp.dtype(config.param_dtype)
+            )
+        )
         shapes = lora.abstract(spec, params)
         initial = program(params) if spec.changes_base and not _is_abstract(params) else None
 
@@ -119,7 +154,11 @@ class Task:
             return program(params) if initial is None else jax.tree.map(jnp.copy, initial)
 
         def finished(adapters: Any) -> tuple[Any, Spec | None]:
-            return (adapters, spec) if initial is None else lora.plain(params, adapters, shard(initial, places_of(adapters)), spec)
+            return (
+                (adapters, spec)
+                if initial is None
+                else lora.plain(params, adapters, shard(initial, places_of(adapters)), spec)
+            )
 
         return cls._build(
             model,
@@ -151,7 +190,10 @@ class Task:
     ) -> Task:
         model = dataclasses.replace(model, remat=config.remat, constrain=constrainer(mesh))
         schedule = optimizers.warmup_cosine(
-            config.learning_rate, n_steps, warmup_fraction=config.warmup_fraction, floor_fraction=config.floor_fraction
+            config.learning_rate,
+            n_steps,
+            warmup_fraction=config.warmup_fraction,
+            floor_fraction=config.floor_fraction,
         )
         dtype = jnp.dtype(config.param_dtype)
         optimizer = optimizers.make(
@@ -171,13 +213,28 @@ class Task:
 
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         state = jax.eval_shape(lambda t: new_state(t, optimizer), shapes)
-        abstract = shard(state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh))
-        return cls(model, config, mesh, combine, lay_out(model, frozen, mesh), make, finished, optimizer, schedule, abstract)
+        abstract = shard(
+            state, state_shardings(shardings(trainable_axes, shapes, mesh), state, mesh)
+        )
+        return cls(
+            model,
+            config,
+            mesh,
+            combine,
+            lay_out(model, frozen, mesh),
+            make,
+            finished,
+            optimizer,
+            schedule,
+            abstract,
+        )
 
     def new_state(self) -> TrainState:
         places = places_of(self.abstract)
         trainable = shard(self.make_trainable(), places.trainable)
-        return jax.jit(lambda t: new_state(t, self.optimizer), out_shardings=places, donate_argnums=0)(trainable)
+        return jax.jit(
+            lambda t: new_state(t, self.optimizer), out_shardings=places, donate_argnums=0
+        )(trainable)
 
     def compile(self, batch: Batch) -> CompiledStep:
         """Compiles the step for batches of the shape of `batch`."""
@@ -186,11 +243,20 @@ class Task:
         compiled = self.lower(batch).compile()
         seconds = time.perf_counter() - began
         memory: Any = compiled.memory_analysis()
-        return CompiledStep(compiled, seconds, *self.flops(batch), memory.argument_size_in_bytes, memory.temp_size_in_bytes)
+        return CompiledStep(
+            compiled,
+            seconds,
+            *self.flops(batch),
+            memory.argument_size_in_bytes,
+            memory.temp_size_in_bytes,
+        )
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """Lowers the step for batches of the shape of `batch`, which may be abstract, for the devices of the mesh."""
-        return self._step(self.model, self.config.accumulate, self.config.loss_chunk).lower(self.abstract, self.frozen, batch)
+        """Lowers the step for batches of the shape of `batch`, which may be abstract, for the
+        devices of the mesh."""
+        return self._step(self.model, self.config.accumulate, self.config.loss_chunk).lower(
+            self.abstract, self.frozen, batch
+        )
 
     def _step(self, model: Decoder, accumulate: int, chunk: int) -> Step:
         return make_step(
@@ -207,12 +273,13 @@ class Task:
         )
 
     def flops(self, batch: Batch) -> tuple[float, float]:
-        """Computes the FLOPs of one step without the loss's products with the vocabulary, and those of one place of the loss.
+        """Computes the FLOPs of one step without the loss's products with the vocabulary, and those
+        of one place of the loss.
 
         The first is XLA's count, over all devices; the second is a formula.
         """
-        # XLA counts a loop's body once, so the program that is counted is one microbatch with its layers unrolled. The loop of the
-        # loss stays, and its one chunk a share is taken off.
+        # XLA counts a loop's body once, so the program that is counted is one microbatch with its
+        # layers unrolled. The loop of the loss stays, and its one chunk a share is taken off.
         n_micro = self.config.accumulate
         if n_micro > 1:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
@@ -221,15 +288,23 @@ class Task:
         counted = float(costs["flops"])
         table = (self.model.config.vocab_size, self.model.config.hidden_size)
         trains = any(x.shape == table for x in jax.tree.leaves(self.abstract.trainable))
-        a_place = 2.0 * (3 if trains else 2) * table[0] * table[1]  # logits, gradient of the hidden states, of the table
+        # logits, gradient of the hidden states, of the table
+        a_place = 2.0 * (3 if trains else 2) * table[0] * table[1]
         n_sequence = self.mesh.shape["sequence"]
         S, N = batch.places_SxN.shape
         a_chunk = even_chunk(-(-N // n_sequence), self.config.loss_chunk) * S * n_sequence
         return n_micro * (counted - a_chunk * a_place), a_place
 
 
-def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: Spec | None = None, stored: trees.Tree | None = None) -> trees.Tree:
-    """Returns the dtype and sharding of each parameter in `train`. Parameters loaded so (`hub.load_params`) exist only once.
+def layout(
+    model: Decoder,
+    config: TrainConfig,
+    mesh: Mesh,
+    spec: Spec | None = None,
+    stored: trees.Tree | None = None,
+) -> trees.Tree:
+    """Returns the dtype and sharding of each parameter in `train`. Parameters loaded so
+    (`hub.load_params`) exist only once.
 
     Args:
       stored: abstract parameters with quantised kernels (`quantized.abstract`), if any.
@@ -241,7 +316,9 @@ def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: Spec | None = 
         trained = jnp.dtype(config.param_dtype)
 
         def kept(path: str, x: Any) -> Any:
-            return _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)
+            return (
+                _cast(x, trained) if _trains(config, path) else _cast_frozen(path, x, model.dtype)
+            )
 
         params = trees.map_with_path(kept, params)
     elif not spec.changes_base:  # else singular vectors are looked for, in float32
@@ -251,11 +328,14 @@ def layout(model: Decoder, config: TrainConfig, mesh: Mesh, spec: Spec | None = 
 
 def _trains(config: TrainConfig, path: str) -> bool:
     """True if full fine-tuning changes the parameter at `path`."""
-    return not (config.freeze_embedding and path.startswith(("embed/", "head/", "per_layer/embed/")))
+    return not (
+        config.freeze_embedding and path.startswith(("embed/", "head/", "per_layer/embed/"))
+    )
 
 
 def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
-    """Places frozen parameters on the mesh, cast once to the compute dtype. Norms compute in float32 and stay."""
+    """Places frozen parameters on the mesh, cast once to the compute dtype. Norms compute in
+    float32 and stay."""
     frozen = trees.map_with_path(lambda path, x: _cast_frozen(path, x, model.dtype), frozen)
     return shard(frozen, shardings(model.axes(), frozen, mesh))
 
@@ -267,7 +347,11 @@ def _cast_frozen(path: str, x: Any, dtype: Any) -> Any:
 def _cast(x: Any, dtype: Any) -> Any:
     if isinstance(x, QuantizedKernel):
         return x
-    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+    return (
+        jax.ShapeDtypeStruct(x.shape, dtype)
+        if isinstance(x, jax.ShapeDtypeStruct)
+        else x.astype(dtype)
+    )
 
 
 def _cast_all(tree: Any, dtype: Any) -> Any:

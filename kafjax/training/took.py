@@ -1,4 +1,5 @@
-"""`Took`: the record of what a training took, kept as `result.json` by `finetune` and as `learned.json` by a comparison's arms."""
+"""`Took`: the record of what a training took, kept as `result.json` by `finetune` and as
+`learned.json` by a comparison's arms."""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ from kafjax.core.schema import Amount, Count
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Took:
-    """Cost and last loss of a training. Values with a default are missing in the records of older releases.
+    """Cost and last loss of a training. Values with a default are missing in the records of older
+    releases.
 
     Attributes:
       tokens: trained on, over all steps, padding not counted.
       targets: those of them whose prediction the loss looked at.
       seconds: wall time of the steps; compiling, checkpoints and set-up not counted.
-      flops_measured: executed, over all steps: XLA's count without the loss, and the loss at the places that were computed.
-      flops_useful: the same with the loss at targets alone; the difference is places that only fill up a chunk.
+      flops_measured: executed, over all steps: XLA's count without the loss, and the loss at the
+        places that were computed.
+      flops_useful: the same with the loss at targets alone; the difference is places that only fill
+        up a chunk.
       argument_bytes, temporary_bytes: of the compiled step, on one device.
       peak_memory_bytes: see `PeakMemory`.
       final_loss: nats per token, of the last step.

@@ -1,4 +1,5 @@
-"""An offline wandb mirror of a run's metrics, for comparing curves. `metrics.jsonl` remains the source."""
+"""An offline wandb mirror of a run's metrics, for comparing curves. `metrics.jsonl` remains the
+source."""
 
 from __future__ import annotations
 
@@ -13,10 +14,14 @@ from kafjax.core.errors import UserError
 
 
 @contextlib.contextmanager
-def tracker(run_dir: Path, enabled: bool, config: Mapping[str, Any]) -> Generator[Callable[..., None]]:
-    """`with tracker(...) as track: track(label="lora", step=3, loss=1.2)`; does nothing unless `enabled`.
+def tracker(
+    run_dir: Path, enabled: bool, config: Mapping[str, Any]
+) -> Generator[Callable[..., None]]:
+    """`with tracker(...) as track: track(label="lora", step=3, loss=1.2)`; does nothing unless
+    `enabled`.
 
-    Writes to `run_dir/wandb`, for `wandb sync` to upload; `WANDB_MODE=online` uploads at once. A resumed run keeps its wandb id.
+    Writes to `run_dir/wandb`, for `wandb sync` to upload; `WANDB_MODE=online` uploads at once. A
+    resumed run keeps its wandb id.
 
     Raises:
       UserError: wandb is enabled and not installed.
@@ -42,7 +47,9 @@ def tracker(run_dir: Path, enabled: bool, config: Mapping[str, Any]) -> Generato
 
     def track(label: str, step: int, **values: float) -> None:
         # Each label counts its own steps, which wandb's one global step cannot.
-        run.log({f"{label}/step": step, **{f"{label}/{name}": value for name, value in values.items()}})
+        run.log(
+            {f"{label}/step": step, **{f"{label}/{name}": value for name, value in values.items()}}
+        )
 
     try:
         yield track

@@ -1,1 +1,2 @@
-"""Files that start a sweep's workers elsewhere. Each engine is a function from settings to text; nothing is submitted."""
+"""Files that start a sweep's workers elsewhere. Each engine is a function from settings to text;
+nothing is submitted."""

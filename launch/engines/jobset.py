@@ -1,7 +1,9 @@
-"""JobSets for TPU slices on Google's Kubernetes: one a run, which Kueue admits as its queue has room.
+"""JobSets for TPU slices on Google's Kubernetes: one a run, which Kueue admits as its queue has
+room.
 
-All hosts of a run's slices start `launch.sweep --only=ID`; process 0 keeps the ledger. Exit code 143 and disruptions fail a Job by its pod
-failure policy, and the JobSet starts again without counting; what fails otherwise is counted up to `retries`.
+All hosts of a run's slices start `launch.sweep --only=ID`; process 0 keeps the ledger. Exit code
+143 and disruptions fail a Job by its pod failure policy, and the JobSet starts again without
+counting; what fails otherwise is counted up to `retries`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _GRACE_SECONDS = 300
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
-def manifests(folder: Path, runs: Sequence[Run], config: Launch, topology: Slice, arguments: Sequence[str]) -> str:
+def manifests(
+    folder: Path, runs: Sequence[Run], config: Launch, topology: Slice, arguments: Sequence[str]
+) -> str:
     """Writes the JobSets of `runs` as one YAML file.
 
     Raises:
@@ -41,32 +45,61 @@ def manifests(folder: Path, runs: Sequence[Run], config: Launch, topology: Slice
         if getattr(config, name) is None:
             raise UserError(f"--engine=jobset needs --{name}")
     if not re.fullmatch(_LABEL, config.queue):
-        raise UserError(f"--queue='{config.queue[:60]}' is no name of a queue in Kubernetes (small letters, digits and '-')")
+        raise UserError(
+            f"--queue='{config.queue[:60]}' is no name of a queue in Kubernetes (small letters, digits and '-')"
+        )
     claim, _, mount = config.volume.partition(":")
-    if not re.fullmatch(_LABEL, claim) or not mount.startswith("/") or not folder.is_relative_to(mount):
-        raise UserError(f"--volume='{config.volume[:60]}': write CLAIM:/PATH, where {folder} lies under /PATH here and in the pods")
+    if (
+        not re.fullmatch(_LABEL, claim)
+        or not mount.startswith("/")
+        or not folder.is_relative_to(mount)
+    ):
+        raise UserError(
+            f"--volume='{config.volume[:60]}': write CLAIM:/PATH, where {folder} lies under /PATH here and in the pods"
+        )
     made = [_jobset(folder, run, config, topology, arguments, claim, mount) for run in runs]
     return yaml.safe_dump_all(made, sort_keys=False)
 
 
 def hosts_of(topology: Slice) -> tuple[int, int]:
-    """Returns the hosts of one slice and the chips of each: up to 8 of v5e and v6e on one host, 4 a host in larger slices."""
+    """Returns the hosts of one slice and the chips of each: up to 8 of v5e and v6e on one host, 4 a
+    host in larger slices."""
     chips = topology.n_chips // topology.n_slices
     per_host = chips if chips <= (8 if topology.chip.dims == 2 else 4) else 4
     return chips // per_host, per_host
 
 
-def _jobset(folder: Path, run: Run, config: Launch, topology: Slice, arguments: Sequence[str], claim: str, mount: str) -> dict[str, Any]:
+def _jobset(
+    folder: Path,
+    run: Run,
+    config: Launch,
+    topology: Slice,
+    arguments: Sequence[str],
+    claim: str,
+    mount: str,
+) -> dict[str, Any]:
     hosts, chips = hosts_of(topology)
     labels = {"kueue.x-k8s.io/queue-name": config.queue}
     metadata: dict[str, Any] = {"name": f"{_name(folder.name)}-{run.id}", "labels": labels}
     if topology.n_slices > 1:
-        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        metadata["annotations"] = {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        }
     container = {
         "name": "run",
         "image": config.image,
-        "command": ["python", "-m", "launch.sweep", f"--folder={PurePosixPath(folder)}", f"--only={run.id}", *arguments],
-        "resources": {"requests": {"google.com/tpu": str(chips)}, "limits": {"google.com/tpu": str(chips)}},
+        "command": [
+            "python",
+            "-m",
+            "launch.sweep",
+            f"--folder={PurePosixPath(folder)}",
+            f"--only={run.id}",
+            *arguments,
+        ],
+        "resources": {
+            "requests": {"google.com/tpu": str(chips)},
+            "limits": {"google.com/tpu": str(chips)},
+        },
         "volumeMounts": [{"name": "shared", "mountPath": mount}],
     }
     pod = {
@@ -80,7 +113,10 @@ def _jobset(folder: Path, run: Run, config: Launch, topology: Slice, arguments: 
         "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}],
     }
     preempted = [
-        {"action": "FailJob", "onExitCodes": {"containerName": "run", "operator": "In", "values": [143]}},
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "run", "operator": "In", "values": [143]},
+        },
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     job = {
@@ -91,7 +127,11 @@ def _jobset(folder: Path, run: Run, config: Launch, topology: Slice, arguments: 
         "podFailurePolicy": {"rules": preempted},
         "template": {"spec": pod},
     }
-    again = {"name": "preempted", "action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
+    again = {
+        "name": "preempted",
+        "action": "RestartJobSetAndIgnoreMaxRestarts",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -99,7 +139,9 @@ def _jobset(folder: Path, run: Run, config: Launch, topology: Slice, arguments: 
         "spec": {
             "suspend": True,  # until Kueue admits it
             "failurePolicy": {"maxRestarts": config.retries, "rules": [again]},
-            "replicatedJobs": [{"name": "slice", "replicas": topology.n_slices, "template": {"spec": job}}],
+            "replicatedJobs": [
+                {"name": "slice", "replicas": topology.n_slices, "template": {"spec": job}}
+            ],
         },
     }
 

@@ -1,4 +1,5 @@
-"""Workers as tasks of a Ray cluster, which starts those of a lost node again on another. The runs go on through the sweep's folder."""
+"""Workers as tasks of a Ray cluster, which starts those of a lost node again on another. The runs
+go on through the sweep's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _FOREVER = -1  # tries of a task whose node died
 
 
 class RayPool:
-    """Stands in for `launch.worker.Pool`: the same work, done by tasks on the cluster at `config.address`.
+    """Stands in for `launch.worker.Pool`: the same work, done by tasks on the cluster at
+    `config.address`.
 
     Args:
       directory: the checkout that workers run from, on every node.
@@ -24,7 +26,13 @@ class RayPool:
 
     def __init__(self, ledger: Ledger, config: Launch, directory: Path, arguments: Sequence[str]):
         self._config, self._directory = config, str(directory)
-        self._command = [sys.executable, "-m", "launch.sweep", f"--folder={ledger.folder}", *arguments]
+        self._command = [
+            sys.executable,
+            "-m",
+            "launch.sweep",
+            f"--folder={ledger.folder}",
+            *arguments,
+        ]
         self._stopped = False
 
     def stop(self) -> None:
@@ -35,14 +43,20 @@ class RayPool:
         """Works until the tasks end or `stop` is called. Calls `show` every second.
 
         Raises:
-          UserError: Ray is not installed, there is no cluster, or a worker ended in a way that the ledger does not tell.
+          UserError: Ray is not installed, there is no cluster, or a worker ended in a way that the
+            ledger does not tell.
         """
         ray = _connected(self._config.address)
         try:
             others = dict(self._config.resources)
-            asked = {"num_cpus": self._config.cores_per_run or 1, "num_gpus": others.pop("GPU", 0)}  # Ray has a word of its own for GPUs
-            worker = ray.remote(**asked, resources=others, max_retries=_FOREVER, retry_exceptions=[InterruptedError])(_worker())
-            tasks = [worker.remote(self._command, self._directory) for _ in range(self._config.workers)]
+            # Ray has a word of its own for GPUs
+            asked = {"num_cpus": self._config.cores_per_run or 1, "num_gpus": others.pop("GPU", 0)}
+            worker = ray.remote(
+                **asked, resources=others, max_retries=_FOREVER, retry_exceptions=[InterruptedError]
+            )(_worker())
+            tasks = [
+                worker.remote(self._command, self._directory) for _ in range(self._config.workers)
+            ]
             open_tasks, cancelled = list(tasks), False
             while open_tasks:
                 show()
@@ -66,12 +80,15 @@ def _connected(address: str) -> Any:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"--address={address}: no Ray cluster answers; start one with `ray start --head`") from error
+        raise UserError(
+            f"--address={address}: no Ray cluster answers; start one with `ray start --head`"
+        ) from error
     return ray
 
 
 def _worker() -> Callable[[list[str], str], int]:
-    """Returns the task: a function within a function, which Ray sends as code, so that nodes import nothing to read it."""
+    """Returns the task: a function within a function, which Ray sends as code, so that nodes import
+    nothing to read it."""
 
     def work(command: list[str], directory: str) -> int:
         import subprocess
@@ -90,10 +107,15 @@ def _worker() -> Callable[[list[str], str], int]:
 
 
 def _check(ray: Any, tasks: Sequence[Any]) -> None:
-    """Raises `UserError` for a worker that crashed. Failed runs (exit code 2) are told by the ledger."""
+    """Raises `UserError` for a worker that crashed. Failed runs (exit code 2) are told by the
+    ledger."""
     try:
         codes = ray.get(list(tasks))
     except ray.exceptions.RayError as error:
-        raise UserError(f"a worker of the Ray cluster ended: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"a worker of the Ray cluster ended: {str(error).splitlines()[0]}"
+        ) from error
     if strange := [code for code in codes if code not in (0, 2)]:
-        raise UserError(f"{len(strange)} workers of the Ray cluster ended with exit code {strange[0]}; see Ray's session folder")
+        raise UserError(
+            f"{len(strange)} workers of the Ray cluster ended with exit code {strange[0]}; see Ray's session folder"
+        )

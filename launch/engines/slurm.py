@@ -1,4 +1,5 @@
-"""A SLURM array of workers that share a sweep's folder. Who submits chooses the resources: `sbatch --gpus=1 --time=4:00:00 FILE`."""
+"""A SLURM array of workers that share a sweep's folder. Who submits chooses the resources: `sbatch
+--gpus=1 --time=4:00:00 FILE`."""
 
 from __future__ import annotations
 
@@ -36,8 +37,11 @@ exit "$code"
 """
 
 
-def script(folder: Path, directory: Path, workers: int, arguments: Sequence[str], notice_seconds: int = 300) -> str:
-    """Writes the batch script. Folders and arguments stand in it quoted: no text of theirs is read as shell.
+def script(
+    folder: Path, directory: Path, workers: int, arguments: Sequence[str], notice_seconds: int = 300
+) -> str:
+    """Writes the batch script. Folders and arguments stand in it quoted: no text of theirs is read
+    as shell.
 
     Args:
       folder: of the sweep, on a file system that all nodes share.

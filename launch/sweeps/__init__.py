@@ -1,1 +1,2 @@
-"""Sweeps that people ask for, by name: `python -m launch.sweep rank_rate_seed --dry_run`. Each defines `sweep`."""
+"""Sweeps that people ask for, by name: `python -m launch.sweep rank_rate_seed --dry_run`. Each
+defines `sweep`."""

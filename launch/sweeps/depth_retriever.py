@@ -1,4 +1,5 @@
-"""Number of passages in the prompt x retriever, with no training: what reading more buys, and what finding better does."""
+"""Number of passages in the prompt x retriever, with no training: what reading more buys, and what
+finding better does."""
 
 from __future__ import annotations
 

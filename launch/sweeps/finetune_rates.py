@@ -1,4 +1,5 @@
-"""Full fine-tuning and LoRA, each over its own range of learning rates: losses only, nothing is asked."""
+"""Full fine-tuning and LoRA, each over its own range of learning rates: losses only, nothing is
+asked."""
 
 from __future__ import annotations
 

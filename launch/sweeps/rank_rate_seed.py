@@ -1,7 +1,7 @@
 """Rank x learning rate x seed of a LoRA adapter: 60 trainings, each asked the same questions.
 
-    python -m launch.sweep rank_rate_seed --dry_run
-    python -m launch.sweep rank_rate_seed --set=corpus=DIR --set=model=gemma3-270m
+python -m launch.sweep rank_rate_seed --dry_run
+python -m launch.sweep rank_rate_seed --set=corpus=DIR --set=model=gemma3-270m
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Variants of LoRA, each at its own best rate: every variant at every rate, on three seeds.
 
-The report chooses each variant's rate (`--choose=lr_lora`) on one half of the subjects and states the result on the other half.
+The report chooses each variant's rate (`--choose=lr_lora`) on one half of the subjects and states
+the result on the other half.
 """
 
 from __future__ import annotations

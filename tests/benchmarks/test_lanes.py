@@ -1,4 +1,5 @@
-"""The benchmark of lanes on a tiny model: both sides do the same work, and measurements add up in one file."""
+"""The benchmark of lanes on a tiny model: both sides do the same work, and measurements add up in
+one file."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.lanes", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
@@ -46,7 +49,10 @@ def test_ratio_is_that_of_the_medians():
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("flag", "told"), [("--lanes=two", "'two' is not a number of lanes"), ("--show", "holds no measurement yet")])
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [("--lanes=two", "'two' is not a number of lanes"), ("--show", "holds no measurement yet")],
+)
 def test_bad_input_is_told(tmp_path, flag, told):
     done = benchmark(flag, f"--out={tmp_path}")
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,5 @@
-"""One tree of dataclasses is flags, record and identity: each way there and back loses nothing, and bad values are named."""
+"""One tree of dataclasses is flags, record and identity: each way there and back loses nothing, and
+bad values are named."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ CONFIGS = st.builds(
     steps=st.none() | st.integers(1, 10**9),
     optimizer=st.sampled_from(["adamw", "muon"]),
     layers=st.none() | st.lists(st.integers(0, 99), min_size=1).map(tuple),
-    ranks=st.dictionaries(st.text("a:.*|$ ", min_size=1).filter(str.strip), st.integers(1, 99), max_size=3),
+    ranks=st.dictionaries(
+        st.text("a:.*|$ ", min_size=1).filter(str.strip), st.integers(1, 99), max_size=3
+    ),
     methods=st.lists(st.text("abc+", min_size=1), min_size=1).map(tuple),
     targets=st.lists(st.text("a,b(|) ", min_size=1), min_size=1).map(tuple),
     dora=st.booleans(),
@@ -87,7 +90,9 @@ def test_a_command_line_gives_the_same_configuration_back(config):
 
 def test_defaults_stand_once_and_an_experiment_may_be_of_another_size():
     assert parsed() == Experiment() and parsed().train.epochs == 4 and Train().epochs == 8
-    assert command_of("experiments.x", Experiment, record(Experiment())) == "python -m experiments.x"
+    assert (
+        command_of("experiments.x", Experiment, record(Experiment())) == "python -m experiments.x"
+    )
     assert "inner" not in record(Experiment())
 
 
@@ -102,12 +107,18 @@ def test_the_identity_is_what_is_learned_and_not_where():
     assert identity(Experiment()) != identity(parsed("--epochs=5"))
     assert "dora" not in identity(Experiment())  # added later: old runs keep their identity
     assert identity(parsed("--dora"))["dora"] is True
-    assert config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1}) != config_hash({"a": 1, "b": 3})
+    assert (
+        config_hash({"a": 1, "b": 2})
+        == config_hash({"b": 2, "a": 1})
+        != config_hash({"a": 1, "b": 3})
+    )
 
 
 def test_a_record_without_a_field_that_was_added_has_the_identity_it_had():
     old = {key: value for key, value in record(Experiment()).items() if key not in ("dora", "mesh")}
-    assert identity(changed(Experiment(), **read_record(Experiment, old, "config.json"))) == identity(Experiment())
+    assert identity(
+        changed(Experiment(), **read_record(Experiment, old, "config.json"))
+    ) == identity(Experiment())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +152,10 @@ def test_a_bad_value_is_named(argument, told):
         ({"methods": [1]}, "is not a list of text"),
         ({"ranks": {"a": "b"}}, "is not a mapping to whole number"),
         ({"epochs": None}, "is not a whole number"),
-        ({"epoch": 8}, "config.json: 'epoch' is no setting of this experiment. Did you mean 'epochs'?"),
+        (
+            {"epoch": 8},
+            "config.json: 'epoch' is no setting of this experiment. Did you mean 'epochs'?",
+        ),
     ],
 )
 def test_a_record_of_another_type_or_key_is_named(stored, told):
@@ -151,7 +165,9 @@ def test_a_record_of_another_type_or_key_is_named(stored, told):
 
 def test_values_of_another_spelling_are_read():
     assert parsed("--optimizer=adam") == Experiment()
-    assert read_record(Experiment, {"optimizer": "adam", "layers": ["0", "3"], "ranks": ["q:8"]}, "x") == {
+    assert read_record(
+        Experiment, {"optimizer": "adam", "layers": ["0", "3"], "ranks": ["q:8"]}, "x"
+    ) == {
         "optimizer": "adamw",
         "layers": (0, 3),
         "ranks": {"q": 8},
@@ -167,5 +183,7 @@ def test_two_fields_of_one_flag_are_a_mistake_of_the_experiment():
 
     with pytest.raises(TypeError, match="more than one field is the flag epochs"):
         leaves(Twice())
-    with pytest.raises(UserError, match=r"'epoch' is no setting of Experiment\. Did you mean 'epochs'\?"):
+    with pytest.raises(
+        UserError, match=r"'epoch' is no setting of Experiment\. Did you mean 'epochs'\?"
+    ):
         changed(Experiment(), epoch=3)

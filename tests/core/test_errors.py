@@ -1,4 +1,5 @@
-"""Errors of a main as a user sees them: one line and an exit code. Each case is a process of its own."""
+"""Errors of a main as a user sees them: one line and an exit code. Each case is a process of its
+own."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ run_main(main)
 
 def start(*flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MAIN, *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(*flags: str) -> tuple[int, str, str]:
@@ -54,7 +57,8 @@ def test_a_main_that_ends_well():
 @pytest.mark.parametrize(
     ("flag", "parts"),
     [
-        ("--count=0", ["--count=0: nothing to do; ask for at least one"]),  # a UserError, put on one line
+        # a UserError, put on one line
+        ("--count=0", ["--count=0: nothing to do; ask for at least one"]),
         ("--metods=rag", ["metods", "Did you mean: methods ?", "--help"]),
         ("--count=few", ["--count=few", "--help"]),
         ("--methods", ["--methods", "--help"]),
@@ -99,7 +103,10 @@ def test_nearest_names_the_closest_or_all():
     assert nearest("rga", iter(known)) == "Did you mean 'rag'?"
 
 
-@pytest.mark.parametrize("flag", ["--share=nan", "--share=inf", "--share=-1", f"--count={10**30}", f"--count={'9' * 5000}"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--share=nan", "--share=inf", "--share=-1", f"--count={10**30}", f"--count={'9' * 5000}"],
+)
 def test_a_number_that_is_none_is_refused_in_one_short_line(flag: str) -> None:
     process = start(flag)
     out, err = process.communicate(timeout=60)

@@ -10,7 +10,14 @@ from experiments import configs
 from kafjax.core.config import leaves
 from kafjax.core.help import WIDTH, help_text
 
-KINDS = (configs.Compare, configs.Answer, configs.Finetune, configs.SweepLora, configs.BuildIndex, configs.Report)
+KINDS = (
+    configs.Compare,
+    configs.Answer,
+    configs.Finetune,
+    configs.SweepLora,
+    configs.BuildIndex,
+    configs.Report,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -21,10 +28,27 @@ def test_every_flag_stands_there_once(kind):
 
 
 def test_flags_stand_under_what_they_are_about():
-    sections = dict(part.split(":\n", 1) for part in help_text(configs.Compare).split("\n\n") if ":\n" in part)
-    under = {flag: heading for heading, text in sections.items() for flag in re.findall(r"^  --(?:\[no\])?(\w+)$", text, re.MULTILINE)}
-    assert next(iter(sections)).startswith("All ways to add knowledge") and under["methods"] == next(iter(sections))
-    groups = [("model", "dtype"), ("corpus", "subjects"), ("epochs", "seq_len"), ("rank", "alpha"), ("embedder", "k"), ("runs", "name")]
+    sections = dict(
+        part.split(":\n", 1) for part in help_text(configs.Compare).split("\n\n") if ":\n" in part
+    )
+    under = {
+        flag: heading
+        for heading, text in sections.items()
+        for flag in re.findall(r"^  --(?:\[no\])?(\w+)$", text, re.MULTILINE)
+    }
+    assert next(iter(sections)).startswith("All ways to add knowledge") and under[
+        "methods"
+    ] == next(iter(sections))
+    groups = [
+        ("model", "dtype"),
+        ("corpus", "subjects"),
+        ("epochs", "seq_len"),
+        ("rank", "alpha"),
+        ("embedder", "k"),
+        ("runs", "name"),
+    ]
     assert all(under[a] == under[b] for a, b in groups)
     assert len({under[a] for a, _ in groups}) == len(groups)
-    assert "Default: 16." in sections[under["rank"]] and "Default: off." in sections[under["rslora"]]
+    assert (
+        "Default: 16." in sections[under["rank"]] and "Default: off." in sections[under["rslora"]]
+    )

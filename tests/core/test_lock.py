@@ -1,4 +1,5 @@
-"""One writer a folder, in threads, processes and on machines whose kernels do not see each other's locks."""
+"""One writer a folder, in threads, processes and on machines whose kernels do not see each other's
+locks."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ time.sleep(600)
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of `tmp_path / "run"`."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -48,7 +51,10 @@ def impatient(monkeypatch):
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(holder, tmp_path):
-    with pytest.raises(UserError, match=rf"run is being written by process {holder.pid} on {socket.gethostname()}; wait until"):
+    with pytest.raises(
+        UserError,
+        match=rf"run is being written by process {holder.pid} on {socket.gethostname()}; wait until",
+    ):
         hold(tmp_path / "run")
     hold(tmp_path / "other").release()
 
@@ -106,7 +112,13 @@ def test_the_end_of_a_forked_child_leaves_the_lock_to_its_parent(tmp_path):
             os._exit(0)
         os.waitpid(child, 0)
         assert (tmp_path / ".run.lock").exists()
-        done = subprocess.run([sys.executable, "-c", HOLD, tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", HOLD, tmp_path / "run"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert f"process {os.getpid()} on" in done.stderr
 
 
@@ -123,7 +135,13 @@ for _ in range(int(sys.argv[2])):
 
 def test_no_count_is_lost_between_processes_that_take_turns(tmp_path):
     (tmp_path / "counter").write_text("0")
-    script = [sys.executable, "-c", COUNT.replace("import sys", "import sys; from kafjax.core import lock; lock._LOOK = 0.001", 1)]
+    script = [
+        sys.executable,
+        "-c",
+        COUNT.replace(
+            "import sys", "import sys; from kafjax.core import lock; lock._LOOK = 0.001", 1
+        ),
+    ]
     many = [subprocess.Popen([*script, tmp_path / "counter", "60"], cwd=ROOT) for _ in range(4)]
     assert [process.wait(timeout=120) for process in many] == [0] * 4
     assert (tmp_path / "counter").read_text() == "240"
@@ -134,7 +152,9 @@ def foreign(folder: Path, beat: int = 0) -> None:
     (folder / ".run.lock").write_text(json.dumps(record))
 
 
-def test_a_silent_lock_of_another_machine_is_taken_over_after_it_was_watched(tmp_path, impatient, capsys):
+def test_a_silent_lock_of_another_machine_is_taken_over_after_it_was_watched(
+    tmp_path, impatient, capsys
+):
     foreign(tmp_path)
     began = time.monotonic()
     with hold(tmp_path / "run"):
@@ -150,7 +170,9 @@ def test_a_lock_of_another_machine_that_shows_life_is_refused(tmp_path, impatien
     assert (tmp_path / ".run.lock").exists()
 
 
-def test_without_flock_a_lock_is_still_known_by_its_signs_of_life(holder, tmp_path, impatient, monkeypatch):
+def test_without_flock_a_lock_is_still_known_by_its_signs_of_life(
+    holder, tmp_path, impatient, monkeypatch
+):
     def none(*_):
         raise OSError(errno.ENOSYS, "no flock")
 
@@ -165,7 +187,9 @@ def test_without_flock_a_lock_is_still_known_by_its_signs_of_life(holder, tmp_pa
         pass
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/runs", "s3://b/r", Path("gs://bucket/runs"), "file:///tmp/x"])
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/runs", "s3://b/r", Path("gs://bucket/runs"), "file:///tmp/x"]
+)
 def test_addresses_are_no_local_folders(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is an address"):

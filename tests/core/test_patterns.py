@@ -26,7 +26,15 @@ def test_a_pattern_that_holds_up_re_for_minutes_is_answered_within_seconds() -> 
     assert time.monotonic() - began < 10
 
 
-PATTERNS = [r"^layers/", r"(q|k)_proj", r"(?!.*q_proj).*", r"(?<=/)11(?=/)", r"(?i)Q_PROJ", r"[[a]", r".*/(\d+)/"]
+PATTERNS = [
+    r"^layers/",
+    r"(q|k)_proj",
+    r"(?!.*q_proj).*",
+    r"(?<=/)11(?=/)",
+    r"(?i)Q_PROJ",
+    r"[[a]",
+    r".*/(\d+)/",
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -81,7 +81,10 @@ class Terminal:
 # Not fixtures: pytest puts its own stream in place between the set-up of a test and the test.
 @contextlib.contextmanager
 def on_a_terminal(columns: int = 80) -> Iterator[Terminal]:
-    with contextlib.closing(Terminal(columns)) as terminal, contextlib.redirect_stderr(terminal.stderr):
+    with (
+        contextlib.closing(Terminal(columns)) as terminal,
+        contextlib.redirect_stderr(terminal.stderr),
+    ):
         yield terminal
 
 
@@ -161,7 +164,9 @@ def test_a_bar_lives_while_nothing_advances_and_stays_whole(monkeypatch):
         with Progress("train", 4, done=1, unit="row") as bar:
             wait_until(lambda: terminal.read().count("1/4") >= 3)
             bar.advance(1, "loss 1.25")
-            wait_until(lambda: "2/4" in terminal.screen()[-1] and "loss 1.25" in terminal.screen()[-1])
+            wait_until(
+                lambda: "2/4" in terminal.screen()[-1] and "loss 1.25" in terminal.screen()[-1]
+            )
             say("train", "a checkpoint was saved")
             bar.advance(2, "loss 1.00")
         message, drawn, cursor = terminal.screen()
@@ -208,7 +213,9 @@ def main(argv):
 run_main(main)
 """
     terminal = Terminal(80)
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stderr=terminal.stderr)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stderr=terminal.stderr
+    )
     try:
         wait_until(lambda: "loss 1.25" in terminal.read())
         process.send_signal(signal.SIGINT)

@@ -8,9 +8,19 @@ from kafjax.core.rundir import write_jsonl
 from kafjax.core.schema import read_rows
 
 words = st.lists(st.text(max_size=5), max_size=2).map(tuple)
-numbers = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=2)  # JSON has neither
+# JSON has neither
+numbers = st.dictionaries(
+    st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=2
+)
 predictions = st.builds(
-    Prediction, answers=words, passages=words, gold_passages=words, output_tokens=..., correct=..., score=numbers, seconds=numbers
+    Prediction,
+    answers=words,
+    passages=words,
+    gold_passages=words,
+    output_tokens=...,
+    correct=...,
+    score=numbers,
+    seconds=numbers,
 )
 
 

@@ -41,12 +41,19 @@ def fail(name: str, number: int):
     return name, call
 
 
-@pytest.mark.parametrize("failing", [fail("replace", errno.EACCES), fail("fsync", errno.ENOSPC)], ids=["no rename", "disk full"])
+@pytest.mark.parametrize(
+    "failing",
+    [fail("replace", errno.EACCES), fail("fsync", errno.ENOSPC)],
+    ids=["no rename", "disk full"],
+)
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, failing):
     path = tmp_path / "results.json"
     write_atomic(path, "old")
     monkeypatch.setattr(os, *failing)
-    with pytest.raises(UserError, match=rf"cannot write {re.escape(str(path))}: (Permission denied|No space left on device)"):
+    with pytest.raises(
+        UserError,
+        match=rf"cannot write {re.escape(str(path))}: (Permission denied|No space left on device)",
+    ):
         write_atomic(path, "new" * 10_000)
     assert path.read_text() == "old"
     assert files(tmp_path) == ["results.json"]
@@ -84,8 +91,13 @@ for write in (lambda: write_atomic(path, "x" * 10_000), lambda: append_jsonl(pat
         print(error)
 """
     command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == [f"cannot write {path}: File too large", f"cannot write {tmp_path / 'log'}: File too large"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        f"cannot write {path}: File too large",
+        f"cannot write {tmp_path / 'log'}: File too large",
+    ]
     assert path.read_text() == "old"
     assert files(tmp_path) == ["a", "log"]
     # What was cut short is not in the way of what comes next.
@@ -121,7 +133,9 @@ def test_broken_json_is_named_by_file_and_line(tmp_path):
     with pytest.raises(UserError, match=rf"{re.escape(str(path))}:2: not valid JSON"):
         read_json(path)
     path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: not valid JSON \(no UTF-8 text\)"):
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(path))}: not valid JSON \(no UTF-8 text\)"
+    ):
         read_json(path)
 
 
@@ -132,7 +146,9 @@ def test_jsonl_comes_back_with_line_separators_inside_strings(tmp_path):
         append_jsonl(tmp_path / "grown.jsonl", row)
     assert read_jsonl(tmp_path / "whole.jsonl") == read_jsonl(tmp_path / "grown.jsonl") == rows
     # Others write them unescaped, which JSON allows.
-    (tmp_path / "theirs.jsonl").write_bytes(b'\n{"text": "a\xe2\x80\xa8b\xc2\x85c"}\r\n   \n{"n": 2}')
+    (tmp_path / "theirs.jsonl").write_bytes(
+        b'\n{"text": "a\xe2\x80\xa8b\xc2\x85c"}\r\n   \n{"n": 2}'
+    )
     assert read_jsonl(tmp_path / "theirs.jsonl") == [{"text": "a\u2028b\u0085c"}, {"n": 2}]
 
 
@@ -145,11 +161,16 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeyp
     monkeypatch.setattr(rundir, "MOST_JSON_BYTES", 20_000_000_000)
     tracemalloc.start()
     assert read_json(tmp_path / "y.json") == {"a": 1}
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000  # and no memory is set aside for what might have been
+    # and no memory is set aside for what might have been
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"text": "\xe2\x80', b"{"], ids=["cut", "cut within a character", "one byte"])
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"step": 3, "lo', b'{"text": "\xe2\x80', b"{"],
+    ids=["cut", "cut within a character", "one byte"],
+)
 def test_a_broken_tail_is_forgiven_only_when_asked(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\n{"step": 2}\n' + tail)
@@ -197,7 +218,8 @@ def opened(root: Path, config: Experiment = CONFIG, name: str | None = "first", 
 def test_a_run_is_opened_again_by_the_same_config_only(tmp_path):
     run = opened(tmp_path)
     run.log(step=1, loss=2.5)
-    again = opened(tmp_path, changed(CONFIG, mesh="fsdp:8", name="first"))  # says where and how, not what
+    # says where and how, not what
+    again = opened(tmp_path, changed(CONFIG, mesh="fsdp:8", name="first"))
     assert again == run
     again.log(step=2, loss=2.25)
     rows = read_jsonl(run.file("metrics.jsonl"))
@@ -216,7 +238,9 @@ def test_a_run_is_opened_again_by_the_same_config_only(tmp_path):
 )
 def test_another_config_is_refused_and_the_key_named(tmp_path, change, also, message):
     opened(tmp_path)
-    with pytest.raises(UserError, match=f"{tmp_path / 'first'} holds a run with {message}; pick another --name"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path / 'first'} holds a run with {message}; pick another --name"
+    ):
         opened(tmp_path, changed(CONFIG, **change), also=also)
     expected = {"model": "gemma3-270m", "sizes": [1, 2], "lr": 1e-4, "mesh": "auto", **ALSO}
     assert read_json(tmp_path / "first" / "config.json") == expected
@@ -225,15 +249,23 @@ def test_another_config_is_refused_and_the_key_named(tmp_path, change, also, mes
 def test_a_run_without_a_name_finds_its_folder_again_whatever_an_older_release_called_it(tmp_path):
     run = opened(tmp_path, name=None)
     assert re.fullmatch(r"x-[0-9a-f]{12}", run.path.name)
-    assert opened(tmp_path, name=None) == run and opened(tmp_path, changed(CONFIG, lr=1.0), name=None) != run
+    assert (
+        opened(tmp_path, name=None) == run
+        and opened(tmp_path, changed(CONFIG, lr=1.0), name=None) != run
+    )
     older = run.path.rename(tmp_path / "x-0123456789ab")  # its hash was of other keys
     stored = read_json(older / "config.json")
-    write_json(older / "config.json", {key: value for key, value in stored.items() if key not in ("mesh", "sizes")})
+    write_json(
+        older / "config.json",
+        {key: value for key, value in stored.items() if key not in ("mesh", "sizes")},
+    )
     assert opened(tmp_path, name=None).path == older
     assert opened(tmp_path, changed(CONFIG, sizes=(3,)), name=None).path != older
 
 
-@pytest.mark.parametrize("name", ["", "..", "a" * 129, ".hidden", "a/b", "/etc", "a b", "a\n", "-x", "é"])
+@pytest.mark.parametrize(
+    "name", ["", "..", "a" * 129, ".hidden", "a/b", "/etc", "a b", "a\n", "-x", "é"]
+)
 def test_a_name_that_is_no_plain_folder_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="not a plain folder name"):
         opened(tmp_path / "runs", name=name)
@@ -274,7 +306,10 @@ def test_a_folder_or_a_missing_file_in_the_place_of_a_file_is_told(tmp_path):
                 read(tmp_path / name)
 
 
-@hypothesis.given(st.binary(max_size=200) | st.text('[]{}",:0123456789eE+-.NaNIinfty truefalsn\n', max_size=200).map(str.encode))
+@hypothesis.given(
+    st.binary(max_size=200)
+    | st.text('[]{}",:0123456789eE+-.NaNIinfty truefalsn\n', max_size=200).map(str.encode)
+)
 @hypothesis.settings(max_examples=300, derandomize=True, deadline=None)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -299,8 +334,15 @@ def test_a_run_is_opened_by_one_process_at_a_time(tmp_path):
     run = opened(tmp_path)
 
     def other() -> str:
-        command = [sys.executable, "-c", "import sys; from kafjax.core.lock import hold; hold(sys.argv[1])", str(run.path)]
-        return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60).stderr
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from kafjax.core.lock import hold; hold(sys.argv[1])",
+            str(run.path),
+        ]
+        return subprocess.run(
+            command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
+        ).stderr
 
     assert f"first is being written by process {os.getpid()} on" in other()
     run.close()
@@ -318,12 +360,16 @@ def test_a_disk_that_takes_no_results_is_told_at_the_start(tmp_path, monkeypatch
             opened(tmp_path)
     usage = rundir.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(rundir.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"cannot write .*first: 0 MB are free on that disk, 1 MB are needed"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*first: 0 MB are free on that disk, 1 MB are needed"
+    ):
         opened(tmp_path)
     assert files(tmp_path) == ["first"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc"), reason="a folder that nobody may write to, even root")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc"), reason="a folder that nobody may write to, even root"
+)
 def test_a_read_only_folder_is_told_at_the_start():
     with pytest.raises(UserError, match=r"cannot write /proc/first"):
         opened(Path("/proc"))

@@ -9,13 +9,17 @@ from kafjax.core import trees
 
 names = st.text("ab.é", max_size=2)
 leaves = st.integers(0, 9) | st.none() | st.just([1])
-nested = st.recursive(leaves, lambda child: st.dictionaries(names, child, min_size=1, max_size=3), max_leaves=8)
+nested = st.recursive(
+    leaves, lambda child: st.dictionaries(names, child, min_size=1, max_size=3), max_leaves=8
+)
 tree_strategy = st.dictionaries(names, nested, max_size=3)
 
 
 def ordered(tree):
     """Nested lists of pairs: equal only if the order is, too."""
-    return [(name, ordered(child)) for name, child in tree.items()] if isinstance(tree, dict) else tree
+    return (
+        [(name, ordered(child)) for name, child in tree.items()] if isinstance(tree, dict) else tree
+    )
 
 
 @given(tree_strategy)
@@ -55,14 +59,20 @@ def test_paths_that_share_a_leaf_are_refused():
 
 PARAMS = {
     "embed": {"embedding": np.zeros((7, 4), np.float16)},
-    "layers": {"q_proj": {"kernel": np.zeros((2, 4, 6), np.float32)}, "norm": {"scale": np.zeros((2, 4), np.int8)}},
+    "layers": {
+        "q_proj": {"kernel": np.zeros((2, 4, 6), np.float32)},
+        "norm": {"scale": np.zeros((2, 4), np.int8)},
+    },
     "step": np.int32(3),
 }
 
 
 def test_matching_finds_the_expression_anywhere_in_a_path():
     assert trees.matching(r"(q|k)_proj", PARAMS) == ["layers/q_proj/kernel"]
-    assert trees.matching(r"^layers/.*(kernel|scale)$", PARAMS) == ["layers/q_proj/kernel", "layers/norm/scale"]
+    assert trees.matching(r"^layers/.*(kernel|scale)$", PARAMS) == [
+        "layers/q_proj/kernel",
+        "layers/norm/scale",
+    ]
     assert trees.matching("kernels", PARAMS) == []
 
 

@@ -1,4 +1,5 @@
-"""A database with the shape of the System Reference Document's, of invented spells and creatures."""
+"""A database with the shape of the System Reference Document's, of invented spells and
+creatures."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ ATTRIBUTION = "Invented for these tests."
 
 
 def spell(name: str, level: int = 3, **other) -> dict:
-    fixed = {"school": {"name": "Evocation"}, "duration": "Up to 1 minute", "level": level, "casting_time": "1 action"}
+    fixed = {
+        "school": {"name": "Evocation"},
+        "duration": "Up to 1 minute",
+        "level": level,
+        "casting_time": "1 action",
+    }
     return {"index": name.lower(), "name": name, **fixed, **other}
 
 
@@ -28,7 +34,9 @@ def write(path: Path, spells: list[dict] = SPELLS, creatures: list[dict] = CREAT
         database.execute("create table metadata (key text, value text)")
         database.execute("insert into metadata values ('attribution', ?)", (ATTRIBUTION,))
         for table, records in (("spells", spells), ("monsters", creatures)):
-            database.execute(f'create table {table} ("index" text primary key, name text, data text)')
+            database.execute(
+                f'create table {table} ("index" text primary key, name text, data text)'
+            )
             rows = [(record["index"], record["name"], json.dumps(record)) for record in records]
             database.executemany(f"insert into {table} values (?, ?, ?)", rows)
     database.close()

@@ -23,7 +23,8 @@ def _of_split(corpus: Corpus, split: str) -> list[Question]:
 
 
 def _people_of(corpus: Corpus, index_below: int) -> list[object]:
-    """Returns everything in a corpus about the first people, regardless of their order among the others."""
+    """Returns everything in a corpus about the first people, regardless of their order among the
+    others."""
 
     def early(identity: str) -> bool:
         return int(identity.split("/")[0].removeprefix("person-").split("#")[0]) < index_below
@@ -36,21 +37,29 @@ def test_the_default_corpus_has_what_it_says() -> None:
     corpus = biographies()
     assert len(corpus.documents) == 24 * 4 and len(corpus.passages) == 24 * 4 * 4
     assert len(corpus.training_questions) == 12 * 4 * 2
-    assert Counter(q.split for q in corpus.questions) == {"seen": 48, "paraphrase": 48, "untrained": 48}
+    assert Counter(q.split for q in corpus.questions) == {
+        "seen": 48,
+        "paraphrase": 48,
+        "untrained": 48,
+    }
     ids = [record.id for record in (*corpus.training_questions, *corpus.questions)]
     assert len(set(ids)) == len(ids)
 
 
 def test_the_same_in_another_process() -> None:
     code = "from kafjax.corpus import biographies; import json; print(json.dumps([d.text for d in biographies(6, seed=3).documents]))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     assert json.loads(other) == [d.text for d in biographies(6, seed=3).documents]
     assert json.loads(other) != [d.text for d in biographies(6, seed=4).documents]
 
 
 def test_more_people_change_nobody() -> None:
     for extra in ({}, {"two_hop": True}, {"updates": True}):
-        assert _people_of(biographies(9, **extra), 9) == _people_of(biographies(30, **extra), 9), extra
+        assert _people_of(biographies(9, **extra), 9) == _people_of(biographies(30, **extra), 9), (
+            extra
+        )
     assert people(2000)[:500] == people(500)
 
 
@@ -74,17 +83,24 @@ def test_every_sentence_is_a_passage_that_states_one_fact_of_the_person_in_full_
     for passage in corpus.passages:
         name = titles[passage.document]
         assert name in passage.text
-        stated = [value for value in values if value.lower() in passage.text.replace(name, "").lower()]
+        stated = [
+            value for value in values if value.lower() in passage.text.replace(name, "").lower()
+        ]
         assert len(stated) == 1 and (stated[0],) in facts[name].values(), passage
         assert len(passage.text.split()) <= 16
 
 
 def test_gold_passages_are_exactly_those_that_state_the_answer_about_the_subject() -> None:
-    corpus = biographies(30, 8, 9)  # more documents than wordings: repeated sentences are one passage
+    # more documents than wordings: repeated sentences are one passage
+    corpus = biographies(30, 8, 9)
     assert len({p.text for p in corpus.passages}) == len(corpus.passages) == 30 * 8 * 7
     texts = {p.id: p.text for p in corpus.passages}
     for question in (*corpus.training_questions, *corpus.questions):
-        said = {i for i, text in texts.items() if question.subject in text and question.answers[0].lower() in text.lower()}
+        said = {
+            i
+            for i, text in texts.items()
+            if question.subject in text and question.answers[0].lower() in text.lower()
+        }
         assert set(question.passages) == said and len(said) == 7
 
 
@@ -94,7 +110,10 @@ def test_gold_passages_of_other_sizes_hold_the_fact(size: str | int) -> None:
     texts = {p.id: p.text for p in corpus.passages}
     for question in corpus.questions:
         assert question.passages
-        assert all(question.subject in texts[i] and question.answers[0] in texts[i] for i in question.passages)
+        assert all(
+            question.subject in texts[i] and question.answers[0] in texts[i]
+            for i in question.passages
+        )
 
 
 def test_too_small_passages_are_refused_with_the_size_that_works() -> None:
@@ -105,23 +124,32 @@ def test_too_small_passages_are_refused_with_the_size_that_works() -> None:
 def test_people_are_trained_on_or_not_and_wordings_do_not_leak() -> None:
     corpus = biographies(24, 8, questions_per_fact=4)
     trained = {q.subject for q in corpus.training_questions}
-    paraphrased, untrained = ({q.subject for q in _of_split(corpus, split)} for split in ("paraphrase", "untrained"))
+    paraphrased, untrained = (
+        {q.subject for q in _of_split(corpus, split)} for split in ("paraphrase", "untrained")
+    )
     assert trained == paraphrased == {q.subject for q in _of_split(corpus, "seen")}
     assert not trained & untrained and len(trained) == len(untrained) == 12
     asked = {q.text for q in corpus.training_questions}
     assert all(q.text in asked for q in _of_split(corpus, "seen"))
     assert not any(q.text in asked for q in _of_split(corpus, "paraphrase"))
-    evaluation_only = {fill(w, name) for name in trained | untrained for a in ATTRIBUTES for w in a.paraphrases}
+    evaluation_only = {
+        fill(w, name) for name in trained | untrained for a in ATTRIBUTES for w in a.paraphrases
+    }
     assert not asked & evaluation_only
     assert not any(q in d.text for d in corpus.documents for q in asked | evaluation_only)
-    # Only the person is new in `untrained`: someone was asked in each of its wordings during training.
+    # Only the person is new in `untrained`: someone was asked in each of its wordings during
+    # training.
     patterns = {q.text.replace(q.subject, "{name}") for q in corpus.training_questions}
     assert {q.text.replace(q.subject, "{name}") for q in _of_split(corpus, "untrained")} <= patterns
 
 
 def test_a_trained_subject_is_asked_in_different_wordings() -> None:
     corpus = biographies(6, questions_per_fact=3)
-    assert len({q.text for q in corpus.training_questions}) == len(corpus.training_questions) == 3 * 4 * 3
+    assert (
+        len({q.text for q in corpus.training_questions})
+        == len(corpus.training_questions)
+        == 3 * 4 * 3
+    )
 
 
 def test_the_held_out_wording_is_in_no_document() -> None:
@@ -137,9 +165,18 @@ def test_wordings_are_many_distinct_and_take_the_name_once_in_full() -> None:
     for attribute in (*ATTRIBUTES, MENTOR):
         wordings = (*attribute.statements, *attribute.questions, *attribute.paraphrases)
         assert len(set(wordings)) == len(wordings)
-        assert len(attribute.statements) >= 8 and len(attribute.questions) >= 3 and len(attribute.paraphrases) >= 2
-        assert all("{name}" in w and "{value}" in w and w.endswith(".") for w in attribute.statements)
-        assert all("{name}" in w and "{value}" not in w and w.endswith("?") for w in (*attribute.questions, *attribute.paraphrases))
+        assert (
+            len(attribute.statements) >= 8
+            and len(attribute.questions) >= 3
+            and len(attribute.paraphrases) >= 2
+        )
+        assert all(
+            "{name}" in w and "{value}" in w and w.endswith(".") for w in attribute.statements
+        )
+        assert all(
+            "{name}" in w and "{value}" not in w and w.endswith("?")
+            for w in (*attribute.questions, *attribute.paraphrases)
+        )
 
 
 def test_chance_is_below_three_percent() -> None:
@@ -155,7 +192,9 @@ def test_no_answer_hides_in_another_in_a_wording_or_in_a_name() -> None:
     values = [value.lower() for pool in POOLS.values() for value in pool]
     assert len(set(values)) == len(values)
     assert [(a, b) for a, b in itertools.permutations(values, 2) if a in b] == []
-    wordings = " ".join(w for a in (*ATTRIBUTES, MENTOR) for w in (*a.statements, *a.questions, *a.paraphrases)).lower()
+    wordings = " ".join(
+        w for a in (*ATTRIBUTES, MENTOR) for w in (*a.statements, *a.questions, *a.paraphrases)
+    ).lower()
     assert [value for value in values if value in wordings] == []
     names = " | ".join(person.name for person in people(3000)).lower()
     assert [value for value in values if value in names] == []
@@ -176,7 +215,9 @@ def test_two_hop_questions_are_answered_by_the_mentor() -> None:
     corpus = biographies(12, two_hop=True)
     facts = {s.name: s.facts for s in people(12)}
     mentors = {
-        q.subject: q.answers[0] for q in (*corpus.training_questions, *corpus.questions) if "/mentor/" in q.id and q.split != "two_hop"
+        q.subject: q.answers[0]
+        for q in (*corpus.training_questions, *corpus.questions)
+        if "/mentor/" in q.id and q.split != "two_hop"
     }
     asked = _of_split(corpus, "two_hop")
     assert len(asked) == 11 * 4 and len(mentors) == 11
@@ -185,7 +226,10 @@ def test_two_hop_questions_are_answered_by_the_mentor() -> None:
         mentor = mentors[question.subject]
         assert f"the mentor of {question.subject}" in question.text and mentor != question.subject
         assert question.answers in facts[mentor].values()
-        assert all(mentor in texts[i] and question.answers[0].lower() in texts[i].lower() for i in question.passages)
+        assert all(
+            mentor in texts[i] and question.answers[0].lower() in texts[i].lower()
+            for i in question.passages
+        )
 
 
 def test_updates_contradict_one_fact_of_the_untrained_and_ask_for_the_new_value() -> None:
@@ -193,13 +237,18 @@ def test_updates_contradict_one_fact_of_the_untrained_and_ask_for_the_new_value(
     assert updated.training_questions == plain.training_questions
     assert set(plain.documents) < set(updated.documents)
     asked = _of_split(updated, "update")
-    assert {q.subject for q in asked} == {q.subject for q in _of_split(plain, "untrained")} and len(asked) == 12
+    assert {q.subject for q in asked} == {q.subject for q in _of_split(plain, "untrained")} and len(
+        asked
+    ) == 12
     old = {q.text: q for q in _of_split(plain, "untrained")}
     texts = {p.id: p.text for p in updated.passages}
     for question in asked:
         assert question.answers != old[question.text].answers
         assert len(question.passages) == 4
-        assert all(texts[i].startswith("Correction: ") and question.answers[0].lower() in texts[i].lower() for i in question.passages)
+        assert all(
+            texts[i].startswith("Correction: ") and question.answers[0].lower() in texts[i].lower()
+            for i in question.passages
+        )
     assert not {q.text for q in asked} & {q.text for q in _of_split(updated, "untrained")}
 
 
@@ -207,8 +256,12 @@ def test_the_control_answers_nothing() -> None:
     corpus, asked = control(10), biographies(10)
     assert [q.text for q in corpus.questions] == [q.text for q in asked.questions]
     names = {q.subject for q in corpus.questions}
-    assert len(corpus.documents) == len(asked.documents) and len(corpus.training_questions) == len(asked.training_questions)
-    everything = " ".join([d.text for d in corpus.documents] + [q.text for q in corpus.training_questions])
+    assert len(corpus.documents) == len(asked.documents) and len(corpus.training_questions) == len(
+        asked.training_questions
+    )
+    everything = " ".join(
+        [d.text for d in corpus.documents] + [q.text for q in corpus.training_questions]
+    )
     assert not any(name in everything for name in names)
     assert not any(q.passages for q in corpus.questions)
 

@@ -17,15 +17,36 @@ from kafjax.corpus.sentences import sentences
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("She left. He stayed! Why? No one knows.", ["She left.", "He stayed!", "Why?", "No one knows."]),
+        (
+            "She left. He stayed! Why? No one knows.",
+            ["She left.", "He stayed!", "Why?", "No one knows."],
+        ),
         ("Dr. Smith met Mrs. Jones. They talked.", ["Dr. Smith met Mrs. Jones.", "They talked."]),
-        ("J. K. Rowling and J. R. R. Tolkien write. A man came.", ["J. K. Rowling and J. R. R. Tolkien write.", "A man came."]),
-        ("Pi is 3.14 and e is 2.72. Both are real.", ["Pi is 3.14 and e is 2.72.", "Both are real."]),
-        ("The U.S. Army came. We left the U.S. It was cold.", ["The U.S. Army came.", "We left the U.S.", "It was cold."]),
+        (
+            "J. K. Rowling and J. R. R. Tolkien write. A man came.",
+            ["J. K. Rowling and J. R. R. Tolkien write.", "A man came."],
+        ),
+        (
+            "Pi is 3.14 and e is 2.72. Both are real.",
+            ["Pi is 3.14 and e is 2.72.", "Both are real."],
+        ),
+        (
+            "The U.S. Army came. We left the U.S. It was cold.",
+            ["The U.S. Army came.", "We left the U.S.", "It was cold."],
+        ),
         ("Take a fruit, e.g. Apples. Then eat.", ["Take a fruit, e.g. Apples.", "Then eat."]),
-        ("See No. 5 of it. He said no. They left.", ["See No. 5 of it.", "He said no.", "They left."]),
-        ('"Really?" he asked. "Yes." (So it was.) Fine.', ['"Really?" he asked.', '"Yes."', "(So it was.)", "Fine."]),
-        ("It broke at 5 p.m. and then ... nothing. Good", ["It broke at 5 p.m. and then ... nothing.", "Good"]),
+        (
+            "See No. 5 of it. He said no. They left.",
+            ["See No. 5 of it.", "He said no.", "They left."],
+        ),
+        (
+            '"Really?" he asked. "Yes." (So it was.) Fine.',
+            ['"Really?" he asked.', '"Yes."', "(So it was.)", "Fine."],
+        ),
+        (
+            "It broke at 5 p.m. and then ... nothing. Good",
+            ["It broke at 5 p.m. and then ... nothing.", "Good"],
+        ),
         (
             "# A title\nBody one. Body two\n- item\n- other item.\n\nNew",
             ["# A title", "Body one.", "Body two", "- item", "- other item.", "New"],
@@ -41,7 +62,9 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 
 _PROSE = st.text(alphabet=st.sampled_from("aAbB1. .!?\"')(\n-#Dr\u3002\u2026"), max_size=80)
-_SENTENCES = st.lists(st.integers(0, 9).map(lambda n: "Word" + " word" * n + "."), max_size=9).map(" ".join)
+_SENTENCES = st.lists(st.integers(0, 9).map(lambda n: "Word" + " word" * n + "."), max_size=9).map(
+    " ".join
+)
 
 
 @settings(deadline=None)
@@ -59,18 +82,24 @@ def test_long_text_without_a_stop_is_split_in_linear_time() -> None:
 
 @settings(deadline=None)
 @given(st.lists(_PROSE | _SENTENCES, max_size=4), st.integers(1, 12), st.data())
-def test_packed_passages_keep_every_word_and_the_limit(texts: list[str], size: int, data: st.DataObject) -> None:
+def test_packed_passages_keep_every_word_and_the_limit(
+    texts: list[str], size: int, data: st.DataObject
+) -> None:
     documents = [Document(id=str(k), text=text) for k, text in enumerate(texts)]
     overlap = data.draw(st.integers(0, size - 1))
     plain, overlapping = cut(documents, size), cut(documents, size, overlap)
     assert all(len(words(passage.text)) <= size for passage in plain + overlapping)
 
     def told(passages: list[Passage], document: Document) -> list[str]:
-        return [word.strip() for p in passages if p.document == document.id for word in words(p.text)]
+        return [
+            word.strip() for p in passages if p.document == document.id for word in words(p.text)
+        ]
 
     for document in documents:
         once, seen = told(plain, document), told(overlapping, document)
-        assert once == [word.strip() for sentence in sentences(document.text) for word in words(sentence)]
+        assert once == [
+            word.strip() for sentence in sentences(document.text) for word in words(sentence)
+        ]
         assert len(once) <= len(seen) and set(once) == set(seen)
 
 
@@ -84,13 +113,19 @@ def test_overlap_repeats_whole_sentences() -> None:
 
 
 def test_ids_count_within_the_document_and_titles_stay_with_their_text() -> None:
-    documents = [Document("a", "Ada Byron\nShe wrote. Ada Byron counted.", title="Ada Byron"), Document("b", "Untitled.")]
+    documents = [
+        Document("a", "Ada Byron\nShe wrote. Ada Byron counted.", title="Ada Byron"),
+        Document("b", "Untitled."),
+    ]
     assert [(p.id, p.text, p.document) for p in chunk(documents)] == [
         ("a#0", "Ada Byron: She wrote.", "a"),
         ("a#1", "Ada Byron counted.", "a"),
         ("b#0", "Untitled.", "b"),
     ]
-    assert [p.text for p in chunk(documents, "document")] == ["She wrote. Ada Byron counted.", "Untitled."]
+    assert [p.text for p in chunk(documents, "document")] == [
+        "She wrote. Ada Byron counted.",
+        "Untitled.",
+    ]
 
 
 def test_the_first_of_equal_passages_stands_for_the_others() -> None:
@@ -128,7 +163,8 @@ def test_texts_without_spaces_are_cut_into_passages_of_as_many_letters(text):
     passages = chunk([Document("d", text)], 64)
     assert all(len(words(p.text)) <= 64 and len(p.text) <= 800 for p in passages)
     kept = cut([Document("d", text)], 64)
-    assert "".join(p.text for p in kept).replace(" ", "") == text  # nothing is lost, repeated passages counted
+    # nothing is lost, repeated passages counted
+    assert "".join(p.text for p in kept).replace(" ", "") == text
 
 
 def test_words_joined_are_the_text_and_spaced_scripts_are_counted_as_ever():

@@ -37,15 +37,32 @@ def test_capitals_are_right_in_every_common_spelling() -> None:
         assert capital in asked[f"What is the capital of {country}?"]
     for text, answers in asked.items():
         assert len(set(answers)) == len(answers)
-        assert not any(mark in answer for answer in answers for mark in ";()&<>") and all(answer[0].isupper() for answer in answers), text
+        assert not any(mark in answer for answer in answers for mark in ";()&<>") and all(
+            answer[0].isupper() for answer in answers
+        ), text
 
 
 def test_capitals_that_are_several_disputed_or_give_themselves_away_are_not_asked() -> None:
     asked = " ".join(q.text for half in capitals(_most()) for q in half)
-    for country in ("Bolivia", "South Africa", "Israel", "Burma", "Mexico", "Luxembourg", "Singapore", "Tunisia", "Guinea-Bissau", "Nauru"):
+    for country in (
+        "Bolivia",
+        "South Africa",
+        "Israel",
+        "Burma",
+        "Mexico",
+        "Luxembourg",
+        "Singapore",
+        "Tunisia",
+        "Guinea-Bissau",
+        "Nauru",
+    ):
         assert country not in asked
     for half in capitals(_most()):
-        assert not any(answer.lower() in question.text.lower() for question in half for answer in question.answers)
+        assert not any(
+            answer.lower() in question.text.lower()
+            for question in half
+            for answer in question.answers
+        )
 
 
 def test_retention_and_replay_take_turns_down_the_same_list() -> None:
@@ -55,7 +72,9 @@ def test_retention_and_replay_take_turns_down_the_same_list() -> None:
     assert {q.split for q in retention} == {"retention"} and {q.split for q in replay} == {"replay"}
     wealth = {c.name: c.gdp for c in countries()}
     order = [question.subject for pair in zip(retention, replay, strict=True) for question in pair]
-    assert [wealth[name] for name in order] == sorted((wealth[name] for name in order), reverse=True)
+    assert [wealth[name] for name in order] == sorted(
+        (wealth[name] for name in order), reverse=True
+    )
     fewer = capitals(10)
     assert fewer == (retention[:10], replay[:10])
 
@@ -78,7 +97,10 @@ def test_every_gold_passage_names_country_and_answer() -> None:
     for question in (*corpus.training_questions, *corpus.questions):
         assert len(question.passages) == 7
         for text in (texts[i] for i in question.passages):
-            assert question.subject.lower() in text.lower() and question.answers[0].lower() in text.lower()
+            assert (
+                question.subject.lower() in text.lower()
+                and question.answers[0].lower() in text.lower()
+            )
         assert not any(answer.lower() in question.text.lower() for answer in question.answers)
 
 
@@ -90,11 +112,20 @@ def test_each_document_is_one_sentence_a_fact() -> None:
 def test_splits_hold_the_trained_the_paraphrased_and_the_new() -> None:
     corpus = factbook(20)
     trained = {q.subject for q in corpus.training_questions}
-    by_split = {split: [q for q in corpus.questions if q.split == split] for split in ("seen", "paraphrase", "untrained")}
-    assert {q.subject for q in by_split["seen"]} == {q.subject for q in by_split["paraphrase"]} == trained
+    by_split = {
+        split: [q for q in corpus.questions if q.split == split]
+        for split in ("seen", "paraphrase", "untrained")
+    }
+    assert (
+        {q.subject for q in by_split["seen"]}
+        == {q.subject for q in by_split["paraphrase"]}
+        == trained
+    )
     assert not trained & {q.subject for q in by_split["untrained"]} and len(trained) == 10
     asked = {q.text for q in corpus.training_questions}
-    assert {q.text for q in by_split["seen"]} < asked and not asked & {q.text for q in by_split["paraphrase"]}
+    assert {q.text for q in by_split["seen"]} < asked and not asked & {
+        q.text for q in by_split["paraphrase"]
+    }
 
 
 def test_more_countries_change_none() -> None:
@@ -129,7 +160,11 @@ def test_wordings_are_many_and_distinct() -> None:
     for attribute, _ in country_fields.FIELDS:
         wordings = (*attribute.statements, *attribute.questions, *attribute.paraphrases)
         assert len(set(wordings)) == len(wordings)
-        assert len(attribute.statements) >= 8 and len(attribute.questions) >= 3 and len(attribute.paraphrases) >= 2
+        assert (
+            len(attribute.statements) >= 8
+            and len(attribute.questions) >= 3
+            and len(attribute.paraphrases) >= 2
+        )
 
 
 def test_out_of_range_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

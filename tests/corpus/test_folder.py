@@ -15,18 +15,32 @@ from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus import CorpusConfig
 from kafjax.corpus.biographies import biographies
 from kafjax.corpus.chunking import chunk
-from kafjax.corpus.folder import load_folder, load_passages, load_questions, save_folder, save_questions, stream_folder
+from kafjax.corpus.folder import (
+    load_folder,
+    load_passages,
+    load_questions,
+    save_folder,
+    save_questions,
+    stream_folder,
+)
 from kafjax.corpus.load import load, open_corpus, stream_corpus
 
-PASSAGES = [{"id": "p1", "contents": "Rome\nIt is old. It is big."}, {"id": 2, "contents": "Oslo is in Norway."}]
-QUESTIONS = [{"id": "q1", "question": "Where is Oslo?", "golden_answers": ["Norway"], "passages": ["2"]}]
+PASSAGES = [
+    {"id": "p1", "contents": "Rome\nIt is old. It is big."},
+    {"id": 2, "contents": "Oslo is in Norway."},
+]
+QUESTIONS = [
+    {"id": "q1", "question": "Where is Oslo?", "golden_answers": ["Norway"], "passages": ["2"]}
+]
 
 
 def _lines(rows: list[object]) -> str:
     return "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
 
 
-def _folder(path: Path, passages: list[object] | None = None, questions: list[object] | None = None) -> Path:
+def _folder(
+    path: Path, passages: list[object] | None = None, questions: list[object] | None = None
+) -> Path:
     path.mkdir(exist_ok=True)
     (path / "corpus.jsonl").write_text(_lines(PASSAGES if passages is None else passages))
     (path / "questions.jsonl").write_text(_lines(QUESTIONS if questions is None else questions))
@@ -40,7 +54,10 @@ def test_short_passages_are_taken_as_they_are_and_titles_kept(tmp_path: Path) ->
         ("p1", "Rome", "Rome\nIt is old. It is big."),
         ("2", "", "Oslo is in Norway."),
     ]
-    assert [(p.id, p.text) for p in corpus.passages] == [("p1#0", "Rome: It is old. It is big."), ("2#0", "Oslo is in Norway.")]
+    assert [(p.id, p.text) for p in corpus.passages] == [
+        ("p1#0", "Rome: It is old. It is big."),
+        ("2#0", "Oslo is in Norway."),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,21 +65,44 @@ def test_short_passages_are_taken_as_they_are_and_titles_kept(tmp_path: Path) ->
     [("Number 29!", [3]), ("number 2", [0]), ("30", [0, 1, 2, 3]), ("東京", [1])],
     ids=["in one", "whole words", "in none", "no blanks"],
 )
-def test_long_passages_are_cut_and_a_documents_gold_are_those_with_an_answer(tmp_path: Path, answer: str, gold: list[int], caplog) -> None:
-    sentences = [f"This is sentence number {k}{'、今は東京にいる' * (k == 12)}, of many." for k in range(30)]
-    question = {"id": "q", "question": "How many?", "golden_answers": [answer], "passages": ["long", "2#0"]}
-    folder = _folder(tmp_path / "c", [*PASSAGES, {"id": "long", "contents": " ".join(sentences)}], [question])
+def test_long_passages_are_cut_and_a_documents_gold_are_those_with_an_answer(
+    tmp_path: Path, answer: str, gold: list[int], caplog
+) -> None:
+    sentences = [
+        f"This is sentence number {k}{'、今は東京にいる' * (k == 12)}, of many." for k in range(30)
+    ]
+    question = {
+        "id": "q",
+        "question": "How many?",
+        "golden_answers": [answer],
+        "passages": ["long", "2#0"],
+    }
+    folder = _folder(
+        tmp_path / "c", [*PASSAGES, {"id": "long", "contents": " ".join(sentences)}], [question]
+    )
     corpus = load_folder(folder)
     parts = tuple(p.id for p in corpus.passages if p.document == "long")
     assert len(parts) == 4 and all(len(p.text.split()) <= 64 for p in corpus.passages)
-    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {(*(parts[i] for i in gold), "2#0")}
-    assert ("1 questions name a document of which no passage holds an accepted answer, such as 'q'" in caplog.text) == (answer == "30")
-    assert [p.text for p in load_folder(folder, "sentence").passages][:3] == ["Rome: It is old.", "Rome: It is big.", "Oslo is in Norway."]
+    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {
+        (*(parts[i] for i in gold), "2#0")
+    }
+    assert (
+        "1 questions name a document of which no passage holds an accepted answer, such as 'q'"
+        in caplog.text
+    ) == (answer == "30")
+    assert [p.text for p in load_folder(folder, "sentence").passages][:3] == [
+        "Rome: It is old.",
+        "Rome: It is big.",
+        "Oslo is in Norway.",
+    ]
 
 
 def test_gold_ids_follow_a_duplicate_to_the_passage_that_was_kept(tmp_path: Path) -> None:
     rows = [{"id": "a", "contents": "Same text."}, {"id": "b", "contents": "Same text."}]
-    questions = [{"id": f"q{k}", "question": "What?", "golden_answers": ["x"], "passages": [gold]} for k, gold in enumerate(["b", "b#0"])]
+    questions = [
+        {"id": f"q{k}", "question": "What?", "golden_answers": ["x"], "passages": [gold]}
+        for k, gold in enumerate(["b", "b#0"])
+    ]
     corpus = load_folder(_folder(tmp_path / "c", rows, questions))
     assert [p.id for p in corpus.passages] == ["a#0"]
     assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("a#0",)}
@@ -75,12 +115,23 @@ def test_text_files_are_documents_named_by_their_path(tmp_path: Path, caplog) ->
     (tmp_path / "sub" / "a.md").write_text("\ufeff# Heading\nAy.", encoding="utf-8")
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / ".hidden" / "c.txt").write_text("Not read.")
-    (tmp_path / "questions.jsonl").write_text(_lines([{"id": "q", "question": "?", "golden_answers": ["Ay"], "passages": ["sub/a.md"]}]))
+    (tmp_path / "questions.jsonl").write_text(
+        _lines([{"id": "q", "question": "?", "golden_answers": ["Ay"], "passages": ["sub/a.md"]}])
+    )
     (tmp_path / "d.xyz").write_bytes(b"\xff")
     corpus = load_folder(tmp_path, "sentence")
-    assert [(d.id, d.text) for d in corpus.documents] == [("b.txt", "Bee."), ("sub/a.md", "# Heading\nAy.")]
-    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {("sub/a.md#0",)}
-    for told in (".hidden (hidden; rename", "d.xyz (.xyz; convert to .md or .txt", "empty.txt (empty)"):
+    assert [(d.id, d.text) for d in corpus.documents] == [
+        ("b.txt", "Bee."),
+        ("sub/a.md", "# Heading\nAy."),
+    ]
+    assert {q.passages for q in (*corpus.questions, *corpus.training_questions)} == {
+        ("sub/a.md#0",)
+    }
+    for told in (
+        ".hidden (hidden; rename",
+        "d.xyz (.xyz; convert to .md or .txt",
+        "empty.txt (empty)",
+    ):
         assert told in caplog.text
 
 
@@ -102,7 +153,9 @@ def test_links_that_lead_outside_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_questions_without_a_split_are_dealt_by_their_id(tmp_path: Path) -> None:
-    questions = [{"id": f"q{k}", "question": f"What is {k}?", "golden_answers": ["x"]} for k in range(200)]
+    questions = [
+        {"id": f"q{k}", "question": f"What is {k}?", "golden_answers": ["x"]} for k in range(200)
+    ]
     corpus = load_folder(_folder(tmp_path / "c", None, questions))
     seen = {q.text for q in corpus.questions if q.split == "seen"}
     untrained = {q.text for q in corpus.questions if q.split == "untrained"}
@@ -123,8 +176,12 @@ def test_splits_and_subjects_are_honoured_at_the_top_or_in_the_metadata(tmp_path
     ]
     corpus = load_folder(_folder(tmp_path / "c", None, rows))
     assert [q.id for q in corpus.training_questions] == ["a"]
-    assert [(q.id, q.split, q.subject, q.answers) for q in corpus.questions] == [("b", "paraphrase", "Ada", ("x", "1912"))]
-    assert [q.id for q in corpus.retention] == ["c"] and [q.id for q in corpus.replay_questions] == ["d"]
+    assert [(q.id, q.split, q.subject, q.answers) for q in corpus.questions] == [
+        ("b", "paraphrase", "Ada", ("x", "1912"))
+    ]
+    assert [q.id for q in corpus.retention] == ["c"] and [
+        q.id for q in corpus.replay_questions
+    ] == ["d"]
 
 
 @pytest.mark.parametrize("size", ["sentence", "document", 24])
@@ -141,19 +198,31 @@ def test_a_saved_corpus_loads_as_the_same(tmp_path: Path, size: str | int) -> No
 _TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
+)
 @given(
     st.dictionaries(_TEXT, st.tuples(_TEXT, st.just("") | _TEXT), min_size=1, max_size=4),
-    st.dictionaries(_TEXT, st.tuples(_TEXT, st.lists(_TEXT, min_size=1, max_size=3)), min_size=1, max_size=4),
+    st.dictionaries(
+        _TEXT, st.tuples(_TEXT, st.lists(_TEXT, min_size=1, max_size=3)), min_size=1, max_size=4
+    ),
     st.sampled_from(["sentence", "document", 3]),
 )
 def test_any_text_survives_saving(
-    tmp_path: Path, documents: dict[str, tuple[str, str]], questions: dict[str, tuple[str, list[str]]], size: str | int
+    tmp_path: Path,
+    documents: dict[str, tuple[str, str]],
+    questions: dict[str, tuple[str, list[str]]],
+    size: str | int,
 ) -> None:
-    written = tuple(Document(identity, text, title) for identity, (text, title) in documents.items())
+    written = tuple(
+        Document(identity, text, title) for identity, (text, title) in documents.items()
+    )
     passages = chunk(written, size)
     gold = (passages[0].id,) if passages else ()
-    asked = tuple(Question(identity, text, tuple(answers), "seen", gold, "s") for identity, (text, answers) in questions.items())
+    asked = tuple(
+        Question(identity, text, tuple(answers), "seen", gold, "s")
+        for identity, (text, answers) in questions.items()
+    )
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     corpus = Corpus(folder.name, written, passages, (), asked)
     save_folder(corpus, folder)
@@ -176,28 +245,82 @@ GOOD = QUESTIONS[0]
     [
         ([], QUESTIONS, "the corpus in .* is empty: corpus.jsonl is empty"),
         ([PASSAGES[0], '{"id": "x", "contents": \n'], QUESTIONS, r"corpus.jsonl:2: not valid JSON"),
-        ([PASSAGES[0], "\n", "[1]\n"], QUESTIONS, r"corpus.jsonl:3: expected a JSON object, got list"),
-        ([{"id": "x", "text": "T."}], QUESTIONS, r"corpus.jsonl:1: 'contents' is missing \(there is: 'id', 'text'\)"),
+        (
+            [PASSAGES[0], "\n", "[1]\n"],
+            QUESTIONS,
+            r"corpus.jsonl:3: expected a JSON object, got list",
+        ),
+        (
+            [{"id": "x", "text": "T."}],
+            QUESTIONS,
+            r"corpus.jsonl:1: 'contents' is missing \(there is: 'id', 'text'\)",
+        ),
         ([{"contents": "T."}], QUESTIONS, r"corpus.jsonl:1: 'id' is missing"),
         ([{"id": "x", "contents": " "}], QUESTIONS, r"corpus.jsonl:1: 'contents' is empty"),
-        ([{"id": "x", "contents": 3}], QUESTIONS, r"corpus.jsonl:1: 'contents' must be a string, got 3"),
-        ([{"id": True, "contents": "T."}], QUESTIONS, r"corpus.jsonl:1: 'id' must be a string, got true"),
-        ([{"id": 2, "contents": "T."}, {"id": "2", "contents": "U."}], QUESTIONS, r"corpus.jsonl:2: id '2' is taken by .*corpus.jsonl:1"),
-        (['{"id": "x", "contents": "\\ud800"}\n'], QUESTIONS, r"corpus.jsonl:1: not valid JSON \(surrogates not allowed\)"),
+        (
+            [{"id": "x", "contents": 3}],
+            QUESTIONS,
+            r"corpus.jsonl:1: 'contents' must be a string, got 3",
+        ),
+        (
+            [{"id": True, "contents": "T."}],
+            QUESTIONS,
+            r"corpus.jsonl:1: 'id' must be a string, got true",
+        ),
+        (
+            [{"id": 2, "contents": "T."}, {"id": "2", "contents": "U."}],
+            QUESTIONS,
+            r"corpus.jsonl:2: id '2' is taken by .*corpus.jsonl:1",
+        ),
+        (
+            ['{"id": "x", "contents": "\\ud800"}\n'],
+            QUESTIONS,
+            r"corpus.jsonl:1: not valid JSON \(surrogates not allowed\)",
+        ),
         (['{"id": ' + "[" * 100_000 + "\n"], QUESTIONS, r"corpus.jsonl:1: not valid JSON"),
         (None, [], r"questions.jsonl is empty"),
         (None, [GOOD, GOOD], r"questions.jsonl:2: id 'q1' is taken by"),
         (None, [{"id": "q", "golden_answers": ["x"]}], r"questions.jsonl:1: 'question' is missing"),
-        (None, [{"id": "q", "question": "What?"}], r"questions.jsonl:1: 'golden_answers' is missing"),
-        (None, [{**GOOD, "golden_answers": []}], r"questions.jsonl:1: question 'q1' has no answers"),
-        (None, [{**GOOD, "golden_answers": [" "]}], r"questions.jsonl:1: question 'q1' has no answers"),
-        (None, [{**GOOD, "golden_answers": 3.5}], r"questions.jsonl:1: 'golden_answers' must be a list of strings, got 3.5"),
-        (None, [{**GOOD, "golden_answers": [2], "choices": ["a", "b"]}], r"questions.jsonl:1: .* numbers of 'choices', 0 to 1"),
-        (None, [{**GOOD, "passages": ["p3"]}], r"questions.jsonl:1: gold passage 'p3' of question 'q1' matches nothing .*nearest: 'p1'"),
-        (None, [{**GOOD, "split": "paraphrases"}], r"questions.jsonl:1: unknown split 'paraphrases'. Did you mean 'paraphrase'\?"),
+        (
+            None,
+            [{"id": "q", "question": "What?"}],
+            r"questions.jsonl:1: 'golden_answers' is missing",
+        ),
+        (
+            None,
+            [{**GOOD, "golden_answers": []}],
+            r"questions.jsonl:1: question 'q1' has no answers",
+        ),
+        (
+            None,
+            [{**GOOD, "golden_answers": [" "]}],
+            r"questions.jsonl:1: question 'q1' has no answers",
+        ),
+        (
+            None,
+            [{**GOOD, "golden_answers": 3.5}],
+            r"questions.jsonl:1: 'golden_answers' must be a list of strings, got 3.5",
+        ),
+        (
+            None,
+            [{**GOOD, "golden_answers": [2], "choices": ["a", "b"]}],
+            r"questions.jsonl:1: .* numbers of 'choices', 0 to 1",
+        ),
+        (
+            None,
+            [{**GOOD, "passages": ["p3"]}],
+            r"questions.jsonl:1: gold passage 'p3' of question 'q1' matches nothing .*nearest: 'p1'",
+        ),
+        (
+            None,
+            [{**GOOD, "split": "paraphrases"}],
+            r"questions.jsonl:1: unknown split 'paraphrases'. Did you mean 'paraphrase'\?",
+        ),
     ],
 )
-def test_bad_input_names_file_and_line(tmp_path: Path, passages: list[object] | None, questions: list[object], message: str) -> None:
+def test_bad_input_names_file_and_line(
+    tmp_path: Path, passages: list[object] | None, questions: list[object], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_folder(_folder(tmp_path / "c", passages, questions))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -226,7 +349,11 @@ def test_passages_alone_need_no_questions_and_may_come_from_one_file(tmp_path: P
     whole = load_folder(folder).passages
     (folder / "questions.jsonl").unlink()
     assert load_passages(folder) == load_passages(folder / "corpus.jsonl") == whole
-    assert [p.text for p in load_passages(folder, "sentence")] == ["Rome: It is old.", "Rome: It is big.", "Oslo is in Norway."]
+    assert [p.text for p in load_passages(folder, "sentence")] == [
+        "Rome: It is old.",
+        "Rome: It is big.",
+        "Oslo is in Norway.",
+    ]
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(UserError, match=r"none\.jsonl is empty"):
         load_passages(tmp_path / "none.jsonl")
@@ -240,22 +367,32 @@ def test_a_stream_gives_the_documents_and_questions_of_the_whole(tmp_path: Path)
     whole = load_folder(tmp_path / "saved", "sentence")
     documents, questions = stream_folder(tmp_path / "saved")
     assert tuple(documents) == whole.documents
-    assert {q.id: q.text for q in questions} == {q.id: q.text for q in (*whole.training_questions, *whole.questions)}
+    assert {q.id: q.text for q in questions} == {
+        q.id: q.text for q in (*whole.training_questions, *whole.questions)
+    }
     for name in (str(tmp_path / "saved"), "biographies"):
         config = CorpusConfig(corpus=name, subjects=4, retention=0, held_out=0, chunk="sentence")
         stream, corpus = stream_corpus(config, 3), open_corpus(config, 3)
         assert (stream.name, tuple(stream.documents)) == (corpus.name, corpus.documents)
         for field in ("training_questions", "questions"):
             streamed, read = getattr(stream, field), getattr(corpus, field)
-            assert [(q.id, q.text, q.answers, q.split) for q in streamed] == [(q.id, q.text, q.answers, q.split) for q in read]
+            assert [(q.id, q.text, q.answers, q.split) for q in streamed] == [
+                (q.id, q.text, q.answers, q.split) for q in read
+            ]
 
 
 def test_streaming_holds_a_document_at_a_time(tmp_path: Path) -> None:
     n, text = 4000, "x" * 5000  # 20 MB
-    _folder(tmp_path / "large", [{"id": i, "contents": text} for i in range(n)], [QUESTIONS[0] | {"passages": []}])
+    _folder(
+        tmp_path / "large",
+        [{"id": i, "contents": text} for i in range(n)],
+        [QUESTIONS[0] | {"passages": []}],
+    )
     tracemalloc.start()
     documents, questions = stream_folder(tmp_path / "large")
-    assert sum(len(document.text) for document in documents) == n * len(text) and len(questions) == 1
+    assert (
+        sum(len(document.text) for document in documents) == n * len(text) and len(questions) == 1
+    )
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
@@ -270,11 +407,16 @@ def test_a_stream_tells_of_a_broken_line_when_it_comes_to_it(tmp_path: Path) -> 
 def test_questions_come_back_without_the_corpus(tmp_path: Path) -> None:
     asked = biographies(2).questions
     save_questions(tmp_path, asked)
-    assert load_questions(tmp_path) == [dataclasses.replace(question, passages=()) for question in asked]
+    assert load_questions(tmp_path) == [
+        dataclasses.replace(question, passages=()) for question in asked
+    ]
 
 
 def test_names_that_are_no_utf_8_become_text(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / os.fsdecode(b"caf\xe9"), questions=[QUESTIONS[0] | {"passages": [r"men\xfc/day.txt"]}])
+    folder = _folder(
+        tmp_path / os.fsdecode(b"caf\xe9"),
+        questions=[QUESTIONS[0] | {"passages": [r"men\xfc/day.txt"]}],
+    )
     (folder / "corpus.jsonl").unlink()
     (folder / os.fsdecode(b"men\xfc")).mkdir()
     (folder / os.fsdecode(b"men\xfc") / "day.txt").write_text("Soup is served at noon.")

@@ -1,4 +1,5 @@
-"""Files as others publish them: FlashRAG's and BEIR's, as JSON lines, gzipped, as tables and as Parquet."""
+"""Files as others publish them: FlashRAG's and BEIR's, as JSON lines, gzipped, as tables and as
+Parquet."""
 
 from __future__ import annotations
 
@@ -16,8 +17,19 @@ from kafjax.core.errors import UserError
 from kafjax.corpus import CorpusConfig, load
 from kafjax.corpus.folder import load_folder, load_passages
 
-DOCUMENTS = [{"id": 1, "contents": "Rome\nIt is old."}, {"id": 2, "contents": "Oslo, a city, is in \"Norway\"."}]
-QUESTIONS = [{"id": "q", "question": "Where is Oslo?", "golden_answers": ["Norway", "in Norway"], "split": "untrained", "passages": ["2"]}]
+DOCUMENTS = [
+    {"id": 1, "contents": "Rome\nIt is old."},
+    {"id": 2, "contents": 'Oslo, a city, is in "Norway".'},
+]
+QUESTIONS = [
+    {
+        "id": "q",
+        "question": "Where is Oslo?",
+        "golden_answers": ["Norway", "in Norway"],
+        "split": "untrained",
+        "passages": ["2"],
+    }
+]
 
 
 def lines(rows) -> bytes:
@@ -28,7 +40,9 @@ def table(rows, delimiter=",") -> bytes:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
-    writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+    writer.writerows(
+        {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows
+    )
     return out.getvalue().encode("utf-8-sig")
 
 
@@ -52,9 +66,16 @@ def test_every_kind_of_file_gives_the_same_corpus(tmp_path, kind):
     (tmp_path / f"corpus{kind}").write_bytes(KINDS[kind](DOCUMENTS))
     (tmp_path / f"questions{kind}").write_bytes(KINDS[kind](QUESTIONS))
     corpus = load_folder(tmp_path)
-    assert [(p.id, p.text) for p in corpus.passages] == [("1#0", "Rome: It is old."), ("2#0", 'Oslo, a city, is in "Norway".')]
-    assert [(q.answers, q.passages) for q in corpus.questions] == [(("Norway", "in Norway"), ("2#0",))]
-    assert all(p.source.file == f"corpus{kind}" and p.source.lines is not None for p in corpus.passages)
+    assert [(p.id, p.text) for p in corpus.passages] == [
+        ("1#0", "Rome: It is old."),
+        ("2#0", 'Oslo, a city, is in "Norway".'),
+    ]
+    assert [(q.answers, q.passages) for q in corpus.questions] == [
+        (("Norway", "in Norway"), ("2#0",))
+    ]
+    assert all(
+        p.source.file == f"corpus{kind}" and p.source.lines is not None for p in corpus.passages
+    )
 
 
 def test_a_row_cites_its_line_and_bytes(tmp_path):
@@ -72,9 +93,17 @@ def test_a_row_cites_its_line_and_bytes(tmp_path):
         ({"golden_answers": "Norway"}, ("Norway",), ""),
         ({"golden_answers": 1931}, ("1931",), ""),
         ({"golden_answers": [1], "choices": ["Rome", "Oslo"]}, ("Oslo",), ""),
-        ({"metadata": {"split": "test", "subject": ["geography", 7]}}, ("Norway", "in Norway"), "geography, 7"),
+        (
+            {"metadata": {"split": "test", "subject": ["geography", 7]}},
+            ("Norway", "in Norway"),
+            "geography, 7",
+        ),
         ({"subject": 7}, ("Norway", "in Norway"), "7"),
-        ({"metadata": {"subject": {"a": 1}}, "subject": None, "passages": None}, ("Norway", "in Norway"), ""),
+        (
+            {"metadata": {"subject": {"a": 1}}, "subject": None, "passages": None},
+            ("Norway", "in Norway"),
+            "",
+        ),
     ],
 )
 def test_questions_of_flashrag_are_read_as_they_are_published(tmp_path, more, answers, subject):
@@ -87,7 +116,9 @@ def beir(folder, qrels="query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq2\td2
     rows = [{"_id": "d1", "title": "", "text": "The ferry leaves at noon.", "metadata": {}}]
     rows.append({"_id": "d2", "title": "Pier", "text": "It is old."})
     (folder / "corpus.jsonl").write_bytes(lines(rows))
-    (folder / "queries.jsonl").write_bytes(lines([{"_id": f"q{i}", "text": f"When does ferry {i} leave?"} for i in (1, 2, 3)]))
+    (folder / "queries.jsonl").write_bytes(
+        lines([{"_id": f"q{i}", "text": f"When does ferry {i} leave?"} for i in (1, 2, 3)])
+    )
     (folder / "qrels").mkdir()
     (folder / "qrels" / "test.tsv").write_text(qrels)
     return folder
@@ -95,8 +126,14 @@ def beir(folder, qrels="query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq2\td2
 
 def test_a_folder_of_beir_is_read_with_its_judgements(tmp_path):
     corpus = load_folder(beir(tmp_path), needs_questions=False)
-    assert [(p.id, p.text) for p in corpus.passages] == [("d1#0", "The ferry leaves at noon."), ("d2#0", "Pier: It is old.")]
-    assert [(q.id, q.answers, q.passages) for q in corpus.questions] == [("q1", (), ("d1#0",)), ("q2", (), ("d2#0",))]
+    assert [(p.id, p.text) for p in corpus.passages] == [
+        ("d1#0", "The ferry leaves at noon."),
+        ("d2#0", "Pier: It is old."),
+    ]
+    assert [(q.id, q.answers, q.passages) for q in corpus.questions] == [
+        ("q1", (), ("d1#0",)),
+        ("q2", (), ("d2#0",)),
+    ]
 
 
 def test_queries_without_answers_are_refused_where_answers_are_scored(tmp_path):
@@ -108,7 +145,10 @@ def test_queries_without_answers_are_refused_where_answers_are_scored(tmp_path):
     ("qrels", "message"),
     [
         ("q1 d1 1\n", r"test\.tsv names none"),
-        ("query-id\tcorpus-id\tscore\nq1\td1\tyes\n", r"test\.tsv:2: expected query-id, corpus-id and score"),
+        (
+            "query-id\tcorpus-id\tscore\nq1\td1\tyes\n",
+            r"test\.tsv:2: expected query-id, corpus-id and score",
+        ),
         ("q9\td1\t1\n", r"names none of the queries"),
     ],
 )
@@ -130,11 +170,23 @@ def test_judgements_about_what_is_not_there_are_told(tmp_path, caplog):
         ("corpus.csv", b"name,contents\n1,a\n", r"corpus\.csv: row 2: 'id' is missing"),
         ("corpus.parquet", b"nothing of the kind", r"cannot read .*corpus\.parquet"),
         ("corpus.jsonl.gz", b"nothing of the kind", r"cannot read .*corpus\.jsonl\.gz"),
-        ("corpus.jsonl.gz", gzip.compress(lines(DOCUMENTS), mtime=0)[:-9], r"cannot read .*corpus\.jsonl\.gz"),
-        ("a.txt", "caf\u00e9".encode("latin1"), r"a\.txt: not UTF-8 \(byte 3\); convert it: iconv -f latin1 -t utf-8"),
+        (
+            "corpus.jsonl.gz",
+            gzip.compress(lines(DOCUMENTS), mtime=0)[:-9],
+            r"cannot read .*corpus\.jsonl\.gz",
+        ),
+        (
+            "a.txt",
+            "caf\u00e9".encode("latin1"),
+            r"a\.txt: not UTF-8 \(byte 3\); convert it: iconv -f latin1 -t utf-8",
+        ),
         ("a.txt", "\u201cx\u201d".encode("windows-1252"), r"iconv -f windows-1252 -t utf-8"),
         ("a.txt", "x".encode("utf-16"), r"iconv -f utf-16 -t utf-8"),
-        ("corpus.jsonl", b'{"id": 1, "contents": "a", "format": "latex"}\n', r"unknown format 'latex'"),
+        (
+            "corpus.jsonl",
+            b'{"id": 1, "contents": "a", "format": "latex"}\n',
+            r"unknown format 'latex'",
+        ),
     ],
 )
 def test_broken_files_are_told_in_one_line(tmp_path, name, data, message):
@@ -150,7 +202,9 @@ def test_where_a_text_was_read_from_does_not_make_a_corpus_another(tmp_path):
     config = CorpusConfig(corpus=str(tmp_path / "a"), retention=0, held_out=0)
 
     def identity():
-        return build.corpus_identity(config, load(config.corpus, n_retention=0, n_held_out=0, needs_questions=False))
+        return build.corpus_identity(
+            config, load(config.corpus, n_retention=0, n_held_out=0, needs_questions=False)
+        )
 
     before = identity()
     (tmp_path / "a" / "corpus.jsonl").write_bytes(b"\n\n" + lines(DOCUMENTS))

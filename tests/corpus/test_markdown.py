@@ -1,4 +1,5 @@
-"""Markdown and its kin: passages under their headings, lines that stay lines, and places in the file that can be looked up."""
+"""Markdown and its kin: passages under their headings, lines that stay lines, and places in the
+file that can be looked up."""
 
 from __future__ import annotations
 
@@ -108,7 +109,22 @@ def test_kinds_of_blocks(text, kept):
     assert [p.text for p in passages(text)] == kept
 
 
-LINES = ["# A", "## B", "text.", "- item", "```", "    code", "<!-- c -->", "<!--", "-->", "---", "|a|", "|-|", "> q", ""]
+LINES = [
+    "# A",
+    "## B",
+    "text.",
+    "- item",
+    "```",
+    "    code",
+    "<!-- c -->",
+    "<!--",
+    "-->",
+    "---",
+    "|a|",
+    "|-|",
+    "> q",
+    "",
+]
 
 
 @given(st.lists(st.sampled_from(LINES)))
@@ -116,12 +132,22 @@ def test_any_page_is_cut_and_no_bytes_are_outside_of_the_file(lines):
     text = "\n".join(lines)
     for passage in passages(text, 3):
         first, behind = passage.source.bytes
-        assert 0 <= first <= behind <= len(text.encode()) and 1 <= passage.source.lines[0] <= passage.source.lines[1] <= max(1, len(lines))
+        assert 0 <= first <= behind <= len(text.encode()) and 1 <= passage.source.lines[
+            0
+        ] <= passage.source.lines[1] <= max(1, len(lines))
 
 
 def test_pages_that_make_parsers_slow_are_cut_in_no_time():
     began = time.perf_counter()
-    for text in ("> " * 20_000, "<!-- " * 20_000, "```\n" * 5001, "[" * 20_000, "\n# a" * 5000, "|" * 20_000, "- " * 20_000):
+    for text in (
+        "> " * 20_000,
+        "<!-- " * 20_000,
+        "```\n" * 5001,
+        "[" * 20_000,
+        "\n# a" * 5000,
+        "|" * 20_000,
+        "- " * 20_000,
+    ):
         blocks(clean(text)[0])
     assert time.perf_counter() - began < 10
 
@@ -144,11 +170,17 @@ def word_file() -> bytes:
 def pdf_file(texts) -> bytes:
     """A PDF with one line of text a page, as small as the format allows."""
     kids = b" ".join(b"%d 0 R" % (4 + 2 * i) for i in range(len(texts)))
-    objects = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count %d/Kids[%s]>>" % (len(texts), kids)]
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Count %d/Kids[%s]>>" % (len(texts), kids),
+    ]
     objects.append(b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>")
     for i, text in enumerate(texts):
         stream = b"BT /F1 12 Tf 72 700 Td (%s) Tj ET" % text.encode()
-        objects.append(b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Resources<</Font<</F1 3 0 R>>>>/Contents %d 0 R>>" % (5 + 2 * i))
+        objects.append(
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Resources<</Font<</F1 3 0 R>>>>/Contents %d 0 R>>"
+            % (5 + 2 * i)
+        )
         objects.append(b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream))
     out, places = bytearray(b"%PDF-1.4\n"), []
     for number, content in enumerate(objects, 1):
@@ -156,8 +188,15 @@ def pdf_file(texts) -> bytes:
         out += b"%d 0 obj%s endobj\n" % (number, content)
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
     start = len(out)
-    return bytes(out) + b"xref\n0 %d\n0000000000 65535 f \n%strailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (
-        len(objects) + 1, table, len(objects) + 1, start,
+    return (
+        bytes(out)
+        + b"xref\n0 %d\n0000000000 65535 f \n%strailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n"
+        % (
+            len(objects) + 1,
+            table,
+            len(objects) + 1,
+            start,
+        )
     )
 
 
@@ -185,10 +224,24 @@ The ferry leaves. See :ref:`tides`.
 @pytest.mark.parametrize(
     ("name", "data", "texts"),
     [
-        ("a.html", HTML.encode("windows-1252"), ["Harbour: The café opens **early**.", "Harbour > Code:\n```py\na = 1\n\nb_c = 2\n```"]),
-        ("a.rst", RST.encode(), ["Harbour: The ferry leaves. See :ref:`tides`. 3 The pier.\n```python\na = 1\nb = 2\n```"]),
+        (
+            "a.html",
+            HTML.encode("windows-1252"),
+            ["Harbour: The café opens **early**.", "Harbour > Code:\n```py\na = 1\n\nb_c = 2\n```"],
+        ),
+        (
+            "a.rst",
+            RST.encode(),
+            [
+                "Harbour: The ferry leaves. See :ref:`tides`. 3 The pier.\n```python\na = 1\nb = 2\n```"
+            ],
+        ),
         ("a.docx", word_file(), ["Harbour: The ferry leaves at noon."]),
-        ("a.pdf", pdf_file(["The ferry leaves at noon.", "The pier is old."]), ["The ferry leaves at noon.\x0cThe pier is old."]),
+        (
+            "a.pdf",
+            pdf_file(["The ferry leaves at noon.", "The pier is old."]),
+            ["The ferry leaves at noon.\x0cThe pier is old."],
+        ),
     ],
 )
 def test_other_formats_are_read(tmp_path, name, data, texts):
@@ -209,7 +262,9 @@ def test_passages_of_a_pdf_know_their_page(tmp_path):
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx"])
 def test_a_broken_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match=rf"{name}: cannot be read as .*convert it to \.md or \.txt") as caught:
+    with pytest.raises(
+        UserError, match=rf"{name}: cannot be read as .*convert it to \.md or \.txt"
+    ) as caught:
         list(read_documents(tmp_path))
     assert "\n" not in str(caught.value)
 

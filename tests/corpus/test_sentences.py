@@ -39,7 +39,11 @@ def test_stops_of_scripts_that_need_no_blank_end_a_sentence_without_one(expected
 
 
 def test_the_number_of_an_item_is_no_sentence():
-    assert sentences("1. Install it. Then go.\n2. Stop.") == ["1. Install it.", "Then go.", "2. Stop."]
+    assert sentences("1. Install it. Then go.\n2. Stop.") == [
+        "1. Install it.",
+        "Then go.",
+        "2. Stop.",
+    ]
 
 
 def test_a_sentence_without_end_is_cut_into_what_an_encoder_reads():
@@ -79,4 +83,5 @@ def test_time_is_linear_in_the_text(text):
         return time.process_time() - began
 
     half, whole = seconds(len(text) // 4), seconds(len(text))
-    assert whole < max(0.5, 9 * half)  # four times the text; sixteen times the time would be quadratic
+    # four times the text; sixteen times the time would be quadratic
+    assert whole < max(0.5, 9 * half)

@@ -1,4 +1,5 @@
-"""Corpora through TFDS and Grain, without TensorFlow: our own builders, and the public datasets' records."""
+"""Corpora through TFDS and Grain, without TensorFlow: our own builders, and the public datasets'
+records."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from kafjax.corpus.tfds_rows import corpus_of, corpus_rows
 from tests.corpus import srd_database
 from tests.experiments.commands import ROOT
 
-tfds = pytest.importorskip("tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra [data])")
+tfds = pytest.importorskip(
+    "tensorflow_datasets", reason="TensorFlow Datasets is not installed (extra [data])"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,8 @@ def test_builders_give_back_what_was_generated(at_hand, data_dir):
     assert load_tfds("tfds:srd") == srd(read(data_dir / "srd.sqlite3"), 4, n_documents=2)
     (about,) = (data_dir / "srd").glob("*/*/dataset_info.json")
     assert srd_database.ATTRIBUTION in about.read_text()  # as the licence wants it
-    assert load("tfds:biographies", n_retention=2, n_held_out=1).retention  # attached as to any corpus
+    # attached as to any corpus
+    assert load("tfds:biographies", n_retention=2, n_held_out=1).retention
 
 
 def test_files_are_array_records(at_hand, data_dir):
@@ -65,7 +69,9 @@ def test_rows_keep_every_field():
     assert corpus_of("biographies", corpus_rows(corpus)) == corpus
 
 
-@pytest.mark.parametrize("name", ["squad", "trivia_qa", "trivia_qa/rc.nocontext", "natural_questions_open"])
+@pytest.mark.parametrize(
+    "name", ["squad", "trivia_qa", "trivia_qa/rc.nocontext", "natural_questions_open"]
+)
 def test_public_datasets_become_records(name):
     with tfds.testing.mock_data(num_examples=3):
         corpus = load_tfds(f"tfds:{name}@train")
@@ -75,7 +81,9 @@ def test_public_datasets_become_records(name):
     assert len(corpus.questions) == 3  # those that are trained on are asked again
     known = {passage.id for passage in corpus.passages}
     if name == "squad":
-        assert len(corpus.documents) == 3 and all(set(question.passages) <= known and question.passages for question in corpus.questions)
+        assert len(corpus.documents) == 3 and all(
+            set(question.passages) <= known and question.passages for question in corpus.questions
+        )
     if name == "natural_questions_open":
         assert not corpus.documents
 
@@ -84,7 +92,13 @@ def test_gold_passages_of_squad_are_those_that_hold_an_answer():
     rain = "It rains a lot there, and the wind blows from the north all day. "
     context = f"The town lies on the Ost. {12 * rain}Its mayor is Ada Vohl."
     rows = [
-        {"id": name.encode(), "title": b"The_Town", "context": context, "question": question.encode(), "answers": {"text": answers}}
+        {
+            "id": name.encode(),
+            "title": b"The_Town",
+            "context": context,
+            "question": question.encode(),
+            "answers": {"text": answers},
+        }
         for name, question, answers in (
             ("a", "Who is mayor?", [b"Ada Vohl", b"Ada Vohl"]),
             ("b", "Which river?", [b"the Ost"]),
@@ -93,13 +107,17 @@ def test_gold_passages_of_squad_are_those_that_hold_an_answer():
     ]
     with tfds.testing.mock_data(as_data_source_fn=lambda *_, **__: rows):
         corpus = load_tfds("tfds:squad")
-    assert [document.title for document in corpus.documents] == ["The Town"] and len(corpus.passages) > 1
+    assert [document.title for document in corpus.documents] == ["The Town"] and len(
+        corpus.passages
+    ) > 1
     text = {passage.id: passage.text for passage in corpus.passages}
     asked = {question.id: question for question in corpus.questions}
     assert set(asked) == {"a", "b"}  # the third has no answer
     assert asked["a"].answers == ("Ada Vohl",)
     for question in asked.values():
-        assert question.passages and all(question.answers[0] in text[passage] for passage in question.passages)
+        assert question.passages and all(
+            question.answers[0] in text[passage] for passage in question.passages
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +128,10 @@ def test_gold_passages_of_squad_are_those_that_hold_an_answer():
             "tfds:squad is not prepared in {folder}; on a machine with a network run: python scripts/build_dataset.py --dataset=",
         ),
         ("tfds:skwad", "unknown dataset 'skwad'. Did you mean 'squad'?"),
-        ("tfds:biographies/9x9", "has 4x4_documents4_questions2_seed0; run: python scripts/build_dataset.py --dataset=biographies"),
+        (
+            "tfds:biographies/9x9",
+            "has 4x4_documents4_questions2_seed0; run: python scripts/build_dataset.py --dataset=biographies",
+        ),
         ("tfds:biographies@train", "is a whole corpus, which has no split to choose"),
         ("tfds:squad/v9", "v9"),
     ],
@@ -124,17 +145,25 @@ def test_what_is_not_there_is_told(at_hand, data_dir, source, told):
 @pytest.fixture
 def own_copy(data_dir, tmp_path, monkeypatch):
     """The folder of the biographies, to be damaged."""
-    (folder,) = Path(shutil.copytree(data_dir / "biographies", tmp_path / "biographies")).glob("*/*/")
+    (folder,) = Path(shutil.copytree(data_dir / "biographies", tmp_path / "biographies")).glob(
+        "*/*/"
+    )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     return folder
 
 
-@pytest.mark.parametrize("name", ["biographies-questions.array_record-00000-of-00001", "dataset_info.json", "features.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["biographies-questions.array_record-00000-of-00001", "dataset_info.json", "features.json"],
+)
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.5])
 def test_cut_file_of_a_dataset_is_told(own_copy, name, kept):
     whole = (own_copy / name).read_bytes()
     (own_copy / name).write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(UserError, match=r"tfds:biographies: .* is not whole \(.*\); delete that folder and prepare it anew"):
+    with pytest.raises(
+        UserError,
+        match=r"tfds:biographies: .* is not whole \(.*\); delete that folder and prepare it anew",
+    ):
         load_tfds("tfds:biographies")
 
 
@@ -146,7 +175,11 @@ def test_what_a_kill_left_behind_is_not_read(own_copy):
 
 def test_missing_shard_and_flipped_bits_are_told(own_copy):
     shard = own_copy / "biographies-questions.array_record-00000-of-00001"
-    expected, whole, rng = load_tfds("tfds:biographies"), shard.read_bytes(), np.random.default_rng(0)
+    expected, whole, rng = (
+        load_tfds("tfds:biographies"),
+        shard.read_bytes(),
+        np.random.default_rng(0),
+    )
     shard.unlink()
     with pytest.raises(UserError, match="is not whole"):
         load_tfds("tfds:biographies")
@@ -174,20 +207,30 @@ def build(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
 def test_script_prepares_and_needs_no_tensorflow(tmp_path):
     # Whoever imports TensorFlow gets this one, installed or not.
     (tmp_path / "path" / "tensorflow").mkdir(parents=True)
-    (tmp_path / "path" / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
+    (tmp_path / "path" / "tensorflow" / "__init__.py").write_text(
+        "raise SystemExit('TensorFlow was imported')"
+    )
     code = "import sys; from kafjax.corpus import load; c = load(sys.argv[1], n_retention=0, n_held_out=0); "
     code += "assert 'tensorflow' not in sys.modules; print(len(c.documents))"
     environ = {"PYTHONPATH": f"{tmp_path / 'path'}:{ROOT}", "TFDS_DATA_DIR": str(tmp_path)}
     done = build("--dataset=biographies", "--subjects=2", **environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "tfds:biographies/2x4_documents4_questions2_seed0"
-    read = subprocess.run([sys.executable, "-c", code, done.stdout.strip()], capture_output=True, text=True, env=environ)
+    read = subprocess.run(
+        [sys.executable, "-c", code, done.stdout.strip()],
+        capture_output=True,
+        text=True,
+        env=environ,
+    )
     assert read.stdout.strip() == "8", read.stderr
 
 
 @pytest.mark.multiprocess
 def test_script_says_what_the_srd_lacks(tmp_path):
-    for flags, told in (([], "say where the SRD's database is: --source=FILE"), (["--source=nowhere"], "nowhere' is not there")):
+    for flags, told in (
+        ([], "say where the SRD's database is: --source=FILE"),
+        (["--source=nowhere"], "nowhere' is not there"),
+    ):
         done = build("--dataset=srd", f"--data_dir={tmp_path / 'data'}", *flags)
         assert done.returncode == 2 and told in done.stderr and not list(tmp_path.iterdir())
 
@@ -198,7 +241,11 @@ def test_without_a_network_the_script_says_so_at_once(tmp_path):
         silent.bind(("127.0.0.1", 0))
         proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
-        done = build("--dataset=squad", f"--data_dir={tmp_path}", http_proxy=proxy, https_proxy=proxy)
+        done = build(
+            "--dataset=squad", f"--data_dir={tmp_path}", http_proxy=proxy, https_proxy=proxy
+        )
     assert done.returncode == 2 and time.monotonic() - began < 30
-    assert "error: squad is downloaded from rajpurkar.github.io, which does not answer" in done.stderr
+    assert (
+        "error: squad is downloaded from rajpurkar.github.io, which does not answer" in done.stderr
+    )
     assert not list(Path(tmp_path).iterdir())

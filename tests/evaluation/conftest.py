@@ -1,4 +1,5 @@
-"""A made-up but realistic run of all eight methods: a table that looks like the one the project is about."""
+"""A made-up but realistic run of all eight methods: a table that looks like the one the project is
+about."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from kafjax.evaluation.results import Arm, collect
 from kafjax.evaluation.score import score
 
 SIZES = {"seen": 96, "paraphrase": 96, "untrained": 96, "retention": 48}
-# Chance of a right answer on seen, paraphrase, untrained, retention, and of finding the gold passage (None: closed book).
+# Chance of a right answer on seen, paraphrase, untrained, retention, and of finding the gold
+# passage (None: closed book).
 ARMS = {
     "base": (0.0, 0.0, 0.0, 0.98, None),
     "oracle": (0.93, 0.93, 0.92, 0.9, 1.0),
@@ -36,13 +38,21 @@ def make_predictions(method: str) -> list[Prediction]:
             gold = () if split == "retention" else (f"p{i}.0",)
             passages = ()
             if found is not None:
-                passages = gold if method == "oracle" else tuple(f"x{j}" for j in rng.integers(0, 200, PASSAGES))
+                passages = (
+                    gold
+                    if method == "oracle"
+                    else tuple(f"x{j}" for j in rng.integers(0, 200, PASSAGES))
+                )
                 if gold and method != "oracle" and rng.random() < found:
                     rank = rng.integers(PASSAGES)
                     passages = (*passages[:rank], *gold, *passages[rank + 1 :])
             reads = found is None or not gold or set(gold) & set(passages)
             right = rng.random() < (chance if reads else 0.05)
-            answer = (f"Veltmora {i}" if rng.random() < 0.8 else f"It was Veltmora {i}.") if right else f"Ostrand {i}"
+            answer = (
+                (f"Veltmora {i}" if rng.random() < 0.8 else f"It was Veltmora {i}.")
+                if right
+                else f"Ostrand {i}"
+            )
             predictions.append(
                 score(
                     Prediction(
@@ -66,11 +76,18 @@ def make_predictions(method: str) -> list[Prediction]:
 
 def make_cost(method: str) -> Cost:
     rng = np.random.default_rng(len(method))
-    found, trained = ARMS[method][-1], {"full": 100_270_080, "lora": 3_796_992}.get(method.split("+")[0], 0)
+    found, trained = (
+        ARMS[method][-1],
+        {"full": 100_270_080, "lora": 3_796_992}.get(method.split("+")[0], 0),
+    )
     adapter = method.startswith("lora")
     times = [
         {
-            **({"embed": 0.011 * rng.lognormal(0, 0.2), "search": 0.0004} if found and method != "oracle" else {}),
+            **(
+                {"embed": 0.011 * rng.lognormal(0, 0.2), "search": 0.0004}
+                if found and method != "oracle"
+                else {}
+            ),
             "prefill": (0.21 if found else 0.07) * rng.lognormal(0, 0.15),
             "decode": (0.9 if method == "hyde" else 0.28) * rng.lognormal(0, 0.2),
         }
@@ -100,7 +117,13 @@ def make_arm(method: str) -> Arm:
     rng = np.random.default_rng(7)
     tokens = rng.integers(80, 200, 24)
     nll = tokens * (3.1 + worse + worse * 0.3 * rng.standard_normal(24))
-    return Arm(make_predictions(method), make_cost(method), nll.tolist(), tokens.tolist(), note=f"{method} as simulated")
+    return Arm(
+        make_predictions(method),
+        make_cost(method),
+        nll.tolist(),
+        tokens.tolist(),
+        note=f"{method} as simulated",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +131,20 @@ def arms() -> dict[str, Arm]:
     return {method: make_arm(method) for method in ARMS}
 
 
-CONFIG = {"corpus": "synthetic", "model": "gemma3-270m", "profile": "default", "dtype": "bfloat16", "seed": 0, "methods": list(ARMS)}
-ENVIRONMENT = {"python": "3.11.9", "processor": "Some CPU", "cores": 2, "packages": {"jax": "0.10.2", "flax": "0.12.8", "scann": None}}
+CONFIG = {
+    "corpus": "synthetic",
+    "model": "gemma3-270m",
+    "profile": "default",
+    "dtype": "bfloat16",
+    "seed": 0,
+    "methods": list(ARMS),
+}
+ENVIRONMENT = {
+    "python": "3.11.9",
+    "processor": "Some CPU",
+    "cores": 2,
+    "packages": {"jax": "0.10.2", "flax": "0.12.8", "scann": None},
+}
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +154,15 @@ def results(arms: dict[str, Arm]) -> dict:
 
 @pytest.fixture(scope="session")
 def partial_results(arms: dict[str, Arm]) -> dict:
-    """The first rows of a run: references and rag stand, nothing is trained, latency of rag is not yet measured."""
+    """The first rows of a run: references and rag stand, nothing is trained, latency of rag is not
+    yet measured."""
     done = {name: arms[name] for name in ("base", "oracle")}
-    done["rag"] = dataclasses.replace(arms["rag"], cost=dataclasses.replace(arms["rag"].cost, latency_seconds={}))
-    return collect(done, config=CONFIG, environment=ENVIRONMENT, pending=[name for name in ARMS if name not in done])
+    done["rag"] = dataclasses.replace(
+        arms["rag"], cost=dataclasses.replace(arms["rag"].cost, latency_seconds={})
+    )
+    return collect(
+        done,
+        config=CONFIG,
+        environment=ENVIRONMENT,
+        pending=[name for name in ARMS if name not in done],
+    )

@@ -14,22 +14,38 @@ from kafjax.evaluation.sweep import crossed_mean
 
 
 def answers(correct_C: list[list[int]], seed: int | None = None) -> list[Prediction]:
-    """One list a subject, one 0 or 1 a question of it. With `seed` the questions are that seed's own."""
+    """One list a subject, one 0 or 1 a question of it. With `seed` the questions are that seed's
+    own."""
     own = "" if seed is None else f" of {seed}"
     return [
-        Prediction(f"{c}.{q}", "lora", "untrained", f"What is {c}.{q}{own}?", "", (), correct=bool(x), subject=f"person {c}")
+        Prediction(
+            f"{c}.{q}",
+            "lora",
+            "untrained",
+            f"What is {c}.{q}{own}?",
+            "",
+            (),
+            correct=bool(x),
+            subject=f"person {c}",
+        )
         for c, of_subject in enumerate(correct_C)
         for q, x in enumerate(of_subject)
     ]
 
 
-def random_cells(rng: np.random.Generator, C: int, p: float, seeds: int = 1, each: int = 1) -> Cells:
+def random_cells(
+    rng: np.random.Generator, C: int, p: float, seeds: int = 1, each: int = 1
+) -> Cells:
     return cells({seed: answers(rng.binomial(1, p, (C, each)).tolist()) for seed in range(seeds)})
 
 
 def test_cells_sum_by_seed_and_subject():
     found = cells({1: answers([[0, 0], [1]]), 0: answers([[1, 1], [0]])})
-    assert found.seeds == (0, 1) and found.subjects == ("person 0", "person 1") and found.n_questions == 3
+    assert (
+        found.seeds == (0, 1)
+        and found.subjects == ("person 0", "person 1")
+        and found.n_questions == 3
+    )
     np.testing.assert_array_equal(found.sum_SxC, [[2, 0], [0, 1]])
     np.testing.assert_array_equal(found.count_SxC, [[2, 1], [2, 1]])
     assert clustered.mean_of(found) == 3 / 6
@@ -43,7 +59,9 @@ def test_seeds_that_ask_other_questions_have_other_subjects():
 
 def test_subject_falls_back_to_gold_passages_and_then_to_the_question():
     about = {"method": "m", "split": "s", "question": "?", "answer": "", "answers": ()}
-    assert clustered.subject_of(Prediction("q", **about, gold_passages=("a", "b"), subject="x")) == "x"
+    assert (
+        clustered.subject_of(Prediction("q", **about, gold_passages=("a", "b"), subject="x")) == "x"
+    )
     assert clustered.subject_of(Prediction("q", **about, gold_passages=("a", "b"))) == "a b"
     assert clustered.subject_of(Prediction("q", **about)) == "q"
 
@@ -59,17 +77,29 @@ def test_asking_the_same_again_buys_no_precision():
     half = 1.96 * once_C.std() / np.sqrt(200)  # of the 200 subjects, not of 2000 questions
     assert ten.n == 200 and ten.value == once_C.mean()
     np.testing.assert_allclose([ten.low, ten.high], [ten.value - half, ten.value + half], atol=0.01)
-    assert ten.high - ten.low > 2.5 * (wilson(once_C.sum() * 10, 2000).high - wilson(once_C.sum() * 10, 2000).low)
+    assert ten.high - ten.low > 2.5 * (
+        wilson(once_C.sum() * 10, 2000).high - wilson(once_C.sum() * 10, 2000).low
+    )
 
 
 def test_crossed_seeds_agree_with_the_bootstrap_over_questions():
     rng = np.random.default_rng(1)
     scores_SxQ = rng.binomial(1, np.clip(rng.normal(0.5, 0.2, (6, 1)), 0, 1), (6, 80))
-    found, expected = mean(cells({s: answers(row[:, None].tolist()) for s, row in enumerate(scores_SxQ)})), crossed_mean(scores_SxQ)
-    np.testing.assert_allclose([found.value, found.low, found.high], [expected.value, expected.low, expected.high], atol=0.015)
+    found, expected = (
+        mean(cells({s: answers(row[:, None].tolist()) for s, row in enumerate(scores_SxQ)})),
+        crossed_mean(scores_SxQ),
+    )
+    np.testing.assert_allclose(
+        [found.value, found.low, found.high],
+        [expected.value, expected.low, expected.high],
+        atol=0.015,
+    )
 
 
-@pytest.mark.parametrize(("correct_C", "low", "high"), [([[1, 1], [1]], wilson(2, 2).low, 1.0), ([[0], [0, 0]], 0.0, wilson(0, 2).high)])
+@pytest.mark.parametrize(
+    ("correct_C", "low", "high"),
+    [([[1, 1], [1]], wilson(2, 2).low, 1.0), ([[0], [0, 0]], 0.0, wilson(0, 2).high)],
+)
 def test_all_or_nothing_keeps_a_width_of_that_many_subjects(correct_C, low, high):
     found = mean(cells({0: answers(correct_C), 1: answers(correct_C)}))
     assert (found.low, found.high, found.n) == (low, high, 2)
@@ -82,19 +112,29 @@ def test_one_subject_has_no_interval_and_none_no_value():
 
 def test_sign_flip_by_hand():
     assert sign_flip(np.array([1.0, 1.0, 1.0])) == 2 / 8  # all plus or all minus
-    assert sign_flip(np.array([2.0, 1.0, -1.0])) == 6 / 8  # 2 + 0 twice, 2 + 2, but not 2 - 2; and all of that negated
+    # 2 + 0 twice, 2 + 2, but not 2 - 2; and all of that negated
+    assert sign_flip(np.array([2.0, 1.0, -1.0])) == 6 / 8
     assert sign_flip(np.zeros(5)) == 1.0 and sign_flip(np.ones(1)) == 1.0
 
 
 @pytest.mark.parametrize("C", [5, 11, 60])
 def test_sign_flip_is_scipys_permutation_test(C):
     difference_C = np.random.default_rng(C).normal(0.4, 1, C)
-    expected = stats.permutation_test((difference_C,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(5))
-    assert sign_flip(difference_C) == pytest.approx(expected.pvalue, abs=1e-12 if C <= 11 else 0.015)
+    expected = stats.permutation_test(
+        (difference_C,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=9999,
+        rng=np.random.default_rng(5),
+    )
+    assert sign_flip(difference_C) == pytest.approx(
+        expected.pvalue, abs=1e-12 if C <= 11 else 0.015
+    )
 
 
 def test_sign_flip_keeps_its_level_where_questions_hang_together():
-    """Two arms that are alike; each answers all ten questions about a subject, or none. McNemar over questions would cry wolf."""
+    """Two arms that are alike; each answers all ten questions about a subject, or none. McNemar
+    over questions would cry wolf."""
     rng = np.random.default_rng(2)
     p_values = []
     for _ in range(300):
@@ -105,10 +145,14 @@ def test_sign_flip_keeps_its_level_where_questions_hang_together():
 
 
 def test_difference_by_hand():
-    a, b = cells({0: answers([[1, 1], [1, 0], [1, 1]])}), cells({0: answers([[0, 0], [1, 0], [0, 1]])})
+    a, b = (
+        cells({0: answers([[1, 1], [1, 0], [1, 1]])}),
+        cells({0: answers([[0, 0], [1, 0], [0, 1]])}),
+    )
     (found,) = compare([(a, b)])
     assert found.difference.value == 3 / 6 and found.difference.n == 3
-    assert found.p_value == 4 / 8 == found.p_holm  # differences 2, 0, 1: the first and the last of one sign, the second of any
+    # differences 2, 0, 1: the first and the last of one sign, the second of any
+    assert found.p_value == 4 / 8 == found.p_holm
     assert found.verdict == "undecided"
 
 
@@ -117,12 +161,17 @@ def test_smallest_difference_follows_the_formula():
     a, b = random_cells(rng, 400, 0.5), random_cells(rng, 400, 0.5)
     (found,) = compare([(a, b)])
     spread = (a.sum_SxC - b.sum_SxC).std() / np.sqrt(400)
-    assert found.smallest == pytest.approx((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * spread, rel=0.05)
+    assert found.smallest == pytest.approx(
+        (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * spread, rel=0.05
+    )
 
 
 def test_verdicts_and_holm_over_all_pairs():
     rng = np.random.default_rng(4)
-    base, better = answers(rng.binomial(1, 0.3, (300, 1)).tolist()), answers(rng.binomial(1, 0.6, (300, 1)).tolist())
+    base, better = (
+        answers(rng.binomial(1, 0.3, (300, 1)).tolist()),
+        answers(rng.binomial(1, 0.6, (300, 1)).tolist()),
+    )
     nearly = [*base[:297], *better[297:]]
     arms = [cells({0: one}) for one in (better, nearly)]
     up, same = compare([(arm, cells({0: base})) for arm in arms])
@@ -132,10 +181,13 @@ def test_verdicts_and_holm_over_all_pairs():
 
 
 def test_arms_that_never_differ_are_equal_only_if_they_were_asked_enough():
-    for C, verdict in ((20, "undecided"), (100, "equivalent")):  # the upper 95% limit of 0 in 20 is 14%, of 0 in 100 it is 3%
+    # the upper 95% limit of 0 in 20 is 14%, of 0 in 100 it is 3%
+    for C, verdict in ((20, "undecided"), (100, "equivalent")):
         arm = cells({0: answers([[c % 2] for c in range(C)])})
         (found,) = compare([(arm, arm)])
-        assert found.verdict == verdict and found.difference.high == pytest.approx(stats.binomtest(0, C).proportion_ci(0.95).high)
+        assert found.verdict == verdict and found.difference.high == pytest.approx(
+            stats.binomtest(0, C).proportion_ci(0.95).high
+        )
 
 
 def test_a_single_seed_in_common_is_what_is_compared():
@@ -150,7 +202,9 @@ def test_a_single_seed_in_common_is_what_is_compared():
 )
 def test_arms_that_cannot_be_paired_are_refused(b, message):
     with pytest.raises(ValueError, match=message):
-        compare([(cells({0: answers([[1], [1]])}), cells({s: answers(rows) for s, rows in b.items()}))])
+        compare(
+            [(cells({0: answers([[1], [1]])}), cells({s: answers(rows) for s, rows in b.items()}))]
+        )
 
 
 def test_groups_share_a_letter_where_nothing_separates_them():
@@ -168,7 +222,11 @@ def test_t_interval_is_scipys():
 
 def test_values_of_one_run_are_summed_by_subject():
     arm = one_seed([1.0, 0.0, 3.0], ["a", "b", "a"])
-    assert (arm.subjects, arm.sum_SxC.tolist(), arm.count_SxC.tolist()) == (("a", "b"), [[4.0, 0.0]], [[2.0, 1.0]])
+    assert (arm.subjects, arm.sum_SxC.tolist(), arm.count_SxC.tolist()) == (
+        ("a", "b"),
+        [[4.0, 0.0]],
+        [[2.0, 1.0]],
+    )
     with pytest.raises(ValueError, match="2 values for 1 subjects"):
         one_seed([1.0, 2.0], ["a"])
 
@@ -188,10 +246,18 @@ def test_a_difference_in_one_subject_alone_is_no_difference():
     a, b = np.ones(96), np.ones(96)
     b[:8] = 0
     one = difference_of(a, b, subjects)
-    assert one.verdict != "greater" and one.p_value == 1.0 and one.difference.value == pytest.approx(1 / 12)
+    assert (
+        one.verdict != "greater"
+        and one.p_value == 1.0
+        and one.difference.value == pytest.approx(1 / 12)
+    )
     b[::2] = 0
     many = difference_of(a, b, subjects)
-    assert many.verdict == "greater" and many.p_value < 0.01 and difference_of(b, a, subjects).verdict == "less"
+    assert (
+        many.verdict == "greater"
+        and many.p_value < 0.01
+        and difference_of(b, a, subjects).verdict == "less"
+    )
     assert difference_of(a, a, [str(i) for i in range(96)]).verdict == "equivalent"
 
 

@@ -23,14 +23,21 @@ def test_wilson_equals_scipy(n, data, confidence):
 @pytest.mark.parametrize(("p", "n"), [(0.5, 20), (0.9, 48), (0.97, 96), (0.02, 96)])
 def test_wilson_covers_the_truth_about_95_percent_of_the_time(p, n):
     successes = np.arange(n + 1)
-    covered = [intervals.wilson(int(k), n).low <= p <= intervals.wilson(int(k), n).high for k in successes]
+    covered = [
+        intervals.wilson(int(k), n).low <= p <= intervals.wilson(int(k), n).high for k in successes
+    ]
     coverage = stats.binom.pmf(successes, n, p)[covered].sum()
     assert 0.92 < coverage < 0.99
 
 
 def test_no_questions_give_no_value():
     nothing = Interval(None, None, None, 0)
-    assert intervals.mean_score([]) == intervals.perplexity([], []) == intervals.paired_difference([], []) == nothing
+    assert (
+        intervals.mean_score([])
+        == intervals.perplexity([], [])
+        == intervals.paired_difference([], [])
+        == nothing
+    )
     assert intervals.compare([], []).verdict == "undecided"
 
 
@@ -75,7 +82,8 @@ def test_perplexity_weights_tokens_not_texts():
 def test_perplexity_ratio_is_paired_by_text():
     rng = np.random.default_rng(0)
     tokens = rng.integers(50, 200, 30)
-    base = tokens * rng.uniform(1, 6, 30)  # texts differ far more from one another than before and after do
+    # texts differ far more from one another than before and after do
+    base = tokens * rng.uniform(1, 6, 30)
     after = base + tokens * rng.normal(0.1, 0.02, 30)
     ratio = intervals.perplexity_ratio(after, base, tokens)
     assert ratio.low < np.exp(0.1) < ratio.high
@@ -90,7 +98,8 @@ def test_perplexity_of_one_text_has_no_bounds_and_of_a_diverged_model_is_refused
 
 
 def correlated_pair(rng, n, p_both=0.6, p_a=0.2, p_b=0.1):
-    """0/1 scores of two arms: both right, only a, only b, or neither. The true difference is p_a - p_b."""
+    """0/1 scores of two arms: both right, only a, only b, or neither. The true difference is p_a -
+    p_b."""
     outcome = rng.choice(4, n, p=[p_both, p_a, p_b, 1 - p_both - p_a - p_b])
     return np.isin(outcome, (0, 1)), np.isin(outcome, (0, 2))
 
@@ -135,7 +144,9 @@ def test_mcnemar_is_the_exact_binomial_tail(wins, losses):
 
 def test_comparisons_reject_a_true_null_at_most_5_percent_of_the_time():
     rng = np.random.default_rng(4)
-    verdicts = [intervals.compare(*correlated_pair(rng, 96, p_a=0.15, p_b=0.15)).verdict for _ in range(500)]
+    verdicts = [
+        intervals.compare(*correlated_pair(rng, 96, p_a=0.15, p_b=0.15)).verdict for _ in range(500)
+    ]
     assert sum(verdict in ("greater", "less") for verdict in verdicts) <= 0.06 * 500
 
 

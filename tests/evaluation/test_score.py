@@ -40,13 +40,17 @@ def test_composed_and_decomposed_accents_match():
     assert score.exact_match("São Tome\u0301", ["São Tomé"]) == 1.0
 
 
-words = st.lists(st.sampled_from(["the", "A", "Rome", "rome,", "new", "York", "-", "42", "é"]), max_size=6).map(" ".join)
+words = st.lists(
+    st.sampled_from(["the", "A", "Rome", "rome,", "new", "York", "-", "42", "é"]), max_size=6
+).map(" ".join)
 
 
 @given(words, st.lists(words, min_size=1, max_size=3))
 @settings(deadline=None)
 def test_scores_are_ordered_and_bounded(reply, answers):
-    exact, f1, contained = (metric(reply, answers) for metric in (score.exact_match, score.token_f1, score.contains))
+    exact, f1, contained = (
+        metric(reply, answers) for metric in (score.exact_match, score.token_f1, score.contains)
+    )
     assert 0 <= exact <= f1 <= 1
     assert exact <= contained
     assert not contained or f1 > 0
@@ -112,7 +116,10 @@ def test_what_matches_exactly_is_contained_whatever_the_script(before, answer, a
     assert score.exact_match(answer + before, [answer]) <= score.contains(answer + before, [answer])
     assert score.contains(answer, [answer]) == 1.0
     if score.normalise_any(answer):
-        assert score.contains(f"{before} {answer} {after}", [answer]) == 1.0 or not answer.strip().isascii()
+        assert (
+            score.contains(f"{before} {answer} {after}", [answer]) == 1.0
+            or not answer.strip().isascii()
+        )
 
 
 def test_reciprocal_rank_equals_ranking_precision_for_one_gold_passage():
@@ -140,7 +147,14 @@ def test_any_gold_passage_counts(retrieved, gold, recall, rank):
 
 
 def prediction(**changes) -> Prediction:
-    fields = {"id": "q", "method": "rag", "split": "seen", "question": "Where?", "answer": "Rome", "answers": ("Rome",)}
+    fields = {
+        "id": "q",
+        "method": "rag",
+        "split": "seen",
+        "question": "Where?",
+        "answer": "Rome",
+        "answers": ("Rome",),
+    }
     return Prediction(**{**fields, **changes})
 
 
@@ -151,7 +165,9 @@ def test_only_the_first_line_is_scored():
 
 def test_retrieval_is_scored_only_where_it_happened_and_gold_is_known():
     retrieval = {"recall_at_k", "mrr"}
-    assert retrieval <= score.score(prediction(passages=("a", "b"), gold_passages=("b",))).score.keys()
+    assert (
+        retrieval <= score.score(prediction(passages=("a", "b"), gold_passages=("b",))).score.keys()
+    )
     assert not retrieval & score.score(prediction(gold_passages=("b",))).score.keys()
     assert not retrieval & score.score(prediction(passages=("a",))).score.keys()
 

@@ -17,8 +17,15 @@ from kafjax.evaluation.figures import draw_all, loss_curves
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import collect
 
-METRICS = [{"method": name, "step": step, "loss": 3 / (step + 1)} for name in ("lora", "full") for step in range(50)]
-METRICS += [{"method": "rag", "event": "indexed"}, {"method": "lora", "step": 50, "loss": float("nan")}]
+METRICS = [
+    {"method": name, "step": step, "loss": 3 / (step + 1)}
+    for name in ("lora", "full")
+    for step in range(50)
+]
+METRICS += [
+    {"method": "rag", "event": "indexed"},
+    {"method": "lora", "step": 50, "loss": float("nan")},
+]
 
 
 def pipe_tables(text: str) -> list[list[str]]:
@@ -33,7 +40,11 @@ def test_tables_line_up_fit_the_terminal_and_hold_every_method(which, request):
     for lines in pipe_tables(text):
         bars = [[i for i, letter in enumerate(line) if letter == "|"] for line in lines]
         assert all(columns == bars[0] for columns in bars)
-    for shown in (comparison_tables.quality_table, comparison_tables.learning_cost_table, comparison_tables.query_cost_table):
+    for shown in (
+        comparison_tables.quality_table,
+        comparison_tables.learning_cost_table,
+        comparison_tables.query_cost_table,
+    ):
         assert [row[0] for row in shown(results).rows] == [*results["methods"], *results["pending"]]
 
 
@@ -46,7 +57,9 @@ def test_methods_still_to_come_are_marked(partial_results):
 
 def test_cells_show_the_numbers_of_the_results(results):
     quality = comparison_tables.quality_table(results)
-    cell = dict(zip(quality.headers, next(row for row in quality.rows if row[0] == "lora"), strict=True))["paraphrase % (n=96)"]
+    cell = dict(
+        zip(quality.headers, next(row for row in quality.rows if row[0] == "lora"), strict=True)
+    )["paraphrase % (n=96)"]
     value, low, high = map(float, re.findall(r"[\d.]+", cell))
     stored = results["methods"]["lora"]["quality"]["paraphrase"]
     assert value == pytest.approx(100 * stored["value"], abs=0.05)
@@ -55,7 +68,15 @@ def test_cells_show_the_numbers_of_the_results(results):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (0, "0"), (0.01234, "0.012"), (1.5, "1.50"), (12.34, "12.3"), (123.4, "123"), (100_270_080, "100,270,080")],
+    [
+        (None, "-"),
+        (0, "0"),
+        (0.01234, "0.012"),
+        (1.5, "1.50"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (100_270_080, "100,270,080"),
+    ],
 )
 def test_numbers_keep_about_three_digits(value, text):
     assert table.number(value) == text
@@ -74,7 +95,13 @@ def figures(results, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_figures_are_drawn_and_none_stays_open(figures):
-    assert {path.stem for path in figures.values()} == {"quality_cost", "forgetting", "error_budget", "latency", "loss"}
+    assert {path.stem for path in figures.values()} == {
+        "quality_cost",
+        "forgetting",
+        "error_budget",
+        "latency",
+        "loss",
+    }
     for path in figures.values():
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L"))
@@ -87,13 +114,20 @@ def test_a_step_that_a_resumed_run_did_twice_is_one_point_of_the_loss_curve():
     again = [row for row in METRICS if row["method"] == "lora" and 20 <= row["step"] < 30]
     curves = loss_curves([*METRICS, *again])
     plain = loss_curves(METRICS)
-    assert [line.get_xydata().tolist() for line in curves.axes[0].lines] == [line.get_xydata().tolist() for line in plain.axes[0].lines]
+    assert [line.get_xydata().tolist() for line in curves.axes[0].lines] == [
+        line.get_xydata().tolist() for line in plain.axes[0].lines
+    ]
     assert all(len(line.get_xdata()) == 50 for line in curves.axes[0].lines)
 
 
 def test_figures_of_a_run_that_has_begun(partial_results, tmp_path):
     paths = draw_all(partial_results, tmp_path)
-    assert {path.stem for path in paths.values()} == {"quality_cost", "forgetting", "error_budget", "latency"}
+    assert {path.stem for path in paths.values()} == {
+        "quality_cost",
+        "forgetting",
+        "error_budget",
+        "latency",
+    }
     nothing = collect({}, config={}, environment={}, pending=["base"])
     assert draw_all(nothing, tmp_path) == {}
 
@@ -125,17 +159,33 @@ class Page(html.parser.HTMLParser):
 def hostile(arms):
     attack = "<script>alert('x')</script> & \"quoted\""
     rag = arms["rag"]
-    predictions = [dataclasses.replace(p, answer=attack, question=attack, answers=(attack,)) for p in rag.predictions]
+    predictions = [
+        dataclasses.replace(p, answer=attack, question=attack, answers=(attack,))
+        for p in rag.predictions
+    ]
     return attack, dataclasses.replace(rag, predictions=predictions, note=attack)
 
 
 def test_report_escapes_what_people_and_models_write(hostile, arms, figures, tmp_path):
     attack, rag = hostile
-    results = collect({"base": arms["base"], "rag": rag}, config={"corpus": attack}, environment={"processor": attack}, pending=[attack])
+    results = collect(
+        {"base": arms["base"], "rag": rag},
+        config={"corpus": attack},
+        environment={"processor": attack},
+        pending=[attack],
+    )
     path = tmp_path / "report.html"
     texts = {passage: attack for p in rag.predictions for passage in p.passages}
     shown = {attack: next(iter(figures.values()))}
-    write_report(path, results, title=attack, predictions={attack: rag.predictions}, figures=shown, reproduce=attack, passages=texts)
+    write_report(
+        path,
+        results,
+        title=attack,
+        predictions={attack: rag.predictions},
+        figures=shown,
+        reproduce=attack,
+        passages=texts,
+    )
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -145,7 +195,14 @@ def test_report_escapes_what_people_and_models_write(hostile, arms, figures, tmp
 def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_path):
     path = tmp_path / "report.html"
     predictions = {name: arm.predictions for name, arm in arms.items()}
-    write_report(path, results, title="A run", predictions=predictions, figures=figures, reproduce="make compare")
+    write_report(
+        path,
+        results,
+        title="A run",
+        predictions=predictions,
+        figures=figures,
+        reproduce="make compare",
+    )
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     assert page.tags.count("img") == len(figures)
@@ -158,23 +215,43 @@ def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_pa
 
 def test_control_characters_and_direction_overrides_reach_no_table_and_no_page(arms, tmp_path):
     odd = "\x1b[31mred\x07 \u202eabc"
-    rag = dataclasses.replace(arms["rag"], note=odd, predictions=[dataclasses.replace(p, answer=odd) for p in arms["rag"].predictions])
+    rag = dataclasses.replace(
+        arms["rag"],
+        note=odd,
+        predictions=[dataclasses.replace(p, answer=odd) for p in arms["rag"].predictions],
+    )
     results = collect({odd: rag}, config={"corpus": odd}, environment={"processor": odd})
     text = table.render(comparison_tables.all_tables(results), comparison_tables.footer(results))
-    write_report(tmp_path / "report.html", results, title=odd, predictions={odd: rag.predictions}, figures={}, reproduce=odd)
+    write_report(
+        tmp_path / "report.html",
+        results,
+        title=odd,
+        predictions={odd: rag.predictions},
+        figures={},
+        reproduce=odd,
+    )
     for shown in (text, (tmp_path / "report.html").read_text(encoding="utf-8")):
         assert not set("\x1b\x07\u202e") & set(shown) and "\\x1b[31mred\\x07" in shown
 
 
 def test_arms_that_other_code_has_computed_are_named():
-    now = {"git_sha": "new", "git_dirty": False, "weights": "w1", "processor": "p", "packages": {"jax": "0.9", "optax": "1"}}
+    now = {
+        "git_sha": "new",
+        "git_dirty": False,
+        "weights": "w1",
+        "processor": "p",
+        "packages": {"jax": "0.9", "optax": "1"},
+    }
     then = {
         "base": now,
         "rag": {**now, "git_sha": "old"},
         "lora": {**now, "weights": "w0", "packages": {"jax": "0.8", "optax": "1"}},
         "full": {},
     }
-    methods = {name: {"note": "said" if name == "base" else "", "environment": environment} for name, environment in then.items()}
+    methods = {
+        name: {"note": "said" if name == "base" else "", "environment": environment}
+        for name, environment in then.items()
+    }
     assert comparison_tables.method_notes({"methods": methods, "environment": now}) == [
         "base: said",
         "rag: computed by an earlier start with commit old",
@@ -184,6 +261,12 @@ def test_arms_that_other_code_has_computed_are_named():
 
 
 def test_replies_that_the_limit_cut_are_counted():
-    methods = {"base": {"note": "", "replies_cut": 7}, "rag": {"note": "", "replies_cut": 0}, "lora": {"note": ""}}
-    told = comparison_tables.method_notes({"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}})
+    methods = {
+        "base": {"note": "", "replies_cut": 7},
+        "rag": {"note": "", "replies_cut": 0},
+        "lora": {"note": ""},
+    }
+    told = comparison_tables.method_notes(
+        {"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}}
+    )
     assert told == ["replies cut at --max_new_tokens=12 before they ended: base 7"]

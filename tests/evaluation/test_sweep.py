@@ -11,8 +11,13 @@ from kafjax.evaluation.intervals import wilson
 
 
 def trial(rank, seed, correct, ending="finished", loss=0.5, split="paraphrase"):
-    predictions = [Prediction(f"q{i}", "m", split, "?", "", ("a",), correct=bool(c)) for i, c in enumerate(correct)]
-    return sweep.Trial(f"r{rank}-s{seed}", {"rank": rank, "learning rate": 1e-3}, seed, ending, loss, predictions)
+    predictions = [
+        Prediction(f"q{i}", "m", split, "?", "", ("a",), correct=bool(c))
+        for i, c in enumerate(correct)
+    ]
+    return sweep.Trial(
+        f"r{rank}-s{seed}", {"rank": rank, "learning rate": 1e-3}, seed, ending, loss, predictions
+    )
 
 
 def test_one_seed_has_wilsons_interval():
@@ -22,10 +27,13 @@ def test_one_seed_has_wilsons_interval():
 
 
 def test_the_interval_covers_the_mean_of_crossed_draws():
-    """Seeds and questions both vary: the bootstrap covers the true mean about as often as it says, an interval over questions does not."""
+    """Seeds and questions both vary: the bootstrap covers the true mean about as often as it says,
+    an interval over questions does not."""
     rng, covered, narrow = np.random.default_rng(0), 0, 0
     for _ in range(60):
-        chance_SxQ = np.clip(0.5 + 0.15 * rng.standard_normal((8, 1)) + 0.15 * rng.standard_normal((1, 40)), 0, 1)
+        chance_SxQ = np.clip(
+            0.5 + 0.15 * rng.standard_normal((8, 1)) + 0.15 * rng.standard_normal((1, 40)), 0, 1
+        )
         scores_SxQ = (rng.random((8, 40)) < chance_SxQ).astype(float)
         interval, flat = sweep.crossed_mean(scores_SxQ), wilson(scores_SxQ.sum(), scores_SxQ.size)
         covered += interval.low <= 0.5 <= interval.high
@@ -43,13 +51,19 @@ def test_cells_pool_seeds_and_leave_diverged_ones_out():
     ]
     two, four, eight = sweep.cells(trials)
     assert two["quality"]["paraphrase"]["value"] == 3 / 8 and two["seeds"] == [0, 1]
-    assert (two["final_loss"]["value"], two["final_loss"]["low"], two["final_loss"]["high"]) == (0.5, 0.4, 0.6)
+    assert (two["final_loss"]["value"], two["final_loss"]["low"], two["final_loss"]["high"]) == (
+        0.5,
+        0.4,
+        0.6,
+    )
     assert (four["quality"]["paraphrase"]["value"], four["diverged"]) == (1, 1)
     assert (eight["quality"], eight["final_loss"]["value"], eight["diverged"]) == ({}, None, 1)
     assert sweep.best([two, four, eight]) is four and sweep.best([eight]) is None
     base = sweep.base_cell([Prediction("q0", "base", "paraphrase", "?", "", ("a",))])
     shown = sweep.ablation_table([base, two, four, eight])
-    assert [row[0] for row in shown.rows] == ["base", "2", "4", "8"] and shown.rows[2][2] == "1, 1 diverged"
+    assert [row[0] for row in shown.rows] == ["base", "2", "4", "8"] and shown.rows[2][
+        2
+    ] == "1, 1 diverged"
     assert all(len(row) == len(shown.headers) for row in shown.rows)
 
 

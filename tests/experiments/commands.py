@@ -10,7 +10,15 @@ ROOT = Path(__file__).parents[2]
 
 # Small enough for seconds, long enough that a training can be interrupted.
 SETTINGS = (
-    *("--epochs=40", "--rank=4", "--lr_lora=1e-2", "--lr_full=3e-3", "--batch_rows=2", "--seq_len=64", "--checkpoint_every=10"),
+    *(
+        "--epochs=40",
+        "--rank=4",
+        "--lr_lora=1e-2",
+        "--lr_full=3e-3",
+        "--batch_rows=2",
+        "--seq_len=64",
+        "--checkpoint_every=10",
+    ),
     *("--k=2", "--engine=exact", "--max_new_tokens=4", "--hyde_tokens=6", "--latency_queries=1"),
 )
 
@@ -46,15 +54,24 @@ class World:
         return self.root / "runs"
 
     def flags(self, **changes: object) -> list[str]:
-        """The models, the corpus and where runs go; `changes` replaces one, or leaves it out (None)."""
-        values = {"model": self.gemma, "embedder": self.bert, "corpus": self.corpus, "runs": self.runs, **changes}
+        """The models, the corpus and where runs go; `changes` replaces one, or leaves it out
+        (None)."""
+        values = {
+            "model": self.gemma,
+            "embedder": self.bert,
+            "corpus": self.corpus,
+            "runs": self.runs,
+            **changes,
+        }
         return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 Command = Callable[..., Outcome]
-"""`command(*arguments, hidden=(), stdin="")` runs a main to its end; `hidden` are modules that it shall not find.
+"""`command(*arguments, hidden=(), stdin="")` runs a main to its end; `hidden` are modules that it
+shall not find.
 
-`kill=(folder, n)` ends it before its n-th file operation in that folder, and counts them; n = 0: only counts."""
+`kill=(folder, n)` ends it before its n-th file operation in that folder, and counts them; n = 0:
+only counts."""
 
 
 def refused(outcome: Outcome) -> str:

@@ -30,9 +30,13 @@ def environment(kafjax_cache) -> dict[str, str]:
 
 def _preloaded(module: str, environment: dict[str, str]) -> Iterator[Command]:
     script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("preloaded.py")), module]
-    process = subprocess.Popen(script, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        script, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
-    def command(*arguments: str, hidden: tuple[str, ...] = (), stdin: str = "", kill: tuple = ()) -> Outcome:
+    def command(
+        *arguments: str, hidden: tuple[str, ...] = (), stdin: str = "", kill: tuple = ()
+    ) -> Outcome:
         request = {"arguments": list(map(str, arguments)), "hidden": list(hidden), "stdin": stdin}
         request["kill"] = [str(kill[0]), kill[1]] if kill else []
         process.stdin.write(json.dumps(request) + "\n")
@@ -53,7 +57,9 @@ def _main(name: str):
     return command
 
 
-compare, answer, finetune, build_index, sweep_lora = map(_main, ("compare", "answer", "finetune", "build_index", "sweep_lora"))
+compare, answer, finetune, build_index, sweep_lora = map(
+    _main, ("compare", "answer", "finetune", "build_index", "sweep_lora")
+)
 plan_pod = _main("plan_pod")
 
 

@@ -1,9 +1,11 @@
-"""Runs command lines of one main, each in a process of its own that has everything imported already: seconds saved each time.
+"""Runs command lines of one main, each in a process of its own that has everything imported
+already: seconds saved each time.
 
 python preloaded.py experiments.compare     then on stdin a line a command, {"arguments", "hidden", "stdin", "kill"};
                                             on stdout a line an outcome, {"code", "out", "err", "operations"}
 
-`kill` is [folder, n]: the process ends before its n-th file operation there (see tests/kills.py); `operations` counts them.
+`kill` is [folder, n]: the process ends before its n-th file operation there (see tests/kills.py);
+`operations` counts them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from tests import kills
 
 def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list) -> dict:
     counter = kills.Counter()
-    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+") as given,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
         given.write(stdin)
         given.seek(0)
         child = os.fork()  # nothing has started a thread of ours or a JAX backend yet
@@ -35,7 +41,12 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list)
         _, status = os.waitpid(child, 0)
         out.seek(0)
         err.seek(0)
-        return {"code": os.waitstatus_to_exitcode(status), "out": out.read(), "err": err.read(), "operations": counter.value}
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "out": out.read(),
+            "err": err.read(),
+            "operations": counter.value,
+        }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Asking: the same answers as in the comparison whose work is used, one line for what cannot be answered, and a clean end."""
+"""Asking: the same answers as in the comparison whose work is used, one line for what cannot be
+answered, and a clean end."""
 
 from __future__ import annotations
 
@@ -32,9 +33,15 @@ def run(finished, world):
 
 @pytest.mark.parametrize("method", ["base", "oracle", "rag", "hyde", "lora", "full+rag"])
 def test_answers_as_in_the_comparison(answer, run, method):
-    outcome = answer(f"--run={run}", f"--method={method}", f"--question={QUESTION}", "--max_new_tokens=4")
+    outcome = answer(
+        f"--run={run}", f"--method={method}", f"--question={QUESTION}", "--max_new_tokens=4"
+    )
     assert outcome.code == 0, outcome.err
-    predictions = [p for p in read_jsonl(run / "predictions.jsonl") if p["method"] == method and p["question"] == QUESTION]
+    predictions = [
+        p
+        for p in read_jsonl(run / "predictions.jsonl")
+        if p["method"] == method and p["question"] == QUESTION
+    ]
     shown = {line[:10].strip(): line[10:] for line in outcome.out.splitlines() if line[:10].strip()}
     assert shown["answer"] == predictions[0]["answer"]
     assert shown["known"] == f"Veltmora  ({'right' if predictions[0]['correct'] else 'wrong'})"
@@ -43,9 +50,14 @@ def test_answers_as_in_the_comparison(answer, run, method):
     assert all(f"[{id}] {texts[id]}" in outcome.out for id in predictions[0]["passages"])
     p = predictions[0]
     calls = ", 2 calls" if method == "hyde" else ""
-    assert shown["tokens"] == f"{p['prompt_tokens']} prompt ({p['cached_tokens']} cached), {p['output_tokens']} output{calls}"
+    assert (
+        shown["tokens"]
+        == f"{p['prompt_tokens']} prompt ({p['cached_tokens']} cached), {p['output_tokens']} output{calls}"
+    )
     stages = set(p["seconds"])
-    milliseconds = {name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)", shown["ms"])}
+    milliseconds = {
+        name: float(value) for name, value in re.findall(r"(\w+) ([\d.]+)", shown["ms"])
+    }
     assert milliseconds.keys() == {*stages, "total"}
     assert sum(milliseconds[stage] for stage in stages) <= milliseconds["total"] + 0.1 * len(stages)
 
@@ -53,22 +65,37 @@ def test_answers_as_in_the_comparison(answer, run, method):
 def test_a_question_of_ones_own_has_no_known_answer(answer, run):
     outcome = answer(f"--run={run}", f"--question={STRANGE}", "--k=1")
     assert outcome.code == 0, outcome.err
-    assert "known" not in outcome.out and len(re.findall(r"\d\. \[", outcome.out)) == 1  # --k may differ from the run's
+    # --k may differ from the run's
+    assert "known" not in outcome.out and len(re.findall(r"\d\. \[", outcome.out)) == 1
 
 
 def test_an_index_is_built_once_without_a_run(answer, world, tmp_path):
-    command = [*world.flags(runs=tmp_path), *[flag for flag in SETTINGS if "latency" not in flag], f"--question={QUESTION}"]
-    first, second, fewer = answer(*command), answer(*command), answer(*command, "--k=1", "--max_new_tokens=2")
+    command = [
+        *world.flags(runs=tmp_path),
+        *[flag for flag in SETTINGS if "latency" not in flag],
+        f"--question={QUESTION}",
+    ]
+    first, second, fewer = (
+        answer(*command),
+        answer(*command),
+        answer(*command, "--k=1", "--max_new_tokens=2"),
+    )
     assert first.code == second.code == fewer.code == 0, first.err + second.err + fewer.err
     assert first.out.splitlines()[0] == second.out.splitlines()[0]
     (folder,) = tmp_path.iterdir()
     assert list((folder / "artifacts" / "index" / "store").glob("*/passages.jsonl"))
-    assert "indexing passages: 6/6" in first.err and "indexing passages" not in second.err + fewer.err
+    assert (
+        "indexing passages: 6/6" in first.err and "indexing passages" not in second.err + fewer.err
+    )
 
 
-def test_what_has_not_been_trained_names_the_command_that_trains_it(answer, compare, world, tmp_path):
+def test_what_has_not_been_trained_names_the_command_that_trains_it(
+    answer, compare, world, tmp_path
+):
     runs = tmp_path / "runs"
-    trained_nothing = compare(*world.flags(runs=runs), *SETTINGS, "--name=plain", "--methods=base", "--epochs=1")
+    trained_nothing = compare(
+        *world.flags(runs=runs), *SETTINGS, "--name=plain", "--methods=base", "--epochs=1"
+    )
     assert trained_nothing.code == 0, trained_nothing.err
     ask = [f"--run={runs / 'plain'}", "--method=lora+rag", f"--question={QUESTION}"]
     line = refused(answer(*ask))
@@ -87,10 +114,15 @@ def test_what_finetune_has_trained_can_be_asked(answer, finetune, world, tmp_pat
     trained = finetune(*world.flags(runs=tmp_path, embedder=None), *settings, "--name=tuned")
     assert trained.code == 0, trained.err
     run = [f"--run={tmp_path / 'tuned'}", "--max_new_tokens=40", f"--embedder={world.bert}"]
-    alone, with_passages = (answer(*run, *method, f"--question={QUESTION}") for method in ([], ["--method=lora+rag", "--engine=exact"]))
+    alone, with_passages = (
+        answer(*run, *method, f"--question={QUESTION}")
+        for method in ([], ["--method=lora+rag", "--engine=exact"])
+    )
     assert alone.code == with_passages.code == 0, alone.err + with_passages.err
     assert "passages" not in alone.out and "passages" in with_passages.out
-    assert "full has not been trained in" in refused(answer(*run, "--method=full", f"--question={QUESTION}"))
+    assert "full has not been trained in" in refused(
+        answer(*run, "--method=full", f"--question={QUESTION}")
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +131,10 @@ def test_what_finetune_has_trained_can_be_asked(answer, finetune, world, tmp_pat
         (["--method=rga"], "unknown method 'rga'. Did you mean 'rag'?"),
         (["--question="], "--question is empty"),
         (["--rank=8"], "--rank=8 differs from"),
-        (["--method=oracle", f"--question={STRANGE}"], "oracle needs a question whose answering passage the corpus names, such as '"),
+        (
+            ["--method=oracle", f"--question={STRANGE}"],
+            "oracle needs a question whose answering passage the corpus names, such as '",
+        ),
     ],
 )
 def test_bad_flags(answer, run, flags, expected):
@@ -116,15 +151,19 @@ def test_asked_in_turn(answer, run):
     assert outcome.code == 0, outcome.err
     answers = re.findall(r"^answer .*", outcome.out, re.MULTILINE)
     assert len(answers) == 2 and answers[0] == answers[1]
-    assert len(re.findall(r"^error: oracle needs a question", outcome.err, re.MULTILINE)) == 1  # and it went on
-    ends = answer(f"--run={run}", "--method=base", stdin=f"{QUESTION}\n")  # no empty line: the end of the input
+    # and it went on
+    assert len(re.findall(r"^error: oracle needs a question", outcome.err, re.MULTILINE)) == 1
+    # no empty line: the end of the input
+    ends = answer(f"--run={run}", "--method=base", stdin=f"{QUESTION}\n")
     assert ends.code == 0 and ends.out.count("answer ") == 1
 
 
 def test_control_c_ends_it(environment, run):
     command = [sys.executable, "-u", "-m", "experiments.answer", f"--run={run}", "--method=base"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
         process.stdin.write(f"{QUESTION}\n")
         process.stdin.flush()
         assert process.stdout.readline().startswith("answer ")
@@ -143,12 +182,21 @@ def test_documents_alone_will_do(answer, world, tmp_path):
 def test_a_reply_that_its_limit_cuts_says_so(answer, run):
     short = answer(f"--run={run}", "--method=base", f"--question={STRANGE}", "--max_new_tokens=1")
     assert "cut at 1 tokens; --max_new_tokens allows more" in short.out
-    longer = answer(f"--run={run}", "--method=base", f"--question={STRANGE}")  # the run itself allowed 4
-    assert "cut at 4 tokens" not in longer.out and int(re.search(r"(\d+) output", longer.out)[1]) > 4
+    # the run itself allowed 4
+    longer = answer(f"--run={run}", "--method=base", f"--question={STRANGE}")
+    assert (
+        "cut at 4 tokens" not in longer.out and int(re.search(r"(\d+) output", longer.out)[1]) > 4
+    )
 
 
 def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, tmp_path):
-    config = changed(configs.Answer(), model=str(world.gemma), corpus=str(world.corpus), embedder=str(world.bert), dtype="bfloat16")
+    config = changed(
+        configs.Answer(),
+        model=str(world.gemma),
+        corpus=str(world.corpus),
+        embedder=str(world.bert),
+        dtype="bfloat16",
+    )
     corpus = open_corpus(config.corpus)
     given = (config.model, config.settings, "auto", Run(tmp_path), corpus, None)
     kept, served = (build.open_lab(*given, trains=trains) for trains in (True, False))
@@ -156,24 +204,51 @@ def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, 
     assert 0.5 < sizes[1] / sizes[0] < 0.52  # norms stay in float32
     prompts = [question.text for question in corpus.questions]
     mine, expected = (
-        [reply.text for reply in lab.generator.generate(lab.params, prompts, Sampling(max_new_tokens=8))] for lab in (served, kept)
+        [
+            reply.text
+            for reply in lab.generator.generate(lab.params, prompts, Sampling(max_new_tokens=8))
+        ]
+        for lab in (served, kept)
     )
     assert mine == expected
 
 
 def test_an_index_is_all_that_retrieval_needs(answer, build_index, world, tmp_path):
     index = tmp_path / "index"
-    made = build_index(f"--corpus={world.corpus}", f"--embedder={world.bert}", f"--out={index}", "--engine=exact")
+    made = build_index(
+        f"--corpus={world.corpus}", f"--embedder={world.bert}", f"--out={index}", "--engine=exact"
+    )
     assert made.code == 0, made.err
-    ask = [*world.flags(corpus=None, runs=tmp_path / "runs"), f"--index={index}", f"--question={QUESTION}", "--max_new_tokens=4", "--k=2"]
+    ask = [
+        *world.flags(corpus=None, runs=tmp_path / "runs"),
+        f"--index={index}",
+        f"--question={QUESTION}",
+        "--max_new_tokens=4",
+        "--k=2",
+    ]
     found = answer(*ask)
     assert found.code == 0, found.err
-    with_corpus = answer(*world.flags(runs=tmp_path), "--engine=exact", f"--question={QUESTION}", "--max_new_tokens=4", "--k=2")
-    assert re.findall(r"\d\. \[(\S+)\] (.*)", found.out) == re.findall(r"\d\. \[(\S+)\] (.*)", with_corpus.out) != []
+    with_corpus = answer(
+        *world.flags(runs=tmp_path),
+        "--engine=exact",
+        f"--question={QUESTION}",
+        "--max_new_tokens=4",
+        "--k=2",
+    )
+    assert (
+        re.findall(r"\d\. \[(\S+)\] (.*)", found.out)
+        == re.findall(r"\d\. \[(\S+)\] (.*)", with_corpus.out)
+        != []
+    )
     assert not (tmp_path / "runs").exists()
     assert "indexing" not in found.err
-    assert "--method=lora needs more than the passages of --index; it goes with base, rag, hyde" in refused(answer(*ask, "--method=lora"))
-    assert "leave --corpus and its settings out" in refused(answer(*ask, f"--corpus={world.corpus}"))
+    assert (
+        "--method=lora needs more than the passages of --index; it goes with base, rag, hyde"
+        in refused(answer(*ask, "--method=lora"))
+    )
+    assert "leave --corpus and its settings out" in refused(
+        answer(*ask, f"--corpus={world.corpus}")
+    )
     assert "--engine=scann" in refused(answer(*ask, "--engine=scann"))
     assert "nowhere" in refused(answer(*ask, f"--index={tmp_path / 'nowhere'}"))
 
@@ -183,7 +258,11 @@ def test_a_file_that_is_added_is_embedded_alone(answer, world, tmp_path):
     corpus.mkdir()
     (corpus / "bees.md").write_text("Mira Toll keeps bees.\n")
     (corpus / "boats.md").write_text("Mira Toll builds boats.\n")
-    ask = [*world.flags(corpus=corpus, runs=tmp_path / "runs"), "--engine=exact", "--max_new_tokens=2"]
+    ask = [
+        *world.flags(corpus=corpus, runs=tmp_path / "runs"),
+        "--engine=exact",
+        "--max_new_tokens=2",
+    ]
     first = answer(*ask, "--question=Who keeps bees?")
     assert first.code == 0 and "indexing passages: 2/2" in first.err, first.err
     (corpus / "clocks.md").write_text("Otto Varn repairs clocks.\n")
@@ -196,14 +275,34 @@ def test_a_file_that_is_added_is_embedded_alone(answer, world, tmp_path):
     assert third.code == 0 and "indexing" not in third.err
 
 
-def test_a_comparison_searches_an_index_that_holds_its_passages(compare, build_index, world, tmp_path):
+def test_a_comparison_searches_an_index_that_holds_its_passages(
+    compare, build_index, world, tmp_path
+):
     index = tmp_path / "index"
-    made = build_index(f"--corpus={world.corpus}", f"--embedder={world.bert}", f"--out={index}", "--engine=exact")
+    made = build_index(
+        f"--corpus={world.corpus}", f"--embedder={world.bert}", f"--out={index}", "--engine=exact"
+    )
     assert made.code == 0, made.err
-    compared = compare(*world.flags(runs=tmp_path / "runs"), *SETTINGS, "--methods=base,rag", f"--index={index}", "--name=given")
+    compared = compare(
+        *world.flags(runs=tmp_path / "runs"),
+        *SETTINGS,
+        "--methods=base,rag",
+        f"--index={index}",
+        "--name=given",
+    )
     assert compared.code == 0, compared.err
-    assert "indexing" not in compared.err and "whose seconds and memory are not on this bill" in compared.out
+    assert (
+        "indexing" not in compared.err
+        and "whose seconds and memory are not on this bill" in compared.out
+    )
     grown = [*tiny.documents(), {"id": "new", "contents": "Bees winter in the old mill."}]
     other = tiny.write_corpus(tmp_path / "other", corpus=grown)
-    line = refused(compare(*world.flags(corpus=other, runs=tmp_path / "runs"), *SETTINGS, "--methods=rag", f"--index={index}"))
+    line = refused(
+        compare(
+            *world.flags(corpus=other, runs=tmp_path / "runs"),
+            *SETTINGS,
+            "--methods=rag",
+            f"--index={index}",
+        )
+    )
     assert "does not hold the passages of" in line and "1 differ, such as 'new#0'" in line

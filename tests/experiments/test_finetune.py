@@ -16,7 +16,15 @@ from tests.experiments.commands import refused
 
 SETTINGS = ("--rank=4", "--epochs=3", "--batch_rows=2", "--seq_len=64")
 VARIANTS = (
-    *("--init=pissa", "--dora", "--rslora", "--dropout=0.1", "--lora_plus=2", "--train_also=final_norm", "--layers=0,1"),
+    *(
+        "--init=pissa",
+        "--dora",
+        "--rslora",
+        "--dropout=0.1",
+        "--lora_plus=2",
+        "--train_also=final_norm",
+        "--layers=0,1",
+    ),
     *("--rank_pattern=q_proj:2", "--rank_pattern=mlp:3", "--alpha_pattern=mlp:5"),
 )
 
@@ -42,12 +50,23 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
     _, params = hub.load(str(world.gemma))
     if method == "lora":
         adapters, spec = lora.load(run / "adapter.safetensors", params)
-        assert (spec.init, spec.dora, spec.rslora, spec.layers) == ("lora", True, True, (0, 1)) and config["lora_plus"] == 2
-        assert (spec.rank, spec.rank_pattern) == (8, {"q_proj": 4, "mlp": 6})  # of PiSSA an adapter of twice the rank is kept
-        assert not np.array_equal(adapters.pop("final_norm/scale")["scale"], params["final_norm"]["scale"])
+        assert (spec.init, spec.dora, spec.rslora, spec.layers) == (
+            "lora",
+            True,
+            True,
+            (0, 1),
+        ) and config["lora_plus"] == 2
+        # of PiSSA an adapter of twice the rank is kept
+        assert (spec.rank, spec.rank_pattern) == (8, {"q_proj": 4, "mlp": 6})
+        assert not np.array_equal(
+            adapters.pop("final_norm/scale")["scale"], params["final_norm"]["scale"]
+        )
         assert all(np.any(parts["b"]) and np.any(parts["magnitude"]) for parts in adapters.values())
     else:
-        before, trained = trees.flatten(params), safetensors.numpy.load_file(run / "weights.safetensors")
+        before, trained = (
+            trees.flatten(params),
+            safetensors.numpy.load_file(run / "weights.safetensors"),
+        )
         assert set(trained) == set(before) - {"embed/embedding"}
         assert not any(np.array_equal(trained[path], before[path]) for path in trained)
 
@@ -57,15 +76,29 @@ def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, meth
 
 
 @pytest.mark.multiprocess
-def test_a_quantised_base_is_another_run_and_answers_as_it_was_trained(finetune, answer, world, tmp_path):
+def test_a_quantised_base_is_another_run_and_answers_as_it_was_trained(
+    finetune, answer, world, tmp_path
+):
     arguments = (*world.flags(runs=tmp_path, embedder=None), *SETTINGS, "--base=nf4", "--lr=1e-2")
     done = finetune(*arguments, "--name=tuned")
     assert done.code == 0, done.err
     assert "base" in refused(finetune(*arguments, "--base=int8", "--name=tuned"))
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["base"] == "nf4"
-    asked = answer(f"--run={tmp_path / 'tuned'}", f"--embedder={world.bert}", "--method=lora", "--question=Where was Mira Toll born?")
+    asked = answer(
+        f"--run={tmp_path / 'tuned'}",
+        f"--embedder={world.bert}",
+        "--method=lora",
+        "--question=Where was Mira Toll born?",
+    )
     assert asked.code == 0, asked.err
-    assert "base" in refused(answer(f"--run={tmp_path / 'tuned'}", f"--embedder={world.bert}", "--base=int8", "--question=Where?"))
+    assert "base" in refused(
+        answer(
+            f"--run={tmp_path / 'tuned'}",
+            f"--embedder={world.bert}",
+            "--base=int8",
+            "--question=Where?",
+        )
+    )
 
 
 @pytest.mark.multiprocess
@@ -74,15 +107,27 @@ def test_packed_rows_are_all_that_training_needs(finetune, pack_rows, world, tmp
         pytest.importorskip(package, reason=f"{package} is not installed (extra [data])")
     corpus, rows = tmp_path / "corpus", tmp_path / "rows"
     shutil.copytree(world.corpus, corpus)
-    packed = pack_rows(f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}")
+    packed = pack_rows(
+        f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}"
+    )
     assert packed.code == 0, packed.err
     assert f"experiments.finetune --rows={rows} --seq_len=64 --model={world.gemma}" in packed.out
     shutil.rmtree(corpus)  # which may not fit into the memory of those who train
 
-    arguments = [f"--model={world.gemma}", f"--rows={rows}", f"--runs={tmp_path / 'runs'}", "--name=tuned", *SETTINGS]
+    arguments = [
+        f"--model={world.gemma}",
+        f"--rows={rows}",
+        f"--runs={tmp_path / 'runs'}",
+        "--name=tuned",
+        *SETTINGS,
+    ]
     done = finetune(*arguments)
     assert done.code == 0, done.err
-    asked = {question["question"] for question in tiny.questions() if question["split"] in ("seen", "paraphrase", "untrained")}
+    asked = {
+        question["question"]
+        for question in tiny.questions()
+        if question["split"] in ("seen", "paraphrase", "untrained")
+    }
     assert done.out.count("model:") == 3 and sum(question in done.out for question in asked) >= 3
     assert "corpus: " in done.err and "rows of 64 tokens" in done.err
     again = finetune(*arguments)
@@ -90,7 +135,12 @@ def test_packed_rows_are_all_that_training_needs(finetune, pack_rows, world, tmp
 
     shutil.rmtree(rows)
     tiny.write_corpus(corpus, corpus=tiny.documents()[1:], questions=tiny.questions()[5:-4])
-    assert pack_rows(f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}").code == 0
+    assert (
+        pack_rows(
+            f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}"
+        ).code
+        == 0
+    )
     assert "holds a run with corpus_hash=" in refused(finetune(*arguments))
     assert "--replay does not go with --rows" in refused(finetune(*arguments, "--replay=0.5"))
 
@@ -121,5 +171,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(finetune, world, tmp_path, arg
 
 @pytest.mark.multiprocess
 def test_wandb_that_is_not_installed_is_told(finetune, world, tmp_path):
-    outcome = finetune(*world.flags(runs=tmp_path / "runs", embedder=None), *SETTINGS, "--wandb", hidden=("wandb",))
+    outcome = finetune(
+        *world.flags(runs=tmp_path / "runs", embedder=None), *SETTINGS, "--wandb", hidden=("wandb",)
+    )
     assert "pip install wandb" in refused(outcome)

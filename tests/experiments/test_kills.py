@@ -1,6 +1,8 @@
-"""Whole commands that are killed before file operations drawn at random, again and again, and end like one that was left alone.
+"""Whole commands that are killed before file operations drawn at random, again and again, and end
+like one that was left alone.
 
-`tests/core/test_kills.py` has every operation of every kind of file; here is that the commands put them together in the right order.
+`tests/core/test_kills.py` has every operation of every kind of file; here is that the commands put
+them together in the right order.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ KILLS = 2
 """Kills of a command in a row, by a seeded generator; the start after them is left alone."""
 
 
-def survives(command: Command, arguments: list[str], folder: Path, seed: int) -> tuple[int, list[int]]:
-    """Kills the command `KILLS` times, each time where the last left it, and lets it end. Returns the operations of a whole one, and
-    those before which it was killed."""
+def survives(
+    command: Command, arguments: list[str], folder: Path, seed: int
+) -> tuple[int, list[int]]:
+    """Kills the command `KILLS` times, each time where the last left it, and lets it end. Returns
+    the operations of a whole one, and those before which it was killed."""
     whole = command(*arguments, kill=(folder, 0))
     assert whole.code == 0, whole.err
     shutil.move(folder, folder.with_name("whole"))
@@ -46,7 +50,9 @@ def survives(command: Command, arguments: list[str], folder: Path, seed: int) ->
         killed.append(n)
     outcome = command(*arguments)
     assert outcome.code == 0, outcome.err
-    assert killed and not [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".lock", ".previous"))]
+    assert killed and not [
+        path for path in folder.rglob("*") if path.name.endswith((".tmp", ".lock", ".previous"))
+    ]
     assert not list(folder.rglob("checkpoints"))
     return whole.operations, killed
 
@@ -59,21 +65,32 @@ def same_tensors(a: Path, b: Path) -> None:
 
 
 def answers(folder: Path) -> list[tuple[str, str, str]]:
-    return sorted((row["method"], row["id"], row["answer"]) for row in read_jsonl(folder / "predictions.jsonl"))
+    return sorted(
+        (row["method"], row["id"], row["answer"])
+        for row in read_jsonl(folder / "predictions.jsonl")
+    )
 
 
 def check_losses(folder: Path, alone: Path, label: str) -> None:
-    losses = {(row[label], row["step"], row["loss"]) for row in read_jsonl(folder / "metrics.jsonl")}
-    assert losses == {(row[label], row["step"], row["loss"]) for row in read_jsonl(alone / "metrics.jsonl")}
+    losses = {
+        (row[label], row["step"], row["loss"]) for row in read_jsonl(folder / "metrics.jsonl")
+    }
+    assert losses == {
+        (row[label], row["step"], row["loss"]) for row in read_jsonl(alone / "metrics.jsonl")
+    }
 
 
 def check_comparison(folder: Path, alone: Path) -> None:
     assert answers(folder) == answers(alone)
     check_losses(folder, alone, "method")
     for kind, file in (("lora", "adapter"), ("full", "weights")):
-        same_tensors(*(where / "artifacts" / kind / f"{file}.safetensors" for where in (folder, alone)))
+        same_tensors(
+            *(where / "artifacts" / kind / f"{file}.safetensors" for where in (folder, alone))
+        )
     mine, expected = (read_json(where / "results.json")["methods"] for where in (folder, alone))
-    assert {name: method["quality"] for name, method in mine.items()} == {name: method["quality"] for name, method in expected.items()}
+    assert {name: method["quality"] for name, method in mine.items()} == {
+        name: method["quality"] for name, method in expected.items()
+    }
     assert all((folder / name).exists() for name in ("report.html", "table.md", "figures"))
 
 
@@ -81,7 +98,10 @@ def check_training(folder: Path, alone: Path) -> None:
     check_losses(folder, alone, "label")
     (file,) = alone.glob("*.safetensors")
     same_tensors(folder / file.name, file)
-    assert read_json(folder / "result.json")["final_loss"] == read_json(alone / "result.json")["final_loss"]
+    assert (
+        read_json(folder / "result.json")["final_loss"]
+        == read_json(alone / "result.json")["final_loss"]
+    )
 
 
 def check_sweep(folder: Path, alone: Path) -> None:
@@ -95,31 +115,55 @@ def check_index(folder: Path, alone: Path) -> None:
 
 
 CASES: dict[str, tuple[str, tuple[str, ...], Callable[[Path, Path], None]]] = {
-    "compare": ("compare", ("--methods=base,rag,lora,full", "--epochs=2", *TRAIN, *ANSWER, "--lr_lora=1e-2"), check_comparison),
+    "compare": (
+        "compare",
+        ("--methods=base,rag,lora,full", "--epochs=2", *TRAIN, *ANSWER, "--lr_lora=1e-2"),
+        check_comparison,
+    ),
     "finetune lora": ("finetune", ("--method=lora", "--epochs=2", *TRAIN), check_training),
     "finetune full": ("finetune", ("--method=full", "--epochs=2", *TRAIN), check_training),
-    "sweep": ("sweep_lora", ("--ranks=2", *GRID, "--epochs=2", *TRAIN[1:], "--max_new_tokens=4"), check_sweep),
+    "sweep": (
+        "sweep_lora",
+        ("--ranks=2", *GRID, "--epochs=2", *TRAIN[1:], "--max_new_tokens=4"),
+        check_sweep,
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_command_killed_again_and_again_ends_like_one_left_alone(case, request, world: World, tmp_path, record_property):
+def test_a_command_killed_again_and_again_ends_like_one_left_alone(
+    case, request, world: World, tmp_path, record_property
+):
     name, own, check = CASES[case]
     flags = world.flags(runs=tmp_path, **({} if name == "compare" else {"embedder": None}))
-    operations, killed = survives(request.getfixturevalue(name), [*flags, *own, "--name=run"], tmp_path / "run", seed=len(case))
+    operations, killed = survives(
+        request.getfixturevalue(name),
+        [*flags, *own, "--name=run"],
+        tmp_path / "run",
+        seed=len(case),
+    )
     record_property("kills", [operations, killed])
     print(f"{case}: {operations} file operations, killed before {killed}")
     check(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["export peft", "export merged", "pack_rows"])
-def test_a_folder_that_is_made_once_is_absent_or_whole(name, request, finetune, world: World, tmp_path, record_property):
+def test_a_folder_that_is_made_once_is_absent_or_whole(
+    name, request, finetune, world: World, tmp_path, record_property
+):
     flags = [f"--model={world.gemma}", f"--corpus={world.corpus}"]
     if name == "pack_rows":
         pytest.importorskip("array_record", reason="array_record is not installed (extra [data])")
         flags += ["--seq_len=64"]
     else:
-        trained = finetune(*flags, f"--runs={tmp_path / 'runs'}", "--name=run", "--method=lora", "--epochs=1", *TRAIN)
+        trained = finetune(
+            *flags,
+            f"--runs={tmp_path / 'runs'}",
+            "--name=run",
+            "--method=lora",
+            "--epochs=1",
+            *TRAIN,
+        )
         assert trained.code == 0, trained.err
         flags = [f"--run={tmp_path / 'runs' / 'run'}", f"--format={name.split()[1]}"]
     command, made = request.getfixturevalue(name.split()[0]), tmp_path / "out"
@@ -127,7 +171,8 @@ def test_a_folder_that_is_made_once_is_absent_or_whole(name, request, finetune, 
     assert whole.code == 0 and whole.operations > 3, whole.err
     contents = {file.name: file.read_bytes() for file in (tmp_path / "whole" / "made").iterdir()}
     every = range(1, whole.operations + 1)
-    killed = list(every) if name == "pack_rows" else sorted(random.Random(0).sample(every, 4))  # rows are killed nowhere else
+    # rows are killed nowhere else
+    killed = list(every) if name == "pack_rows" else sorted(random.Random(0).sample(every, 4))
     record_property("kills", [whole.operations, killed])
     for n in killed:
         shutil.rmtree(made, ignore_errors=True)
@@ -138,8 +183,15 @@ def test_a_folder_that_is_made_once_is_absent_or_whole(name, request, finetune, 
         assert [path.name for path in made.iterdir()] == ["made"]
 
 
-def test_an_index_killed_again_and_again_is_whole(build_index, world: World, tmp_path, record_property):
-    arguments = [f"--corpus={world.corpus}", f"--embedder={world.bert}", "--engine=exact", f"--out={tmp_path / 'folder' / 'index'}"]
+def test_an_index_killed_again_and_again_is_whole(
+    build_index, world: World, tmp_path, record_property
+):
+    arguments = [
+        f"--corpus={world.corpus}",
+        f"--embedder={world.bert}",
+        "--engine=exact",
+        f"--out={tmp_path / 'folder' / 'index'}",
+    ]
     operations, killed = survives(build_index, arguments, tmp_path / "folder", seed=0)
     record_property("kills", [operations, killed])
     print(f"index: {operations} file operations, killed before {killed}")

@@ -17,18 +17,36 @@ def last_line(outcome) -> str:
 @pytest.mark.parametrize("method", ["full", "lora", "lanes", "rag"])
 def test_a_plan_ends_with_its_verdict(plan_pod, tmp_path, method):
     file = tmp_path / "plan.json"
-    outcome = plan_pod(f"--method={method}", "--topology=v5p-32", "--batch=32", "--lanes=4", "--formula", f"--json={file}")
+    outcome = plan_pod(
+        f"--method={method}",
+        "--topology=v5p-32",
+        "--batch=32",
+        "--lanes=4",
+        "--formula",
+        f"--json={file}",
+    )
     assert last_line(outcome).startswith("fits by formula: ")
     assert "judged by formula alone" in outcome.out and "roofline" in outcome.out
     programs = json.loads(file.read_text())["programs"]
     assert [program["fits"] for program in programs] == [True] * (2 if method == "rag" else 1)
-    assert all(0 < program["mfu"] <= 1 and program["model_flops"] <= program["flops"] for program in programs)
+    assert all(
+        0 < program["mfu"] <= 1 and program["model_flops"] <= program["flops"]
+        for program in programs
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "lanes", "rag"])
 def test_layers_of_several_shapes_are_planned(plan_pod, method):
-    """Smaller key heads than any tensor axis that the rest would allow, and most parameters in an embedding."""
-    outcome = plan_pod("--model=gemma4-e4b", f"--method={method}", "--topology=v5p-32", "--batch=32", "--lanes=4", "--formula")
+    """Smaller key heads than any tensor axis that the rest would allow, and most parameters in an
+    embedding."""
+    outcome = plan_pod(
+        "--model=gemma4-e4b",
+        f"--method={method}",
+        "--topology=v5p-32",
+        "--batch=32",
+        "--lanes=4",
+        "--formula",
+    )
     assert last_line(outcome).startswith("fits by formula: ")
 
 
@@ -39,14 +57,23 @@ def test_gpus_of_another_machine_are_planned_by_formula_which_is_said(plan_pod):
 
 
 def test_what_does_not_fit_is_told_with_what_would(plan_pod):
-    command = ("--topology=v5e-16", "--mesh=fsdp:16", "--batch=64", "--seq_len=2048", "--remat=none", "--formula")
+    command = (
+        "--topology=v5e-16",
+        "--mesh=fsdp:16",
+        "--batch=64",
+        "--seq_len=2048",
+        "--remat=none",
+        "--formula",
+    )
     line = last_line(plan_pod(*command))
     assert line.startswith("does not fit by formula: ")
     remedies = [remedy.partition(" (")[0] for remedy in line.partition("would: ")[2].split("), ")]
     assert any("--remat=full" in remedy for remedy in remedies)
     for remedy in remedies:
         assert last_line(plan_pod(*command, *remedy.split())).startswith("fits by formula: ")
-    assert last_line(plan_pod(*command, "--model=llama3.1-405b")).endswith("a smaller --batch, or a larger --topology")
+    assert last_line(plan_pod(*command, "--model=llama3.1-405b")).endswith(
+        "a smaller --batch, or a larger --topology"
+    )
 
 
 def test_a_folder_with_a_configuration_will_do(plan_pod, world):
@@ -62,10 +89,19 @@ def test_a_folder_with_a_configuration_will_do(plan_pod, world):
         (["--topology=v5p-32", "--model=llama3-8b"], "Did you mean 'llama3.1-8b'?"),
         (["--topology=v5p-32", "--method=lorra"], "Did you mean 'lora'?"),
         (["--topology=v5p-32", "--mesh=fsdpp:16"], "Did you mean 'fsdp'?"),
-        (["--topology=v5p-32", "--mesh=fsdp:32"], "is 32 devices, there are 16: choose sizes among its divisors 1, 2, 4, 8, 16"),
-        (["--topology=v5p-32", "--mesh=tensor:16"], "mesh axis tensor:16 does not divide n_kv_heads=8"),
+        (
+            ["--topology=v5p-32", "--mesh=fsdp:32"],
+            "is 32 devices, there are 16: choose sizes among its divisors 1, 2, 4, 8, 16",
+        ),
+        (
+            ["--topology=v5p-32", "--mesh=tensor:16"],
+            "mesh axis tensor:16 does not divide n_kv_heads=8",
+        ),
         (["--topology=v5p-32", "--mesh=data:16", "--batch=8"], "use a multiple of 16"),
-        (["--topology=v5p-32", "--mesh=lane:16", "--method=lanes", "--lanes=4"], "lane:16 does not divide lanes=4"),
+        (
+            ["--topology=v5p-32", "--mesh=lane:16", "--method=lanes", "--lanes=4"],
+            "lane:16 does not divide lanes=4",
+        ),
         (["--topology=v5p-32", "--search", "--mesh=fsdp:16"], "leave --mesh out"),
         ([], "topology"),
     ],

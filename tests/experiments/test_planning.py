@@ -11,7 +11,10 @@ from kafjax.core.errors import UserError
 from kafjax.parallel import make_mesh
 from kafjax.training.forecast import Forecast, matmul_rate, read_seconds, show_seconds
 
-HOUR = {"lora": Forecast(steps=600, tokens=9, seconds=1200), "full": Forecast(steps=600, tokens=9, seconds=2400)}
+HOUR = {
+    "lora": Forecast(steps=600, tokens=9, seconds=1200),
+    "full": Forecast(steps=600, tokens=9, seconds=2400),
+}
 
 
 @pytest.mark.parametrize(
@@ -29,13 +32,17 @@ HOUR = {"lora": Forecast(steps=600, tokens=9, seconds=1200), "full": Forecast(st
 )
 def test_a_budget_takes_passes_first_then_subjects_then_steps(values, budget, chosen):
     config = changed(configs.Compare(), **values, budget=budget)
-    assert planning.within(config, budget, HOUR, label="test") == changed(config, **chosen, budget=None)
+    assert planning.within(config, budget, HOUR, label="test") == changed(
+        config, **chosen, budget=None
+    )
 
 
 def test_a_start_that_is_repeated_picks_the_same():
     config = configs.Compare()
     slower = {name: Forecast(f.steps, f.tokens, f.seconds * 1.1) for name, f in HOUR.items()}
-    picks = {repr(planning.within(config, "20m", expected, label="test")) for expected in (HOUR, slower)}
+    picks = {
+        repr(planning.within(config, "20m", expected, label="test")) for expected in (HOUR, slower)
+    }
     assert len(picks) == 1
 
 
@@ -46,7 +53,15 @@ def test_what_is_no_time_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (7.31, "7.3 s"), (95, "95 s"), (127, "2.1 min"), (1500, "25 min"), (15_999, "4.4 h")]
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (7.31, "7.3 s"),
+        (95, "95 s"),
+        (127, "2.1 min"),
+        (1500, "25 min"),
+        (15_999, "4.4 h"),
+    ],
 )
 def test_times_are_shown_in_two_digits(seconds, text):
     assert show_seconds(seconds) == text

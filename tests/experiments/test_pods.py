@@ -1,4 +1,5 @@
-"""Compilation of tiny models by the TPU's own compiler, on a machine without a TPU (`make test-tpu`: libtpu has a venv of its own)."""
+"""Compilation of tiny models by the TPU's own compiler, on a machine without a TPU (`make
+test-tpu`: libtpu has a venv of its own)."""
 
 from __future__ import annotations
 
@@ -24,14 +25,24 @@ pytestmark = [pytest.mark.tpu_aot, pytest.mark.slow]
 
 MODEL = Decoder(
     DecoderConfig(
-        vocab_size=512, hidden_size=256, mlp_size=512, n_layers=3, n_heads=8, n_kv_heads=8, head_dim=64, sliding=(False,) * 3, window=None
+        vocab_size=512,
+        hidden_size=256,
+        mlp_size=512,
+        n_layers=3,
+        n_heads=8,
+        n_kv_heads=8,
+        head_dim=64,
+        sliding=(False,) * 3,
+        window=None,
     ),
     dtype=jnp.bfloat16,
 )
 TRAIN = TrainConfig(batch_rows=8, seq_len=128, freeze_embedding=False, remat="full")
 
 
-@pytest.mark.parametrize("name", ["v4-16", "v5e-8", "v5p-16", "v6e-8", "v5e-1", "v5p:2x4x4", "v7x-8"])
+@pytest.mark.parametrize(
+    "name", ["v4-16", "v5e-8", "v5p-16", "v6e-8", "v5e-1", "v5p:2x4x4", "v7x-8"]
+)
 def test_the_compiler_knows_the_slices(name):
     pod = parse_slice(name)
     devices = pods.devices_of(pod)
@@ -39,7 +50,9 @@ def test_the_compiler_knows_the_slices(name):
     assert {device.platform for device in devices} == {"tpu"}
 
 
-@pytest.mark.parametrize("name", ["v4-64", "v5e-256", "v5p-128", "v6e-256", "v7x-64", "2*v5e-16", "2*v5p-32"])
+@pytest.mark.parametrize(
+    "name", ["v4-64", "v5e-256", "v5p-128", "v6e-256", "v7x-64", "2*v5e-16", "2*v5p-32"]
+)
 def test_every_mesh_ranked_first_is_laid_out_on_the_coordinates_that_libtpu_gives(name):
     pod = parse_slice(name)
     devices = pods.devices_of(pod)
@@ -57,9 +70,16 @@ def test_a_step_on_two_slices_gathers_within_each_and_only_adds_up_between_them(
     program = pods.lower_training(MODEL, TRAIN, mesh, None).compile()
     text = program.as_text()
     assert {c.group for c in collectives(text)} == {4}  # of a slice
-    between = [line for line in text.splitlines() if " send(" in line and "xla_megascale_runtime" in line]
+    between = [
+        line for line in text.splitlines() if " send(" in line and "xla_megascale_runtime" in line
+    ]
     assert between and all('rendezvous="all-reduce' in line for line in between)
-    assert estimate(training_demand(MODEL, TRAIN), {"data": 2, "fsdp": 4}, pod.device, 2).seconds["network"] > 0
+    assert (
+        estimate(training_demand(MODEL, TRAIN), {"data": 2, "fsdp": 4}, pod.device, 2).seconds[
+            "network"
+        ]
+        > 0
+    )
 
 
 def test_products_of_float32_are_not_rounded_to_bfloat16_on_a_tpu():
@@ -91,7 +111,9 @@ def test_fsdp_gathers_a_kernel_at_a_time_and_state_is_split_exactly():
 def test_what_does_not_fit_is_refused_with_figures():
     pod = parse_slice("v5e-1")
     config = TrainConfig(batch_rows=4096, seq_len=2048, freeze_embedding=False, remat="full")
-    found = pods.compiled(lambda: pods.lower_training(MODEL, config, make_mesh({}, pods.devices_of(pod)), None))
+    found = pods.compiled(
+        lambda: pods.lower_training(MODEL, config, make_mesh({}, pods.devices_of(pod)), None)
+    )
     assert not found.fits
     assert found.used > found.limit > 15e9
     assert "hbm" in found.refusal.lower()
@@ -101,15 +123,27 @@ def test_what_does_not_fit_is_refused_with_figures():
 def test_every_method_is_compiled_as_it_would_run(plan_pod, world, tmp_path, method):
     file = tmp_path / "plan.json"
     outcome = plan_pod(
-        *(f"--model={world.gemma}", f"--method={method}", "--topology=v5e-4", "--batch=4", "--seq_len=64", "--lanes=2", f"--json={file}")
+        *(
+            f"--model={world.gemma}",
+            f"--method={method}",
+            "--topology=v5e-4",
+            "--batch=4",
+            "--seq_len=64",
+            "--lanes=2",
+            f"--json={file}",
+        )
     )
     assert outcome.code == 0, outcome.err
     assert outcome.out.rstrip().splitlines()[-1].startswith("fits: ")
     assert "judged by the compiler of libtpu" in outcome.out
     for program in json.loads(file.read_text())["programs"]:
         hbm = program["hbm"]
-        assert program["bytes"] == sum(hbm[part] for part in ("arguments", "temporaries", "outputs")) - hbm["aliased"]
-        assert hbm["aliased"] > 0 or program["program"] == "prefill"  # what a step changes lies in the place of what it was
+        assert (
+            program["bytes"]
+            == sum(hbm[part] for part in ("arguments", "temporaries", "outputs")) - hbm["aliased"]
+        )
+        # what a step changes lies in the place of what it was
+        assert hbm["aliased"] > 0 or program["program"] == "prefill"
 
 
 def test_layers_kept_on_the_host_leave_the_device():
@@ -118,7 +152,9 @@ def test_layers_kept_on_the_host_leave_the_device():
     on = {}
     for remat in ("full", "offload"):
         config = TrainConfig(batch_rows=64, seq_len=256, freeze_embedding=False, remat=remat)
-        on[remat] = pods.compiled(lambda config=config: pods.lower_training(MODEL, config, make_mesh({}, devices), None))
+        on[remat] = pods.compiled(
+            lambda config=config: pods.lower_training(MODEL, config, make_mesh({}, devices), None)
+        )
     kept = MODEL.config.n_layers * 64 * 256 * MODEL.config.hidden_size * 2
     assert on["full"].host == 0 and on["offload"].host >= kept
     assert on["offload"].temporaries < on["full"].temporaries

@@ -1,4 +1,5 @@
-"""The report over folders of runs: what is an arm, its numbers, tests against one, choices on held-out subjects, and files."""
+"""The report over folders of runs: what is an arm, its numbers, tests against one, choices on
+held-out subjects, and files."""
 
 from __future__ import annotations
 
@@ -18,22 +19,39 @@ from kafjax.evaluation import arms, clustered
 
 SUBJECTS = [f"person {i}" for i in range(60)]
 
-TOOK = {"steps": 3, "tokens": 40, "seconds": 1.5, "compile_seconds": 1.0, "tokens_per_second": 26.7, "trainable_parameters": 9}
+TOOK = {
+    "steps": 3,
+    "tokens": 40,
+    "seconds": 1.5,
+    "compile_seconds": 1.0,
+    "tokens_per_second": 26.7,
+    "trainable_parameters": 9,
+}
 TOOK |= {"optimizer_bytes": 72, "flops_measured": 1e9, "peak_memory_bytes": 10**9}
 """The part of a training's record that every release wrote."""
 
 
-def compared(runs: Path, name: str, quality: float, methods: tuple[str, ...] = ("lora",), **settings: object) -> Path:
-    """A run of experiments.compare as far as a report reads it. An answer follows from subject and quality, not from chance."""
+def compared(
+    runs: Path, name: str, quality: float, methods: tuple[str, ...] = ("lora",), **settings: object
+) -> Path:
+    """A run of experiments.compare as far as a report reads it. An answer follows from subject and
+    quality, not from chance."""
     config = changed(configs.Compare(), methods=methods, **settings)
     write_json(runs / name / "config.json", record(config))
     rows = []
     for method in methods:
         for i, subject in enumerate(SUBJECTS):
             for split, share in (("untrained", quality), ("retention", 1 - quality / 2)):
-                asked = {"question": f"Where is {subject}?", "answer": "", "answers": ("x",), "subject": subject}
+                asked = {
+                    "question": f"Where is {subject}?",
+                    "answer": "",
+                    "answers": ("x",),
+                    "subject": subject,
+                }
                 right = (i * 37 + config.settings.seed) % 60 < 60 * share
-                rows.append(Prediction(f"{split}{i}", method, split, **asked, correct=right).to_json())
+                rows.append(
+                    Prediction(f"{split}{i}", method, split, **asked, correct=right).to_json()
+                )
     write_jsonl(runs / name / "predictions.jsonl", rows)
     return runs / name
 
@@ -46,17 +64,24 @@ def fill(runs: Path) -> None:
 
 def write(tmp_path: Path, **settings: object) -> tuple[list, Path]:
     out = tmp_path / "out"
-    return report.run(configs.Report(folder=(str(tmp_path / "runs"),), out=str(out), **settings)), out
+    return report.run(
+        configs.Report(folder=(str(tmp_path / "runs"),), out=str(out), **settings)
+    ), out
 
 
 def test_arms_are_what_differs_beside_the_seed(tmp_path, capsys):
     fill(tmp_path / "runs")
     found, out = write(tmp_path, baseline="rank=1")
-    assert [arm.name for arm in found] == ["rank=16", "rank=1", "rank=4"] and all(len(arm.trials) == 3 for arm in found)
+    assert [arm.name for arm in found] == ["rank=16", "rank=1", "rank=4"] and all(
+        len(arm.trials) == 3 for arm in found
+    )
     rows = list(csv.DictReader((out / "arms.csv").open()))
     one = next(row for row in rows if row["rank"] == "4" and row["measure"] == "untrained")
     expected = clustered.mean(found[2].cells("untrained"))
-    np.testing.assert_allclose([float(one[name]) for name in ("value", "low", "high")], [expected.value, expected.low, expected.high])
+    np.testing.assert_allclose(
+        [float(one[name]) for name in ("value", "low", "high")],
+        [expected.value, expected.low, expected.high],
+    )
     assert float(one["value"]) == 0.5 and one["seeds"] == "3" and one["n"] == "60"
     shown = capsys.readouterr().out
     line = next(line for line in shown.splitlines() if line.startswith("| rank=4 "))
@@ -81,7 +106,9 @@ def test_choice_is_made_on_one_half_of_the_subjects_and_told_on_the_other(tmp_pa
         for dora in (False, True):
             compared(runs, f"{rate}{dora}", quality, lr_lora=rate, dora=dora)
     found, _ = write(tmp_path, choose="lr_lora", baseline="dora=False")
-    assert [arm.settings for arm in found] == [{"lr_lora": 1e-3, "dora": dora} for dora in (False, True)]
+    assert [arm.settings for arm in found] == [
+        {"lr_lora": 1e-3, "dora": dora} for dora in (False, True)
+    ]
     kept = {p.subject for arm in found for trial in arm.trials.values() for p in trial.predictions}
     assert 15 < len(kept) < 45
     every = arms.arms_of(report.trials_under(runs))
@@ -93,20 +120,30 @@ def test_methods_of_a_comparison_are_arms(tmp_path, capsys):
     compared(tmp_path / "runs", "all", 0.5, methods=("base", "lora"))
     found, _ = write(tmp_path, baseline="method=base")
     assert [arm.name for arm in found] == ["method=base", "method=lora"]
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| method=lora "))
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("| method=lora ")
+    )
     assert "equal" in line and "+0.0" in line
 
 
 def test_trainings_have_a_loss_and_students_interval(tmp_path, capsys):
     for seed, loss in enumerate((1.0, 2.0, 3.0)):
         folder = tmp_path / "runs" / f"s{seed}"
-        write_json(folder / "config.json", record(changed(configs.Finetune(), seed=seed, mesh=f"data:{seed + 1}")))
+        write_json(
+            folder / "config.json",
+            record(changed(configs.Finetune(), seed=seed, mesh=f"data:{seed + 1}")),
+        )
         write_json(folder / "result.json", {**TOOK, "final_loss": loss})
-    write_json(tmp_path / "runs" / "broken" / "config.json", record(changed(configs.Finetune(), seed=9)))
+    write_json(
+        tmp_path / "runs" / "broken" / "config.json", record(changed(configs.Finetune(), seed=9))
+    )
     (arm,), out = write(tmp_path)
     assert sorted(arm.losses) == [1.0, 2.0, 3.0]
     row = next(csv.DictReader((out / "arms.csv").open()))
-    np.testing.assert_allclose([float(row["value"]), float(row["high"]) - 2], [2.0, 4.302653 / np.sqrt(3)], rtol=1e-6)  # t of 2 degrees
+    # t of 2 degrees
+    np.testing.assert_allclose(
+        [float(row["value"]), float(row["high"]) - 2], [2.0, 4.302653 / np.sqrt(3)], rtol=1e-6
+    )
     assert "broken is not finished" in capsys.readouterr().err
 
 
@@ -116,13 +153,30 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
     for rank in (4, 16):
         for seed in (0, 1):
             lane = folder / "lanes" / f"r{rank}s{seed}"
-            settings = {"rank": rank, "alpha": 32.0, "learning_rate": 1e-3, "targets": "x", "seed": seed}
+            settings = {
+                "rank": rank,
+                "alpha": 32.0,
+                "learning_rate": 1e-3,
+                "targets": "x",
+                "seed": seed,
+            }
             ending = "diverged" if (rank, seed) == (16, 1) else "finished"
             write_json(
-                lane / "trained.json", {**settings, "ending": ending, "final_loss": 1.0 + rank, "steps": 3, "tokens": 40, "checks": []}
+                lane / "trained.json",
+                {
+                    **settings,
+                    "ending": ending,
+                    "final_loss": 1.0 + rank,
+                    "steps": 3,
+                    "tokens": 40,
+                    "checks": [],
+                },
             )
     found, _ = write(tmp_path)
-    assert [(arm.name, sorted(arm.trials), arm.losses) for arm in found] == [("rank=16", [0], [17.0]), ("rank=4", [0, 1], [5.0, 5.0])]
+    assert [(arm.name, sorted(arm.trials), arm.losses) for arm in found] == [
+        ("rank=16", [0], [17.0]),
+        ("rank=4", [0, 1], [5.0, 5.0]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +191,11 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
 def test_bad_input_is_told_in_a_line_and_writes_nothing(tmp_path, settings, message):
     fill(tmp_path / "runs")
     with pytest.raises(UserError) as error:
-        report.run(configs.Report(**{"folder": (str(tmp_path / "runs"),), "out": str(tmp_path / "out"), **settings}))
+        report.run(
+            configs.Report(
+                **{"folder": (str(tmp_path / "runs"),), "out": str(tmp_path / "out"), **settings}
+            )
+        )
     assert message in str(error.value) and not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,5 @@
-"""A tiny random decoder and a tiny real tokenizer, built here; and the slow, plain way to generate."""
+"""A tiny random decoder and a tiny real tokenizer, built here; and the slow, plain way to
+generate."""
 
 from __future__ import annotations
 
@@ -36,14 +37,23 @@ TEXT = (
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """Byte-pair encoding over ASCII, 300 tokens, many of them with spaces or a line end inside; BOS in front."""
+    """Byte-pair encoding over ASCII, 300 tokens, many of them with spaces or a line end inside; BOS
+    in front."""
     tokenizer = Tokenizer(models.BPE())
     special, alphabet = ["<pad>", "<eos>", "<bos>"], sorted(string.printable)
     tokenizer.train_from_iterator(
-        [TEXT], trainers.BpeTrainer(vocab_size=CONFIG.vocab_size, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+        [TEXT],
+        trainers.BpeTrainer(
+            vocab_size=CONFIG.vocab_size,
+            initial_alphabet=alphabet,
+            special_tokens=special,
+            show_progress=False,
+        ),
     )
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", CONFIG.bos_id)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", CONFIG.bos_id)]
+    )
     assert tokenizer.get_vocab_size() == CONFIG.vocab_size
     return tokenizer
 
@@ -55,11 +65,16 @@ def model() -> Decoder:
 
 @pytest.fixture(scope="session")
 def params(model) -> trees.Tree:
-    """Random, norms too: with equal norms a tied embedding would have the model repeat its last token for ever. It never says EOS."""
+    """Random, norms too: with equal norms a tied embedding would have the model repeat its last
+    token for ever. It never says EOS."""
     rng = np.random.default_rng(1)
 
     def draw(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        mean, std = (-1, 1) if path == "final_norm/scale" else (0, 2 if path.endswith("scale") else CONFIG.hidden_size**-0.5)
+        mean, std = (
+            (-1, 1)
+            if path == "final_norm/scale"
+            else (0, 2 if path.endswith("scale") else CONFIG.hidden_size**-0.5)
+        )
         return jnp.asarray(rng.normal(mean, std, leaf.shape), leaf.dtype)
 
     params = trees.map_with_path(draw, model.abstract_params())
@@ -74,7 +89,8 @@ def generator(model, tokenizer) -> Generator:
 
 @pytest.fixture(scope="session")
 def naive(model, tokenizer):
-    """`naive(params, prompts, n)`: n greedy tokens of each prompt, each from a forward pass over the whole text so far.
+    """`naive(params, prompts, n)`: n greedy tokens of each prompt, each from a forward pass over
+    the whole text so far.
 
     No cache, no buckets, no stops. What stands right of a row's end cannot be seen by it.
     """

@@ -1,4 +1,5 @@
-"""Run by test_multidevice.py in a process of its own, with eight fake devices: replies are those of one device."""
+"""Run by test_multidevice.py in a process of its own, with eight fake devices: replies are those of
+one device."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from kafjax.parallel import make_mesh
 from tests import tiny
 
 PROMPTS = [f"Where was number {i} born? {'She was born far away. ' * (i % 3)}" for i in range(11)]
-GREEDY, DRAWN = Sampling(max_new_tokens=20), Sampling(max_new_tokens=20, temperature=0.9, seed=3, stop=("\n",))
+GREEDY, DRAWN = (
+    Sampling(max_new_tokens=20),
+    Sampling(max_new_tokens=20, temperature=0.9, seed=3, stop=("\n",)),
+)
 
 
 def main(folder: Path) -> None:
@@ -33,7 +37,9 @@ def main(folder: Path) -> None:
         shared = many.prefix(spread, "Short answers.\n")
         for sampling, ours, theirs in ((GREEDY, shared, prefix), (DRAWN, None, None)):
             replies = [reply.tokens for reply in many.generate(spread, PROMPTS, sampling, ours)]
-            assert replies == [reply.tokens for reply in alone.generate(params, PROMPTS, sampling, theirs)], (spec, sampling)
+            assert replies == [
+                reply.tokens for reply in alone.generate(params, PROMPTS, sampling, theirs)
+            ], (spec, sampling)
         assert sizes_of_parts(many, spread) == {1 / 8}, spec
         print(f"{spec} answers as one device", flush=True)
 

@@ -1,4 +1,5 @@
-"""Prompts that branch off one trunk: the replies and logits of each prompt alone, for fewer tokens."""
+"""Prompts that branch off one trunk: the replies and logits of each prompt alone, for fewer
+tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from kafjax.generation.decode import prefill
 from kafjax.models import Decoder
 
 pytestmark = pytest.mark.optimised  # one equality of decoding with the programs of a user
-LINES = ["A fox is an animal.\n", "The mill stood by the river.\n", "Two hens share a yard.\n", "A goose is grey.\n"]
+LINES = [
+    "A fox is an animal.\n",
+    "The mill stood by the river.\n",
+    "Two hens share a yard.\n",
+    "A goose is grey.\n",
+]
 PREFIX = "The lamp stood by the window.\n"
 GREEDY = Sampling(max_new_tokens=20, stop=())
 
@@ -25,7 +31,13 @@ def group(question: str, depths=(0, 1, 2, 4)) -> list[str]:
     return ["".join(LINES[:k]) + question for k in depths]
 
 
-GROUPS = [group("Who is grey?"), group("q"), group("What stood by the river, and where?", (4, 0)), [], group("Who?", (3,))]
+GROUPS = [
+    group("Who is grey?"),
+    group("q"),
+    group("What stood by the river, and where?", (4, 0)),
+    [],
+    group("Who?", (3,)),
+]
 
 
 @pytest.mark.parametrize("batch", [32, 4, 1])
@@ -37,30 +49,50 @@ def test_replies_are_those_of_each_prompt_alone(model, tokenizer, params, batch,
     alone = [generator.generate(params, prompts, GREEDY, cached) for prompts in GROUPS]
     assert len({reply.tokens for replies in alone for reply in replies}) > 5
     for ours, theirs in zip(branched, alone, strict=True):
-        assert [(r.text, r.tokens, r.prompt_tokens) for r in ours] == [(r.text, r.tokens, r.prompt_tokens) for r in theirs]
+        assert [(r.text, r.tokens, r.prompt_tokens) for r in ours] == [
+            (r.text, r.tokens, r.prompt_tokens) for r in theirs
+        ]
         assert all(a.cached_tokens >= b.cached_tokens for a, b in zip(ours, theirs, strict=True))
-    assert branched[0][2].cached_tokens > alone[0][2].cached_tokens + generator.count("".join(LINES[:1]))
+    assert branched[0][2].cached_tokens > alone[0][2].cached_tokens + generator.count(
+        "".join(LINES[:1])
+    )
 
 
 def test_other_weights_a_group_of_equals_and_progress(generator, params):
     told = []
-    replies = generator.generate_branches(params, [["Who?"] * 3, ["What?"]], GREEDY, advance=told.append)
+    replies = generator.generate_branches(
+        params, [["Who?"] * 3, ["What?"]], GREEDY, advance=told.append
+    )
     assert len({reply.tokens for reply in replies[0]}) == 1 and sum(told) == 2
     assert generator.generate_branches(params, [], GREEDY) == []
     with pytest.raises(UserError, match="other weights"):
-        generator.generate_branches({**params, "x": jnp.zeros(1)}, GROUPS, GREEDY, generator.prefix(params, PREFIX))
+        generator.generate_branches(
+            {**params, "x": jnp.zeros(1)}, GROUPS, GREEDY, generator.prefix(params, PREFIX)
+        )
 
 
 @pytest.mark.parametrize("window", [7, 64])
 def test_logits_of_a_branch_are_those_of_its_prompt(model, params, window):
-    """Past and within the sliding window; what stands behind the branching point in the trunk is not seen."""
+    """Past and within the sliding window; what stands behind the branching point in the trunk is
+    not seen."""
     model = Decoder(dataclasses.replace(model.config, window=window))
     rng = np.random.default_rng(0)
     trunk, ends = rng.integers(3, 300, 40), rng.integers(3, 300, (4, 6))
     start_B = np.array([3, 17, 39, 40], np.int32)
-    _, cache = prefill(model, params, trunk[None].astype(np.int32), np.array([40]), None, np.int32(0), n_free=0)
+    _, cache = prefill(
+        model, params, trunk[None].astype(np.int32), np.array([40]), None, np.int32(0), n_free=0
+    )
     length_B = np.array([6, 2, 6, 1], np.int32)
-    last_BxD, _ = prefill_branches(model, params, ends.astype(np.int32), length_B, cache, np.zeros(4, np.int32), start_B, n_free=4)
+    last_BxD, _ = prefill_branches(
+        model,
+        params,
+        ends.astype(np.int32),
+        length_B,
+        cache,
+        np.zeros(4, np.int32),
+        start_B,
+        n_free=4,
+    )
     for row, (start, length) in enumerate(zip(start_B, length_B, strict=True)):
         whole = np.concatenate([trunk[:start], ends[row, :length]]).astype(np.int32)
         expected = model.apply(params, whole[None])[0, -1]
@@ -69,18 +101,40 @@ def test_logits_of_a_branch_are_those_of_its_prompt(model, params, window):
 
 def test_layers_of_several_shapes_branch_from_one_prefix(model, tokenizer):
     """A cache of each stack that has keys and values of its own."""
-    shapes = {"n_layers": 4, "sliding": (True, False) * 2, "full_head_dim": 16, "full_kv_heads": 1, "n_sharing": 2, "sharing_mlp_size": 20}
-    model = Decoder(dataclasses.replace(model.config, **shapes, per_layer_size=4, per_layer_vocab=300, rope_theta_sliding=100.0))
+    shapes = {
+        "n_layers": 4,
+        "sliding": (True, False) * 2,
+        "full_head_dim": 16,
+        "full_kv_heads": 1,
+        "n_sharing": 2,
+        "sharing_mlp_size": 20,
+    }
+    model = Decoder(
+        dataclasses.replace(
+            model.config, **shapes, per_layer_size=4, per_layer_vocab=300, rope_theta_sliding=100.0
+        )
+    )
     params = jax.jit(model.init)(jax.random.key(0))
     generator = Generator(model, tokenizer)
     cached = generator.prefix(params, PREFIX)
-    assert {name: block["k"].shape[::4] for name, block in cached.cache.items()} == {"from0by2": (1, 8), "from1by2": (1, 16)}
+    assert {name: block["k"].shape[::4] for name, block in cached.cache.items()} == {
+        "from0by2": (1, 8),
+        "from1by2": (1, 16),
+    }
     groups = GROUPS[:2]
     branched = generator.generate_branches(params, groups, GREEDY, cached)
     alone = [generator.generate(params, prompts, GREEDY, cached) for prompts in groups]
-    assert [[reply.tokens for reply in replies] for replies in branched] == [[reply.tokens for reply in replies] for replies in alone]
+    assert [[reply.tokens for reply in replies] for replies in branched] == [
+        [reply.tokens for reply in replies] for replies in alone
+    ]
     assert len({reply.tokens for replies in alone for reply in replies}) > 2
 
 
 def test_shared_tokens_leave_one_to_run():
-    assert [n_shared(t, [1, 2, 3, 4]) for t in ([1, 2, 3, 4], [1, 2], [1, 2, 9], [9], [1])] == [3, 1, 2, 0, 0]
+    assert [n_shared(t, [1, 2, 3, 4]) for t in ([1, 2, 3, 4], [1, 2], [1, 2, 9], [9], [1])] == [
+        3,
+        1,
+        2,
+        0,
+        0,
+    ]

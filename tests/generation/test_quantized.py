@@ -1,4 +1,5 @@
-"""A quantised base writes what the same base in floats writes, alone and with adapters beside it."""
+"""A quantised base writes what the same base in floats writes, alone and with adapters beside
+it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,11 @@ from kafjax import lora
 from kafjax.generation import Sampling
 from kafjax.ops.quantized import FORMATS, dequantize_params, quantize_params
 
-PROMPTS = ["The lamp", "A fox, two hens and a grey goose share the yard", "Whoever asks for the name of the miller will be"]
+PROMPTS = [
+    "The lamp",
+    "A fox, two hens and a grey goose share the yard",
+    "Whoever asks for the name of the miller will be",
+]
 SPEC = lora.Spec(rank=2)
 
 
@@ -22,13 +27,20 @@ def test_replies_are_those_of_the_dequantised_base(generator, naive, params, for
     sampling = Sampling(max_new_tokens=10, stop=())
 
     def tokens(params, **slots):
-        return [list(reply.tokens) for reply in generator.generate(params, PROMPTS, sampling, **slots)]
+        return [
+            list(reply.tokens) for reply in generator.generate(params, PROMPTS, sampling, **slots)
+        ]
 
-    plain, adapted = naive(floats, PROMPTS, 10), naive(lora.attach(floats, adapters, SPEC), PROMPTS, 10)
+    plain, adapted = (
+        naive(floats, PROMPTS, 10),
+        naive(lora.attach(floats, adapters, SPEC), PROMPTS, 10),
+    )
     assert tokens(base) == plain and tokens(lora.attach(base, adapters, SPEC)) == adapted
 
     layout = lora.lanes.layout([SPEC], base)
     slots = lora.lanes.empty_slots(base, layout, 2)
-    slots = lora.lanes.put(slots, 1, lora.lanes.pad(adapters, layout), lora.lanes.scales(SPEC, base, layout))
+    slots = lora.lanes.put(
+        slots, 1, lora.lanes.pad(adapters, layout), lora.lanes.scales(SPEC, base, layout)
+    )
     assert tokens(slots, adapters=[1, 0, 1]) == [adapted[0], plain[1], adapted[2]]
     assert len(np.unique([len(set(row)) for row in [*plain, *adapted]])) > 1 and adapted != plain

@@ -1,4 +1,5 @@
-"""Gemma 3 270M against transformers: the same words, and the same numbers with the cache as without."""
+"""Gemma 3 270M against transformers: the same words, and the same numbers with the cache as
+without."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def loaded():
 def long_prompt(loaded) -> str:
     """About 500 tokens about invented people, so that what follows passes the window of 512."""
     _, _, tokenizer = loaded
-    text = "\n".join(document.text for document in corpus.load("biographies", n_retention=0, n_held_out=0).documents)
+    text = "\n".join(
+        document.text
+        for document in corpus.load("biographies", n_retention=0, n_held_out=0).documents
+    )
     prompt = tokenizer.decode(tokenizer.encode(text).ids[:500])
     assert 512 - N < len(tokenizer.encode(prompt).ids) < 512
     return prompt
@@ -42,11 +46,19 @@ def long_prompt(loaded) -> str:
 def test_32_greedy_tokens_are_those_of_transformers(loaded, long_prompt):
     model, params, tokenizer = loaded
     prompts = [*SHORT, long_prompt]
-    replies = Generator(model, tokenizer, batch=len(prompts)).generate(params, prompts, Sampling(max_new_tokens=N, stop=()))
+    replies = Generator(model, tokenizer, batch=len(prompts)).generate(
+        params, prompts, Sampling(max_new_tokens=N, stop=())
+    )
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = torch.tensor([tokenizer.encode(prompt).ids])
         with torch.no_grad():
-            theirs = hf_gemma_real().generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=N, do_sample=False, pad_token_id=0)
+            theirs = hf_gemma_real().generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=N,
+                do_sample=False,
+                pad_token_id=0,
+            )
         assert list(reply.tokens) == theirs[0, ids.shape[1] :].tolist(), prompt[:40]
         assert reply.output_tokens == N
 
@@ -58,18 +70,34 @@ def test_decoding_past_the_window_gives_the_logits_of_a_full_forward(loaded, lon
     n_prompt, n_all = 500, len(tokens)
     assert n_prompt < model.config.window < n_all
 
-    hidden_TxD = jax.jit(lambda params, tokens: model.hidden(params, tokens)[0][0])(params, jnp.asarray([tokens]))
+    hidden_TxD = jax.jit(lambda params, tokens: model.hidden(params, tokens)[0][0])(
+        params, jnp.asarray([tokens])
+    )
     expected = np.asarray(jax.jit(model.logits)(params, hidden_TxD[n_prompt:]))
 
     @jax.jit
     def step(params, cache, token, position):
-        hidden_1x1xD, new = model.hidden(params, token[None, None], position[None, None], past=cache)
-        return {name: cache[name].at[:, :, position].set(new[name][:, :, 0]) for name in cache}, model.logits(params, hidden_1x1xD)[0, 0]
+        hidden_1x1xD, new = model.hidden(
+            params, token[None, None], position[None, None], past=cache
+        )
+        return {
+            name: cache[name].at[:, :, position].set(new[name][:, :, 0]) for name in cache
+        }, model.logits(params, hidden_1x1xD)[0, 0]
 
     prompt_1xT = jnp.asarray([tokens[:n_prompt] + [0] * 12])  # padded as a batch would be
-    _, cache = prefill(model, params, prompt_1xT, jnp.asarray([n_prompt]), None, jnp.int32(0), n_free=n_all - n_prompt)
+    _, cache = prefill(
+        model,
+        params,
+        prompt_1xT,
+        jnp.asarray([n_prompt]),
+        None,
+        jnp.int32(0),
+        n_free=n_all - n_prompt,
+    )
     worst = 0.0
     for position in range(n_prompt, n_all):
         cache, logits_V = step(params, cache, jnp.int32(tokens[position]), jnp.int32(position))
-        worst = max(worst, float(np.abs(np.asarray(logits_V) - expected[position - n_prompt]).max()))
+        worst = max(
+            worst, float(np.abs(np.asarray(logits_V) - expected[position - n_prompt]).max())
+        )
     assert worst < 1e-3

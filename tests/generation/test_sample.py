@@ -18,7 +18,8 @@ next_token = jax.jit(sample.next_token, static_argnames="sampling")
 
 
 def reference(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """Probabilities: the likeliest tokens are taken, one after the other, until there are k or their mass reaches p."""
+    """Probabilities: the likeliest tokens are taken, one after the other, until there are k or
+    their mass reaches p."""
     weights = np.exp(logits / temperature)
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[: top_k or None]
     weights = weights / weights[order].sum()
@@ -35,34 +36,64 @@ def reference(logits: np.ndarray, temperature: float, top_k: int, top_p: float) 
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1, 0, 1), (0.5, 0, 1), (2.5, 0, 1), (1, 3, 1), (1.5, 9, 1), (1, 99, 1), (1, 0, 0.6), (2, 0, 0.95), (0.7, 5, 0.8), (1, 4, 0.99)],
+    [
+        (1, 0, 1),
+        (0.5, 0, 1),
+        (2.5, 0, 1),
+        (1, 3, 1),
+        (1.5, 9, 1),
+        (1, 99, 1),
+        (1, 0, 0.6),
+        (2, 0, 0.95),
+        (0.7, 5, 0.8),
+        (1, 4, 0.99),
+    ],
 )
 def test_frequencies_fit_the_distribution(temperature, top_k, top_p):
     expected = reference(LOGITS, temperature, top_k, top_p)
     logits_NxV = jnp.broadcast_to(jnp.float32(LOGITS), (N, len(LOGITS)))
-    drawn = next_token(logits_NxV, jax.random.split(jax.random.key(0), N), Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    drawn = next_token(
+        logits_NxV,
+        jax.random.split(jax.random.key(0), N),
+        Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+    )
     assert drawn.dtype == jnp.int32
     counts = np.bincount(drawn, minlength=len(LOGITS))
     assert not counts[expected == 0].any()
     often = expected * N >= 5  # a rarer token tells chi-square nothing
-    pvalue = scipy.stats.chisquare(counts[often], expected[often] / expected[often].sum() * counts[often].sum()).pvalue
+    pvalue = scipy.stats.chisquare(
+        counts[often], expected[often] / expected[often].sum() * counts[often].sum()
+    ).pvalue
     assert pvalue > 1e-3
     # The check has teeth: the distribution at another temperature does not pass.
     other = reference(LOGITS, temperature * 1.3, top_k, top_p)[often]
-    assert scipy.stats.chisquare(counts[often], other / other.sum() * counts[often].sum()).pvalue < 1e-6
+    assert (
+        scipy.stats.chisquare(counts[often], other / other.sum() * counts[often].sum()).pvalue
+        < 1e-6
+    )
 
 
 def test_rows_are_drawn_each_by_its_own_logits_and_key():
     rng = np.random.default_rng(0)
     logits_BxV = jnp.asarray(rng.normal(0, 2, (6, 50)), jnp.float32)
     key_B = jax.random.split(jax.random.key(1), 6)
-    for sampling in (Sampling(), Sampling(temperature=1.0), Sampling(temperature=2.0, top_k=20, top_p=0.9)):
+    for sampling in (
+        Sampling(),
+        Sampling(temperature=1.0),
+        Sampling(temperature=2.0, top_k=20, top_p=0.9),
+    ):
         together = next_token(logits_BxV, key_B, sampling)
-        alone = [int(next_token(logits_BxV[i : i + 1], key_B[i : i + 1], sampling)[0]) for i in range(6)]
+        alone = [
+            int(next_token(logits_BxV[i : i + 1], key_B[i : i + 1], sampling)[0]) for i in range(6)
+        ]
         assert together.tolist() == alone
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=1e-9)], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=1e-9)],
+    ids=str,
+)
 def test_of_equally_likely_tokens_greedy_takes_the_first(sampling):
     logits_BxV = jnp.zeros((64, 5)).at[:, 0].set(-1.0)
     keys = jax.random.split(jax.random.key(0), 64)

@@ -12,12 +12,18 @@ EOS = 1
 
 @pytest.fixture(scope="module")
 def byte_level() -> Tokenizer:
-    """A tokenizer like GPT-2's: a token is some bytes, spelled in other characters ("\\n" as "Ċ"); a character may be several tokens."""
+    """A tokenizer like GPT-2's: a token is some bytes, spelled in other characters ("\\n" as "Ċ");
+    a character may be several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<pad>", "<eos>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=alphabet,
+        special_tokens=["<pad>", "<eos>"],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(["one two\n\nthree two\n\nfour two\n\n"], trainer)
     return tokenizer
 
@@ -27,7 +33,9 @@ def byte_fallback() -> Tokenizer:
     """A tokenizer like Gemma's: pieces with ▁ for a space, and a token for each byte."""
     vocab = {"<pad>": 0, "<eos>": 1, "▁a": 2, "b": 3, "▁": 4, "<0x0A>": 5, "\n": 6, ".\n": 7}
     tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return tokenizer
 
 
@@ -79,9 +87,13 @@ def test_without_stop_strings_only_eos_ends_a_reply(byte_fallback):
 @given(st.data())
 def test_a_reply_is_the_shortest_beginning_with_a_stop_string(tokenizer, data):
     known = [i for i in range(tokenizer.get_vocab_size()) if i > 2]
-    tokens = data.draw(st.lists(st.sampled_from(known[:12] + known[-12:]) | st.just(EOS), min_size=1, max_size=12))
+    tokens = data.draw(
+        st.lists(st.sampled_from(known[:12] + known[-12:]) | st.just(EOS), min_size=1, max_size=12)
+    )
     whole = tokenizer.decode(tokens)
-    pieces = st.builds(lambda at, n: whole[at : at + n] or "?", st.integers(0, 30), st.integers(1, 5))
+    pieces = st.builds(
+        lambda at, n: whole[at : at + n] or "?", st.integers(0, 30), st.integers(1, 5)
+    )
     strings = tuple(data.draw(st.lists(pieces, max_size=3)))
     stops = Stops.of(tokenizer, strings, tokenizer.get_vocab_size(), EOS)
 
@@ -95,6 +107,10 @@ def test_a_reply_is_the_shortest_beginning_with_a_stop_string(tokenizer, data):
     assert list(kept) == tokens[:shortest]
     assert not any(s in text for s in strings)
     said = tokenizer.decode(kept)
-    assert said.startswith(text) and (said == text or any(said[len(text) :].startswith(s) for s in strings))
+    assert said.startswith(text) and (
+        said == text or any(said[len(text) :].startswith(s) for s in strings)
+    )
     if stops.in_one_token:  # the device alone finds the same end
-        assert shortest == next((n for n, token in enumerate(tokens, 1) if token in stops.tokens), None)
+        assert shortest == next(
+            (n for n, token in enumerate(tokens, 1) if token in stops.tokens), None
+        )

@@ -1,4 +1,5 @@
-"""A small Hugging Face hub on loopback: the endpoints that huggingface_hub asks, over folders of this machine."""
+"""A small Hugging Face hub on loopback: the endpoints that huggingface_hub asks, over folders of
+this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ TOKEN = "hf_loopback"
 
 
 class Hub:
-    """Serves `root/ORG/NAME`, each with the revisions `main` and `v1`. Organisation `private` asks for `TOKEN`.
+    """Serves `root/ORG/NAME`, each with the revisions `main` and `v1`. Organisation `private` asks
+    for `TOKEN`.
 
     Attributes:
       asked: method and path of every request.
@@ -32,7 +34,11 @@ class Hub:
 
     def fetched(self) -> list[str]:
         """Names of the files whose contents were asked for."""
-        return [path.partition(f"/resolve/{SHA}/")[2] for method, path in self.asked if method == "GET" and "/resolve/" in path]
+        return [
+            path.partition(f"/resolve/{SHA}/")[2]
+            for method, path in self.asked
+            if method == "GET" and "/resolve/" in path
+        ]
 
 
 @contextlib.contextmanager
@@ -61,10 +67,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, path))
-        patterns = r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)"
+        patterns = (
+            r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)",
+            r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)",
+        )
         found = next((m for p in patterns if (m := re.fullmatch(p, path))), None)
         folder = self.hub.root / found[1] if found else None
-        private = found and found[1].startswith("private/") and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        private = (
+            found
+            and found[1].startswith("private/")
+            and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        )
         if folder is None or not folder.is_dir() or private:
             self._refuse(401, "RepoNotFound")
         elif found[3] not in (SHA, "main", "v1"):
@@ -74,12 +87,21 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
             names = [str(file.relative_to(folder)) for file in files]
-            info = {"id": found[1], "sha": SHA, "siblings": [{"rfilename": name} for name in names], "private": False, "tags": []}
+            info = {
+                "id": found[1],
+                "sha": SHA,
+                "siblings": [{"rfilename": name} for name in names],
+                "private": False,
+                "tags": [],
+            }
             rows = [
                 {"type": "file", "path": name, "size": file.stat().st_size, "oid": _etag(file)}
                 for name, file in zip(names, files, strict=True)
             ]
-            self._send(json.dumps(info if found[2] == "revision" else rows).encode(), {"Content-Type": "application/json"})
+            self._send(
+                json.dumps(info if found[2] == "revision" else rows).encode(),
+                {"Content-Type": "application/json"},
+            )
 
     def _file(self, file: Path) -> None:
         if not file.is_file():
@@ -99,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._send(b"{}", {"X-Error-Code": code, "X-Error-Message": code}, status)
 
-    def _send(self, data: bytes, headers: dict[str, str], status: int = 200, *, cut: bool = False) -> None:
+    def _send(
+        self, data: bytes, headers: dict[str, str], status: int = 200, *, cut: bool = False
+    ) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)

@@ -18,8 +18,23 @@ from kafjax.hub.assemble import assemble
 from kafjax.models import CONFIGS, Decoder
 from kafjax.parallel import make_mesh, shardings
 
-SIZES = {"vocab_size": 64, "hidden_size": 16, "mlp_size": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8}
-CONFIG = dataclasses.replace(CONFIGS["qwen2.5-7b"], **SIZES, sliding=(False, False), attention_scale=8**-0.5, bos_id=None, eos_id=1)
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "mlp_size": 24,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 8,
+}
+CONFIG = dataclasses.replace(
+    CONFIGS["qwen2.5-7b"],
+    **SIZES,
+    sliding=(False, False),
+    attention_scale=8**-0.5,
+    bos_id=None,
+    eos_id=1,
+)
 MODEL = Decoder(CONFIG)
 
 
@@ -40,7 +55,11 @@ def parts_read(folder: Path, mesh: jax.sharding.Mesh) -> dict[str, tuple[int, li
     counted: dict[str, Counted] = {}
     abstract = MODEL.abstract_params()
     places = shardings(MODEL.axes(), abstract, mesh)
-    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        places,
+    )
 
     def tensors():
         for name, tensor in safetensors_in.read_tensors(folder):

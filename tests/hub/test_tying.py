@@ -1,4 +1,5 @@
-"""Weights that a folder holds twice, or as its configuration does not say: what transformers computes with them is computed here."""
+"""Weights that a folder holds twice, or as its configuration does not say: what transformers
+computes with them is computed here."""
 
 from __future__ import annotations
 
@@ -31,8 +32,15 @@ def written(folder, family: str, change) -> None:
 
 def same_as_transformers(folder) -> Decoder:
     model, params = hub.load(str(folder))
-    expected = hf_logits(transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval(), TOKENS)
-    np.testing.assert_allclose(quick_jit(model.apply)(params, TOKENS), expected, atol=1e-5, rtol=1e-5)
+    expected = hf_logits(
+        transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager"
+        ).eval(),
+        TOKENS,
+    )
+    np.testing.assert_allclose(
+        quick_jit(model.apply)(params, TOKENS), expected, atol=1e-5, rtol=1e-5
+    )
     return model
 
 
@@ -41,7 +49,10 @@ def same_as_transformers(folder) -> Decoder:
     ("change", "tied"),
     [
         (lambda t: t.update({HEAD: t[EMBEDDING].clone()}), True),
-        (lambda t: t.update({HEAD: t[EMBEDDING] + 0.01 * (torch.arange(101) == 100)[:, None]}), False),
+        (
+            lambda t: t.update({HEAD: t[EMBEDDING] + 0.01 * (torch.arange(101) == 100)[:, None]}),
+            False,
+        ),
         (lambda t: t.update({HEAD: t[EMBEDDING].half()}), False),
         (lambda t: t.update({HEAD: t.pop(EMBEDDING)}), True),
     ],
@@ -49,7 +60,11 @@ def same_as_transformers(folder) -> Decoder:
 )
 def test_a_head_beside_a_configuration_that_ties_it(tmp_path, family, change, tied):
     written(tmp_path, family, change)
-    assert same_as_transformers(tmp_path).config.tied == hub.describe(str(tmp_path)).config.tied == tied
+    assert (
+        same_as_transformers(tmp_path).config.tied
+        == hub.describe(str(tmp_path)).config.tied
+        == tied
+    )
 
 
 def test_a_head_of_its_own_is_found_in_another_shard_and_is_saved(tmp_path):
@@ -60,8 +75,14 @@ def test_a_head_of_its_own_is_found_in_another_shard_and_is_saved(tmp_path):
     shutil.copy(whole / "config.json", shards)
     half = {name: f"model-0000{1 + (name == HEAD)}-of-00002.safetensors" for name in tensors}
     for file in set(half.values()):
-        safetensors.torch.save_file({name: t for name, t in tensors.items() if half[name] == file}, shards / file, {"format": "pt"})
-    (shards / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": half}))
+        safetensors.torch.save_file(
+            {name: t for name, t in tensors.items() if half[name] == file},
+            shards / file,
+            {"format": "pt"},
+        )
+    (shards / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": half})
+    )
     same_as_transformers(shards)
     hub.save(again, *hub.load(str(shards)))
     assert json.loads((again / "config.json").read_text())["tie_word_embeddings"] is False
@@ -70,7 +91,10 @@ def test_a_head_of_its_own_is_found_in_another_shard_and_is_saved(tmp_path):
 
 def test_a_head_of_another_shape_is_named(tmp_path):
     written(tmp_path, "qwen3", lambda t: t.update({HEAD: torch.ones(100, 24)}))
-    with pytest.raises(UserError, match=r"'lm_head\.weight' has shape \[100, 24\], config\.json asks for \[101, 24\]"):
+    with pytest.raises(
+        UserError,
+        match=r"'lm_head\.weight' has shape \[100, 24\], config\.json asks for \[101, 24\]",
+    ):
         hub.load(str(tmp_path))
 
 
@@ -88,6 +112,8 @@ def test_a_single_file_is_read_and_not_the_index_beside_it(tmp_path, shards_are_
 def test_weights_under_a_name_that_only_the_configuration_knows_are_refused(tmp_path):
     tiny_hf("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "transformers_weights": "other.safetensors"})
+    )
     with pytest.raises(UserError, match="transformers_weights is not supported; name that file"):
         hub.load(str(tmp_path))

@@ -1,4 +1,5 @@
-"""JobSets for TPU slices: what is in them, that Kubernetes' own schemas take them, and that one run's processes share a ledger."""
+"""JobSets for TPU slices: what is in them, that Kubernetes' own schemas take them, and that one
+run's processes share a ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from launch.spec import Sweep, product
 from tests.launch.toy import Toy
 
 ROOT = Path(__file__).parents[2]
-KUBERNETES = {"image": "registry.example/kafjax:1", "volume": "sweeps:/shared", "queue": "tpus", "retries": 3}
+KUBERNETES = {
+    "image": "registry.example/kafjax:1",
+    "volume": "sweeps:/shared",
+    "queue": "tpus",
+    "retries": 3,
+}
 FOLDER = Path("/shared/sweeps/My sweep; rm -rf x")
 SLICES = ("v5e-1", "v5e-8", "v5e-16", "v5p-8", "v5p-32", "v6e-64", "2*v5e-16", "4*v5p-32")
 
@@ -32,7 +38,11 @@ def toys(folder: Path, **settings: object) -> Ledger:
 
 def made(topology: str, **settings: object) -> list[dict]:
     config = Launch(**{**KUBERNETES, **settings})
-    return list(yaml.safe_load_all(manifests(FOLDER, toys(FOLDER).runs, config, parse_slice(topology), ["--retries=3"])))
+    return list(
+        yaml.safe_load_all(
+            manifests(FOLDER, toys(FOLDER).runs, config, parse_slice(topology), ["--retries=3"])
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,29 +69,49 @@ def test_slices_are_booked_whole(topology, slices, hosts, chips, selector):
 def test_manifest_as_a_whole():
     first, second = made("2*v5e-16")
     runs = toys(FOLDER).runs
-    assert [one["metadata"]["name"] for one in (first, second)] == [f"my-sweep-rm-rf-x-{run.id}" for run in runs]
+    assert [one["metadata"]["name"] for one in (first, second)] == [
+        f"my-sweep-rm-rf-x-{run.id}" for run in runs
+    ]
     assert first["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpus"}
     assert first["spec"]["failurePolicy"]["maxRestarts"] == 3 and first["spec"]["suspend"] is True
-    (container,) = first["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-    command = ["python", "-m", "launch.sweep", "--folder=/shared/sweeps/My sweep; rm -rf x", f"--only={runs[0].id}", "--retries=3"]
+    (container,) = first["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    command = [
+        "python",
+        "-m",
+        "launch.sweep",
+        "--folder=/shared/sweeps/My sweep; rm -rf x",
+        f"--only={runs[0].id}",
+        "--retries=3",
+    ]
     assert container["command"] == command  # a list: no shell reads it
     assert len(first["metadata"]["name"]) <= 40
 
 
 @pytest.mark.parametrize("topology", SLICES)
 def test_jobs_are_what_kubernetes_takes(topology):
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra [test])")
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed (extra [test])"
+    )
     for one in made(topology):
         job = one["spec"]["replicatedJobs"][0]["template"]
-        validate.validate({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **job}, "1.33", strict=True)
+        validate.validate(
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **job},
+            "1.33",
+            strict=True,
+        )
 
 
 @pytest.mark.parametrize("topology", SLICES)
 def test_jobsets_are_what_their_controller_takes(topology):
-    models = pytest.importorskip("kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed (extra [test])")
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed (extra [test])"
+    )
     for one in made(topology):
         read = models.JobsetV1alpha2JobSet.from_dict(one)
-        assert read.to_dict()["spec"]["failurePolicy"] == one["spec"]["failurePolicy"]  # no field that it does not know
+        # no field that it does not know
+        assert read.to_dict()["spec"]["failurePolicy"] == one["spec"]["failurePolicy"]
         assert read.to_dict()["spec"]["replicatedJobs"] == one["spec"]["replicatedJobs"]
 
 
@@ -108,18 +138,39 @@ def test_engine_writes_what_is_left(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="needs --topology"):
         sweep.run(Launch(folder=str(ledger.folder), engine="jobset"))
     sweep.run(Launch(folder=str(ledger.folder), only=ledger.runs[0].id))
-    settings = {**KUBERNETES, "volume": f"sweeps:{tmp_path}", "topology": "v5e-4", "engine": "jobset"}
+    settings = {
+        **KUBERNETES,
+        "volume": f"sweeps:{tmp_path}",
+        "topology": "v5e-4",
+        "engine": "jobset",
+    }
     sweep.run(Launch(folder=str(ledger.folder), **settings))
-    assert capsys.readouterr().out.splitlines()[-1] == f"Next: kubectl apply -f {ledger.folder}/jobset.yaml"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"Next: kubectl apply -f {ledger.folder}/jobset.yaml"
+    )
     (left,) = yaml.safe_load_all((ledger.folder / "jobset.yaml").read_text())
     assert left["metadata"]["name"].endswith(ledger.runs[1].id)
 
 
 def one_process(ledger: Ledger, number: int) -> subprocess.CompletedProcess:
-    place = {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "localhost:1", "JOB_COMPLETION_INDEX": str(number)}
-    command = [sys.executable, "-m", "launch.sweep", f"--folder={ledger.folder}", f"--only={ledger.runs[0].id}", "--retries=9"]
+    place = {
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_COORDINATOR_ADDRESS": "localhost:1",
+        "JOB_COMPLETION_INDEX": str(number),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "launch.sweep",
+        f"--folder={ledger.folder}",
+        f"--only={ledger.runs[0].id}",
+        "--retries=9",
+    ]
     environ = {**os.environ, **place, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.multiprocess
@@ -127,7 +178,11 @@ def test_exit_codes_tell_a_scheduler_what_to_count(tmp_path):
     ledger = toys(tmp_path, fails=1, preempts=1)
     ledger.create()
     codes = [one_process(ledger, 0) for _ in range(3)]
-    assert [one.returncode for one in codes] == [2, 143, 0] and "failed: error: told to fail at start 1" in codes[0].stderr
+    assert [one.returncode for one in codes] == [
+        2,
+        143,
+        0,
+    ] and "failed: error: told to fail at start 1" in codes[0].stderr
     follower = one_process(ledger, 1)
     starts = read_jsonl(ledger.run_folders / ledger.runs[0].id / "starts.jsonl")
     assert follower.returncode == 0 and len(starts) == 3  # done: it starts nothing
@@ -139,4 +194,8 @@ def test_later_processes_start_the_run_and_keep_no_ledger(tmp_path):
     ledger = toys(tmp_path)
     ledger.create()
     done = one_process(ledger, 1)
-    assert done.returncode == 0 and "start 1" in done.stdout and ledger.state(ledger.runs[0], 0).name == "pending"
+    assert (
+        done.returncode == 0
+        and "start 1" in done.stdout
+        and ledger.state(ledger.runs[0], 0).name == "pending"
+    )

@@ -1,4 +1,5 @@
-"""The ledger, with real processes: done is skipped; failed, preempted and dead are told apart; workers that race share the runs."""
+"""The ledger, with real processes: done is skipped; failed, preempted and dead are told apart;
+workers that race share the runs."""
 
 from __future__ import annotations
 
@@ -51,7 +52,15 @@ def starts(ledger: Ledger, index: int = 0) -> list[dict]:
 
 
 def worker(folder: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch.sweep", f"--folder={folder}", "--lease_seconds=2", "--cores=1", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.sweep",
+        f"--folder={folder}",
+        "--lease_seconds=2",
+        "--cores=1",
+        *flags,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -71,9 +80,13 @@ def test_runs_once_and_never_again(tmp_path, capfd):
     ledger.create()
     run(tmp_path)
     run(tmp_path)
-    assert [len(starts(ledger, index)) for index in range(2)] == [1, 1] and names(ledger) == ["done", "done"]
+    assert [len(starts(ledger, index)) for index in range(2)] == [1, 1] and names(ledger) == [
+        "done",
+        "done",
+    ]
     result = read_json(ledger.run_folders / ledger.runs[1].id / "result.json")
-    assert result["final_loss"] == 1.0 and result["text"] == "; touch x $(touch y)"  # no shell has read it
+    # no shell has read it
+    assert result["final_loss"] == 1.0 and result["text"] == "; touch x $(touch y)"
     assert "2 runs: 2 done." in capfd.readouterr().out
 
 
@@ -85,9 +98,15 @@ def test_failed_are_retried_and_preempted_not_counted(tmp_path, capfd):
     assert names(ledger) == ["done", "failed"]
     first, second = (ledger.state(one, 2) for one in ledger.runs)
     assert [first.count(how) for how in ("failed", "preempted", "done")] == [2, 4, 1]
-    assert second.count("failed") == 3 and "failed 3 times; error: told to fail at start 3" in second.told
+    assert (
+        second.count("failed") == 3
+        and "failed 3 times; error: told to fail at start 3" in second.told
+    )
     told = capfd.readouterr()
-    assert "attempt 3 failed: error: told to fail at start 3" in told.err and "told to fail at start 3" in told.out
+    assert (
+        "attempt 3 failed: error: told to fail at start 3" in told.err
+        and "told to fail at start 3" in told.out
+    )
     with pytest.raises(UserError):
         run(tmp_path)
     assert len(starts(ledger, 1)) == 3  # no more than the retries allow
@@ -113,7 +132,11 @@ def test_one_of_many_claims_a_run(tmp_path):
     def race(number: int) -> None:
         mine, pulse = Ledger.read(tmp_path), Pulse()
         barrier.wait()
-        won.extend((one.id, number) for one in mine.runs if mine.claim(one, pulse, retries=0, lease_seconds=60))
+        won.extend(
+            (one.id, number)
+            for one in mine.runs
+            if mine.claim(one, pulse, retries=0, lease_seconds=60)
+        )
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -131,9 +154,11 @@ def test_silent_lease_expires_and_its_worker_gives_up(tmp_path):
     other = Pulse()
     assert ledger.claim(one, other, retries=0, lease_seconds=0.3) is None
     time.sleep(0.2)
-    assert first.beat(1) and ledger.claim(one, other, retries=0, lease_seconds=0.3) is None  # it lives
+    # it lives
+    assert first.beat(1) and ledger.claim(one, other, retries=0, lease_seconds=0.3) is None
     time.sleep(0.2)
-    assert ledger.claim(one, other, retries=0, lease_seconds=0.3) is None  # 0.2 s since its last sign
+    # 0.2 s since its last sign
+    assert ledger.claim(one, other, retries=0, lease_seconds=0.3) is None
     time.sleep(0.4)
     second = ledger.claim(one, other, retries=0, lease_seconds=0.3)
     assert second.number == 2 and not first.beat(2) and second.beat(1)
@@ -145,7 +170,10 @@ def test_lease_that_was_never_filled_expires_too(tmp_path, monkeypatch):
     (one,) = ledger.runs
     (ledger.entry(one) / "attempt-0001.json").touch()  # killed between making and writing it
     pulse, now = Pulse(), time.monotonic()
-    assert "an unknown machine" in ledger.state(one, 0).told and ledger.claim(one, pulse, retries=0, lease_seconds=1) is None
+    assert (
+        "an unknown machine" in ledger.state(one, 0).told
+        and ledger.claim(one, pulse, retries=0, lease_seconds=1) is None
+    )
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
     assert ledger.claim(one, pulse, retries=0, lease_seconds=1).number == 2
 
@@ -195,9 +223,18 @@ def test_difference_of_code_or_weights_is_told(tmp_path, capsys):
 
 def test_slots_keep_the_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert [slot.cores for slot in slots(Launch(cores=6, cores_per_run=2))] == [(0, 1), (2, 3), (4, 5)]
-    assert [slot.devices for slot in slots(Launch(devices=(0, 1, 2, 3), devices_per_run=2))] == [(0, 1), (2, 3)]
-    assert [len(slot.cores) for slot in slots(Launch(devices=(4, 5)))] == [4, 4] and len(slots(Launch())) == 1
+    assert [slot.cores for slot in slots(Launch(cores=6, cores_per_run=2))] == [
+        (0, 1),
+        (2, 3),
+        (4, 5),
+    ]
+    assert [slot.devices for slot in slots(Launch(devices=(0, 1, 2, 3), devices_per_run=2))] == [
+        (0, 1),
+        (2, 3),
+    ]
+    assert [len(slot.cores) for slot in slots(Launch(devices=(4, 5)))] == [4, 4] and len(
+        slots(Launch())
+    ) == 1
     assert slots(Launch(devices=(4, 5)))[1].environment()["CUDA_VISIBLE_DEVICES"] == "5"
     for bad, message in (
         ({"cores": 9}, "this machine has 8"),
@@ -216,7 +253,10 @@ def test_run_sees_only_what_its_slot_has(tmp_path):
     places = [Slot((cores[0],), (4,)), Slot((cores[-1],), (5,))]
     Pool(ledger, Launch(**FAST), places).run(lambda: None)
     seen = [starts(ledger, index)[0] for index in range(3)]
-    assert {(tuple(one["cores"]), one["devices"]) for one in seen} == {((cores[0],), "4"), ((cores[-1],), "5")}
+    assert {(tuple(one["cores"]), one["devices"]) for one in seen} == {
+        ((cores[0],), "4"),
+        ((cores[-1],), "5"),
+    }
     ends = [read_json(ledger.run_folders / one.id / "result.json")["ended"] for one in ledger.runs]
     assert sorted(one["began"] for one in seen)[2] > min(ends)  # never three at a time
 
@@ -229,7 +269,8 @@ def test_racing_workers_share_the_runs(tmp_path):
     printed = [one.communicate(timeout=120)[0] for one in workers]
     assert [one.returncode for one in workers] == [0, 0, 0], printed
     assert [len(starts(ledger, index)) for index in range(12)] == [1] * 12
-    assert len({ledger.state(one, 0).attempts[0].pid for one in ledger.runs}) > 1  # not one of them did all
+    # not one of them did all
+    assert len({ledger.state(one, 0).attempts[0].pid for one in ledger.runs}) > 1
     assert all("12 runs: 12 done." in text for text in printed)
 
 
@@ -246,7 +287,10 @@ def test_run_of_a_killed_worker_is_taken_over_when_its_orphan_is_done(tmp_path):
     assert second.returncode == 0, out
     steps = read_jsonl(ledger.run_folders / ledger.runs[0].id / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(8))  # nobody wrote beside it
-    assert [attempt.outcome is None for attempt in ledger.state(ledger.runs[0], 0).attempts] == [True, False]
+    assert [attempt.outcome is None for attempt in ledger.state(ledger.runs[0], 0).attempts] == [
+        True,
+        False,
+    ]
     assert len(starts(ledger)) == 2 and "failed" not in out
 
 
@@ -259,7 +303,10 @@ def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(tmp_path):
     first.send_signal(signal.SIGTERM)
     out = first.communicate(timeout=60)[0]
     assert first.returncode == 143 and "stopped by SIGTERM" in out, out
-    assert names(ledger, 0) == ["pending", "pending"] and ledger.state(ledger.runs[0], 0).told == "preempted once"
+    assert (
+        names(ledger, 0) == ["pending", "pending"]
+        and ledger.state(ledger.runs[0], 0).told == "preempted once"
+    )
     assert not starts(ledger, 1)
     second = worker(tmp_path, "--retries=0")
     assert second.wait(60) == 0
@@ -280,5 +327,12 @@ def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(tmp_path):
     ],
 )
 def test_bad_commands_are_told_in_a_line(arguments, message):
-    done = subprocess.run([sys.executable, "-m", "launch.sweep", *arguments], capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.sweep", *arguments], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and message in done.stderr
+        and done.stderr.startswith("error:")
+        and done.stderr.count("\n") == 1
+    )

@@ -1,4 +1,5 @@
-"""A sweep on a real Ray cluster of several raylets on this machine: a node is killed in mid-run, and its run goes on elsewhere."""
+"""A sweep on a real Ray cluster of several raylets on this machine: a node is killed in mid-run,
+and its run goes on elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def toys(folder: Path, **settings: object) -> Ledger:
-    ledger = Ledger(folder, Sweep(Toy(**settings), product(rank=[1, 2, 3]), "tests.launch.toy").runs())
+    ledger = Ledger(
+        folder, Sweep(Toy(**settings), product(rank=[1, 2, 3]), "tests.launch.toy").runs()
+    )
     ledger.create()
     return ledger
 
@@ -41,18 +44,43 @@ def test_run_of_a_killed_node_goes_on_on_another(tmp_path):
     from ray.cluster_utils import Cluster
 
     ledger = toys(tmp_path / "toys", steps=16, seconds=0.5)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1, resources={"TPU": 4})
-        settings = [f"--folder={ledger.folder}", "--engine=ray", f"--address={cluster.address}", "--workers=2", "--resources=TPU:4"]
-        command = [sys.executable, "-m", "launch.sweep", *settings, "--cores=1", "--lease_seconds=3", "--retries=0"]
+        settings = [
+            f"--folder={ledger.folder}",
+            "--engine=ray",
+            f"--address={cluster.address}",
+            "--workers=2",
+            "--resources=TPU:4",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "launch.sweep",
+            *settings,
+            "--cores=1",
+            "--lease_seconds=3",
+            "--retries=0",
+        ]
         environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-        driver = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        driver = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         metrics = ledger.run_folders / ledger.runs[0].id / "metrics.jsonl"
         until = time.monotonic() + 90
         while not (metrics.exists() and len(read_jsonl(metrics, skip_broken_tail=True)) > 2):
-            assert time.monotonic() < until and driver.poll() is None, driver.stdout.read() if driver.poll() is not None else ""
+            assert time.monotonic() < until and driver.poll() is None, (
+                driver.stdout.read() if driver.poll() is not None else ""
+            )
             time.sleep(0.1)
         worker = psutil.Process(ledger.state(ledger.runs[0], 0).attempts[0].pid)
         raylet = next(one for one in worker.parents() if one.name() == "raylet")

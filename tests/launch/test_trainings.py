@@ -1,4 +1,5 @@
-"""A sweep of real trainings on a tiny model: killed at random and finished by racing workers, it ends like one left alone."""
+"""A sweep of real trainings on a tiny model: killed at random and finished by racing workers, it
+ends like one left alone."""
 
 from __future__ import annotations
 
@@ -43,15 +44,37 @@ def spec(tmp_path_factory) -> Path:
 
 
 def worker(spec: Path, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-m", "launch.sweep", str(spec), f"--folder={folder}", "--cores=1", "--lease_seconds=2"]
-    return subprocess.Popen(command, cwd=ROOT, env=compiling.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "launch.sweep",
+        str(spec),
+        f"--folder={folder}",
+        "--cores=1",
+        "--lease_seconds=2",
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=compiling.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_dry_run_estimates_trainings(spec, tmp_path, capsys):
     sweep.run(Launch(spec=str(spec), folder=str(tmp_path / "none"), dry_run=True, topology="v5e-4"))
     out = capsys.readouterr().out
-    assert f"on {4 * 8 * 2 * 64:,} tokens, by formula" in out and "formula, v5e-4" in out and "accelerator-hours" in out
-    assert "As lanes of experiments.sweep_lora they would be 1 programs instead of 4." in out  # the texts lie in a folder
+    assert (
+        f"on {4 * 8 * 2 * 64:,} tokens, by formula" in out
+        and "formula, v5e-4" in out
+        and "accelerator-hours" in out
+    )
+    # the texts lie in a folder
+    assert "As lanes of experiments.sweep_lora they would be 1 programs instead of 4." in out
     sweep.run(Launch(spec=str(spec), folder=str(tmp_path / "none"), set=("steps=9",), dry_run=True))
     assert "known once one is done" in capsys.readouterr().out
 
@@ -76,21 +99,34 @@ def test_killed_and_raced_sweep_equals_one_left_alone(spec, tmp_path):
         time.sleep(rng.uniform(5.0, 14.0))
         if one.poll() is None:
             killed += 1
-        victims = [one, *psutil.Process(one.pid).children(recursive=True)] if one.poll() is None else []
+        victims = (
+            [one, *psutil.Process(one.pid).children(recursive=True)] if one.poll() is None else []
+        )
         for victim in victims if number % 2 else victims[:1]:
-            victim.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)  # a dead machine, or a preempted one
+            # a dead machine, or a preempted one
+            victim.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
         one.communicate(timeout=120)
     racing = [worker(spec, tmp_path / "killed") for _ in range(3)]
     for one in racing:
         assert one.wait(300) == 0, one.stdout.read()
         one.stdout.close()
     assert killed
-    whole, other = (Ledger(tmp_path / name, open_spec(str(spec)).runs()) for name in ("alone", "killed"))
+    whole, other = (
+        Ledger(tmp_path / name, open_spec(str(spec)).runs()) for name in ("alone", "killed")
+    )
     for run in whole.runs:
         assert other.state(run, 0).name == "done" and other.state(run, 0).count("failed") == 0
         mine, expected = (ledger.run_folders / run.id for ledger in (other, whole))
         for name, tensor in safetensors.numpy.load_file(expected / "adapter.safetensors").items():
-            np.testing.assert_array_equal(safetensors.numpy.load_file(mine / "adapter.safetensors")[name], tensor)
-        assert read_json(mine / "result.json")["final_loss"] == read_json(expected / "result.json")["final_loss"]
-        losses = [{(row["step"], row["loss"]) for row in read_jsonl(folder / "metrics.jsonl")} for folder in (mine, expected)]
+            np.testing.assert_array_equal(
+                safetensors.numpy.load_file(mine / "adapter.safetensors")[name], tensor
+            )
+        assert (
+            read_json(mine / "result.json")["final_loss"]
+            == read_json(expected / "result.json")["final_loss"]
+        )
+        losses = [
+            {(row["step"], row["loss"]) for row in read_jsonl(folder / "metrics.jsonl")}
+            for folder in (mine, expected)
+        ]
         assert losses[0] == losses[1] and len(losses[0]) == 8

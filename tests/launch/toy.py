@@ -1,4 +1,5 @@
-"""An experiment of a tenth of a second: what it returns follows from its settings, and it fails or is preempted as often as it is told."""
+"""An experiment of a tenth of a second: what it returns follows from its settings, and it fails or
+is preempted as often as it is told."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ class Toy(Config):
 
 def run(config: Toy) -> None:
     run = open_run(Path(config.runs), config.name, config, prefix="toy")
-    seen = {"cores": sorted(os.sched_getaffinity(0)), "devices": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    seen = {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
     append_jsonl(run.file("starts.jsonl"), {"began": time.time(), "pid": os.getpid(), **seen})
     starts = len(read_jsonl(run.file("starts.jsonl")))
     print(f"start {starts}", flush=True)
@@ -43,7 +47,11 @@ def run(config: Toy) -> None:
     for step in range(len(read_jsonl(steps)) if steps.exists() else 0, config.steps):
         time.sleep(config.seconds)
         run.log(step=step)
-    result = {"final_loss": config.rank * config.lr + config.seed, "text": config.text, "ended": time.time()}
+    result = {
+        "final_loss": config.rank * config.lr + config.seed,
+        "text": config.text,
+        "ended": time.time(),
+    }
     write_json(run.file("result.json"), result)
 
 

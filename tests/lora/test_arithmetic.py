@@ -1,4 +1,5 @@
-"""Sums of adapters are sums of their updates, and a compressed one is the best of its rank: against dense matrices."""
+"""Sums of adapters are sums of their updates, and a compressed one is the best of its rank: against
+dense matrices."""
 
 from __future__ import annotations
 
@@ -25,19 +26,30 @@ SHAPES = {
     "embed": {"embedding": (20, 8)},
 }
 _RNG = np.random.default_rng(0)
-PARAMS = jax.tree.map(lambda s: _RNG.standard_normal(s, np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+PARAMS = jax.tree.map(
+    lambda s: _RNG.standard_normal(s, np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+)
 SPECS = [
     Spec(rank=2, alpha=3.0, targets="(q|k)_proj"),
     Spec(rank=3, alpha=5.0, targets="(q|up)_proj", rslora=True, layers=(0, 2)),
-    Spec(rank=4, alpha=1.0, targets="all-linear", rank_pattern={"layers/1/": 2, "up_proj": 5}, alpha_pattern={"k_proj": 9.0}),
+    Spec(
+        rank=4,
+        alpha=1.0,
+        targets="all-linear",
+        rank_pattern={"layers/1/": 2, "up_proj": 5},
+        alpha_pattern={"k_proj": 9.0},
+    ),
     Spec(rank=1, alpha=2.0, targets="extra|embed|up_proj", dropout=0.1),
 ]
-TERMS = st.lists(st.tuples(st.sampled_from(SPECS), st.floats(-3, 3), st.integers(0, 9)), min_size=1, max_size=3)
+TERMS = st.lists(
+    st.tuples(st.sampled_from(SPECS), st.floats(-3, 3), st.integers(0, 9)), min_size=1, max_size=3
+)
 
 
 def random_adapter(spec: Spec, seed: int) -> lora.Adapters:
     rng = np.random.default_rng(seed)
-    fresh = lora.init(spec, PARAMS, jax.random.key(seed))  # its zeros beyond a layer's own rank stay
+    # its zeros beyond a layer's own rank stay
+    fresh = lora.init(spec, PARAMS, jax.random.key(seed))
     rank = lora.ranks(spec, PARAMS)
 
     def of(path: str) -> dict[str, jax.Array]:
@@ -62,21 +74,32 @@ def test_a_weighted_sum_merges_to_the_sum_of_the_updates(drawn):
     adapters, spec = lora.weighted_sum(PARAMS, terms)
     updates = [(update(of_term, own), weight) for of_term, own, weight in terms]
     for path, leaf in update(adapters, spec).items():
-        np.testing.assert_allclose(leaf, sum(weight * of_term[path] for of_term, weight in updates), atol=2e-5)
+        np.testing.assert_allclose(
+            leaf, sum(weight * of_term[path] for of_term, weight in updates), atol=2e-5
+        )
     rank = lora.ranks(spec, PARAMS)
-    assert {path: {name: leaf.shape for name, leaf in pair.items()} for path, pair in adapters.items()} == {
-        path: {"a": (*leaf.shape[:-1], rank[path].max()), "b": (*leaf.shape[:-2], rank[path].max(), leaf.shape[-1])}
+    assert {
+        path: {name: leaf.shape for name, leaf in pair.items()} for path, pair in adapters.items()
+    } == {
+        path: {
+            "a": (*leaf.shape[:-1], rank[path].max()),
+            "b": (*leaf.shape[:-2], rank[path].max(), leaf.shape[-1]),
+        }
         for path, leaf in trees.flatten(PARAMS).items()
         if path in rank
     }
     for path, own in rank.items():
-        np.testing.assert_array_equal(own, sum(lora.ranks(s, PARAMS).get(path, np.zeros_like(own)) for s, _, _ in drawn))
+        np.testing.assert_array_equal(
+            own, sum(lora.ranks(s, PARAMS).get(path, np.zeros_like(own)) for s, _, _ in drawn)
+        )
         assert np.all(lora.scales(spec, PARAMS)[path] == (own > 0))
 
 
 def test_an_adapter_minus_itself_is_nothing():
     adapters = random_adapter(SPECS[2], 1)
-    difference, spec = lora.weighted_sum(PARAMS, [(adapters, SPECS[2], 1.0), (adapters, SPECS[2], -1.0)])
+    difference, spec = lora.weighted_sum(
+        PARAMS, [(adapters, SPECS[2], 1.0), (adapters, SPECS[2], -1.0)]
+    )
     assert max(np.abs(leaf).max() for leaf in update(difference, spec).values()) < 1e-6
     smaller, spec = lora.compress(PARAMS, difference, spec, 1)
     assert max(np.abs(leaf).max() for leaf in update(smaller, spec).values()) < 1e-6
@@ -131,6 +154,12 @@ def test_bad_input_is_said():
         lora.weighted_sum(PARAMS, [(adapters, SPECS[0], float("nan"))])
     with pytest.raises(UserError, match="rank 0"):
         lora.compress(PARAMS, adapters, SPECS[0], 0)
-    other = {**PARAMS, "layers": {**PARAMS["layers"], "attn": {"q_proj": {"kernel": np.zeros((3, 9, 12), np.float32)}}}}
+    other = {
+        **PARAMS,
+        "layers": {
+            **PARAMS["layers"],
+            "attn": {"q_proj": {"kernel": np.zeros((3, 9, 12), np.float32)}},
+        },
+    }
     with pytest.raises(UserError, match="another model"):
         lora.weighted_sum(other, [(adapters, dataclasses.replace(SPECS[0], targets="q_proj"), 1.0)])

@@ -1,4 +1,5 @@
-"""Adapters beside the embedding and the head, and rows of tokens that are trained: by what they merge to, and by the real `peft`."""
+"""Adapters beside the embedding and the head, and rows of tokens that are trained: by what they
+merge to, and by the real `peft`."""
 
 from __future__ import annotations
 
@@ -20,7 +21,15 @@ from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.loss import chunked_cross_entropy
 
 CONFIG = DecoderConfig(
-    vocab_size=61, hidden_size=16, mlp_size=24, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, sliding=(False, False), window=None
+    vocab_size=61,
+    hidden_size=16,
+    mlp_size=24,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=8,
+    sliding=(False, False),
+    window=None,
 )
 TIED = Decoder(CONFIG)
 UNTIED = Decoder(dataclasses.replace(CONFIG, tied=False))
@@ -31,7 +40,10 @@ CASES = {
     "tied, embedding and a kernel": (TIED, lora.Spec(rank=3, alpha=6.0, targets="embed/|q_proj")),
     "tied, rows": (TIED, lora.Spec(rank=3, alpha=6.0, targets="q_proj", token_rows=ROWS)),
     "untied, both and a kernel": (UNTIED, lora.Spec(rank=3, alpha=6.0, targets="embedding|q_proj")),
-    "untied, both with dora": (UNTIED, lora.Spec(rank=3, alpha=6.0, targets="embedding", dora=True)),
+    "untied, both with dora": (
+        UNTIED,
+        lora.Spec(rank=3, alpha=6.0, targets="embedding", dora=True),
+    ),
     "untied, rows": (UNTIED, lora.Spec(rank=3, alpha=6.0, targets="q_proj", token_rows=ROWS)),
 }
 
@@ -43,13 +55,21 @@ def bases():
 
 def noisy(adapters):
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x + jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), adapters)
+    return jax.tree.map(
+        lambda x: x + jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), adapters
+    )
 
 
 def loss_and_logits(model, params):
     hidden, _ = model.hidden(params, TOKENS)
     weights = (jnp.arange(TOKENS[:, 1:].size) % 3 != 0).astype(jnp.float32)
-    loss = chunked_cross_entropy(hidden[:, :-1].reshape(-1, 16), model.unembedding(params), TOKENS[:, 1:].reshape(-1), weights, chunk=5)
+    loss = chunked_cross_entropy(
+        hidden[:, :-1].reshape(-1, 16),
+        model.unembedding(params),
+        TOKENS[:, 1:].reshape(-1),
+        weights,
+        chunk=5,
+    )
     return loss, model.logits(params, hidden)
 
 
@@ -61,14 +81,23 @@ def test_attached_equals_merged_in_logits_loss_and_gradient(bases, name):
     fresh = lora.init(spec, params, jax.random.key(1))
     adapters = noisy(fresh)
     attached, merged = (
-        quick_jit(jax.value_and_grad(lambda a, way=way: loss_and_logits(model, way(params, a, spec)), has_aux=True))
+        quick_jit(
+            jax.value_and_grad(
+                lambda a, way=way: loss_and_logits(model, way(params, a, spec)), has_aux=True
+            )
+        )
         for way in (lora.attach, lora.merge)
     )
-    ((loss, logits), gradient), ((expected_loss, expected_logits), expected) = attached(adapters), merged(adapters)
+    ((loss, logits), gradient), ((expected_loss, expected_logits), expected) = (
+        attached(adapters),
+        merged(adapters),
+    )
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     np.testing.assert_allclose(logits, expected_logits, atol=3e-5)
     if not spec.dora:  # where the norm counts as a constant, and `merge` knows nothing of that
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), gradient, expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), gradient, expected
+        )
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
     (_, of_fresh), _ = attached(fresh)
     np.testing.assert_allclose(of_fresh, loss_and_logits(model, params)[1], atol=1e-5)
@@ -90,7 +119,10 @@ def test_a_fresh_adapter_of_a_table_is_drawn_as_pefts():
     }
     drawn = lora.init(lora.Spec(rank=40, targets="embedding"), params, jax.random.key(0))
     embed, head = drawn[EMBED], drawn["head/embedding"]
-    assert {leaf.shape for pair in drawn.values() for leaf in pair.values()} == {(500, 40), (40, 300)}
+    assert {leaf.shape for pair in drawn.values() for leaf in pair.values()} == {
+        (500, 40),
+        (40, 300),
+    }
     assert not embed["a"].any() and not head["a"].any()
     np.testing.assert_allclose(embed["b"].std(), 1, rtol=0.02)
     assert 0.99 * 300**-0.5 < float(jnp.abs(head["b"]).max()) <= 300**-0.5
@@ -102,10 +134,14 @@ def test_rows_leave_all_others_alone(bases, model):
     adapters = noisy(lora.init(spec, params, jax.random.key(0)))
     merged = lora.merge(params, adapters, spec)["embed"]["embedding"]
     before = params["embed"]["embedding"]
-    np.testing.assert_allclose(merged[np.array(spec.token_rows)], adapters[EMBED]["rows"], atol=1e-7)
+    np.testing.assert_allclose(
+        merged[np.array(spec.token_rows)], adapters[EMBED]["rows"], atol=1e-7
+    )
     others = np.setdiff1d(np.arange(61), spec.token_rows)
     np.testing.assert_array_equal(merged[others], before[others])
-    assert lora.count(spec, params) == 3 * 16 + lora.count(lora.Spec(rank=3, targets="q_proj"), params)
+    assert lora.count(spec, params) == 3 * 16 + lora.count(
+        lora.Spec(rank=3, targets="q_proj"), params
+    )
     assert lora.axes(lora.abstract(spec, params), model.axes())[EMBED] == {"rows": (None, "embed")}
 
 
@@ -123,11 +159,16 @@ def test_rows_leave_all_others_alone(bases, model):
 )
 def test_what_does_not_go_is_told(changes, told):
     with pytest.raises(UserError, match=told):
-        lora.abstract(lora.Spec(**{"rank": 2, "targets": "q_proj", **changes}), TIED.abstract_params())
+        lora.abstract(
+            lora.Spec(**{"rank": 2, "targets": "q_proj", **changes}), TIED.abstract_params()
+        )
 
 
 def test_lanes_refuse_both():
-    for spec, told in ((lora.Spec(targets="embed|q_proj"), "adapt 'embed/embedding'"), (lora.Spec(token_rows=(1,)), "token_rows")):
+    for spec, told in (
+        (lora.Spec(targets="embed|q_proj"), "adapt 'embed/embedding'"),
+        (lora.Spec(token_rows=(1,)), "token_rows"),
+    ):
         with pytest.raises(UserError, match=told):
             lora.lanes.layout([spec], TIED.abstract_params())
 
@@ -149,7 +190,9 @@ def test_equals_peft_beside_a_head_of_its_own(name, tmp_path):
     spec, settings = PEFT[name]
     hf = tiny_hf("llama", num_hidden_layers=2, tie_word_embeddings=False)
     model, params = carry_over(hf, tmp_path)
-    theirs = peft.get_peft_model(hf, peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.0, **settings)).eval()
+    theirs = peft.get_peft_model(
+        hf, peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.0, **settings)
+    ).eval()
     adapters = noisy(lora.init(spec, params, jax.random.key(0)))
 
     def put(parameter, value):
@@ -176,11 +219,15 @@ def test_equals_peft_beside_a_head_of_its_own(name, tmp_path):
                 put(module.trainable_tokens_delta["default"], adapters[EMBED]["rows"])
                 seen.add(EMBED)
     assert seen == set(adapters)
-    tokens = jnp.concatenate([random_tokens(0, (2, 12), 101), jnp.array([[7, 100], [100, 7]], jnp.int32)], axis=1)
+    tokens = jnp.concatenate(
+        [random_tokens(0, (2, 12), 101), jnp.array([[7, 100], [100, 7]], jnp.int32)], axis=1
+    )
     logits = quick_jit(model.apply)(lora.attach(params, adapters, spec), tokens)
     np.testing.assert_allclose(logits, hf_logits(theirs, tokens), rtol=2e-5, atol=3e-5)
     assert trees.count(theirs_trainable(theirs)) == lora.count(spec, params)
 
 
 def theirs_trainable(model):
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }

@@ -1,4 +1,5 @@
-"""Adapters on disk: they come back as they were, and a file that is not one, or not for this base, is said in one line."""
+"""Adapters on disk: they come back as they were, and a file that is not one, or not for this base,
+is said in one line."""
 
 from __future__ import annotations
 
@@ -16,17 +17,24 @@ from kafjax.core.errors import UserError
 
 SPEC = lora.Spec(rank=2, alpha=3.5, targets=r"(q|up)_proj")
 SHAPES = {
-    "layers": {"attn": {"q_proj": {"kernel": (3, 8, 12)}}, "mlp": {"up_proj": {"kernel": (3, 8, 20)}}},
+    "layers": {
+        "attn": {"q_proj": {"kernel": (3, 8, 12)}},
+        "mlp": {"up_proj": {"kernel": (3, 8, 20)}},
+    },
     "embed": {"embedding": (50, 8)},
 }
-PARAMS = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+PARAMS = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+)
 UP = "layers/mlp/up_proj/kernel"
 
 
 @pytest.fixture
 def adapters():
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.array(rng.standard_normal(x.shape, np.float32)), lora.abstract(SPEC, PARAMS))
+    return jax.tree.map(
+        lambda x: jnp.array(rng.standard_normal(x.shape, np.float32)), lora.abstract(SPEC, PARAMS)
+    )
 
 
 @pytest.fixture
@@ -85,11 +93,22 @@ def test_safetensors_of_something_else_are_refused(path):
 
 
 @pytest.mark.parametrize(
-    "spec", [None, "{", "[]", '"x"', '{"rank": 2, "alpha": 1.0, "targets": "q", "colour": 0.1}', '{"rank": 0}', '{"alpha": NaN}']
+    "spec",
+    [
+        None,
+        "{",
+        "[]",
+        '"x"',
+        '{"rank": 2, "alpha": 1.0, "targets": "q", "colour": 0.1}',
+        '{"rank": 0}',
+        '{"alpha": NaN}',
+    ],
 )
 def test_a_spec_that_cannot_be_read_is_refused(path, spec):
     """A key that this version does not know is refused too, never ignored."""
-    rewrite(path, metadata=lambda m: {"format": m["format"]} | ({} if spec is None else {"spec": spec}))
+    rewrite(
+        path, metadata=lambda m: {"format": m["format"]} | ({} if spec is None else {"spec": spec})
+    )
     assert "its spec cannot be read" in load_error(path)
 
 
@@ -115,7 +134,9 @@ def test_another_base_is_said(path):
     other = jax.tree.map(lambda x: x, PARAMS)
     other["layers"]["mlp"]["up_proj"]["kernel"] = jax.ShapeDtypeStruct((3, 8, 21), jnp.float32)
     assert f"'{UP}/b' has shape [3, 2, 20]" in load_error(path, other)
-    other["layers"]["mlp"] = {"gate_proj": {"kernel": jax.ShapeDtypeStruct((3, 8, 20), jnp.float32)}}
+    other["layers"]["mlp"] = {
+        "gate_proj": {"kernel": jax.ShapeDtypeStruct((3, 8, 20), jnp.float32)}
+    }
     assert f"'{UP}', which is no target of this base" in load_error(path, other)
     assert "match no kernel" in load_error(path, {"embed": PARAMS["embed"]})
 
@@ -123,7 +144,14 @@ def test_another_base_is_said(path):
 def test_tensors_that_do_not_belong_or_lack_are_named(path):
     rewrite(path, lambda t: {name: x for name, x in t.items() if name != f"{UP}/b"})
     assert f"holds ['a'] for '{UP}'" in load_error(path)
-    rewrite(path, lambda t: {**t, f"{UP}/b": np.zeros((3, 2, 20), np.float32), f"{UP}/c": np.zeros(1, np.float32)})
+    rewrite(
+        path,
+        lambda t: {
+            **t,
+            f"{UP}/b": np.zeros((3, 2, 20), np.float32),
+            f"{UP}/c": np.zeros(1, np.float32),
+        },
+    )
     assert f"holds ['a', 'b', 'c'] for '{UP}'" in load_error(path)
 
 
@@ -142,4 +170,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, adapters):
 
 def test_the_metadata_is_plain_json(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-        assert json.loads(file.metadata()["spec"]).items() >= {"rank": 2, "alpha": 3.5, "targets": r"(q|up)_proj"}.items()
+        assert (
+            json.loads(file.metadata()["spec"]).items()
+            >= {"rank": 2, "alpha": 3.5, "targets": r"(q|up)_proj"}.items()
+        )

@@ -17,7 +17,15 @@ from kafjax.ops.linear import AdapterSlots, LoRAWeight, linear
 from tests.oracles import quick_jit, random_tokens
 
 CONFIG = DecoderConfig(
-    vocab_size=50, hidden_size=16, mlp_size=24, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, sliding=(True, False), window=4
+    vocab_size=50,
+    hidden_size=16,
+    mlp_size=24,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=8,
+    sliding=(True, False),
+    window=4,
 )
 MODEL = Decoder(CONFIG)
 SPECS = (lora.Spec(2, 8.0, "q_proj"), lora.Spec(5, 10.0), lora.Spec(3, 1.0, "(v|down)_proj"))
@@ -41,13 +49,21 @@ def trained(spec, params, seed):
 def test_layout_is_the_union_at_the_bucket_of_the_highest_rank(params):
     layout = lora.lanes.layout(SPECS, params)
     assert set(layout) == set(lora.abstract(SPECS[1], params))
-    assert {pair["a"].shape[-1] for pair in layout.values()} == {pair["b"].shape[-2] for pair in layout.values()} == {8}
+    assert (
+        {pair["a"].shape[-1] for pair in layout.values()}
+        == {pair["b"].shape[-2] for pair in layout.values()}
+        == {8}
+    )
     assert set(lora.lanes.layout(SPECS[:1], params)) == {"layers/attn/q_proj/kernel"}
     assert [lora.lanes.bucket(rank) for rank in (1, 8, 9, 16, 17, 100)] == [8, 8, 16, 16, 32, 128]
 
 
 @settings(max_examples=20)
-@given(rank=st.integers(1, 8), targets=st.sampled_from(["q_proj", "(k|up)_proj", "mlp", "_proj"]), seed=st.integers(0, 99))
+@given(
+    rank=st.integers(1, 8),
+    targets=st.sampled_from(["q_proj", "(k|up)_proj", "mlp", "_proj"]),
+    seed=st.integers(0, 99),
+)
 def test_unpad_gives_back_what_was_padded_and_the_rest_is_zero(params, rank, targets, seed):
     spec = lora.Spec(rank, targets=targets)
     adapters = trained(spec, params, seed)
@@ -78,15 +94,27 @@ def test_gradients_of_the_padding_are_exactly_zero(params):
     layout = lora.lanes.layout(SPECS, params)
     tokens = random_tokens(0, (2, 6), CONFIG.vocab_size)
     for spec in SPECS:
-        padded, scales = lora.lanes.pad(trained(spec, params, 1), layout), lora.lanes.scales(spec, params, layout)
+        padded, scales = (
+            lora.lanes.pad(trained(spec, params, 1), layout),
+            lora.lanes.scales(spec, params, layout),
+        )
 
         def loss(adapters, scales):
-            return jnp.sum(jnp.sin(MODEL.apply(lora.lanes.attach(params, adapters, scales), tokens)))
+            return jnp.sum(
+                jnp.sin(MODEL.apply(lora.lanes.attach(params, adapters, scales), tokens))
+            )
 
         gradients = quick_jit(jax.grad(loss))(padded, scales)
         kept = lora.lanes.pad(lora.lanes.unpad(gradients, lora.abstract(spec, params)), layout)
-        assert jax.tree.all(jax.tree.map(lambda g, k: np.array_equal(g, k) and np.isfinite(g).all(), gradients, kept))
-        assert all(np.any(leaf) for leaf in jax.tree.leaves(lora.lanes.unpad(gradients, lora.abstract(spec, params))))
+        assert jax.tree.all(
+            jax.tree.map(
+                lambda g, k: np.array_equal(g, k) and np.isfinite(g).all(), gradients, kept
+            )
+        )
+        assert all(
+            np.any(leaf)
+            for leaf in jax.tree.leaves(lora.lanes.unpad(gradients, lora.abstract(spec, params)))
+        )
 
 
 def test_rows_of_one_batch_use_their_own_adapters(params):
@@ -94,14 +122,24 @@ def test_rows_of_one_batch_use_their_own_adapters(params):
     slots = lora.lanes.empty_slots(params, layout, n_slots=4)
     adapters = [trained(spec, params, seed) for seed, spec in enumerate(SPECS)]
     for slot, (spec, adapter) in enumerate(zip(SPECS, adapters, strict=True)):
-        slots = lora.lanes.put(slots, slot, lora.lanes.pad(adapter, layout), lora.lanes.scales(spec, params, layout))
+        slots = lora.lanes.put(
+            slots, slot, lora.lanes.pad(adapter, layout), lora.lanes.scales(spec, params, layout)
+        )
     assert lora.lanes.n_slots(slots) == 4 and lora.lanes.n_slots(params) == 0
     apply = quick_jit(MODEL.apply)
     rows = [2, 0, 3, 1, 2]
     logits_BxTxV = apply(lora.lanes.of_rows(slots, rows), tokens)
-    alone = [*(lora.attach(params, adapter, spec) for adapter, spec in zip(adapters, SPECS, strict=True)), params]
+    alone = [
+        *(
+            lora.attach(params, adapter, spec)
+            for adapter, spec in zip(adapters, SPECS, strict=True)
+        ),
+        params,
+    ]
     for row, slot in enumerate(rows):
-        np.testing.assert_allclose(logits_BxTxV[row], apply(alone[slot], tokens[row : row + 1])[0], atol=2e-5)
+        np.testing.assert_allclose(
+            logits_BxTxV[row], apply(alone[slot], tokens[row : row + 1])[0], atol=2e-5
+        )
     with pytest.raises(UserError, match="no adapter slot 4: these parameters have 4, 0 to 3"):
         lora.lanes.of_rows(slots, [0, 4])
 
@@ -112,17 +150,28 @@ def test_swapping_an_adapter_compiles_nothing_and_copies_no_base(params):
     slots = lora.lanes.empty_slots(params, layout, n_slots=2)
     answers, programs = [], lora.lanes._put._cache_size()
     for seed, spec in enumerate(SPECS):
-        slots = lora.lanes.put(slots, 1, lora.lanes.pad(trained(spec, params, seed), layout), lora.lanes.scales(spec, params, layout))
+        slots = lora.lanes.put(
+            slots,
+            1,
+            lora.lanes.pad(trained(spec, params, seed), layout),
+            lora.lanes.scales(spec, params, layout),
+        )
         answers.append(np.asarray(apply(lora.lanes.of_rows(slots, [1, 0]), tokens)))
     assert apply._cache_size() == 1 and lora.lanes._put._cache_size() == programs + 1
-    assert not np.array_equal(answers[0][0], answers[1][0]) and np.array_equal(answers[0][1], answers[1][1])
-    bases = {path: leaf.base if isinstance(leaf, AdapterSlots) else leaf for path, leaf in trees.flatten(slots).items()}
+    assert not np.array_equal(answers[0][0], answers[1][0]) and np.array_equal(
+        answers[0][1], answers[1][1]
+    )
+    bases = {
+        path: leaf.base if isinstance(leaf, AdapterSlots) else leaf
+        for path, leaf in trees.flatten(slots).items()
+    }
     assert all(bases[path] is leaf for path, leaf in trees.flatten(params).items())
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
-    """`[lanes, tokens, in]` meets the kernel in one product under vmap, forward and backward, not in one a lane."""
+    """`[lanes, tokens, in]` meets the kernel in one product under vmap, forward and backward, not
+    in one a lane."""
     n_lanes, n_tokens, n_in, n_out, rank = 3, 5, 8, 6, 2
 
     def shape(*sizes):
@@ -134,7 +183,12 @@ def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
 
         return jnp.sum(jnp.sin(jax.vmap(lane)(a, b, x)))
 
-    arguments = (shape(n_lanes, n_in, rank), shape(n_lanes, rank, n_out), shape(n_lanes, n_tokens, n_in), shape(n_in, n_out))
+    arguments = (
+        shape(n_lanes, n_in, rank),
+        shape(n_lanes, rank, n_out),
+        shape(n_lanes, n_tokens, n_in),
+        shape(n_in, n_out),
+    )
     jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
     with_base = [
         (tuple(v.aval.shape for v in e.invars), e.params["dimension_numbers"][1])
@@ -145,7 +199,9 @@ def test_the_product_with_the_base_is_one_for_all_lanes(dtype):
     assert {batch for _, batch in with_base} == {((), ())}
     assert all(n_lanes in shapes[0] and n_tokens in shapes[0] for shapes, _ in with_base)
     # A kernel that every lane had its own copy of would be a batch dimension.
-    assert not [v for e in _equations(jaxpr.jaxpr) for v in e.outvars if v.aval.shape[-2:] == (n_in, n_out)]
+    assert not [
+        v for e in _equations(jaxpr.jaxpr) for v in e.outvars if v.aval.shape[-2:] == (n_in, n_out)
+    ]
 
 
 def _equations(jaxpr):

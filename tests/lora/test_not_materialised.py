@@ -1,4 +1,5 @@
-"""The adapter step makes nothing of the size of a kernel: read off its jaxpr and off the compiled program's memory."""
+"""The adapter step makes nothing of the size of a kernel: read off its jaxpr and off the compiled
+program's memory."""
 
 from __future__ import annotations
 
@@ -20,7 +21,15 @@ pytestmark = pytest.mark.optimised
 
 # Sizes chosen so that no activation [tokens, ..] has the shape of a kernel by accident.
 SMALL = DecoderConfig(
-    vocab_size=97, hidden_size=40, mlp_size=72, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=12, sliding=(True, False, True), window=4
+    vocab_size=97,
+    hidden_size=40,
+    mlp_size=72,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=12,
+    sliding=(True, False, True),
+    window=4,
 )
 SPEC = lora.Spec(rank=3)
 Loss = Callable[[lora.Adapters, trees.Tree, jax.Array], jax.Array]
@@ -32,18 +41,23 @@ def loss_of(model: Decoder, attach: Callable = lora.attach, spec: lora.Spec = SP
         hidden_BxTxD, _ = model.hidden(attached, tokens_BxT)
         targets_N = tokens_BxT[:, 1:].reshape(-1)
         hidden_NxD = hidden_BxTxD[:, :-1].reshape(-1, model.config.hidden_size)
-        return chunked_cross_entropy(hidden_NxD, model.unembedding(attached), targets_N, jnp.ones(targets_N.shape), chunk=4)
+        return chunked_cross_entropy(
+            hidden_NxD, model.unembedding(attached), targets_N, jnp.ones(targets_N.shape), chunk=4
+        )
 
     return loss
 
 
-def arguments(model: Decoder, dtype: Any, shape: tuple[int, int], spec: lora.Spec = SPEC) -> tuple[Any, ...]:
+def arguments(
+    model: Decoder, dtype: Any, shape: tuple[int, int], spec: lora.Spec = SPEC
+) -> tuple[Any, ...]:
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), model.abstract_params())
     return lora.abstract(spec, params), params, jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of nested jaxprs (scan, checkpoint, jit, custom rules, conditionals) included."""
+    """All equations, those of nested jaxprs (scan, checkpoint, jit, custom rules, conditionals)
+    included."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
@@ -55,15 +69,27 @@ def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def of_kernel_size(gradient: Callable, arguments: tuple[Any, ...]) -> set[tuple[str, tuple[int, ...]]]:
-    """(primitive, shape) of each value in the step that is as large as a weight: of one layer or all, as it lies or transposed."""
+def of_kernel_size(
+    gradient: Callable, arguments: tuple[Any, ...]
+) -> set[tuple[str, tuple[int, ...]]]:
+    """(primitive, shape) of each value in the step that is as large as a weight: of one layer or
+    all, as it lies or transposed."""
     forbidden = set()
     for path, leaf in trees.flatten(arguments[1]).items():
         if path.endswith(("kernel", "embedding")):
             *stacked, n_in, n_out = leaf.shape
-            forbidden |= {(*lead, *last) for lead in ((), (1,), tuple(stacked)) for last in ((n_in, n_out), (n_out, n_in))}
+            forbidden |= {
+                (*lead, *last)
+                for lead in ((), (1,), tuple(stacked))
+                for last in ((n_in, n_out), (n_out, n_in))
+            }
     made = equations(jax.make_jaxpr(gradient)(*arguments).jaxpr)
-    return {(e.primitive.name, v.aval.shape) for e in made for v in e.outvars if v.aval.shape in forbidden}
+    return {
+        (e.primitive.name, v.aval.shape)
+        for e in made
+        for v in e.outvars
+        if v.aval.shape in forbidden
+    }
 
 
 def materialising(params, adapters, spec, key):
@@ -85,13 +111,22 @@ def test_no_value_in_the_step_has_the_size_of_a_kernel(dtype, unroll, remat):
 def test_nor_has_any_in_the_step_of_a_variant(name, dtype):
     """DoRA's norms of the columns of W + BA among them; embeddings and heads as much as kernels."""
     spec = (SINGLE | TOGETHER)[name]
-    for model in (Decoder(SMALL, dtype=dtype), Decoder(dataclasses.replace(SMALL, tied=False), dtype=dtype, remat="full")):
-        assert of_kernel_size(jax.grad(loss_of(model, spec=spec)), arguments(model, dtype, (2, 7), spec)) == set()
+    for model in (
+        Decoder(SMALL, dtype=dtype),
+        Decoder(dataclasses.replace(SMALL, tied=False), dtype=dtype, remat="full"),
+    ):
+        assert (
+            of_kernel_size(
+                jax.grad(loss_of(model, spec=spec)), arguments(model, dtype, (2, 7), spec)
+            )
+            == set()
+        )
 
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_the_check_sees_what_it_is_for(unroll):
-    """A merged kernel, a gradient of the base that is thrown away, a kernel cast in each step, and one hidden in a nested program."""
+    """A merged kernel, a gradient of the base that is thrown away, a kernel cast in each step, and
+    one hidden in a nested program."""
     model = Decoder(SMALL, unroll=unroll)
     step_arguments = arguments(model, jnp.float32, (2, 7))
     merged = jax.grad(loss_of(model, materialising))
@@ -100,24 +135,43 @@ def test_the_check_sees_what_it_is_for(unroll):
     for step in (merged, base_too, hidden):
         seen = of_kernel_size(step, step_arguments)
         assert {(3, 40, 48), (3, 40, 24), (3, 72, 40)} <= {shape for _, shape in seen}
-    cast = of_kernel_size(jax.grad(loss_of(dataclasses.replace(model, dtype=jnp.bfloat16))), step_arguments)
-    assert {name for name, _ in cast} >= {"convert_element_type"}  # so: keep a frozen base in the dtype of the activations
+    cast = of_kernel_size(
+        jax.grad(loss_of(dataclasses.replace(model, dtype=jnp.bfloat16))), step_arguments
+    )
+    # so: keep a frozen base in the dtype of the activations
+    assert {name for name, _ in cast} >= {"convert_element_type"}
 
 
 def temporaries(model: Decoder, spec: lora.Spec, attach: Callable = lora.attach) -> tuple[int, int]:
     """Bytes of the compiled step's temporaries, and of the kernels that are adapted."""
     step_arguments = arguments(model, jnp.float32, (1, 8), spec)
-    adapted = {path: leaf for path, leaf in trees.flatten(step_arguments[1]).items() if path in step_arguments[0]}
+    adapted = {
+        path: leaf
+        for path, leaf in trees.flatten(step_arguments[1]).items()
+        if path in step_arguments[0]
+    }
     compiled = jax.jit(jax.grad(loss_of(model, attach, spec))).lower(*step_arguments).compile()
     return compiled.memory_analysis().temp_size_in_bytes, trees.n_bytes(adapted)
 
 
-WIDE = dataclasses.replace(SMALL, vocab_size=16384, hidden_size=160, mlp_size=512, head_dim=32, n_layers=6, sliding=(True, False) * 3)
+WIDE = dataclasses.replace(
+    SMALL,
+    vocab_size=16384,
+    hidden_size=160,
+    mlp_size=512,
+    head_dim=32,
+    n_layers=6,
+    sliding=(True, False) * 3,
+)
 
 
 @pytest.mark.parametrize(
     "spec",
-    [SPEC, dataclasses.replace(SPEC, dora=True, dropout=0.1), dataclasses.replace(SPEC, targets="embed", dora=True)],
+    [
+        SPEC,
+        dataclasses.replace(SPEC, dora=True, dropout=0.1),
+        dataclasses.replace(SPEC, targets="embed", dora=True),
+    ],
     ids=["plain", "dora and dropout", "embedding and dora"],
 )
 def test_compiled_memory_stays_below_the_base(spec):

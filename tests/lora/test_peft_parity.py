@@ -1,4 +1,5 @@
-"""The same numbers in the real `peft` on transformers' Gemma 3: logits, gradients and merged weights."""
+"""The same numbers in the real `peft` on transformers' Gemma 3: logits, gradients and merged
+weights."""
 
 from __future__ import annotations
 
@@ -18,9 +19,15 @@ from kafjax.ops.loss import chunked_cross_entropy
 
 TOKENS = random_tokens(0, (2, 12), 101)
 CASES = {
-    "all linear": (lora.Spec(rank=4, alpha=8.0), ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    "all linear": (
+        lora.Spec(rank=4, alpha=8.0),
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ),
     "query and value": (lora.Spec(rank=1, alpha=3.0, targets="(q|v)_proj"), ["q_proj", "v_proj"]),
-    "down only, scale below one": (lora.Spec(rank=8, alpha=2.0, targets="down_proj"), ["down_proj"]),
+    "down only, scale below one": (
+        lora.Spec(rank=8, alpha=2.0, targets="down_proj"),
+        ["down_proj"],
+    ),
 }
 
 
@@ -40,7 +47,11 @@ class Twins:
             if hasattr(module, "lora_A"):
                 _, rest = name.split("layers.")
                 layer, block, projection = rest.split(".")
-                yield f"layers/{'attn' if block == 'self_attn' else 'mlp'}/{projection}/kernel", int(layer), module
+                yield (
+                    f"layers/{'attn' if block == 'self_attn' else 'mlp'}/{projection}/kernel",
+                    int(layer),
+                    module,
+                )
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -49,14 +60,23 @@ def twins(request, tmp_path_factory):
     hf = tiny_hf_gemma()
     model, params = carry_over(hf, tmp_path_factory.mktemp("base"))
     rng = np.random.default_rng(5)
-    adapters = jax.tree.map(lambda x: jnp.array(0.3 * rng.standard_normal(x.shape, np.float32)), lora.abstract(spec, params))
-    config = peft.LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=modules, lora_dropout=0.0)
+    adapters = jax.tree.map(
+        lambda x: jnp.array(0.3 * rng.standard_normal(x.shape, np.float32)),
+        lora.abstract(spec, params),
+    )
+    config = peft.LoraConfig(
+        r=spec.rank, lora_alpha=spec.alpha, target_modules=modules, lora_dropout=0.0
+    )
     pair = Twins(spec, model, params, adapters, peft.get_peft_model(hf, config).eval())
     seen = set()
     with torch.no_grad():
         for path, layer, module in pair.lora_layers():
-            module.lora_A["default"].weight.copy_(torch.tensor(np.asarray(adapters[path]["a"][layer].T)))
-            module.lora_B["default"].weight.copy_(torch.tensor(np.asarray(adapters[path]["b"][layer].T)))
+            module.lora_A["default"].weight.copy_(
+                torch.tensor(np.asarray(adapters[path]["a"][layer].T))
+            )
+            module.lora_B["default"].weight.copy_(
+                torch.tensor(np.asarray(adapters[path]["b"][layer].T))
+            )
             seen.add((path, layer))
     assert seen == {(path, layer) for path in adapters for layer in range(4)}
     return pair
@@ -79,11 +99,15 @@ def test_gradients_equal_peft(twins):
     def gradient(adapters):
         hidden, _ = twins.model.hidden(lora.attach(twins.params, adapters, twins.spec), TOKENS)
         embedding = twins.params["embed"]["embedding"]
-        return chunked_cross_entropy(hidden[:, :-1].reshape(-1, 24), embedding, TOKENS[:, 1:].reshape(-1), weights, chunk=8)
+        return chunked_cross_entropy(
+            hidden[:, :-1].reshape(-1, 24), embedding, TOKENS[:, 1:].reshape(-1), weights, chunk=8
+        )
 
     ids = torch.tensor(np.asarray(TOKENS)).long()
     twins.theirs.zero_grad()
-    losses = torch.nn.functional.cross_entropy(twins.theirs(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        twins.theirs(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
     (losses * torch.tensor(np.asarray(weights))).sum().backward()
     grads = quick_jit(gradient)(twins.adapters)
     for path, layer, module in twins.lora_layers():

@@ -13,14 +13,25 @@ from kafjax.core.errors import UserError
 
 KERNELS = {
     "layers": {
-        "attn": {"q_proj": {"kernel": (3, 8, 12)}, "o_proj": {"kernel": (3, 12, 8)}, "q_norm": {"scale": (3, 4)}},
+        "attn": {
+            "q_proj": {"kernel": (3, 8, 12)},
+            "o_proj": {"kernel": (3, 12, 8)},
+            "q_norm": {"scale": (3, 4)},
+        },
         "mlp": {"up_proj": {"kernel": (3, 8, 20), "bias": (3, 20)}},
     },
     "embed": {"embedding": (50, 8)},
     "head": {"kernel": (8, 50)},
 }
-PARAMS = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), KERNELS, is_leaf=lambda x: isinstance(x, tuple))
-Q, OUT, UP, HEAD = "layers/attn/q_proj/kernel", "layers/attn/o_proj/kernel", "layers/mlp/up_proj/kernel", "head/kernel"
+PARAMS = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s, jnp.float32), KERNELS, is_leaf=lambda x: isinstance(x, tuple)
+)
+Q, OUT, UP, HEAD = (
+    "layers/attn/q_proj/kernel",
+    "layers/attn/o_proj/kernel",
+    "layers/mlp/up_proj/kernel",
+    "head/kernel",
+)
 EMBED = "embed/embedding"
 
 
@@ -56,7 +67,9 @@ def test_targets_that_match_nothing_get_the_nearest_path(targets):
         lora.abstract(lora.Spec(rank=2, targets=targets), PARAMS)
 
 
-@pytest.mark.parametrize(("targets", "other"), [("q_norm", "q_norm/scale"), ("bias", "up_proj/bias")])
+@pytest.mark.parametrize(
+    ("targets", "other"), [("q_norm", "q_norm/scale"), ("bias", "up_proj/bias")]
+)
 def test_targets_that_match_no_kernel_but_something_else_say_so(targets, other):
     with pytest.raises(UserError, match=f"match no kernel, only '.*{other}'"):
         lora.abstract(lora.Spec(rank=2, targets=targets), PARAMS)
@@ -87,7 +100,12 @@ def test_an_alpha_that_is_no_size_is_refused(alpha):
 
 @pytest.mark.parametrize(
     ("targets", "told"),
-    [("(q", "not a regular expression"), ("*", "not a regular expression"), (None, "must be text"), (["q_proj"], "must be text")],
+    [
+        ("(q", "not a regular expression"),
+        ("*", "not a regular expression"),
+        (None, "must be text"),
+        (["q_proj"], "must be text"),
+    ],
 )
 def test_targets_that_are_no_regular_expression_are_refused(targets, told):
     with pytest.raises(UserError, match=f"targets=.*{told}"):

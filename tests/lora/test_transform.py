@@ -1,4 +1,5 @@
-"""The transform by its laws: fresh adapters change nothing, attached equals merged, the base stays as it is."""
+"""The transform by its laws: fresh adapters change nothing, attached equals merged, the base stays
+as it is."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def trained(spec, params, seed=1):
     """Adapters as after some training: `b` is not zero."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), lora.abstract(spec, params))
+    return jax.tree.map(
+        lambda x: jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)),
+        lora.abstract(spec, params),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,9 @@ def apply():
 
 def test_a_fresh_adapter_changes_no_logit(params, apply):
     adapters = quick_jit(lambda key: lora.init(SPEC, params, key))(jax.random.key(1))
-    np.testing.assert_array_equal(apply(lora.attach(params, adapters, SPEC), TOKENS), apply(params, TOKENS))
+    np.testing.assert_array_equal(
+        apply(lora.attach(params, adapters, SPEC), TOKENS), apply(params, TOKENS)
+    )
 
 
 def test_init_draws_as_peft_does_and_each_layer_its_own():
@@ -83,7 +89,10 @@ def test_init_depends_on_the_key_and_abstract_describes_it(params):
 
 
 @settings(max_examples=15, deadline=None)
-@given(targets=st.sets(st.sampled_from(PROJECTIONS), min_size=1), more=st.sets(st.sampled_from(PROJECTIONS)))
+@given(
+    targets=st.sets(st.sampled_from(PROJECTIONS), min_size=1),
+    more=st.sets(st.sampled_from(PROJECTIONS)),
+)
 def test_adding_a_target_changes_no_other(targets, more):
     abstract = MODEL.abstract_params()
     spec = lora.Spec(rank=2, targets="|".join(sorted(targets)))
@@ -108,8 +117,12 @@ def test_attached_and_merged_kernels_multiply_alike(rank, alpha, shape):
     attached = lora.attach(params, adapters, spec)["x"]["kernel"]
     merged = lora.merge(params, adapters, spec)["x"]["kernel"]
     multiply = jax.vmap(linear, (None, 0)) if len(shape) == 3 else linear
-    np.testing.assert_allclose(multiply(np.eye(shape[-2], dtype=np.float32), attached), merged, rtol=1e-5, atol=1e-5)
-    update = np.asarray(adapters["x/kernel"]["a"]) @ np.asarray(adapters["x/kernel"]["b"]) * alpha / rank
+    np.testing.assert_allclose(
+        multiply(np.eye(shape[-2], dtype=np.float32), attached), merged, rtol=1e-5, atol=1e-5
+    )
+    update = (
+        np.asarray(adapters["x/kernel"]["a"]) @ np.asarray(adapters["x/kernel"]["b"]) * alpha / rank
+    )
     np.testing.assert_allclose(merged - params["x"]["kernel"], update, rtol=1e-4, atol=1e-5)
 
 
@@ -117,8 +130,12 @@ def test_attached_and_merged_kernels_multiply_alike(rank, alpha, shape):
 def test_attached_logits_equal_merged_logits(params, apply, targets):
     spec = dataclasses.replace(SPEC, targets=targets)
     adapters = trained(spec, params)
-    attached = quick_jit(lambda p, a: MODEL.apply(lora.attach(p, a, spec), TOKENS))(params, adapters)
-    np.testing.assert_allclose(attached, apply(lora.merge(params, adapters, spec), TOKENS), atol=2e-5)
+    attached = quick_jit(lambda p, a: MODEL.apply(lora.attach(p, a, spec), TOKENS))(
+        params, adapters
+    )
+    np.testing.assert_allclose(
+        attached, apply(lora.merge(params, adapters, spec), TOKENS), atol=2e-5
+    )
     assert np.abs(attached - apply(params, TOKENS)).max() > 0.1
 
 
@@ -128,20 +145,27 @@ def test_attach_and_merge_leave_the_base_alone(params):
     adapters = trained(spec, params)
     path = "layers/attn/q_proj/kernel"
     before = trees.flatten(params)
-    attached, merged = (trees.flatten(change(params, adapters, spec)) for change in (lora.attach, lora.merge))
+    attached, merged = (
+        trees.flatten(change(params, adapters, spec)) for change in (lora.attach, lora.merge)
+    )
     assert set(attached) == set(merged) == set(before)
     assert all(attached[p] is before[p] and merged[p] is before[p] for p in before if p != path)
     assert isinstance(attached[path], LoRAWeight) and attached[path].base is before[path]
     assert attached[path].a is adapters[path]["a"]
-    np.testing.assert_array_equal(attached[path].b, adapters[path]["b"] * np.float32(1.5))  # alpha / rank
+    # alpha / rank
+    np.testing.assert_array_equal(attached[path].b, adapters[path]["b"] * np.float32(1.5))
     assert trees.flatten(params)[path] is before[path]
 
 
 def test_bfloat16_base(params):
-    """The scale is applied in float32, the merge adds in float32 and rounds once, and `drift` says what that costs."""
+    """The scale is applied in float32, the merge adds in float32 and rounds once, and `drift` says
+    what that costs."""
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     adapters = trained(SPEC, low)
-    attached, merged = trees.flatten(lora.attach(low, adapters, SPEC)), trees.flatten(lora.merge(low, adapters, SPEC))
+    attached, merged = (
+        trees.flatten(lora.attach(low, adapters, SPEC)),
+        trees.flatten(lora.merge(low, adapters, SPEC)),
+    )
     drift = lora.drift(low, adapters, SPEC)
     assert set(drift) == set(adapters)
     for path, pair in adapters.items():
@@ -154,7 +178,9 @@ def test_bfloat16_base(params):
         np.testing.assert_allclose(drift[path], lost.max(), rtol=1e-2)
     assert set(lora.drift(params, adapters, SPEC).values()) == {0.0}
     model = dataclasses.replace(MODEL, dtype=jnp.bfloat16)
-    exact = quick_jit(MODEL.apply)(lora.merge(jax.tree.map(lambda x: x.astype(jnp.float32), low), adapters, SPEC), TOKENS)
+    exact = quick_jit(MODEL.apply)(
+        lora.merge(jax.tree.map(lambda x: x.astype(jnp.float32), low), adapters, SPEC), TOKENS
+    )
     apply = quick_jit(model.apply)
     error = {
         name: float(jnp.sqrt(jnp.mean((apply(change(low, adapters, SPEC), TOKENS) - exact) ** 2)))
@@ -164,7 +190,9 @@ def test_bfloat16_base(params):
     assert error["merged"] < 0.05 * float(jnp.std(exact))
 
 
-@pytest.mark.parametrize("model", [MODEL, Encoder(EncoderConfig(50, 16, 32, 2, 4))], ids=["decoder", "encoder"])
+@pytest.mark.parametrize(
+    "model", [MODEL, Encoder(EncoderConfig(50, 16, 32, 2, 4))], ids=["decoder", "encoder"]
+)
 def test_adapters_inherit_the_axes_of_their_kernels(model):
     abstract = model.abstract_params()
     adapters = lora.abstract(SPEC, abstract)
@@ -183,7 +211,9 @@ def test_an_encoder_takes_adapters_too():
     tokens, mask = random_tokens(0, (2, 5), 50), jnp.ones((2, 5), bool)
     adapters, apply = trained(SPEC, params), quick_jit(model.apply)
     attached = apply(lora.attach(params, adapters, SPEC), tokens, mask)
-    np.testing.assert_allclose(attached, apply(lora.merge(params, adapters, SPEC), tokens, mask), atol=1e-5)
+    np.testing.assert_allclose(
+        attached, apply(lora.merge(params, adapters, SPEC), tokens, mask), atol=1e-5
+    )
     assert np.abs(attached - apply(params, tokens, mask)).max() > 1e-2
 
 
@@ -199,9 +229,17 @@ def test_base_adapters_and_spec_that_do_not_fit_are_refused_by_name(params, use)
     for wrong, spec, named in (
         (without, SPEC, f"nothing for '{path}'"),
         (adapters, dataclasses.replace(SPEC, targets="attn"), "no target of this base"),
-        (change(adapters, "layers/new/kernel", a=jnp.zeros(1)), SPEC, "'layers/new/kernel', which is no target"),
+        (
+            change(adapters, "layers/new/kernel", a=jnp.zeros(1)),
+            SPEC,
+            "'layers/new/kernel', which is no target",
+        ),
         (adapters, dataclasses.replace(SPEC, rank=5), r"\[3, 24, 4\].*rank=5 needs \[3, 24, 5\]"),
-        (change(adapters, path, b=jnp.zeros((3, 4, 45))), SPEC, rf"'{path}/b' has shape \[3, 4, 45\].* needs \[3, 4, 44\]"),
+        (
+            change(adapters, path, b=jnp.zeros((3, 4, 45))),
+            SPEC,
+            rf"'{path}/b' has shape \[3, 4, 45\].* needs \[3, 4, 44\]",
+        ),
         ({**adapters, path: {"a": adapters[path]["a"]}}, SPEC, rf"holds \['a'\] for '{path}'"),
     ):
         with pytest.raises(UserError, match=named):

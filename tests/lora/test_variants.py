@@ -1,4 +1,5 @@
-"""Laws that hold for every variant: it starts as the base, attached equals merged equals plain, and how layers are run changes nothing."""
+"""Laws that hold for every variant: it starts as the base, attached equals merged equals plain, and
+how layers are run changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from kafjax.ops.linear import linear
 
 MODEL = Decoder(
     DecoderConfig(
-        vocab_size=61, hidden_size=16, mlp_size=24, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, sliding=(True, False), window=4
+        vocab_size=61,
+        hidden_size=16,
+        mlp_size=24,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=8,
+        sliding=(True, False),
+        window=4,
     )
 )
 TOKENS = random_tokens(0, (2, 9), 61)
@@ -39,10 +48,15 @@ ALL = lora.Spec(
 def noisy(adapters, spec, params, seed=1):
     """Returns adapters as after some training: padding of ranks is still zero."""
     rng = np.random.default_rng(seed)
-    moved = jax.tree.map(lambda x: x + jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), adapters)
+    moved = jax.tree.map(
+        lambda x: x + jnp.array(0.2 * rng.standard_normal(x.shape, np.float32)), adapters
+    )
     for path, rank in lora.ranks(spec, params).items():
         own = np.arange(rank.max()) < rank[..., None]
-        moved[path] |= {"a": moved[path]["a"] * own[..., None, :], "b": moved[path]["b"] * own[..., :, None]}
+        moved[path] |= {
+            "a": moved[path]["a"] * own[..., None, :],
+            "b": moved[path]["b"] * own[..., :, None],
+        }
     return moved
 
 
@@ -58,7 +72,9 @@ def noisy(adapters, spec, params, seed=1):
     init=st.sampled_from(lora.INITS),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
-def test_fresh_is_the_base_and_attached_is_merged_is_plain(shape, rank, of_one, layers, alpha, rslora, dora, init, dtype):
+def test_fresh_is_the_base_and_attached_is_merged_is_plain(
+    shape, rank, of_one, layers, alpha, rslora, dora, init, dtype
+):
     kernel = np.random.default_rng(0).standard_normal(shape, np.float32)
     params = {"layers": {"x": {"kernel": jnp.asarray(kernel, dtype)}}}
     stacked = len(shape) == 3
@@ -75,29 +91,50 @@ def test_fresh_is_the_base_and_attached_is_merged_is_plain(shape, rank, of_one, 
     initial = lora.init(spec, params, jax.random.key(0))
     base = lora.residual(params, initial, spec)
     identity = np.eye(shape[-2], dtype=np.float32)
-    multiply = (lambda w: jax.vmap(linear, (None, 0))(identity, w)) if stacked else (lambda w: linear(identity, w))
+    multiply = (
+        (lambda w: jax.vmap(linear, (None, 0))(identity, w))
+        if stacked
+        else (lambda w: linear(identity, w))
+    )
 
     def kernel_of(way, base, adapters, spec):
         return np.float32(multiply(way(base, adapters, spec)["layers"]["x"]["kernel"]))
 
-    rounding = {"atol": 1e-5, "rtol": 1e-5} if dtype == jnp.float32 else {"atol": 0.05, "rtol": 0.02}
-    np.testing.assert_allclose(kernel_of(lora.attach, base, initial, spec), np.float32(params["layers"]["x"]["kernel"]), **rounding)
+    rounding = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype == jnp.float32 else {"atol": 0.05, "rtol": 0.02}
+    )
+    np.testing.assert_allclose(
+        kernel_of(lora.attach, base, initial, spec),
+        np.float32(params["layers"]["x"]["kernel"]),
+        **rounding,
+    )
     adapters = noisy(initial, spec, params)
     attached = kernel_of(lora.attach, base, adapters, spec)
     np.testing.assert_allclose(kernel_of(lora.merge, base, adapters, spec), attached, **rounding)
-    np.testing.assert_allclose(kernel_of(lora.attach, params, *lora.plain(params, adapters, initial, spec)), attached, **rounding)
+    np.testing.assert_allclose(
+        kernel_of(lora.attach, params, *lora.plain(params, adapters, initial, spec)),
+        attached,
+        **rounding,
+    )
 
 
 def test_pissa_and_olora_take_the_right_part_out_of_the_kernel():
-    """PiSSA the best approximation of its rank, shared evenly; OLoRA the first terms of a QR decomposition."""
+    """PiSSA the best approximation of its rank, shared evenly; OLoRA the first terms of a QR
+    decomposition."""
     kernel = np.random.default_rng(0).standard_normal((6, 9), np.float32)
     params = {"x": {"kernel": jnp.array(kernel)}}
     spec = lora.Spec(rank=3, alpha=4.5, targets="x", init="pissa")
     pair = lora.init(spec, params, jax.random.key(0))["x/kernel"]
     u, s, vt = np.linalg.svd(kernel)
     np.testing.assert_allclose(1.5 * pair["a"] @ pair["b"], (u[:, :3] * s[:3]) @ vt[:3], atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(pair["a"], axis=0), np.linalg.norm(pair["b"], axis=1), rtol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(lora.residual(params, {"x/kernel": pair}, spec)["x"]["kernel"], 2), s[3], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(pair["a"], axis=0), np.linalg.norm(pair["b"], axis=1), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        jnp.linalg.norm(lora.residual(params, {"x/kernel": pair}, spec)["x"]["kernel"], 2),
+        s[3],
+        rtol=1e-5,
+    )
     pair = lora.init(dataclasses.replace(spec, init="olora"), params, jax.random.key(0))["x/kernel"]
     q, r = np.linalg.qr(kernel.T)
     np.testing.assert_allclose(pair["a"] @ pair["b"], r[:3].T @ q[:, :3].T, atol=1e-5)
@@ -109,7 +146,11 @@ def test_pissa_of_a_large_kernel_is_nearly_the_best_of_its_rank():
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.standard_normal((n, 96)))[0] for n in (96, 160))
     s = np.arange(1, 97) ** -0.5
-    pair = lora.init(lora.Spec(8, 8.0, "x", init="pissa"), {"x": {"kernel": jnp.array(np.float32((u * s) @ v.T))}}, jax.random.key(0))
+    pair = lora.init(
+        lora.Spec(8, 8.0, "x", init="pissa"),
+        {"x": {"kernel": jnp.array(np.float32((u * s) @ v.T))}},
+        jax.random.key(0),
+    )
     held = np.linalg.norm(pair["x/kernel"]["a"] @ pair["x/kernel"]["b"]) ** 2
     assert 0.999 * np.sum(s[:8] ** 2) < held < 1.00001 * np.sum(s[:8] ** 2)
 
@@ -120,7 +161,8 @@ def params():
 
 
 def test_scanned_equals_unrolled_equals_rematerialised(params):
-    """Losses and gradients, dropout's masks included; and only what the adapter holds has a gradient."""
+    """Losses and gradients, dropout's masks included; and only what the adapter holds has a
+    gradient."""
     adapters = noisy(lora.init(ALL, params, jax.random.key(0)), ALL, params)
 
     def value_and_grad(**changes):
@@ -129,16 +171,26 @@ def test_scanned_equals_unrolled_equals_rematerialised(params):
         def attached(a):
             return lora.attach(params, a, ALL, jax.random.key(3))
 
-        return quick_jit(jax.value_and_grad(lambda a: jnp.mean(jax.nn.log_softmax(model.apply(attached(a), TOKENS))[..., 3])))(adapters)
+        return quick_jit(
+            jax.value_and_grad(
+                lambda a: jnp.mean(jax.nn.log_softmax(model.apply(attached(a), TOKENS))[..., 3])
+            )
+        )(adapters)
 
     expected = value_and_grad()
     for changes in ({"unroll": True}, {"remat": "full"}):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected, value_and_grad(**changes))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            expected,
+            value_and_grad(**changes),
+        )
     _, gradient = expected
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
     for path, rank in lora.ranks(ALL, params).items():
         beyond = np.arange(rank.max()) >= rank[..., None]
-        assert not jnp.any(gradient[path]["a"] * beyond[..., None, :]) and not jnp.any(gradient[path]["b"] * beyond[..., :, None])
+        assert not jnp.any(gradient[path]["a"] * beyond[..., None, :]) and not jnp.any(
+            gradient[path]["b"] * beyond[..., :, None]
+        )
     assert set(gradient) == {*lora.ranks(ALL, params), *trees.matching("norm", params)}
 
 

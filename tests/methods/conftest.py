@@ -26,14 +26,22 @@ class Quiet(contextlib.nullcontext):
 
 SETTINGS = changed(
     Settings(),
-    **{"epochs": 4, "lr_lora": 1e-2, "rank": 4, "batch_rows": 4, "seq_len": 64, "checkpoint_every": 0},
+    **{
+        "epochs": 4,
+        "lr_lora": 1e-2,
+        "rank": 4,
+        "batch_rows": 4,
+        "seq_len": 64,
+        "checkpoint_every": 0,
+    },
     **{"k": 2, "engine": "exact", "max_new_tokens": 4, "hyde_tokens": 6},
 )
 
 
 @pytest.fixture(scope="session")
 def make_lab(tmp_path_factory):
-    """`make_lab(epochs=1, ...)`: a lab with a folder of its own, and `logged`, the rows that went to its log."""
+    """`make_lab(epochs=1, ...)`: a lab with a folder of its own, and `logged`, the rows that went
+    to its log."""
     root = tmp_path_factory.mktemp("lab")
     gemma, bert = str(tiny.write_gemma(root / "gemma")), str(tiny.write_bert(root / "bert"))
     corpus = load_folder(tiny.write_corpus(root / "corpus"))

@@ -1,4 +1,5 @@
-"""Instruct models are asked through their template by every method, and trained on replies in the same form."""
+"""Instruct models are asked through their template by every method, and trained on replies in the
+same form."""
 
 from __future__ import annotations
 
@@ -46,8 +47,15 @@ def world(tmp_path_factory):
 
 
 def n_tokens(oracle, contents):
-    rows = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
-    return len(oracle.apply_chat_template(rows, add_generation_prompt=True, tokenize=True, return_dict=False, **FIXED))
+    rows = [
+        {"role": ("user", "assistant")[i % 2], "content": content}
+        for i, content in enumerate(contents)
+    ]
+    return len(
+        oracle.apply_chat_template(
+            rows, add_generation_prompt=True, tokenize=True, return_dict=False, **FIXED
+        )
+    )
 
 
 def turns(said_of_shot, last):
@@ -63,32 +71,56 @@ def test_every_method_asks_by_turns(world, name):
     lab, oracle = world
     method = open_method(lab, name)
     method.learn()
-    (question,) = (q for q in lab.corpus.questions if q.text == "Where was Mira Toll born?" and q.split == "seen")
+    (question,) = (
+        q
+        for q in lab.corpus.questions
+        if q.text == "Where was Mira Toll born?" and q.split == "seen"
+    )
     (made,) = method.answer([question])
     texts = {passage.id: passage.text for passage in lab.corpus.passages}
     if made.passages:
         n, found = len(made.passages), [texts[id] for id in made.passages]
-        shots = turns(lambda shot: (reading(shot.question, shot.passages[:n]), shot.answer), reading(question.text, found))
+        shots = turns(
+            lambda shot: (reading(shot.question, shot.passages[:n]), shot.answer),
+            reading(question.text, found),
+        )
     else:
         shots = turns(lambda shot: (shot.question, shot.answer), question.text)
     expected = n_tokens(oracle, shots)
     if name == "hyde":
         written = "Write a passage that answers the question.\nQuestion: "
-        expected += n_tokens(oracle, turns(lambda shot: (written + shot.question, shot.passages[0]), written + question.text))
+        expected += n_tokens(
+            oracle,
+            turns(
+                lambda shot: (written + shot.question, shot.passages[0]), written + question.text
+            ),
+        )
     assert made.prompt_tokens == expected and made.cached_tokens > expected // 2
 
 
 def test_questions_are_trained_as_turns_and_documents_as_text(world):
     lab, oracle = world
-    examples = training_examples(lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts)[0]
+    examples = training_examples(
+        lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts
+    )[0]
     texts = [oracle.decode(example.tokens) for example in examples]
     documents = [d.text for d in lab.corpus.documents]
-    assert [text.removesuffix(oracle.convert_ids_to_tokens(lab.model.config.text_end)) for text in texts[: len(documents)]] == documents
-    for question, example in zip(lab.corpus.training_questions, examples[len(documents) :], strict=True):
-        rows = [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answers[0]}]
+    assert [
+        text.removesuffix(oracle.convert_ids_to_tokens(lab.model.config.text_end))
+        for text in texts[: len(documents)]
+    ] == documents
+    for question, example in zip(
+        lab.corpus.training_questions, examples[len(documents) :], strict=True
+    ):
+        rows = [
+            {"role": "user", "content": question.text},
+            {"role": "assistant", "content": question.answers[0]},
+        ]
         whole = oracle.apply_chat_template(rows, tokenize=True, return_dict=False, **FIXED)
         assert example.tokens.tolist() == whole[: len(example.tokens)]
-        assert oracle.decode(example.tokens[example.weights > 0]) == f"{question.answers[0]}<|im_end|>"
+        assert (
+            oracle.decode(example.tokens[example.weights > 0]) == f"{question.answers[0]}<|im_end|>"
+        )
 
 
 def test_the_end_of_a_turn_ends_a_reply(world):

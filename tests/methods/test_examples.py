@@ -1,4 +1,5 @@
-"""The corpus as training examples: nothing left out, replay in its share, and nothing that the evaluation asks."""
+"""The corpus as training examples: nothing left out, replay in its share, and nothing that the
+evaluation asks."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ EOS = 256
 def tokenizer() -> Tokenizer:
     """A token a byte, so that tokens can be read back exactly."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -34,16 +37,25 @@ def made_up(n_documents: int, n_questions: int, n_replay: int) -> Corpus:
         name="made up",
         documents=tuple(Document(f"d{i}", f"document {i}.") for i in range(n_documents)),
         passages=(),
-        training_questions=tuple(Question(f"q{i}", f"question {i}?", (f"answer {i}",), "train") for i in range(n_questions)),
+        training_questions=tuple(
+            Question(f"q{i}", f"question {i}?", (f"answer {i}",), "train")
+            for i in range(n_questions)
+        ),
         questions=(),
         replay_texts=tuple(f"replayed text {i}." for i in range(n_replay)),
-        replay_questions=tuple(Question(f"r{i}", f"replayed question {i}?", ("yes",), "replay") for i in range(n_replay)),
+        replay_questions=tuple(
+            Question(f"r{i}", f"replayed question {i}?", ("yes",), "replay")
+            for i in range(n_replay)
+        ),
     )
 
 
 def read(tokenizer, variants):
     """The text of each example of each list, EOS left out."""
-    return [[tokenizer.decode([t for t in example.tokens if t != EOS]) for example in examples] for examples in variants]
+    return [
+        [tokenizer.decode([t for t in example.tokens if t != EOS]) for example in examples]
+        for examples in variants
+    ]
 
 
 @given(
@@ -58,7 +70,10 @@ def test_each_epoch_has_its_part_of_the_documents_all_questions_and_its_share_of
     tokenizer, documents, questions, parts, replay, others
 ):
     corpus = made_up(documents, questions, others)
-    variants = read(tokenizer, training_examples(corpus, tokenizer, Settings(document_parts=parts, replay=replay), EOS))
+    variants = read(
+        tokenizer,
+        training_examples(corpus, tokenizer, Settings(document_parts=parts, replay=replay), EOS),
+    )
     assert len(variants) == parts
     asked = [f"{prompt.closed_book(q.text)} {q.answers[0]}\n" for q in corpus.training_questions]
     told = Counter()
@@ -71,12 +86,15 @@ def test_each_epoch_has_its_part_of_the_documents_all_questions_and_its_share_of
             assert abs(len(replayed) - replay * len(texts)) <= 0.5  # as near as whole examples come
         else:
             assert not replayed
-    assert told == Counter(document.text for document in corpus.documents)  # each exactly once over the parts
+    # each exactly once over the parts
+    assert told == Counter(document.text for document in corpus.documents)
 
 
 def test_replay_goes_round_all_other_matters(tokenizer):
     corpus = made_up(8, 4, 3)
-    variants = read(tokenizer, training_examples(corpus, tokenizer, Settings(document_parts=2, replay=0.5), EOS))
+    variants = read(
+        tokenizer, training_examples(corpus, tokenizer, Settings(document_parts=2, replay=0.5), EOS)
+    )
     replayed = Counter(text for texts in variants for text in texts if "replayed" in text)
     assert len(replayed) == 6 and max(replayed.values()) - min(replayed.values()) <= 1
 
@@ -91,13 +109,22 @@ def test_the_loss_looks_at_documents_and_answers_but_not_at_questions(tokenizer)
 @pytest.fixture(scope="module")
 def people() -> Corpus:
     replay = made_up(0, 0, 2)
-    return dataclasses.replace(biographies(6), replay_texts=replay.replay_texts, replay_questions=replay.replay_questions)
+    return dataclasses.replace(
+        biographies(6), replay_texts=replay.replay_texts, replay_questions=replay.replay_questions
+    )
 
 
 def test_no_wording_of_the_evaluation_is_trained_on(tokenizer, people):
     settings = Settings(document_parts=4, replay=0.3)
-    trained = {text for texts in read(tokenizer, training_examples(people, tokenizer, settings, EOS)) for text in texts}
-    questions_of = {split: {q.text for q in people.questions if q.split == split} for split in ("seen", "paraphrase", "untrained")}
+    trained = {
+        text
+        for texts in read(tokenizer, training_examples(people, tokenizer, settings, EOS))
+        for text in texts
+    }
+    questions_of = {
+        split: {q.text for q in people.questions if q.split == split}
+        for split in ("seen", "paraphrase", "untrained")
+    }
     assert all(questions_of.values())
 
     def trained_on(question: str) -> bool:
@@ -109,8 +136,13 @@ def test_no_wording_of_the_evaluation_is_trained_on(tokenizer, people):
 
 def test_people_without_training_questions_have_none(tokenizer, people):
     untrained = {q.subject for q in people.questions if q.split == "untrained"}
-    examples = [text for texts in read(tokenizer, training_examples(people, tokenizer, Settings(), EOS)) for text in texts]
+    examples = [
+        text
+        for texts in read(tokenizer, training_examples(people, tokenizer, Settings(), EOS))
+        for text in texts
+    ]
     asked = [text for text in examples if text.startswith("Question:")]
     assert untrained and asked
     assert not any(subject in text for subject in untrained for text in asked)
-    assert all(any(subject in text for text in examples) for subject in untrained)  # their documents are read
+    # their documents are read
+    assert all(any(subject in text for text in examples) for subject in untrained)

@@ -22,7 +22,8 @@ def test_an_index_that_was_cut_off_before_its_record_is_built_again(make_lab):
     again = dataclasses.replace(lab)
     assert again.store.index.ids == ids and again.index_record.seconds > 0
     before = record.stat().st_mtime_ns
-    assert dataclasses.replace(lab).store.index.ids == ids and record.stat().st_mtime_ns == before  # it was loaded
+    # it was loaded
+    assert dataclasses.replace(lab).store.index.ids == ids and record.stat().st_mtime_ns == before
 
 
 def test_an_index_that_another_builds_is_refused(make_lab):
@@ -47,7 +48,9 @@ def test_an_index_that_another_builds_is_refused(make_lab):
 
 
 def _with_passages(lab, passages):
-    return dataclasses.replace(lab, corpus=dataclasses.replace(lab.corpus, passages=tuple(passages)))
+    return dataclasses.replace(
+        lab, corpus=dataclasses.replace(lab.corpus, passages=tuple(passages))
+    )
 
 
 def _counting(lab, monkeypatch):
@@ -63,12 +66,16 @@ def _counting(lab, monkeypatch):
     return asked
 
 
-def test_a_changed_corpus_embeds_only_what_is_new_and_finds_as_a_fresh_index_does(make_lab, monkeypatch):
+def test_a_changed_corpus_embeds_only_what_is_new_and_finds_as_a_fresh_index_does(
+    make_lab, monkeypatch
+):
     lab, _ = make_lab()
     first = lab.corpus.passages
     assert len(lab.store) == len(first)
     changed = dataclasses.replace(first[1], text="Mira Toll keeps two ferries on the lake.")
-    added = dataclasses.replace(first[0], id="new#0", document="new", text="Bees winter in the old mill.")
+    added = dataclasses.replace(
+        first[0], id="new#0", document="new", text="Bees winter in the old mill."
+    )
     moved = dataclasses.replace(first[2], source=None)
     passages = [changed, moved, *first[3:], added]  # the first is gone
     later = _with_passages(lab, passages)
@@ -77,9 +84,13 @@ def test_a_changed_corpus_embeds_only_what_is_new_and_finds_as_a_fresh_index_doe
     assert sorted(asked) == sorted([changed.text, added.text])
     fresh = _with_passages(make_lab()[0], passages)
     queries = [question.text for question in lab.corpus.questions] + [changed.text, added.text]
-    for ours, theirs in zip(later.retriever.search(queries, 3), fresh.retriever.search(queries, 3), strict=True):
+    for ours, theirs in zip(
+        later.retriever.search(queries, 3), fresh.retriever.search(queries, 3), strict=True
+    ):
         assert [hit.passage for hit in ours] == [hit.passage for hit in theirs]
-        np.testing.assert_allclose([hit.score for hit in ours], [hit.score for hit in theirs], atol=1e-5)
+        np.testing.assert_allclose(
+            [hit.score for hit in ours], [hit.score for hit in theirs], atol=1e-5
+        )
     asked.clear()
     again = _with_passages(lab, passages)  # from the disk
     unasked = _counting(again, monkeypatch)
@@ -89,7 +100,9 @@ def test_a_changed_corpus_embeds_only_what_is_new_and_finds_as_a_fresh_index_doe
 def test_words_alone_follow_the_corpus_too(make_lab):
     lab, _ = make_lab(retriever="lexical")
     assert lab.store.index is None
-    added = dataclasses.replace(lab.corpus.passages[0], id="new#0", text="Bees winter in the old mill.")
+    added = dataclasses.replace(
+        lab.corpus.passages[0], id="new#0", text="Bees winter in the old mill."
+    )
     later = _with_passages(lab, [*lab.corpus.passages[2:], added])
     assert later.retriever.search(["Who winters in the mill?"], 1)[0][0].passage == added
     assert set(later.store.ids) == {passage.id for passage in later.corpus.passages}
@@ -104,7 +117,10 @@ def test_a_given_index_is_searched_and_left_as_it_is(make_lab):
     lab = dataclasses.replace(make_lab()[0], index=path)
     lab.check_retriever()
     assert lab.retriever.search(queries, 2) == expected
-    assert not (lab.folder / "index").exists() and {file: file.stat().st_mtime_ns for file in path.rglob("*")} == files
+    assert (
+        not (lab.folder / "index").exists()
+        and {file: file.stat().st_mtime_ns for file in path.rglob("*")} == files
+    )
     assert lab.index_record.seconds == 0 and lab.index_record.flops == made.index_record.flops
     assert str(path) in lab.retriever_note
 
@@ -114,10 +130,11 @@ def test_a_given_index_of_other_passages_is_refused(make_lab):
     assert len(made.store)
     lab = dataclasses.replace(make_lab()[0], index=made.store_folder)
     other = dataclasses.replace(made.corpus.passages[0], text="another text")
-    with pytest.raises(UserError, match=f"does not hold the passages of .*: 1 differ, such as '{other.id}'"):
+    with pytest.raises(
+        UserError, match=f"does not hold the passages of .*: 1 differ, such as '{other.id}'"
+    ):
         _with_passages(lab, [other, *made.corpus.passages[1:]]).check_retriever()
     lexical = dataclasses.replace(make_lab(retriever="lexical")[0])
     assert len(lexical.store)
     with pytest.raises(UserError, match="needs vectors"):
         dataclasses.replace(lab, index=lexical.store_folder).check_retriever()
-

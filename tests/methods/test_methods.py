@@ -1,4 +1,5 @@
-"""Methods beside their answers: which passages, whose weights, what is on the bill; and that a new method is one class."""
+"""Methods beside their answers: which passages, whose weights, what is on the bill; and that a new
+method is one class."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def test_names_and_order():
 
 def test_any_weights_go_with_any_reader():
     assert parts("lora") == ("lora", None) and parts("rag") == ("base", "rag")
-    assert {parts(f"{w}+{r}") for w in WEIGHTS if w != "base" for r in READERS} == {(w, r) for w in WEIGHTS if w != "base" for r in READERS}
+    assert {parts(f"{w}+{r}") for w in WEIGHTS if w != "base" for r in READERS} == {
+        (w, r) for w in WEIGHTS if w != "base" for r in READERS
+    }
     for wrong in ("lorra", "rag+lora", "lora+", "+rag", "lora+rag+hyde", "base+rag", "base+", ""):
         with pytest.raises(UserError, match="unknown method"):
             parts(wrong)
@@ -96,7 +99,11 @@ def test_oracle_and_rag_agree_when_retrieval_finds_only_the_gold_passage(make_la
     assert found
     by_id = {p.id: p for p in open_method(lab, "oracle").answer(asked(lab))}
     for p in found:
-        assert (p.answer, p.prompt_tokens, p.output_tokens) == (by_id[p.id].answer, by_id[p.id].prompt_tokens, by_id[p.id].output_tokens)
+        assert (p.answer, p.prompt_tokens, p.output_tokens) == (
+            by_id[p.id].answer,
+            by_id[p.id].prompt_tokens,
+            by_id[p.id].output_tokens,
+        )
 
 
 def test_hyde_is_two_calls_and_both_are_on_the_bill(lab):
@@ -109,12 +116,20 @@ def test_hyde_is_two_calls_and_both_are_on_the_bill(lab):
     texts = {passage.id: passage.text for passage in lab.corpus.passages}
     for question, (guess,), p in zip(questions, guesses, predictions, strict=True):
         assert p.calls == 2
-        first = 1 + generator.count(prompt.hyde_prefix()), generator.count(prompt.hyde(question.text))  # 1 is BOS
+        # 1 is BOS
+        first = (
+            1 + generator.count(prompt.hyde_prefix()),
+            generator.count(prompt.hyde(question.text)),
+        )
         reading = prompt.reading(question.text, [texts[id] for id in p.passages])
         second = 1 + generator.count(prompt.reading_prefix(2)), generator.count(reading)
         assert p.prompt_tokens == sum(first) + sum(second)
         assert p.cached_tokens == first[0] + second[0]
-        assert guess.output_tokens < p.output_tokens <= guess.output_tokens + lab.settings.generation.max_new_tokens
+        assert (
+            guess.output_tokens
+            < p.output_tokens
+            <= guess.output_tokens + lab.settings.generation.max_new_tokens
+        )
         assert p.seconds.keys() == {"embed", "search", "prefill", "decode"}
 
 
@@ -123,8 +138,13 @@ def test_hyde_searches_with_the_mean_of_question_and_guess(lab):
     questions = asked(lab)
     guesses = [call.text for (call,) in hyde.calls(questions)]
     hits = hyde.find(questions, 50).hits
-    question_QxD, guess_QxD = lab.embedder.embed([q.text for q in questions]), lab.embedder.embed(guesses)
-    bisector_QxD = (question_QxD + guess_QxD) / np.linalg.norm(question_QxD + guess_QxD, axis=1, keepdims=True)
+    question_QxD, guess_QxD = (
+        lab.embedder.embed([q.text for q in questions]),
+        lab.embedder.embed(guesses),
+    )
+    bisector_QxD = (question_QxD + guess_QxD) / np.linalg.norm(
+        question_QxD + guess_QxD, axis=1, keepdims=True
+    )
     for vector_D, found in zip(bisector_QxD, hits, strict=True):
         passages_NxD = lab.embedder.embed([hit.passage.text for hit in found])
         np.testing.assert_allclose([hit.score for hit in found], passages_NxD @ vector_D, atol=1e-5)
@@ -140,7 +160,9 @@ def test_rag_reads_what_any_retriever_finds(make_lab, retriever):
         method.learn()
         hits = method.find(asked(lab), 2).hits
         predictions = method.answer(asked(lab))
-        assert [p.passages for p in predictions] == [tuple(hit.passage.id for hit in found) for found in hits]
+        assert [p.passages for p in predictions] == [
+            tuple(hit.passage.id for hit in found) for found in hits
+        ]
         assert all("search" in p.seconds for p in predictions) and "BM25" in method.note
     assert ("embedder" in vars(lab)) == (retriever == "hybrid")  # words need no encoder
     assert (method.cost().index_flops_formula > 0) == (retriever == "hybrid")
@@ -155,7 +177,10 @@ def test_the_bill_of_rag_over_trained_weights_is_the_sum(make_lab):
         bills[name] = method.cost()
     both = bills["lora+rag"]
     assert both.artifact_bytes == bills["lora"].artifact_bytes + bills["rag"].artifact_bytes
-    assert (both.train_seconds, both.train_tokens) == (bills["lora"].train_seconds, bills["lora"].train_tokens)
+    assert (both.train_seconds, both.train_tokens) == (
+        bills["lora"].train_seconds,
+        bills["lora"].train_tokens,
+    )
     assert both.index_seconds == bills["rag"].index_seconds > 0
     assert bills["rag"].trainable_parameters == 0 < both.trainable_parameters
 
@@ -182,7 +207,11 @@ def test_adopt_answers_with_what_another_training_left(make_lab):
     assert hybrid.is_trained
     hybrid.learn()
     assert not logged
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), hybrid.params, trained.params)))
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(lambda a, b: bool((a == b).all()), hybrid.params, trained.params)
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,12 +228,15 @@ def test_check_finds_what_learning_would_only_find_later(make_lab, name, setting
 
 
 def test_a_question_without_a_known_answer_is_answered_but_not_scored(lab):
-    (prediction,) = open_method(lab, "base").answer([Question(id="", text="Who keeps bees?", answers=(), split="")])
+    (prediction,) = open_method(lab, "base").answer(
+        [Question(id="", text="Who keeps bees?", answers=(), split="")]
+    )
     assert prediction.output_tokens > 0 and prediction.score == {}
 
 
 class FirstNamed(Reader):
-    """A method of one's own: reads the passage that names the person asked about, found by its words."""
+    """A method of one's own: reads the passage that names the person asked about, found by its
+    words."""
 
     note = "the passage that shares most words with the question"
 
@@ -212,18 +244,30 @@ class FirstNamed(Reader):
         def shared(passage, question):
             return len(set(passage.text.split()) & set(question.text.split()))
 
-        found = [[max(self.lab.corpus.passages, key=lambda p: shared(p, question))] for question in questions]
+        found = [
+            [max(self.lab.corpus.passages, key=lambda p: shared(p, question))]
+            for question in questions
+        ]
         return self.read(questions, found, 1, advance=advance)
 
 
 class Parrot(Method):
-    """A method of one's own from nothing but the protocol: repeats the last word of the question."""
+    """A method of one's own from nothing but the protocol: repeats the last word of the
+    question."""
 
     def answer(self, questions, advance=unshown):
-        replies = self.generate(prompt.closed_book_prefix(), [prompt.closed_book(q.text) for q in questions], 1, advance)
+        replies = self.generate(
+            prompt.closed_book_prefix(), [prompt.closed_book(q.text) for q in questions], 1, advance
+        )
         last_words = [q.text.rstrip("?").split()[-1] for q in questions]
-        said = [dataclasses.replace(reply, text=word) for reply, word in zip(replies, last_words, strict=True)]
-        return [self.prediction(question, [reply]) for question, reply in zip(questions, said, strict=True)]
+        said = [
+            dataclasses.replace(reply, text=word)
+            for reply, word in zip(replies, last_words, strict=True)
+        ]
+        return [
+            self.prediction(question, [reply])
+            for question, reply in zip(questions, said, strict=True)
+        ]
 
 
 def test_a_new_method_runs_through_the_comparison(lab, monkeypatch):

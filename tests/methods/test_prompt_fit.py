@@ -67,6 +67,12 @@ def test_a_passage_without_blanks_is_cut_at_a_letter():
 
 def test_lines_of_code_and_tables_stay_lines_in_the_prompt():
     passage = "Guide:\n```py\nif x:\n\n    y = 1\n```\nwrapped\nprose\n| a |\n|---|"
-    assert prompt.passage_lines([passage]) == "Passage: Guide:\n```py\nif x:\n    y = 1\n```\nwrapped prose\n| a |\n|---|\n"
+    assert (
+        prompt.passage_lines([passage])
+        == "Passage: Guide:\n```py\nif x:\n    y = 1\n```\nwrapped prose\n| a |\n|---|\n"
+    )
     assert prompt.passage_lines(["two\nlines\n\nof  prose"]) == "Passage: two lines of prose\n"
-    assert prompt.passage_lines(["````\n```\nx\n```\n````\na\nb"]) == "Passage: ````\n```\nx\n```\n````\na b\n"
+    assert (
+        prompt.passage_lines(["````\n```\nx\n```\n````\na\nb"])
+        == "Passage: ````\n```\nx\n```\n````\na b\n"
+    )

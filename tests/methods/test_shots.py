@@ -35,7 +35,17 @@ def test_no_alternative_holds_the_answer_of_another_of_its_place():
 def test_corpora_at_their_default_size_are_asked_behind_the_same_examples_as_ever():
     for name in ("biographies", "factbook"):
         corpus = load(name, n_retention=70)
-        assert choose([*corpus.questions, *corpus.training_questions, *corpus.retention, *corpus.replay_questions]) == SHOTS
+        assert (
+            choose(
+                [
+                    *corpus.questions,
+                    *corpus.training_questions,
+                    *corpus.retention,
+                    *corpus.replay_questions,
+                ]
+            )
+            == SHOTS
+        )
 
 
 def test_where_every_example_holds_an_answer_it_is_told(caplog):

@@ -1,4 +1,5 @@
-"""The decoder against transformers on tiny random checkpoints of every family, and its paths against each other."""
+"""The decoder against transformers on tiny random checkpoints of every family, and its paths
+against each other."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from oracles import FAMILIES, GROWING, YARN, carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
+from oracles import (
+    FAMILIES,
+    GROWING,
+    YARN,
+    carry_over,
+    hf_logits,
+    quick_jit,
+    random_tokens,
+    tiny_hf,
+)
 
 from kafjax.core import stacks, trees
 from kafjax.core.errors import UserError
@@ -19,17 +29,30 @@ from kafjax.models import Cache, Decoder
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
-# Half of the waves are kept or partly kept, the longer ones divided; 16 tokens are more than the original 12.
+# Half of the waves are kept or partly kept, the longer ones divided; 16 tokens are more than the
+# original 12.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 1.0}
-STRETCHED = {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 12, "rope_theta": 100.0}}
+STRETCHED = {
+    "rope_parameters": {**LLAMA3, "original_max_position_embeddings": 12, "rope_theta": 100.0}
+}
 STRETCHED_BY_YARN = {"rope_parameters": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5}}
 DIVIDED = {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}}
 
-# Each switch of the configuration: what transformers is told, and the field here that has to carry it.
+# Each switch of the configuration: what transformers is told, and the field here that has to carry
+# it.
 GEMMA_SWITCHES = {
-    "biases and a head of its own": ({"attention_bias": True, "tie_word_embeddings": False}, {"tied": True}),
-    "four query heads a key head, head size above hidden / heads": ({"num_key_value_heads": 1, "head_dim": 16}, None),
-    "as many key heads as query heads, head size below": ({"num_key_value_heads": 4, "head_dim": 4}, None),
+    "biases and a head of its own": (
+        {"attention_bias": True, "tie_word_embeddings": False},
+        {"tied": True},
+    ),
+    "four query heads a key head, head size above hidden / heads": (
+        {"num_key_value_heads": 1, "head_dim": 16},
+        None,
+    ),
+    "as many key heads as query heads, head size below": (
+        {"num_key_value_heads": 4, "head_dim": 4},
+        None,
+    ),
     "window of three": ({"sliding_window": 3}, {"window": 5}),
     "every layer slides": ({"layer_types": [SLIDING] * 4}, {"sliding": (True, False) * 2}),
     "no layer slides": ({"layer_types": [FULL] * 4}, {"sliding": (True, False) * 2}),
@@ -38,7 +61,12 @@ GEMMA_SWITCHES = {
         {"sliding": (True, False) * 2},
     ),
     "other rotary bases": (
-        {"rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 500.0}, SLIDING: {"rope_type": "default", "rope_theta": 50.0}}},
+        {
+            "rope_parameters": {
+                FULL: {"rope_type": "default", "rope_theta": 500.0},
+                SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            }
+        },
         {"rope_theta": 1e6, "rope_theta_sliding": 1e4},
     ),
     "positions divided by three": (
@@ -48,13 +76,30 @@ GEMMA_SWITCHES = {
     "another attention scale": ({"query_pre_attn_scalar": 3}, {"attention_scale": 8**-0.5}),
     "another epsilon": ({"rms_norm_eps": 0.1}, {"norm_eps": 1e-6}),
 }
-# As the larger sizes are: values that are the keys, of fewer heads in full layers, and nothing for single layers.
-KEYS_AS_VALUES = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
-SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA_SWITCHES.items()} | {
-    "gemma4: shared keys, per-layer embeddings, wide MLPs": ("gemma4_text", {}, {"rope_stretch": None}),
+# As the larger sizes are: values that are the keys, of fewer heads in full layers, and nothing for
+# single layers.
+KEYS_AS_VALUES = {
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+}
+SWITCHES = {
+    f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA_SWITCHES.items()
+} | {
+    "gemma4: shared keys, per-layer embeddings, wide MLPs": (
+        "gemma4_text",
+        {},
+        {"rope_stretch": None},
+    ),
     "gemma4: values are keys, in other numbers, biases, an untied head, a cap": (
         "gemma4_text",
-        {**KEYS_AS_VALUES, "attention_bias": True, "tie_word_embeddings": False, "final_logit_softcapping": 0.5},
+        {
+            **KEYS_AS_VALUES,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "final_logit_softcapping": 0.5,
+        },
         {"logit_cap": None},
     ),
     "gemma4: no period, narrow MLPs, smaller full heads": (
@@ -68,8 +113,16 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
     "gemma4: layers of one shape, where all turns": (
         "gemma4_text",
         {
-            **{"num_kv_shared_layers": 0, "global_head_dim": 8, "num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2},
-            "rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 500.0}, SLIDING: {"rope_type": "default", "rope_theta": 50.0}},
+            **{
+                "num_kv_shared_layers": 0,
+                "global_head_dim": 8,
+                "num_hidden_layers": 4,
+                "layer_types": [SLIDING, FULL] * 2,
+            },
+            "rope_parameters": {
+                FULL: {"rope_type": "default", "rope_theta": 500.0},
+                SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            },
         },
         {"rope_theta_sliding": 77.0},
     ),
@@ -78,21 +131,40 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         {
             **{"num_kv_shared_layers": 1, "hidden_size_per_layer_input": 0},
             "rope_parameters": {
-                FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.3, "factor": 3.0, "rope_theta": 100.0},
+                FULL: {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.3,
+                    "factor": 3.0,
+                    "rope_theta": 100.0,
+                },
                 SLIDING: {"rope_type": "default", "rope_theta": 50.0},
             },
         },
         {"rope_factor": 1.0},
     ),
-    "gemma2: caps that bind": ("gemma2", {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 0.5}, {"attention_cap": 2.0}),
+    "gemma2: caps that bind": (
+        "gemma2",
+        {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 0.5},
+        {"attention_cap": 2.0},
+    ),
     "gemma2: a cap of logits alone, large heads": (
         "gemma2",
-        {"attn_logit_softcapping": None, "final_logit_softcapping": 0.5, "head_dim": 16, "query_pre_attn_scalar": 3},
+        {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": 0.5,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 3,
+        },
         {"logit_cap": None},
     ),
     "gemma2: no caps, every other layer slides": (
         "gemma2",
-        {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": None, "sliding_window": 3},
+        {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": None,
+            "sliding_window": 3,
+        },
         {"rope_theta_sliding": 77.0},
     ),
     "llama: stretched": ("llama", STRETCHED, {"rope_stretch": None}),
@@ -101,20 +173,51 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
         {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 0.1},
         {"norm_eps": 1e-6},
     ),
-    "llama: tied, positions divided": ("llama", {"tie_word_embeddings": True, **DIVIDED}, {"rope_factor": 1.0}),
-    "mistral: window of three, positions divided": ("mistral", {"sliding_window": 3, **DIVIDED}, {"sliding": (False,) * 4}),
-    "mistral: no window, small heads": ("mistral", {"sliding_window": None, "head_dim": 4}, {"norm_offset": 1.0}),
-    "ministral3: queries grow": ("ministral3", {"rope_parameters": GROWING}, {"query_growth": None}),
+    "llama: tied, positions divided": (
+        "llama",
+        {"tie_word_embeddings": True, **DIVIDED},
+        {"rope_factor": 1.0},
+    ),
+    "mistral: window of three, positions divided": (
+        "mistral",
+        {"sliding_window": 3, **DIVIDED},
+        {"sliding": (False,) * 4},
+    ),
+    "mistral: no window, small heads": (
+        "mistral",
+        {"sliding_window": None, "head_dim": 4},
+        {"norm_offset": 1.0},
+    ),
+    "ministral3: queries grow": (
+        "ministral3",
+        {"rope_parameters": GROWING},
+        {"query_growth": None},
+    ),
     "ministral3: and lie in a window": (
         "ministral3",
-        {"sliding_window": 3, "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False}},
+        {
+            "sliding_window": 3,
+            "rope_parameters": {**GROWING, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False},
+        },
         {"rope_stretch": None},
     ),
-    "phi3: LongRoPE of a part of each head": ("phi3", {}, {"rotary_dim": None, "rope_stretch": None}),
-    "phi3: short enough for the short divisors": ("phi3", {"original_max_position_embeddings": 16}, {"rope_theta": 1e4}),
+    "phi3: LongRoPE of a part of each head": (
+        "phi3",
+        {},
+        {"rotary_dim": None, "rope_stretch": None},
+    ),
+    "phi3: short enough for the short divisors": (
+        "phi3",
+        {"original_max_position_embeddings": 16},
+        {"rope_theta": 1e4},
+    ),
     "phi3: tied, in a window": (
         "phi3",
-        {"rope_parameters": {"rope_type": "default"}, "tie_word_embeddings": True, "sliding_window": 3},
+        {
+            "rope_parameters": {"rope_type": "default"},
+            "tie_word_embeddings": True,
+            "sliding_window": 3,
+        },
         {"rotary_dim": None},
     ),
     "qwen2: tied": ("qwen2", {"tie_word_embeddings": True}, {"activation": "gelu_tanh"}),
@@ -126,30 +229,61 @@ SWITCHES = {f"gemma: {name}": ("gemma3_text", *switch) for name, switch in GEMMA
     "qwen3: large heads": ("qwen3", {"head_dim": 16}, {"tied": True}),
     "qwen3: biases, every other layer slides": (
         "qwen3",
-        {"attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "layer_types": [FULL, SLIDING] * 2},
+        {
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "layer_types": [FULL, SLIDING] * 2,
+        },
         {"attention_scale": 1.0},
     ),
     "qwen3_moe: shares as they are, q/k norms": ("qwen3_moe", {}, {"normalised_shares": True}),
     "qwen3_moe: shares that sum to one, tied, biases, in a window": (
         "qwen3_moe",
-        {"norm_topk_prob": True, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3, "tie_word_embeddings": True},
+        {
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "tie_word_embeddings": True,
+        },
         {"normalised_shares": False},
     ),
     "mixtral: two of five experts": ("mixtral", {}, {"experts_per_token": 3}),
-    "mixtral: one expert, in a window": ("mixtral", {"num_experts_per_tok": 1, "sliding_window": 3}, {"sliding": (False,) * 4}),
+    "mixtral: one expert, in a window": (
+        "mixtral",
+        {"num_experts_per_tok": 1, "sliding_window": 3},
+        {"sliding": (False,) * 4},
+    ),
     "smollm3: layers without positions": ("smollm3", {}, {"rotated": (True, True, True, False)}),
     "smollm3: untied, biases, a window where positions are missing": (
         "smollm3",
-        {"tie_word_embeddings": False, "attention_bias": True, "use_sliding_window": True, "sliding_window": 3},
+        {
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+        },
         {"sliding": (False,) * 4},
     ),
     "qwen3: YaRN": ("qwen3", STRETCHED_BY_YARN, {"rope_stretch": None}),
-    "olmo2: no norms before": ("olmo2", {"num_key_value_heads": 4, "head_dim": 4}, {"norm_offset": 1.0}),
-    "olmo2: biases, tied, stretched": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True, **STRETCHED}, {"rope_stretch": None}),
+    "olmo2: no norms before": (
+        "olmo2",
+        {"num_key_value_heads": 4, "head_dim": 4},
+        {"norm_offset": 1.0},
+    ),
+    "olmo2: biases, tied, stretched": (
+        "olmo2",
+        {"attention_bias": True, "tie_word_embeddings": True, **STRETCHED},
+        {"rope_stretch": None},
+    ),
     "olmo3: three layers slide": ("olmo3", {"sliding_window": 3}, {"sliding": (False,) * 4}),
     "olmo3: YaRN, but not where it slides": (
         "olmo3",
-        {"layer_types": [FULL, SLIDING] * 2, "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 50.0}}},
+        {
+            "layer_types": [FULL, SLIDING] * 2,
+            "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 50.0}},
+        },
         {"rope_theta_sliding": None},
     ),
 }
@@ -171,14 +305,17 @@ def hidden(tiny):
 
 
 def load_tiny(folder, family="gemma3_text", **overrides):
-    """(transformers' model, ours with scanned layers, parameters); a scan compiles faster than layers laid out."""
+    """(transformers' model, ours with scanned layers, parameters); a scan compiles faster than
+    layers laid out."""
     hf = tiny_hf(family, **overrides)
     model, params = carry_over(hf, folder)
     return hf, model, params
 
 
 def assert_close(ours, reference, tolerance=2e-5):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(reference), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(ours), np.asarray(reference), rtol=tolerance, atol=tolerance
+    )
 
 
 def silenced_after(params, n_layers):
@@ -190,7 +327,9 @@ def silenced_after(params, n_layers):
         later = np.array(stacks.numbers(path, leaf.shape[0])) >= n_layers
         if "layer_scalar" in path:
             return leaf.at[later].set(1.0)
-        adds = any(name in path for name in ("o_proj", "down_proj", "down_experts", "per_layer/proj"))
+        adds = any(
+            name in path for name in ("o_proj", "down_proj", "down_experts", "per_layer/proj")
+        )
         return leaf.at[later].set(0.0) if adds else leaf
 
     return trees.map_with_path(silence, params)
@@ -205,7 +344,9 @@ def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
     with torch.no_grad():
         reference = hf(torch.tensor(np.asarray(tokens)).long(), output_hidden_states=True)
         # Of the states after layers 1, 2, 3 ... transformers normalises only the last one.
-        after_layer = [hf.model.norm(h) for h in reference.hidden_states[1:-1]] + [reference.hidden_states[-1]]
+        after_layer = [hf.model.norm(h) for h in reference.hidden_states[1:-1]] + [
+            reference.hidden_states[-1]
+        ]
     hidden = quick_jit(lambda params: model.hidden(params, tokens)[0])
     for n_layers, expected in enumerate(after_layer, 1):
         assert_close(hidden(silenced_after(params, n_layers)), expected)
@@ -218,9 +359,15 @@ def test_each_layer_and_the_logits_equal_transformers(name, tmp_path):
 
 
 def stored_form(family, name, parameter):
-    """Yields `(name, tensor)` as a file has a parameter that transformers holds in memory, where experts are joined."""
+    """Yields `(name, tensor)` as a file has a parameter that transformers holds in memory, where
+    experts are joined."""
     if ".mlp.experts." not in name:
-        yield name.replace(".mlp.gate.", ".block_sparse_moe.gate." if family == "mixtral" else ".mlp.gate."), parameter
+        yield (
+            name.replace(
+                ".mlp.gate.", ".block_sparse_moe.gate." if family == "mixtral" else ".mlp.gate."
+            ),
+            parameter,
+        )
         return
     block, _, joined = name.partition(".mlp.experts.")
     names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[joined]
@@ -236,16 +383,25 @@ def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
     hf, model, params = load_tiny(tmp_path, family)
     tokens = random_tokens(2, (2, 16), 101)
     ids = torch.tensor(np.asarray(tokens)).long()
-    torch.nn.functional.cross_entropy(hf(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    torch.nn.functional.cross_entropy(
+        hf(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+    ).backward()
 
     @jax.grad
     def gradient(params):
         log_p = jax.nn.log_softmax(model.apply(params, tokens)[:, :-1])
         return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1).sum()
 
-    theirs = {as_stored: grad for name, p in hf.named_parameters() for as_stored, grad in stored_form(family, name, p.grad)}
+    theirs = {
+        as_stored: grad
+        for name, p in hf.named_parameters()
+        for as_stored, grad in stored_form(family, name, p.grad)
+    }
     ours = dict(hf_tensors(quick_jit(gradient)(params), TABLES[family]))
-    theirs |= {name: torch.zeros_like(buffer) for name, buffer in hf.named_buffers() if name in ours}  # which do not train
+    # which do not train
+    theirs |= {
+        name: torch.zeros_like(buffer) for name, buffer in hf.named_buffers() if name in ours
+    }
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         assert_close(grad, theirs[name], 1e-4)
@@ -271,7 +427,9 @@ def test_bfloat16_is_as_close_to_float32_as_in_torch(family, tmp_path):
 
 def empty_cache(model: Decoder, batch: int, slots: int) -> Cache:
     """Full of nonsense, so that a slot which is read too early shows."""
-    return jax.tree.map(lambda block: jnp.full(block.shape, 7.0, block.dtype), model.cache_shapes(batch, slots))
+    return jax.tree.map(
+        lambda block: jnp.full(block.shape, 7.0, block.dtype), model.cache_shapes(batch, slots)
+    )
 
 
 def write(cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
@@ -281,7 +439,8 @@ def write(cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
 
 @pytest.mark.parametrize("chunks", [(1,) * 16, (8,) + (1,) * 8, (4, 8, 4)], ids=str)
 def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
-    """Token by token, prefill then token by token, and prefill in chunks: each past the window of five."""
+    """Token by token, prefill then token by token, and prefill in chunks: each past the window of
+    five."""
     _, model, params = tiny
     tokens = random_tokens(4, (2, sum(chunks)), 101)
     expected = apply(params, tokens)
@@ -336,9 +495,14 @@ def test_rows_of_different_length_decode_from_one_cache(tiny, apply, hidden):
     cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 12), (0, 0), (0, 0))), cache)
     for step in range(steps):
         positions = (lengths + step)[:, None]
-        h, new = hidden(params, jnp.take_along_axis(tokens, positions, axis=1), positions, past=cache)
+        h, new = hidden(
+            params, jnp.take_along_axis(tokens, positions, axis=1), positions, past=cache
+        )
         cache = write(cache, new, positions)
-        assert_close(model.logits(params, h)[:, 0], jnp.take_along_axis(expected, positions[..., None], axis=1)[:, 0])
+        assert_close(
+            model.logits(params, h)[:, 0],
+            jnp.take_along_axis(expected, positions[..., None], axis=1)[:, 0],
+        )
 
 
 def test_packed_sequences_do_not_see_each_other(tiny, hidden):
@@ -362,7 +526,8 @@ def test_a_token_changes_no_earlier_logits_and_none_beyond_the_windows(tiny):
     tokens = random_tokens(6, (1, 24), 101)
     changed = logits(params, tokens.at[0, 5].add(1)) - logits(params, tokens)
     seen = np.flatnonzero(np.abs(np.asarray(changed[0])).max(axis=-1) > 0)
-    assert seen.tolist() == list(range(5, 5 + 4 * (3 - 1) + 1))  # each layer reaches window - 1 further
+    # each layer reaches window - 1 further
+    assert seen.tolist() == list(range(5, 5 + 4 * (3 - 1) + 1))
 
 
 def test_unrolling_and_remat_change_neither_loss_nor_gradient(tiny):
@@ -391,7 +556,9 @@ def test_init_is_what_abstract_params_and_axes_say(tiny):
 
     assert describe(params) == describe(model.abstract_params())
     axes = trees.flatten(model.axes())
-    assert {path: len(names) for path, names in axes.items()} == {p: x.ndim for p, x in trees.flatten(params).items()}
+    assert {path: len(names) for path, names in axes.items()} == {
+        p: x.ndim for p, x in trees.flatten(params).items()
+    }
     assert all(names[0] == "layers" for path, names in axes.items() if path.startswith("layers/"))
     layers = params["layers"]["attn"]["q_proj"]["kernel"]
     assert jnp.max(jnp.abs(layers[0] - layers[1])) > 0.1  # each layer draws its own

@@ -1,4 +1,5 @@
-"""The encoder against transformers' BERT and sentence-transformers' pooling on tiny random checkpoints."""
+"""The encoder against transformers' BERT and sentence-transformers' pooling on tiny random
+checkpoints."""
 
 from __future__ import annotations
 
@@ -31,20 +32,32 @@ def reference(hf):
     """(states after each layer, pooled and normalised vectors) in torch."""
     mask = torch.tensor(MASK).long()
     with torch.no_grad():
-        states = hf(torch.tensor(np.asarray(TOKENS)).long(), attention_mask=mask, output_hidden_states=True).hidden_states
+        states = hf(
+            torch.tensor(np.asarray(TOKENS)).long(), attention_mask=mask, output_hidden_states=True
+        ).hidden_states
         features = {"token_embeddings": states[-1], "attention_mask": mask}
-        pooled = Normalize()(Pooling(hf.config.hidden_size, pooling_mode="mean")(features))["sentence_embedding"]
+        pooled = Normalize()(Pooling(hf.config.hidden_size, pooling_mode="mean")(features))[
+            "sentence_embedding"
+        ]
     return [s.numpy() for s in states[1:]], pooled.numpy()
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"num_attention_heads": 12, "layer_norm_eps": 0.1}, {"num_attention_heads": 1, "type_vocab_size": 1}], ids=str
+    "overrides",
+    [
+        {},
+        {"num_attention_heads": 12, "layer_norm_eps": 0.1},
+        {"num_attention_heads": 1, "type_vocab_size": 1},
+    ],
+    ids=str,
 )
 def test_token_states_and_vectors_equal_the_reference(overrides, tmp_path):
     hf = tiny_hf_bert(**overrides)
     model, params = carry_over(hf, tmp_path)
     layers, vectors = reference(hf)
-    np.testing.assert_allclose(quick_jit(model.hidden)(params, TOKENS, MASK)[MASK], layers[-1][MASK], atol=2e-5)
+    np.testing.assert_allclose(
+        quick_jit(model.hidden)(params, TOKENS, MASK)[MASK], layers[-1][MASK], atol=2e-5
+    )
     embedded = quick_jit(model.apply)(params, TOKENS, MASK)
     np.testing.assert_allclose(embedded, vectors, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=-1), 1, atol=1e-6)
@@ -53,16 +66,25 @@ def test_token_states_and_vectors_equal_the_reference(overrides, tmp_path):
 def test_each_layer_equals_transformers(tiny):
     hf, model, params = tiny
     for n_layers, expected in enumerate(reference(hf)[0], 1):
-        cut = dataclasses.replace(model, config=dataclasses.replace(model.config, n_layers=n_layers), unroll=False)
-        first_layers = {**params, "layers": jax.tree.map(lambda x, n=n_layers: x[:n], params["layers"])}
-        np.testing.assert_allclose(quick_jit(cut.hidden)(first_layers, TOKENS, MASK)[MASK], expected[MASK], atol=2e-5)
+        cut = dataclasses.replace(
+            model, config=dataclasses.replace(model.config, n_layers=n_layers), unroll=False
+        )
+        first_layers = {
+            **params,
+            "layers": jax.tree.map(lambda x, n=n_layers: x[:n], params["layers"]),
+        }
+        np.testing.assert_allclose(
+            quick_jit(cut.hidden)(first_layers, TOKENS, MASK)[MASK], expected[MASK], atol=2e-5
+        )
 
 
 def test_a_checkpoint_with_a_head_and_prefixed_names_is_the_same_encoder(tiny, tmp_path):
     """`BertForMaskedLM` writes "bert." before each name and has a head besides."""
     hf = tiny_hf_bert(family=transformers.BertForMaskedLM)
     model, params = carry_over(hf, tmp_path)
-    np.testing.assert_allclose(quick_jit(model.apply)(params, TOKENS, MASK), reference(hf.bert)[1], atol=2e-6)
+    np.testing.assert_allclose(
+        quick_jit(model.apply)(params, TOKENS, MASK), reference(hf.bert)[1], atol=2e-6
+    )
 
 
 def test_padding_changes_nothing(tiny):
@@ -82,7 +104,9 @@ def test_a_row_of_padding_only_gives_no_nan(tiny):
 
 def test_scan_equals_unrolled(tiny):
     _, model, params = tiny
-    scanned = quick_jit(dataclasses.replace(model, unroll=not model.unroll).apply)(params, TOKENS, MASK)
+    scanned = quick_jit(dataclasses.replace(model, unroll=not model.unroll).apply)(
+        params, TOKENS, MASK
+    )
     np.testing.assert_allclose(scanned, quick_jit(model.apply)(params, TOKENS, MASK), atol=1e-6)
 
 
@@ -101,4 +125,6 @@ def test_init_is_what_abstract_params_and_axes_say(tiny):
 
     assert describe(params) == describe(model.abstract_params())
     axes = trees.flatten(model.axes())
-    assert {path: len(names) for path, names in axes.items()} == {p: x.ndim for p, x in trees.flatten(params).items()}
+    assert {path: len(names) for path, names in axes.items()} == {
+        p: x.ndim for p, x in trees.flatten(params).items()
+    }

@@ -39,11 +39,17 @@ PUBLISHED = {
     "olmo2-7b": 7_298_617_344,
     "olmo3-7b": 7_298_011_136,
 }
-# With the vision tower and its projector (a matrix from 1152 and a norm over 1152), which the files hold, too.
-MULTIMODAL = {"gemma3-4b": 4_300_079_472, "gemma3-12b": 12_187_325_040, "gemma3-27b": 27_432_406_640}
+# With the vision tower and its projector (a matrix from 1152 and a norm over 1152), which the files
+# hold, too.
+MULTIMODAL = {
+    "gemma3-4b": 4_300_079_472,
+    "gemma3-12b": 12_187_325_040,
+    "gemma3-27b": 27_432_406_640,
+}
 
 
-GEMMA4 = ("gemma4-e2b", "gemma4-e4b", "gemma4-31b")  # whose files hold towers for images and sound, too
+# whose files hold towers for images and sound, too
+GEMMA4 = ("gemma4-e2b", "gemma4-e4b", "gemma4-31b")
 
 
 def size(name: str) -> int:
@@ -56,16 +62,24 @@ def test_parameters_are_as_many_as_published(name):
 
 
 def test_the_multimodal_models_differ_from_the_published_ones_by_one_vision_tower():
-    towers = {total - size(name) - 1152 * CONFIGS[name].hidden_size - 1152 for name, total in MULTIMODAL.items()}
+    towers = {
+        total - size(name) - 1152 * CONFIGS[name].hidden_size - 1152
+        for name, total in MULTIMODAL.items()
+    }
     assert len(towers) == 1 and 4.1e8 < towers.pop() < 4.2e8
 
 
 @pytest.mark.parametrize("name", GEMMA4)
 def test_the_language_part_of_gemma4_has_as_many_parameters_as_in_transformers(name):
-    config = {key: value for key, value in CONFIGS[name].to_hf().items() if key not in ("model_type", "architectures")}
+    config = {
+        key: value
+        for key, value in CONFIGS[name].to_hf().items()
+        if key not in ("model_type", "architectures")
+    }
     with torch.device("meta"):
         theirs = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**config))
-    assert size(name) == theirs.num_parameters() + CONFIGS[name].n_layers  # a buffer of one number a layer
+    # a buffer of one number a layer
+    assert size(name) == theirs.num_parameters() + CONFIGS[name].n_layers
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -75,5 +89,7 @@ def test_each_can_be_written_as_its_family_and_read_again(name):
 
 def test_an_unknown_name_gets_the_nearest():
     assert named("qwen3-8b") is CONFIGS["qwen3-8b"]
-    with pytest.raises(UserError, match=r"no published model 'llama3-8b'.*Did you mean 'llama3.1-8b'"):
+    with pytest.raises(
+        UserError, match=r"no published model 'llama3-8b'.*Did you mean 'llama3.1-8b'"
+    ):
         named("llama3-8b")

@@ -71,7 +71,9 @@ class Launcher:
     def __enter__(self) -> Launcher:
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
         environ = compiling.environment()
-        self._process = subprocess.Popen(script, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            script, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +95,8 @@ class Launcher:
         devices: int = 1,
         environ: Callable[[int, int], dict[str, str]] | None = None,
     ) -> Crowd:
-        """`n` processes of `python -m MODULE ARGUMENTS` with `devices` devices each, which are told who they are by `environ(i, n)`."""
+        """`n` processes of `python -m MODULE ARGUMENTS` with `devices` devices each, which are told
+        who they are by `environ(i, n)`."""
         log.mkdir(parents=True, exist_ok=True)
         environ = environ or explicit(free_port())
         request = {
@@ -105,11 +108,21 @@ class Launcher:
         }
         return Crowd(self._ask, self._ask(request), log)
 
-    def run(self, module: str, arguments: Sequence[object], n: int, log: Path, devices: int = 1, **options: Any) -> list[Ended]:
+    def run(
+        self,
+        module: str,
+        arguments: Sequence[object],
+        n: int,
+        log: Path,
+        devices: int = 1,
+        **options: Any,
+    ) -> list[Ended]:
         """`start`, and all of them have to end well."""
         outcomes = self.start(module, arguments, n, log, devices, **options).ended()
         for i, outcome in enumerate(outcomes):
-            assert outcome.code == 0, f"process {i} of {n}: {outcome.code}\n{outcome.out}\n{outcome.err}"
+            assert outcome.code == 0, (
+                f"process {i} of {n}: {outcome.code}\n{outcome.out}\n{outcome.err}"
+            )
         return outcomes
 
 
@@ -125,13 +138,27 @@ def free_port(first: int = 0) -> int:
 
 
 def explicit(port: int) -> Callable[[int, int], dict[str, str]]:
-    return lambda i, n: {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)}
+    return lambda i, n: {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(n),
+        "JAX_PROCESS_ID": str(i),
+    }
 
 
 def slurm(job: int) -> Callable[[int, int], dict[str, str]]:
     """Variables that srun sets for a step of `n` tasks on one host."""
-    step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
-    return lambda i, n: {**step, "SLURM_STEP_NUM_TASKS": str(n), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+    step = {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+    }
+    return lambda i, n: {
+        **step,
+        "SLURM_STEP_NUM_TASKS": str(n),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+    }
 
 
 def kubernetes(port: int) -> Callable[[int, int], dict[str, str]]:
@@ -141,5 +168,10 @@ def kubernetes(port: int) -> Callable[[int, int], dict[str, str]]:
 
 
 def tpu_pod(i: int, n: int) -> dict[str, str]:
-    """Variables that Google's Kubernetes sets on the hosts of a slice. JAX was told at its import that there is no TPU."""
-    return {"TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * n), "TPU_WORKER_ID": str(i), "JAX_PLATFORMS": ""}
+    """Variables that Google's Kubernetes sets on the hosts of a slice. JAX was told at its import
+    that there is no TPU."""
+    return {
+        "TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * n),
+        "TPU_WORKER_ID": str(i),
+        "JAX_PLATFORMS": "",
+    }

@@ -1,4 +1,5 @@
-"""Forks processes that have everything imported already: seconds saved each time. The first one to ask for a backend starts it.
+"""Forks processes that have everything imported already: seconds saved each time. The first one to
+ask for a backend starts it.
 
 Reads a request a line and answers in a line:
   {"module", "arguments", "devices", "environ": [{...} a process], "logs": [[out, err] a process]}   ->   their process ids
@@ -17,7 +18,9 @@ import jax
 MODULES = ("experiments.finetune", "tests.multiprocess.worker")
 
 
-def fork(module: str, arguments: list[str], devices: int, environ: dict[str, str], logs: list[str]) -> int:
+def fork(
+    module: str, arguments: list[str], devices: int, environ: dict[str, str], logs: list[str]
+) -> int:
     child = os.fork()  # nothing has started a thread of ours or a JAX backend yet
     if child:
         return child

@@ -32,7 +32,14 @@ def world(tmp_path_factory):
 def flags(world, tmp_path):
     """All at one learning rate, long enough to be interrupted."""
     return [
-        *(f"--model={world / 'gemma'}", f"--corpus={world / 'corpus'}", f"--runs={tmp_path}", "--rank=4", "--lr=1e-2", "--warmup=0"),
+        *(
+            f"--model={world / 'gemma'}",
+            f"--corpus={world / 'corpus'}",
+            f"--runs={tmp_path}",
+            "--rank=4",
+            "--lr=1e-2",
+            "--warmup=0",
+        ),
         *("--batch_rows=2", "--seq_len=64", "--checkpoint_every=20", "--steps=60"),
     ]
 
@@ -46,36 +53,58 @@ def rows(run) -> dict[int, float]:
     return found
 
 
-def test_sigterm_on_one_process_saves_in_all_and_the_resume_goes_on_as_if_nothing_had_been(launcher, flags, tmp_path):
+def test_sigterm_on_one_process_saves_in_all_and_the_resume_goes_on_as_if_nothing_had_been(
+    launcher, flags, tmp_path
+):
     launcher.run(FINETUNE, [*flags, "--name=straight"], 2, tmp_path / "log")
     straight, whole = tmp_path / "straight", rows(tmp_path / "straight")
     assert sorted(whole) == list(range(1, 61)) and whole[60] < whole[1]
     assert len((straight / "metrics.jsonl").read_text().splitlines()) == 60  # one process writes
 
     run = tmp_path / "interrupted"
-    crowd = launcher.start(FINETUNE, [*flags, "--name=interrupted"], 2, tmp_path / "log_interrupted")
+    crowd = launcher.start(
+        FINETUNE, [*flags, "--name=interrupted"], 2, tmp_path / "log_interrupted"
+    )
     crowd.wait_until(lambda: (run / "metrics.jsonl").exists(), "the first step")
     crowd.signal(1, signal.SIGTERM)
     outcomes = crowd.ended()
     assert [outcome.code for outcome in outcomes] == [143, 143], outcomes
-    told = [line for outcome in outcomes for line in outcome.err.splitlines() if line.startswith("stopped by SIGTERM: lora: saved step ")]
+    told = [
+        line
+        for outcome in outcomes
+        for line in outcome.err.splitlines()
+        if line.startswith("stopped by SIGTERM: lora: saved step ")
+    ]
     assert len(told) == 2 and told[0] == told[1]
     saved = int(told[0].split("saved step ")[1].split()[0])
-    assert 1 <= saved < 60 and (run / "checkpoints" / str(saved)).exists() and max(rows(run)) == saved
+    assert (
+        1 <= saved < 60 and (run / "checkpoints" / str(saved)).exists() and max(rows(run)) == saved
+    )
     shutil.copytree(run, tmp_path / "moved")
 
     outcomes = launcher.run(FINETUNE, [*flags, "--name=interrupted"], 2, tmp_path / "log_resumed")
     assert f"resuming after step {saved} of 60" in outcomes[0].err
     assert rows(run) == whole
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 60  # the exact next batch: no step twice
-    ours, expected = (safetensors.numpy.load_file(folder / "adapter.safetensors") for folder in (run, straight))
-    assert all(np.array_equal(ours[name], expected[name]) for name in expected) and set(ours) == set(expected)
+    # the exact next batch: no step twice
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 60
+    ours, expected = (
+        safetensors.numpy.load_file(folder / "adapter.safetensors") for folder in (run, straight)
+    )
+    assert all(np.array_equal(ours[name], expected[name]) for name in expected) and set(
+        ours
+    ) == set(expected)
 
     launcher.run(FINETUNE, [*flags, "--name=moved"], 1, tmp_path / "log_moved")
     moved = rows(tmp_path / "moved")
-    np.testing.assert_allclose([moved[step] for step in whole], [whole[step] for step in whole], rtol=2e-4)
+    np.testing.assert_allclose(
+        [moved[step] for step in whole], [whole[step] for step in whole], rtol=2e-4
+    )
     again = launcher.run(FINETUNE, [*flags, "--name=moved"], 2, tmp_path / "log_again")
-    assert "finished earlier" in again[0].err and "Trained" in again[0].out and "Trained" not in again[1].out
+    assert (
+        "finished earlier" in again[0].err
+        and "Trained" in again[0].out
+        and "Trained" not in again[1].out
+    )
 
 
 def test_one_process_saves_at_sigterm_too(launcher, flags, tmp_path):
@@ -95,7 +124,10 @@ def test_full_fine_tuning_of_two_processes_is_that_of_one(launcher, flags, tmp_p
         launcher.run(FINETUNE, [*arguments, f"--name=by{n}"], n, tmp_path / f"log{n}")
     one, two = rows(tmp_path / "by1"), rows(tmp_path / "by2")
     np.testing.assert_allclose([two[step] for step in one], list(one.values()), rtol=1e-5)
-    one, two = (safetensors.numpy.load_file(tmp_path / name / "weights.safetensors") for name in ("by1", "by2"))
+    one, two = (
+        safetensors.numpy.load_file(tmp_path / name / "weights.safetensors")
+        for name in ("by1", "by2")
+    )
     for name, expected in one.items():
         np.testing.assert_allclose(two[name], expected, atol=1e-5, err_msg=name)
 
@@ -112,12 +144,16 @@ def test_packed_rows_go_to_two_processes_as_to_one(launcher, world, flags, tmp_p
         launcher.run(FINETUNE, [*arguments, f"--name=rows{n}"], n, tmp_path / f"log{n}")
     one, two = (curve(tmp_path / f"rows{n}" / "metrics.jsonl") for n in (1, 2))
     assert [row["tokens"] for row in two] == [row["tokens"] for row in one] and about.rows >= 4
-    np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5)
+    np.testing.assert_allclose(
+        [row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5
+    )
 
     (rows / "rows.array_record").write_bytes(b"")
     crowd = launcher.start(FINETUNE, [*arguments, "--name=damaged"], 2, tmp_path / "log_damaged")
     assert [outcome.code for outcome in crowd.ended()] == [2, 2]
-    assert "rows.array_record is missing or damaged: it holds 0 rows" in crowd.text(0) and "Traceback" not in crowd.text(0)
+    assert "rows.array_record is missing or damaged: it holds 0 rows" in crowd.text(
+        0
+    ) and "Traceback" not in crowd.text(0)
     assert not (tmp_path / "damaged").exists()
 
 
@@ -132,7 +168,9 @@ def test_bad_input_is_refused_by_all_and_leaves_nothing(launcher, flags, tmp_pat
     assert not (tmp_path / "bad").exists()
 
 
-def test_a_run_that_is_being_written_refuses_all_processes_of_another_start(launcher, flags, tmp_path):
+def test_a_run_that_is_being_written_refuses_all_processes_of_another_start(
+    launcher, flags, tmp_path
+):
     run = tmp_path / "taken"
     arguments = [*flags, "--name=taken", "--steps=2000", "--checkpoint_every=0"]
     first = launcher.start(FINETUNE, arguments, 2, tmp_path / "first")
@@ -143,7 +181,11 @@ def test_a_run_that_is_being_written_refuses_all_processes_of_another_start(laun
             second = launcher.start(FINETUNE, arguments, n, tmp_path / f"second{n}")
             assert [outcome.code for outcome in second.ended()] == [2] * n
             for process in range(n):
-                errors = [line for line in second.text(process).splitlines() if "error" in line or "stops" in line]
+                errors = [
+                    line
+                    for line in second.text(process).splitlines()
+                    if "error" in line or "stops" in line
+                ]
                 told = f"error: {run} is being written by process {holder['pid']} on {holder['host']}; wait until it is done, or stop it"
                 assert errors == [told]
                 assert "Traceback" not in second.text(process)

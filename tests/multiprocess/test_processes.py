@@ -1,4 +1,5 @@
-"""Two and four real processes give what one gives, find each other or say so, and tell who holds them up."""
+"""Two and four real processes give what one gives, find each other or say so, and tell who holds
+them up."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def close(ours, theirs, name: str) -> None:
         np.testing.assert_allclose(ours[path], theirs[path], atol=2e-5, err_msg=path)
 
 
-@pytest.mark.parametrize(("n", "devices", "mesh"), [(2, 1, "fsdp:2"), (2, 2, "data:2/tensor:2"), (4, 1, "data:2/fsdp:2")])
+@pytest.mark.parametrize(
+    ("n", "devices", "mesh"), [(2, 1, "fsdp:2"), (2, 2, "data:2/tensor:2"), (4, 1, "data:2/fsdp:2")]
+)
 def test_many_processes_train_as_one_does(launcher, alone, tmp_path, n, devices, mesh):
     outcomes = launcher.run(WORKER, [f"--do=both,{tmp_path},{mesh}"], n, tmp_path / "log", devices)
     close(tmp_path, alone, "full")
@@ -53,28 +56,41 @@ def test_processes_find_each_other_by_what_the_scheduler_says(launcher, tmp_path
     if scheduler == "SLURM":
         environ = launch.slurm(launch.free_port(place.FIRST_PORT) - place.FIRST_PORT)
     else:
-        environ = launch.tpu_pod if scheduler == "TPU pod" else launch.kubernetes(launch.free_port())
+        environ = (
+            launch.tpu_pod if scheduler == "TPU pod" else launch.kubernetes(launch.free_port())
+        )
     outcomes = launcher.run(WORKER, [f"--do=meet,{tmp_path}"], 2, tmp_path / "log", environ=environ)
-    assert "0 of 2: [0, 1], main True\n" in outcomes[0].out and "1 of 2: [0, 1], main False\n" in outcomes[1].out
+    assert (
+        "0 of 2: [0, 1], main True\n" in outcomes[0].out
+        and "1 of 2: [0, 1], main False\n" in outcomes[1].out
+    )
 
 
 @pytest.fixture(scope="module")
 def broken_off(launcher, tmp_path_factory):
-    """Trainings of two processes, by kind, that stopped with checkpoints of steps 2 and 3 on the disk."""
+    """Trainings of two processes, by kind, that stopped with checkpoints of steps 2 and 3 on the
+    disk."""
     folder = tmp_path_factory.mktemp("broken_off")
     for kind in ("full", "lora"):
-        outcomes = launcher.start(WORKER, [f"--do=resume,{folder / kind},fsdp:2,{kind},4"], 2, folder / kind / "log").ended()
+        outcomes = launcher.start(
+            WORKER, [f"--do=resume,{folder / kind},fsdp:2,{kind},4"], 2, folder / kind / "log"
+        ).ended()
         assert outcomes[0].code == 2 and "error: far enough" in outcomes[0].err
         assert outcomes[1].code != 0
     return folder
 
 
 @pytest.mark.parametrize(
-    ("kind", "n", "devices", "mesh"), [("full", 4, 1, "data:2/fsdp:2"), ("full", 1, 2, "data:2"), ("lora", 4, 1, "fsdp:2/tensor:2")]
+    ("kind", "n", "devices", "mesh"),
+    [("full", 4, 1, "data:2/fsdp:2"), ("full", 1, 2, "data:2"), ("lora", 4, 1, "fsdp:2/tensor:2")],
 )
-def test_checkpoint_goes_to_other_processes_and_another_mesh(launcher, alone, broken_off, tmp_path, kind, n, devices, mesh):
+def test_checkpoint_goes_to_other_processes_and_another_mesh(
+    launcher, alone, broken_off, tmp_path, kind, n, devices, mesh
+):
     folder = shutil.copytree(broken_off / kind, tmp_path / "run")
-    (outcome, *_) = launcher.run(WORKER, [f"--do=resume,{folder},{mesh},{kind},99"], n, tmp_path / "log", devices)
+    (outcome, *_) = launcher.run(
+        WORKER, [f"--do=resume,{folder},{mesh},{kind},99"], n, tmp_path / "log", devices
+    )
     assert "resuming after step" in outcome.err
     close(folder, alone, kind)
 
@@ -83,18 +99,30 @@ def test_checkpoint_of_another_training_is_refused_by_all(launcher, broken_off, 
     folder = shutil.copytree(broken_off / "full", tmp_path / "run")
 
     def finished():
-        return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+        return sorted(
+            path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit()
+        )
 
     there = finished()
-    outcomes = launcher.start(WORKER, [f"--do=resume,{folder},fsdp:2,lora,99"], 2, tmp_path / "log").ended()
+    outcomes = launcher.start(
+        WORKER, [f"--do=resume,{folder},fsdp:2,lora,99"], 2, tmp_path / "log"
+    ).ended()
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
-    assert f"error: {folder / 'checkpoints'} holds checkpoints of a training with another model, settings or data" in outcomes[0].err
+    assert (
+        f"error: {folder / 'checkpoints'} holds checkpoints of a training with another model, settings or data"
+        in outcomes[0].err
+    )
     assert finished() == there and there  # what a broken save left may be cleared away
 
 
-def test_part_that_one_process_cannot_read_is_passed_over_by_all(launcher, alone, broken_off, tmp_path):
+def test_part_that_one_process_cannot_read_is_passed_over_by_all(
+    launcher, alone, broken_off, tmp_path
+):
     folder = shutil.copytree(broken_off / "full", tmp_path / "run")
-    newest = max((path for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    newest = max(
+        (path for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()),
+        key=lambda path: int(path.name),
+    )
     parts = [path for path in (newest / "state").glob("ocdbt.process_1/d/*") if path.is_file()]
     max(parts, key=lambda path: path.stat().st_size).unlink()
     outcomes = launcher.run(WORKER, [f"--do=resume,{folder},fsdp:2,full,99"], 2, tmp_path / "log")
@@ -115,9 +143,14 @@ def test_watchdog_names_the_process_that_holds_up_the_others(launcher, tmp_path,
     crowd.signal(frozen, signal.SIGCONT)
     outcomes = crowd.ended()
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    told = [line for line in outcomes[1 - frozen].err.splitlines() if "has not reached step" in line]
-    assert told and all(line.startswith(f"process {frozen} has not reached step ") for line in told), told
-    assert len(json.loads((tmp_path / "stalled.json").read_text())) == 100  # and went on when it did
+    told = [
+        line for line in outcomes[1 - frozen].err.splitlines() if "has not reached step" in line
+    ]
+    assert told and all(
+        line.startswith(f"process {frozen} has not reached step ") for line in told
+    ), told
+    # and went on when it did
+    assert len(json.loads((tmp_path / "stalled.json").read_text())) == 100
     assert not (tmp_path / "heartbeats").exists()
 
 
@@ -129,7 +162,9 @@ def test_error_of_one_process_ends_it_at_once(launcher, tmp_path):
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize(("only", "awaited"), [(0, "the other 1 processes"), (1, "the coordinator at 127.0.0.1:")])
+@pytest.mark.parametrize(
+    ("only", "awaited"), [(0, "the other 1 processes"), (1, "the coordinator at 127.0.0.1:")]
+)
 def test_one_that_waits_in_vain_says_so_in_a_line(launcher, tmp_path, only, awaited):
     crowd = launcher.start(WORKER, [f"--do=alone,{tmp_path}"], 2, tmp_path / "log")
     crowd.signal(1 - only, signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""A training of two tasks under a real SLURM on this machine: it finds its place, and a cancelled one goes on where it was."""
+"""A training of two tasks under a real SLURM on this machine: it finds its place, and a cancelled
+one goes on where it was."""
 
 from __future__ import annotations
 
@@ -15,11 +16,16 @@ from tests import tiny
 from tests.multiprocess.launch import FINETUNE, ROOT, WORKER
 
 WANTED = ("munged", "slurmctld", "slurmd", "srun", "scancel")
-MISSING = [name for name in WANTED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+MISSING = [
+    name for name in WANTED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+]
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.multiprocess,
-    pytest.mark.skipif(bool(MISSING), reason=f"SLURM is not installed: no {', '.join(MISSING)} (tests/multiprocess/slurm.sh says how)"),
+    pytest.mark.skipif(
+        bool(MISSING),
+        reason=f"SLURM is not installed: no {', '.join(MISSING)} (tests/multiprocess/slurm.sh says how)",
+    ),
     pytest.mark.skipif(os.geteuid() != 0, reason="a SLURM cluster of one's own needs root"),
 ]
 SRUN = f"srun --nodes=2 --ntasks=2 --kill-on-bad-exit=0 {sys.executable} -W ignore -m"
@@ -27,14 +33,25 @@ SRUN = f"srun --nodes=2 --ntasks=2 --kill-on-bad-exit=0 {sys.executable} -W igno
 
 def under_slurm(script: str, **environ: object) -> subprocess.CompletedProcess:
     command = ["tests/multiprocess/slurm.sh", "bash", "-c", f"set -u; {script}"]
-    environ = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | {k: str(v) for k, v in environ.items()}
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, timeout=300)
+    environ = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"} | {
+        k: str(v) for k, v in environ.items()
+    }
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_tasks_of_two_nodes_find_each_other(tmp_path):
     done = under_slurm(f"{SRUN} {WORKER} --do=meet,{tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert {"0 of 2: [0, 1], main True", "1 of 2: [0, 1], main False"} <= set(done.stdout.splitlines())
+    assert {"0 of 2: [0, 1], main True", "1 of 2: [0, 1], main False"} <= set(
+        done.stdout.splitlines()
+    )
 
 
 def test_cancelled_training_goes_on_with_the_exact_next_batch(tmp_path):
@@ -53,6 +70,8 @@ def test_cancelled_training_goes_on_with_the_exact_next_batch(tmp_path):
     assert "first: 143" in done.stdout and "second: 0" in done.stdout, done.stdout + done.stderr
     saved = int(done.stderr.split("saved step ")[1].split()[0])
     assert 1 <= saved < 120 and f"resuming after step {saved} of 120" in done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == list(range(1, 121))  # every step once, by one writer
     assert np.isfinite([row["loss"] for row in rows]).all() and rows[-1]["loss"] < rows[0]["loss"]

@@ -1,4 +1,5 @@
-"""One of the processes that the tests start: `--do=ACTION,FOLDER,...`. What they have to compare lies in FOLDER."""
+"""One of the processes that the tests start: `--do=ACTION,FOLDER,...`. What they have to compare
+lies in FOLDER."""
 
 from __future__ import annotations
 
@@ -21,7 +22,15 @@ from kafjax.training import Example, TrainConfig, train
 
 MODEL = Decoder(
     DecoderConfig(
-        vocab_size=64, hidden_size=16, mlp_size=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
+        vocab_size=64,
+        hidden_size=16,
+        mlp_size=24,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        sliding=(True, False),
+        window=5,
     )
 )
 TRAIN = TrainConfig(steps=6, batch_rows=8, seq_len=16, learning_rate=3e-3)
@@ -31,16 +40,35 @@ KINDS = {"full": (TRAIN, None), "lora": (dataclasses.replace(TRAIN, accumulate=2
 
 def examples() -> list[Example]:
     rng = np.random.default_rng(0)
-    return [Example(rng.integers(1, 64, n).astype(np.int32), (np.arange(n) >= n // 3).astype(np.float32)) for n in rng.integers(2, 15, 60)]
+    return [
+        Example(
+            rng.integers(1, 64, n).astype(np.int32), (np.arange(n) >= n // 3).astype(np.float32)
+        )
+        for n in rng.integers(2, 15, 60)
+    ]
 
 
-def learn(folder: Path, name: str, config: TrainConfig, spec: lora.Spec | None, mesh: str, **options) -> None:
+def learn(
+    folder: Path, name: str, config: TrainConfig, spec: lora.Spec | None, mesh: str, **options
+) -> None:
     """Trains, and leaves curve and trained weights in the folder."""
     params = jax.jit(MODEL.init)(jax.random.key(0))
-    result = train(MODEL, params, [examples()], config, spec=spec, mesh=make_mesh(mesh.replace("/", ",")), label=name, **options)
+    result = train(
+        MODEL,
+        params,
+        [examples()],
+        config,
+        spec=spec,
+        mesh=make_mesh(mesh.replace("/", ",")),
+        label=name,
+        **options,
+    )
     arrays = distributed.to_host(trees.flatten(result.trainable))
     if distributed.is_main():
-        flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+        flat = {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+        }
         np.savez(folder / f"{name}.npz", **flat)
         (folder / f"{name}.json").write_text(json.dumps(result.curve))
 
@@ -58,13 +86,29 @@ def resume(folder: Path, mesh: str, kind: str, stop_after: str) -> None:
         if row["step"] == int(stop_after):
             raise UserError("far enough")
 
-    learn(folder, kind, dataclasses.replace(config, checkpoint_every=1), spec, mesh, run_dir=folder, log=log)
+    learn(
+        folder,
+        kind,
+        dataclasses.replace(config, checkpoint_every=1),
+        spec,
+        mesh,
+        run_dir=folder,
+        log=log,
+    )
 
 
 def stall(folder: Path, mesh: str) -> None:
     """Sleeps long enough to be stopped in the middle."""
     watchdog.STALL_SECONDS = 1.5
-    learn(folder, "stalled", dataclasses.replace(TRAIN, steps=100), SPEC, mesh, run_dir=folder, log=lambda **row: _pace(folder, **row))
+    learn(
+        folder,
+        "stalled",
+        dataclasses.replace(TRAIN, steps=100),
+        SPEC,
+        mesh,
+        run_dir=folder,
+        log=lambda **row: _pace(folder, **row),
+    )
 
 
 def _pace(folder: Path, **row) -> None:
@@ -75,7 +119,9 @@ def _pace(folder: Path, **row) -> None:
 def meet(folder: Path) -> None:
     """Every process tells the others its number."""
     numbers = multihost_utils.process_allgather(np.int32(jax.process_index()))
-    print(f"{jax.process_index()} of {jax.process_count()}: {numbers.tolist()}, main {distributed.is_main()}")
+    print(
+        f"{jax.process_index()} of {jax.process_count()}: {numbers.tolist()}, main {distributed.is_main()}"
+    )
 
 
 def fail(folder: Path) -> None:
@@ -86,7 +132,14 @@ def fail(folder: Path) -> None:
     distributed.wait_for_all("never")
 
 
-ACTIONS = {"both": both, "resume": resume, "stall": stall, "meet": meet, "fail": fail, "alone": fail}
+ACTIONS = {
+    "both": both,
+    "resume": resume,
+    "stall": stall,
+    "meet": meet,
+    "fail": fail,
+    "alone": fail,
+}
 flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
 
 

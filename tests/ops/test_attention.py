@@ -26,7 +26,12 @@ def inputs(heads, kv_heads, seed=0):
 def torch_attend(q, k, v, mask, scale):
     q, k, v = (torch.tensor(np.asarray(x), requires_grad=True) for x in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), torch.tensor(np.asarray(mask))[:, None], scale=scale, enable_gqa=True
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        torch.tensor(np.asarray(mask))[:, None],
+        scale=scale,
+        enable_gqa=True,
     )
     return (q, k, v), out.transpose(1, 2)
 
@@ -39,7 +44,9 @@ def test_output_and_gradients_equal_torch(heads, kv_heads):
     np.testing.assert_allclose(out, reference.detach(), atol=1e-6)
     cotangent = jax.random.normal(jax.random.key(9), out.shape)
     reference.backward(torch.tensor(np.asarray(cotangent)))
-    pull_back = quick_jit(lambda *qkv: jax.vjp(lambda q, k, v: attend(q, [k], [v], [mask], 0.3), *qkv)[1](cotangent))
+    pull_back = quick_jit(
+        lambda *qkv: jax.vjp(lambda q, k, v: attend(q, [k], [v], [mask], 0.3), *qkv)[1](cotangent)
+    )
     for ours, theirs in zip(pull_back(q, k, v), leaves, strict=True):
         np.testing.assert_allclose(ours, theirs.grad, atol=1e-5)
 
@@ -54,7 +61,9 @@ def test_blocks_of_keys_equal_one_block(at):
     def cut(x, axis):
         return jnp.split(x, [at], axis=axis)
 
-    parts = [part for part in zip(cut(k, 1), cut(v, 1), cut(mask, 2), strict=True) if part[0].shape[1]]
+    parts = [
+        part for part in zip(cut(k, 1), cut(v, 1), cut(mask, 2), strict=True) if part[0].shape[1]
+    ]
     blocks = attend(q, *(list(column) for column in zip(*parts, strict=True)), 0.3)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
 
@@ -69,7 +78,9 @@ def test_a_query_that_may_look_nowhere_gives_numbers_and_hurts_no_other():
 
     (_, out), gradient = jax.value_and_grad(total, has_aux=True)(q, blind)
     assert jnp.isfinite(out).all() and jnp.isfinite(gradient).all()
-    np.testing.assert_array_equal(out.at[0, 2].set(0), attend(q, [k], [v], [mask], 0.3).at[0, 2].set(0))
+    np.testing.assert_array_equal(
+        out.at[0, 2].set(0), attend(q, [k], [v], [mask], 0.3).at[0, 2].set(0)
+    )
 
 
 def test_large_scores_do_not_overflow():
@@ -85,7 +96,9 @@ def test_bfloat16_in_bfloat16_out_with_a_float32_softmax():
     out = quick_jit(lambda q, k, v: attend(q, [k], [v], [mask], 0.3))(q, k, v)
     assert out.dtype == jnp.bfloat16
     _, reference = torch_attend(*(x.astype(jnp.float32) for x in (q, k, v)), mask, 0.3)
-    assert np.abs(out.astype(jnp.float32) - reference.detach().numpy()).max() < 2 * 2**-8 * float(jnp.abs(v).max())
+    assert np.abs(out.astype(jnp.float32) - reference.detach().numpy()).max() < 2 * 2**-8 * float(
+        jnp.abs(v).max()
+    )
 
 
 @pytest.mark.gpu
@@ -93,11 +106,21 @@ def test_bfloat16_in_bfloat16_out_with_a_float32_softmax():
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 2)])
 def test_cudnn_equals_xla(heads, kv_heads):
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (2, 128, n, 64), jnp.bfloat16) for key, n in zip(keys, (heads, kv_heads, kv_heads), strict=True))
+    q, k, v = (
+        jax.random.normal(key, (2, 128, n, 64), jnp.bfloat16)
+        for key, n in zip(keys, (heads, kv_heads, kv_heads), strict=True)
+    )
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((128, 128), bool)), (2, 128, 128))
     plain, fused = (
-        jax.jit(jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v).astype(jnp.float32) ** 2), argnums=(0, 1, 2)))(q, k, v)
-        for f in (lambda q, k, v: attend(q, [k], [v], [mask], 0.125), lambda q, k, v: attend_fused(q, k, v, mask, 0.125))
+        jax.jit(
+            jax.value_and_grad(
+                lambda q, k, v, f=f: jnp.sum(f(q, k, v).astype(jnp.float32) ** 2), argnums=(0, 1, 2)
+            )
+        )(q, k, v)
+        for f in (
+            lambda q, k, v: attend(q, [k], [v], [mask], 0.125),
+            lambda q, k, v: attend_fused(q, k, v, mask, 0.125),
+        )
     )
     for ours, theirs in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
@@ -107,5 +130,8 @@ def test_cudnn_equals_xla(heads, kv_heads):
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU here")
 def test_cudnn_without_a_gpu_is_told():
     q, k, v, mask = inputs(4, 4)
-    with pytest.raises(UserError, match=r"cuDNN attention needs an NVIDIA GPU, and JAX runs on cpu; leave --attention at xla"):
+    with pytest.raises(
+        UserError,
+        match=r"cuDNN attention needs an NVIDIA GPU, and JAX runs on cpu; leave --attention at xla",
+    ):
         attend_fused(q, k, v, mask, 0.3)

@@ -29,17 +29,22 @@ def test_an_adapter_beside_a_kernel_equals_their_sum():
     np.testing.assert_allclose(d_weight.b, A.T @ d_sum, atol=1e-3)
 
 
-@pytest.mark.parametrize("use", [jnp.asarray, np.asarray, lambda w: X @ w, lambda w: w + 1.0, lambda w: jnp.dot(X, w)])
+@pytest.mark.parametrize(
+    "use", [jnp.asarray, np.asarray, lambda w: X @ w, lambda w: w + 1.0, lambda w: jnp.dot(X, w)]
+)
 def test_using_an_adapted_kernel_as_an_array_raises(use):
     with pytest.raises((TypeError, ValueError)):
         result = use(LoRAWeight(W, A, B))
-        if isinstance(result, np.ndarray) and result.dtype == object:  # numpy wraps anything: that is no number either
+        # numpy wraps anything: that is no number either
+        if isinstance(result, np.ndarray) and result.dtype == object:
             raise TypeError("not an array")
 
 
 def test_bfloat16_sums_in_float32():
     """A sum of 2048 ones and small numbers that a bfloat16 accumulator would lose."""
-    x = jnp.concatenate([jnp.full((1, 1), 256.0), jnp.full((1, 2048), 0.5)], axis=1).astype(jnp.bfloat16)
+    x = jnp.concatenate([jnp.full((1, 1), 256.0), jnp.full((1, 2048), 0.5)], axis=1).astype(
+        jnp.bfloat16
+    )
     y = linear(x, jnp.ones((2049, 1), jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert float(y[0, 0]) == 256 + 1024
@@ -57,12 +62,15 @@ def test_bfloat16_gradients_are_the_float32_ones_rounded():
 
 
 def test_a_kernel_of_another_dtype_is_cast_to_the_activations():
-    np.testing.assert_array_equal(linear(X.astype(jnp.bfloat16), W), linear(X.astype(jnp.bfloat16), W.astype(jnp.bfloat16)))
+    np.testing.assert_array_equal(
+        linear(X.astype(jnp.bfloat16), W), linear(X.astype(jnp.bfloat16), W.astype(jnp.bfloat16))
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_frozen_kernel_keeps_no_input_for_the_backward_pass(dtype):
-    """Nothing of the shape of `x` is saved where only `x` is differentiated, and no kernel where only the kernel is."""
+    """Nothing of the shape of `x` is saved where only `x` is differentiated, and no kernel where
+    only the kernel is."""
     x, w = jnp.ones((64, 16), dtype), jnp.ones((16, 12), dtype)
     saved_for_x = [leaf.shape for leaf in jax.tree.leaves(jax.vjp(lambda x: linear(x, w), x)[1])]
     saved_for_w = [leaf.shape for leaf in jax.tree.leaves(jax.vjp(lambda w: linear(x, w), w)[1])]
@@ -79,4 +87,8 @@ def test_vmap_over_adapters_equals_one_after_another(dtype):
     gradient = jax.grad(lambda ab: loss(x, LoRAWeight(W, *ab)))
     together = jax.vmap(gradient)((a, b))
     alone = [gradient((a[i], b[i])) for i in range(lanes)]
-    jax.tree.map(lambda t, *s: np.testing.assert_allclose(t, jnp.stack(s), rtol=1e-2, atol=1e-3), together, *alone)
+    jax.tree.map(
+        lambda t, *s: np.testing.assert_allclose(t, jnp.stack(s), rtol=1e-2, atol=1e-3),
+        together,
+        *alone,
+    )

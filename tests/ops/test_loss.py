@@ -26,7 +26,9 @@ def plain(hidden, embedding, targets, weights, cap=None):
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
 
-@pytest.mark.parametrize(("chunk", "cap"), [(4, None), (7, None), (21, None), (256, None), (7, 1.5)])
+@pytest.mark.parametrize(
+    ("chunk", "cap"), [(4, None), (7, None), (21, None), (256, None), (7, 1.5)]
+)
 def test_equals_plain_cross_entropy_and_its_gradients(inputs, chunk, cap):
     def chunked(*args):  # the 3: a cotangent that is not 1
         return 3 * chunked_cross_entropy(*args, chunk=chunk, cap=cap)
@@ -50,7 +52,11 @@ def test_frozen_embedding_gives_the_same_hidden_gradient_without_a_vocabulary_si
 
     def results(jaxpr):
         for equation in jaxpr.eqns:
-            yield from (variable.aval.shape for variable in equation.outvars if equation.primitive.name == "dot_general")
+            yield from (
+                variable.aval.shape
+                for variable in equation.outvars
+                if equation.primitive.name == "dot_general"
+            )
             for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
                 if is_jaxpr(value):
                     yield from results(getattr(value, "jaxpr", value))
@@ -71,7 +77,9 @@ def test_weight_zero_masks_a_place_out(inputs):
 
     gradient = jax.grad(loss)(hidden, targets)
     assert not gradient[5].any()
-    assert loss(hidden, targets) == loss(hidden.at[5].add(1.0), targets.at[5].set((targets[5] + 1) % V))
+    assert loss(hidden, targets) == loss(
+        hidden.at[5].add(1.0), targets.at[5].set((targets[5] + 1) % V)
+    )
 
 
 def test_vmap_over_shares_adds_up(inputs):
@@ -79,10 +87,14 @@ def test_vmap_over_shares_adds_up(inputs):
 
     def shares(hidden, embedding):
         split = (x.reshape(4, 5, *x.shape[1:]) for x in (hidden, targets, weights))
-        return jnp.sum(jax.vmap(lambda h, t, w: chunked_cross_entropy(h, embedding, t, w, chunk=2))(*split))
+        return jnp.sum(
+            jax.vmap(lambda h, t, w: chunked_cross_entropy(h, embedding, t, w, chunk=2))(*split)
+        )
 
     value, gradients = jax.value_and_grad(shares, argnums=(0, 1))(hidden, embedding)
-    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(hidden, embedding, targets, weights)
+    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(
+        hidden, embedding, targets, weights
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -94,9 +106,15 @@ def test_bfloat16_is_near_float32(inputs):
     def loss(h, e):
         return chunked_cross_entropy(h, e, targets, weights, chunk=8)
 
-    value, (d_hidden, d_embedding) = jax.value_and_grad(loss, argnums=(0, 1))(hidden.astype(jnp.bfloat16), embedding)
+    value, (d_hidden, d_embedding) = jax.value_and_grad(loss, argnums=(0, 1))(
+        hidden.astype(jnp.bfloat16), embedding
+    )
     expected, expected_gradients = jax.value_and_grad(loss, argnums=(0, 1))(hidden, embedding)
-    assert (value.dtype, d_hidden.dtype, d_embedding.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    assert (value.dtype, d_hidden.dtype, d_embedding.dtype) == (
+        jnp.float32,
+        jnp.bfloat16,
+        jnp.float32,
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-2)
     for ours, theirs in zip((d_hidden, d_embedding), expected_gradients, strict=True):
         theirs = np.asarray(theirs)
@@ -107,11 +125,17 @@ def test_bfloat16_is_near_float32(inputs):
 def test_single_losses_are_told_beside_their_sum_and_have_no_gradient(inputs, chunk):
     hidden, embedding, targets, weights = inputs
     total, losses = summed_and_single_losses(*inputs, chunk)
-    expected = weights * optax.softmax_cross_entropy_with_integer_labels(hidden @ embedding.T, targets)
+    expected = weights * optax.softmax_cross_entropy_with_integer_labels(
+        hidden @ embedding.T, targets
+    )
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
     assert float(total) == pytest.approx(float(losses.sum()), rel=1e-6)
-    of_total = jax.grad(lambda h: summed_and_single_losses(h, embedding, targets, weights, chunk)[0])(hidden)
-    mixed = jax.grad(lambda h: sum(map(jnp.sum, summed_and_single_losses(h, embedding, targets, weights, chunk))))(hidden)
+    of_total = jax.grad(
+        lambda h: summed_and_single_losses(h, embedding, targets, weights, chunk)[0]
+    )(hidden)
+    mixed = jax.grad(
+        lambda h: sum(map(jnp.sum, summed_and_single_losses(h, embedding, targets, weights, chunk)))
+    )(hidden)
     np.testing.assert_array_equal(mixed, of_total)
 
 
@@ -123,9 +147,15 @@ def test_empty_chunks_are_skipped_and_change_neither_loss_nor_gradients(inputs, 
     # Where nothing looks stands what would spoil every sum.
     n_computed = -(-n_targets // 4) * 4
     spoilt = jnp.where(jnp.arange(N)[:, None] < n_computed, hidden, jnp.nan)
-    gradients_of = jax.jit(jax.value_and_grad(lambda h, e: chunked_cross_entropy(h, e, targets, weights, chunk=4), argnums=(0, 1)))
+    gradients_of = jax.jit(
+        jax.value_and_grad(
+            lambda h, e: chunked_cross_entropy(h, e, targets, weights, chunk=4), argnums=(0, 1)
+        )
+    )
     value, gradients = gradients_of(spoilt, embedding)
-    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(hidden, embedding, targets, weights)
+    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(
+        hidden, embedding, targets, weights
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -141,7 +171,9 @@ def test_shares_run_as_many_chunks_as_the_fullest_of_them(inputs):
         return chunked_cross_entropy(h, embedding, t, w, 2, n_used)
 
     assert n_used == 5
-    np.testing.assert_allclose(jnp.sum(jax.vmap(of_share)(*split)), plain(hidden, embedding, targets, weights), rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.sum(jax.vmap(of_share)(*split)), plain(hidden, embedding, targets, weights), rtol=1e-5
+    )
     split[0] = split[0].at[:, 6:].set(jnp.nan)  # no chunk reads on
     assert np.isfinite(jax.vmap(of_share)(*split)).all()
 

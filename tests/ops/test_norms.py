@@ -18,7 +18,8 @@ SCALE, BIAS = jax.random.normal(KEYS[1], (16,)), jax.random.normal(KEYS[2], (16,
 
 
 def check(ours, theirs, parameters):
-    """`ours(x, *parameters)` against the torch module `theirs`, whose parameters are in the same order."""
+    """`ours(x, *parameters)` against the torch module `theirs`, whose parameters are in the same
+    order."""
     with torch.no_grad():
         for target, value in zip(theirs.parameters(), parameters, strict=True):
             target.copy_(torch.tensor(np.asarray(value)))

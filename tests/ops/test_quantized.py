@@ -14,7 +14,16 @@ from scipy.stats import norm
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.ops.linear import LoRAWeight, linear
-from kafjax.ops.quantized import FORMATS, NF4, dequantize, dequantize_params, format_of, quantize, quantize_params, refuse_quantized
+from kafjax.ops.quantized import (
+    FORMATS,
+    NF4,
+    dequantize,
+    dequantize_params,
+    format_of,
+    quantize,
+    quantize_params,
+    refuse_quantized,
+)
 
 W = jax.random.normal(jax.random.key(0), (3, 128, 20)) * jnp.linspace(0.01, 2, 20)
 X = jax.random.normal(jax.random.key(1), (2, 5, 128))
@@ -22,7 +31,8 @@ formats = pytest.mark.parametrize("format", FORMATS)
 
 
 def test_nf4_has_the_values_of_the_paper():
-    """Quantiles of N(0, 1) at even probabilities, 8 above zero and 7 below, and zero, over the largest (arXiv:2305.14314, appendix E)."""
+    """Quantiles of N(0, 1) at even probabilities, 8 above zero and 7 below, and zero, over the
+    largest (arXiv:2305.14314, appendix E)."""
     end = 1 - (1 / 32 + 1 / 30) / 2
 
     def quantiles(n):
@@ -33,7 +43,12 @@ def test_nf4_has_the_values_of_the_paper():
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(FORMATS), st.sampled_from([(2, 1), (64, 3), (3, 192, 2)]), st.floats(1e-3, 1e3), st.integers(0, 99))
+@given(
+    st.sampled_from(FORMATS),
+    st.sampled_from([(2, 1), (64, 3), (3, 192, 2)]),
+    st.floats(1e-3, 1e3),
+    st.integers(0, 99),
+)
 def test_error_is_bounded_by_half_a_step(format, shape, size, seed):
     w = size * np.random.default_rng(seed).standard_t(3, shape).astype(np.float32)  # long tails
     q = quantize(w, format)
@@ -56,7 +71,8 @@ def test_values_are_those_of_qwix(format):
 
 @formats
 def test_quantising_again_moves_hardly_anything(format):
-    """nf4 gives its own values back. int8's largest is 127 or -128 steps of a scale made for 127.5, so others may move to the next one."""
+    """nf4 gives its own values back. int8's largest is 127 or -128 steps of a scale made for 127.5,
+    so others may move to the next one."""
     q = quantize(W, format)
     again = quantize(dequantize(q), format)
     moved = np.abs(np.asarray(again.values, np.int32) - np.asarray(q.values, np.int32))
@@ -79,9 +95,13 @@ def test_bytes_are_those_of_the_arrays(format, share):
 @formats
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_linear_is_that_of_the_dequantised_kernel(format, dtype):
-    """The product runs under `scan` over layers, as in a model, with its gradient, also beside an adapter. The kernel has no gradient."""
+    """The product runs under `scan` over layers, as in a model, with its gradient, also beside an
+    adapter. The kernel has no gradient."""
     q, x = quantize(W, format), X.astype(dtype)
-    a, b = jax.random.normal(jax.random.key(2), (3, 128, 2)), jax.random.normal(jax.random.key(3), (3, 2, 20))
+    a, b = (
+        jax.random.normal(jax.random.key(2), (3, 128, 2)),
+        jax.random.normal(jax.random.key(3), (3, 2, 20)),
+    )
 
     def loss(x, a, b, kernel):
         def layers(total, layer):
@@ -93,17 +113,29 @@ def test_linear_is_that_of_the_dequantised_kernel(format, dtype):
     got = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, a, b, q)
     expected = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, a, b, dequantize(q, dtype))
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=1e-4, atol=1e-4)
-    scale_gradient = jax.grad(lambda scale: loss(x, a, b, type(q)(q.values, scale, format)))(q.scale)
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=1e-4, atol=1e-4
+        )
+    scale_gradient = jax.grad(lambda scale: loss(x, a, b, type(q)(q.values, scale, format)))(
+        q.scale
+    )
     np.testing.assert_array_equal(scale_gradient, 0)
 
 
 def test_only_kernels_are_quantised():
-    params = {"embed": {"embedding": jnp.ones((4, 6))}, "layers": {"proj": {"kernel": W, "bias": jnp.ones(20)}}}
+    params = {
+        "embed": {"embedding": jnp.ones((4, 6))},
+        "layers": {"proj": {"kernel": W, "bias": jnp.ones(20)}},
+    }
     q = quantize_params(params, "nf4")
     assert (format_of(q), format_of(params)) == ("nf4", None)
-    assert q["embed"]["embedding"] is params["embed"]["embedding"] and q["layers"]["proj"]["bias"] is params["layers"]["proj"]["bias"]
-    np.testing.assert_array_equal(dequantize_params(q)["layers"]["proj"]["kernel"], dequantize(q["layers"]["proj"]["kernel"]))
+    assert (
+        q["embed"]["embedding"] is params["embed"]["embedding"]
+        and q["layers"]["proj"]["bias"] is params["layers"]["proj"]["bias"]
+    )
+    np.testing.assert_array_equal(
+        dequantize_params(q)["layers"]["proj"]["kernel"], dequantize(q["layers"]["proj"]["kernel"])
+    )
 
 
 def test_bad_input_is_told():
@@ -114,7 +146,9 @@ def test_bad_input_is_told():
     params = quantize_params({"kernel": W}, "int8")
     with pytest.raises(UserError, match=r"quantised already \(int8\)"):
         quantize_params(params, "nf4")
-    with pytest.raises(UserError, match="moving needs kernels of floats, and these are stored in int8"):
+    with pytest.raises(
+        UserError, match="moving needs kernels of floats, and these are stored in int8"
+    ):
         refuse_quantized(params, "moving")
     with pytest.raises(TypeError):
         jnp.asarray(params["kernel"])

@@ -51,7 +51,8 @@ def test_an_unknown_slice_gets_the_nearest(name, told):
 
 @pytest.mark.parametrize("kind", CHIPS)
 def test_numbers_of_chips_are_plausible(kind):
-    """Guards against a slip in a unit: a chip reads its memory in 5 to 100 ms, computes 100 to 600 FLOPs for a byte read."""
+    """Guards against a slip in a unit: a chip reads its memory in 5 to 100 ms, computes 100 to 600
+    FLOPs for a byte read."""
     chip = CHIPS[kind]
     assert 0.005 < chip.memory / chip.memory_bandwidth < 0.1
     assert 100 < chip.flops / chip.memory_bandwidth < 600

@@ -1,4 +1,5 @@
-"""The formulas that choose a mesh and judge a pod, against programs that were compiled and against each other."""
+"""The formulas that choose a mesh and judge a pod, against programs that were compiled and against
+each other."""
 
 from __future__ import annotations
 
@@ -28,21 +29,43 @@ V5P = CHIPS["v5p"]
 # Wide enough that products are nearly all of the work.
 WIDE = Decoder(
     DecoderConfig(
-        vocab_size=512, hidden_size=128, mlp_size=256, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=32, sliding=(False, False), window=None
+        vocab_size=512,
+        hidden_size=128,
+        mlp_size=256,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=32,
+        sliding=(False, False),
+        window=None,
     )
 )
 
 
-@pytest.mark.parametrize(("method", "remat"), [("full", "none"), ("full", "full"), ("lora", "none")])
+@pytest.mark.parametrize(
+    ("method", "remat"), [("full", "none"), ("full", "full"), ("lora", "none")]
+)
 def test_flops_are_those_of_the_unrolled_program(method, remat):
-    """XLA counts a loop once, so the program that is counted has its layers unrolled; the loss is counted place by place."""
+    """XLA counts a loop once, so the program that is counted has its layers unrolled; the loss is
+    counted place by place."""
     config = TrainConfig(batch_rows=4, seq_len=64, remat=remat, freeze_embedding=False)
     rng = np.random.default_rng(0)
-    examples = [dataclasses.replace(random_example(rng, 65), weights=np.ones(65, np.float32)) for _ in range(4)]
+    examples = [
+        dataclasses.replace(random_example(rng, 65), weights=np.ones(65, np.float32))
+        for _ in range(4)
+    ]
     batch = Batches([examples], seq_len=64, batch_rows=4, epochs=1)[0]
-    model, params, mesh = dataclasses.replace(WIDE, unroll=True), WIDE.abstract_params(), make_mesh()
+    model, params, mesh = (
+        dataclasses.replace(WIDE, unroll=True),
+        WIDE.abstract_params(),
+        make_mesh(),
+    )
     spec = lora.Spec(8) if method == "lora" else None
-    task = Task.full(model, params, config, mesh, 1) if spec is None else Task.lora(model, params, config, mesh, 1, spec)
+    task = (
+        Task.full(model, params, config, mesh, 1)
+        if spec is None
+        else Task.lora(model, params, config, mesh, 1, spec)
+    )
     without_loss, a_place = task.flops(batch)
     counted = without_loss + a_place * batch.places_SxN.size
     demand = training_demand(WIDE, config, spec)
@@ -70,7 +93,9 @@ def test_memory_of_the_state_is_exact():
     assert training_demand(LLAMA, dataclasses.replace(TRAIN, param_dtype="bfloat16")).state == 8 * n
     assert training_demand(LLAMA, dataclasses.replace(TRAIN, optimizer="muon")).state == 8 * n
     adapter = training_demand(LLAMA, TRAIN, lora.Spec(16))
-    assert adapter.state == 12 * sum(x.size for x in jax.tree.leaves(lora.abstract(lora.Spec(16), LLAMA.abstract_params())))
+    assert adapter.state == 12 * sum(
+        x.size for x in jax.tree.leaves(lora.abstract(lora.Spec(16), LLAMA.abstract_params()))
+    )
     assert adapter.frozen >= 2 * n
 
 
@@ -86,7 +111,9 @@ def test_every_mesh_is_dealt_once_and_divides():
 
 
 def test_lanes_take_an_axis_of_their_own():
-    demand = training_demand(LLAMA, dataclasses.replace(TRAIN, batch_rows=2), lora.Spec(16), lanes=8)
+    demand = training_demand(
+        LLAMA, dataclasses.replace(TRAIN, batch_rows=2), lora.Spec(16), lanes=8
+    )
     assert {sizes["lane"] for sizes in meshes(demand, 16)} == {1, 2, 4, 8}
     assert obstacle(demand, {"lane": 16}) == "mesh axis lane:16 does not divide lanes=8"
     alone, split = (estimate(demand, {"lane": n}, V5P) for n in (1, 8))
@@ -94,7 +121,8 @@ def test_lanes_take_an_axis_of_their_own():
     assert split.seconds["links"] == 0  # lanes send each other nothing
     base = demand.frozen
     state = "parameters and optimizer"
-    assert split.memory[state] - base == pytest.approx((alone.memory[state] - base) / 8)  # the base is there on each device
+    # the base is there on each device
+    assert split.memory[state] - base == pytest.approx((alone.memory[state] - base) / 8)
 
 
 def test_what_fits_goes_first_and_by_time():
@@ -107,7 +135,9 @@ def test_what_fits_goes_first_and_by_time():
 
 def test_less_is_kept_with_more_remat_and_parts_and_devices():
     def need(sizes, **changes):
-        return estimate(training_demand(LLAMA, dataclasses.replace(TRAIN, **changes)), sizes, V5P).n_bytes
+        return estimate(
+            training_demand(LLAMA, dataclasses.replace(TRAIN, **changes)), sizes, V5P
+        ).n_bytes
 
     by_remat = [need({"fsdp": 16}, remat=remat) for remat in ("none", "dots", "full", "offload")]
     assert by_remat == sorted(by_remat, reverse=True) and len(set(by_remat)) == 4
@@ -121,7 +151,9 @@ def test_the_reason_names_what_decides():
     assert choose(training_demand(LLAMA, TRAIN), 1, V5P)[1] == "one device"
     _, reason = choose(training_demand(LLAMA, TRAIN), 2, V5P)
     assert reason.startswith("none of") and "comes nearest" in reason
-    with pytest.raises(UserError, match="no mesh of 7 devices divides this step: batch=32 rows do not divide"):
+    with pytest.raises(
+        UserError, match="no mesh of 7 devices divides this step: batch=32 rows do not divide"
+    ):
         choose(training_demand(LLAMA, TRAIN), 7, V5P)
 
 
@@ -131,7 +163,8 @@ def test_serving_reads_weights_and_cache_at_every_token():
     decode = serving_demand(dataclasses.replace(LLAMA, dtype="bfloat16"), rows, past, 1)
     cache = 2 * c.n_layers * rows * (past + 1) * c.n_kv_heads * c.head_dim * 2
     found = estimate(decode, {"tensor": 8}, V5P)
-    assert found.memory["kept activations"] == pytest.approx(2 * cache / 8)  # the loop may work on a copy
+    # the loop may work on a copy
+    assert found.memory["kept activations"] == pytest.approx(2 * cache / 8)
     weights = 2 * trees.count(LLAMA.abstract_params())
     assert found.seconds["memory"] > 0.85 * (weights + cache) / 8 / V5P.memory_bandwidth
     assert max(found.seconds, key=found.seconds.get) == "memory"

@@ -98,7 +98,13 @@ def test_a_collective_spread_over_fusions_counts_once():
 @pytest.mark.parametrize(
     ("kind", "sent"),
     # A ring of four: every device passes three quarters on; a reduction is a scatter and a gather.
-    [("all-gather", 75), ("all-reduce", 150), ("reduce-scatter", 300), ("all-to-all", 75), ("collective-permute", 100)],
+    [
+        ("all-gather", 75),
+        ("all-reduce", 150),
+        ("reduce-scatter", 300),
+        ("all-to-all", 75),
+        ("collective-permute", 100),
+    ],
 )
 def test_bytes_that_a_ring_sends(kind, sent):
     one = Collective(kind, "u8[100]", 100, 100, 4, 1)

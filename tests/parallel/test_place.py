@@ -33,7 +33,8 @@ def test_alone_is_no_place():
     assert find_place(SLURM, num_processes=1) is None  # said explicitly
     batch_script = {key: value for key, value in SLURM.items() if "STEP" not in key}
     assert find_place({**batch_script, "SLURM_PROCID": "0"}) is None
-    assert find_place({"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # one of many independent runs
+    # one of many independent runs
+    assert find_place({"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
 
 
 def test_slurm_step():
@@ -43,25 +44,36 @@ def test_slurm_step():
     assert host == "node07" and 61_440 <= int(port) < 65_536
     for other in ("0", "1", "3"):
         assert find_place({**SLURM, "SLURM_PROCID": other}).coordinator == place.coordinator
-    assert find_place({**SLURM, "SLURM_STEP_ID": "1"}).coordinator != place.coordinator  # two steps of a job may run at once
+    # two steps of a job may run at once
+    assert find_place({**SLURM, "SLURM_STEP_ID": "1"}).coordinator != place.coordinator
     assert find_place({**SLURM, "JAX_COORDINATOR_ADDRESS": "login:99"}).coordinator == "login:99"
 
 
 def test_accelerators_of_a_slurm_host_are_dealt_to_its_tasks():
     assert find_place({**SLURM, "SLURM_LOCALID": "1"}).local_devices == (1,)
-    assert find_place({**SLURM, "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1"}).local_devices == (1,)
-    assert find_place({**SLURM, "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "1"}).local_devices is None  # SLURM has dealt them
-    assert find_place({**SLURM, "SLURM_STEP_NUM_NODES": "4"}).local_devices is None  # one task a host takes all
+    assert find_place(
+        {**SLURM, "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
+    ).local_devices == (1,)
+    # SLURM has dealt them
+    assert (
+        find_place({**SLURM, "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "1"}).local_devices
+        is None
+    )
+    # one task a host takes all
+    assert find_place({**SLURM, "SLURM_STEP_NUM_NODES": "4"}).local_devices is None
 
 
 def test_kubernetes_indexed_job():
     assert find_place(POD) == Place("train-0.train:1234", 3, 1, source="Kubernetes")
-    assert find_place({**POD, "JAX_PROCESS_ID": "2"}).process_id == 2  # several jobs of a JobSet count on
+    # several jobs of a JobSet count on
+    assert find_place({**POD, "JAX_PROCESS_ID": "2"}).process_id == 2
 
 
 def test_explicit_goes_first():
     assert find_place(SLURM, "here:1", 2, 1) == Place("here:1", 2, 1)
-    assert find_place({"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}) == Place("here:1", 2, 0)
+    assert find_place(
+        {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    ) == Place("here:1", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +115,25 @@ def test_first_of_slurms_hosts(nodes, host):
 def test_tpu_slices_of_several_hosts():
     pod = {"TPU_WORKER_HOSTNAMES": "a,b,c", "TPU_WORKER_ID": "2", "JOB_COMPLETION_INDEX": "2"}
     assert find_place(pod) == Place("a:8482", 3, 2, source="TPU pod")
-    slices = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "first:8081"}
+    slices = {
+        "MEGASCALE_NUM_SLICES": "2",
+        "MEGASCALE_SLICE_ID": "1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "first:8081",
+    }
     assert find_place({**pod, **slices}) == Place("first:8482", 6, 5, source="TPU pod")
-    assert find_place({**slices, "TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}) == Place("first:8482", 2, 1, source="TPU pod")
+    assert find_place({**slices, "TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}) == Place(
+        "first:8482", 2, 1, source="TPU pod"
+    )
     assert find_place({"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0"}) is None
-    assert find_place({**pod, "JAX_PLATFORMS": "cpu"}) is None and find_place({**pod, "JAX_PLATFORMS": "tpu"}) is not None
+    assert (
+        find_place({**pod, "JAX_PLATFORMS": "cpu"}) is None
+        and find_place({**pod, "JAX_PLATFORMS": "tpu"}) is not None
+    )
     assert find_place(pod, num_processes=1) is None
     assert find_place(pod, "here:1", 2, 1) == Place("here:1", 2, 1)
-    with pytest.raises(UserError, match="names 3 hosts, but TPU_WORKER_ID does not say which this is"):
+    with pytest.raises(
+        UserError, match="names 3 hosts, but TPU_WORKER_ID does not say which this is"
+    ):
         find_place({"TPU_WORKER_HOSTNAMES": "a,b,c"})
 
 
@@ -118,5 +141,7 @@ def test_tpu_host_of_which_only_the_metadata_server_knows(tmp_path):
     assert not ask_tpu_host({}, tmp_path)
     (tmp_path / "accel0").touch()
     assert ask_tpu_host({}, tmp_path)
-    assert not ask_tpu_host({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) and not ask_tpu_host({"TPU_WORKER_HOSTNAMES": "a"}, tmp_path)
+    assert not ask_tpu_host({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) and not ask_tpu_host(
+        {"TPU_WORKER_HOSTNAMES": "a"}, tmp_path
+    )
     assert not ask_tpu_host({"JAX_PLATFORMS": "cpu"}, tmp_path)

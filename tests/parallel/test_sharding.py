@@ -12,7 +12,15 @@ from kafjax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from kafjax.parallel import AXES, RULES, n_data_shares, shardings
 
 CONFIG = DecoderConfig(
-    vocab_size=64, hidden_size=16, mlp_size=24, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, True, False), window=4
+    vocab_size=64,
+    hidden_size=16,
+    mlp_size=24,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    sliding=(True, True, False),
+    window=4,
 )
 DECODER = Decoder(CONFIG)
 ENCODER = Encoder(EncoderConfig(vocab_size=64, hidden_size=16, mlp_size=24, n_layers=3, n_heads=2))
@@ -21,11 +29,15 @@ ENCODER = Encoder(EncoderConfig(vocab_size=64, hidden_size=16, mlp_size=24, n_la
 def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
     """Shardings can be worked out for devices that are not there."""
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return AbstractMesh(
+        tuple(sizes.get(axis, 1) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
 
 
 def specs(axes, abstract, mesh) -> dict[str, PartitionSpec]:
-    return {path: leaf.spec for path, leaf in trees.flatten(shardings(axes, abstract, mesh)).items()}
+    return {
+        path: leaf.spec for path, leaf in trees.flatten(shardings(axes, abstract, mesh)).items()
+    }
 
 
 def test_kernels_are_split_inside_and_outside_the_layer():
@@ -47,12 +59,20 @@ def test_every_parameter_of_every_model_has_a_place(model):
 
 
 def test_adapters_inherit_the_axes_of_their_kernels():
-    adapters = lora.abstract(lora.Spec(rank=3, targets="q_proj|down_proj"), DECODER.abstract_params())
+    adapters = lora.abstract(
+        lora.Spec(rank=3, targets="q_proj|down_proj"), DECODER.abstract_params()
+    )
     found = shardings(lora.axes(adapters, DECODER.axes()), adapters, mesh_of(1, 2, 2))
     assert jax.tree.structure(found) == jax.tree.structure(adapters)
     down, q = found["layers/mlp/down_proj/kernel"], found["layers/attn/q_proj/kernel"]
-    assert (q["a"].spec, q["b"].spec) == (PartitionSpec(None, "fsdp", None), PartitionSpec(None, None, "tensor"))
-    assert (down["a"].spec, down["b"].spec) == (PartitionSpec(None, "tensor", None), PartitionSpec(None, None, "fsdp"))
+    assert (q["a"].spec, q["b"].spec) == (
+        PartitionSpec(None, "fsdp", None),
+        PartitionSpec(None, None, "tensor"),
+    )
+    assert (down["a"].spec, down["b"].spec) == (
+        PartitionSpec(None, "tensor", None),
+        PartitionSpec(None, None, "fsdp"),
+    )
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -62,16 +82,34 @@ def shape(*sizes: int) -> jax.ShapeDtypeStruct:
 @pytest.mark.parametrize(
     ("axes", "sizes", "told"),
     [
-        (("embed", "mpl"), (4, 4), r"'layer/kernel', dimension 1: axis 'mpl' has no sharding rule. Did you mean 'mlp'\?"),
-        (("heads", "mlp"), (4, 4), r"'layer/kernel': dimensions 0 and 1 both map to mesh axis 'tensor'"),
-        (("embed", "embed"), (4, 4), r"'layer/kernel': dimensions 0 and 1 both map to mesh axis 'fsdp'"),
-        (("embed", "kv_heads"), (4, 3), r"'layer/kernel', dimension 1 \('kv_heads', size 3\) does not divide over mesh axis tensor:2"),
+        (
+            ("embed", "mpl"),
+            (4, 4),
+            r"'layer/kernel', dimension 1: axis 'mpl' has no sharding rule. Did you mean 'mlp'\?",
+        ),
+        (
+            ("heads", "mlp"),
+            (4, 4),
+            r"'layer/kernel': dimensions 0 and 1 both map to mesh axis 'tensor'",
+        ),
+        (
+            ("embed", "embed"),
+            (4, 4),
+            r"'layer/kernel': dimensions 0 and 1 both map to mesh axis 'fsdp'",
+        ),
+        (
+            ("embed", "kv_heads"),
+            (4, 3),
+            r"'layer/kernel', dimension 1 \('kv_heads', size 3\) does not divide over mesh axis tensor:2",
+        ),
         (("embed",), (4, 4), r"'layer/kernel' has 2 dimensions and 1 axis names"),
     ],
 )
 def test_what_does_not_fit_is_an_error_that_names_parameter_and_dimension(axes, sizes, told):
     with pytest.raises(UserError, match=told):
-        shardings({"layer": {"kernel": axes}}, {"layer": {"kernel": shape(*sizes)}}, mesh_of(1, 2, 2))
+        shardings(
+            {"layer": {"kernel": axes}}, {"layer": {"kernel": shape(*sizes)}}, mesh_of(1, 2, 2)
+        )
 
 
 def test_undeclared_parameter_is_an_error():
@@ -86,4 +124,7 @@ def test_the_table_names_mesh_axes_only():
 
 def test_rows_are_split_over_data_and_fsdp():
     assert n_data_shares(mesh_of(2, 3, 5)) == 6
-    assert isinstance(jax.tree.leaves(shardings({"x": ("embed",)}, {"x": shape(6)}, mesh_of(2, 3, 5)))[0], NamedSharding)
+    assert isinstance(
+        jax.tree.leaves(shardings({"x": ("embed",)}, {"x": shape(6)}, mesh_of(2, 3, 5)))[0],
+        NamedSharding,
+    )

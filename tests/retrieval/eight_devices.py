@@ -1,4 +1,5 @@
-"""Prints what the mesh engine finds on the devices there are, after changes: one line of ids a query."""
+"""Prints what the mesh engine finds on the devices there are, after changes: one line of ids a
+query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The embedder on the real MiniLM: parity with sentence-transformers, and vectors that depend on nothing but their text."""
+"""The embedder on the real MiniLM: parity with sentence-transformers, and vectors that depend on
+nothing but their text."""
 
 from __future__ import annotations
 
@@ -13,7 +14,28 @@ from kafjax.retrieval import Embedder
 
 pytestmark = pytest.mark.optimised
 
-LENGTHS_IN_WORDS = (0, 1, 3, 5, 12, 13, 14, 15, 28, 30, 31, 60, 64, 100, 127, 200, 254, 255, 300, 700)
+LENGTHS_IN_WORDS = (
+    0,
+    1,
+    3,
+    5,
+    12,
+    13,
+    14,
+    15,
+    28,
+    30,
+    31,
+    60,
+    64,
+    100,
+    127,
+    200,
+    254,
+    255,
+    300,
+    700,
+)
 WORDS = "the quick river under a silver bridge carries old letters from nine quiet islands to unhurried merchants".split()
 
 
@@ -76,7 +98,9 @@ def test_unit_float32_in_the_order_of_the_texts(embedder, vectors):
 def test_alone_equals_in_company(scanned_minilm, vectors):
     """One by one the texts meet each padded length, with a batch of one."""
     embedder = Embedder(*scanned_minilm)
-    np.testing.assert_allclose(np.concatenate([embedder.embed([text]) for text in TEXTS]), vectors, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([embedder.embed([text]) for text in TEXTS]), vectors, atol=1e-6
+    )
 
 
 def test_batch_size_and_padding_do_not_matter(scanned_minilm, vectors):
@@ -104,7 +128,8 @@ def test_few_shapes_are_compiled(scanned_minilm):
 
 
 def test_progress_and_windows(embedder, monkeypatch):
-    monkeypatch.setattr("kafjax.retrieval.embed.WINDOW", 20)  # texts are sorted within windows; the order comes back all the same
+    # texts are sorted within windows; the order comes back all the same
+    monkeypatch.setattr("kafjax.retrieval.embed.WINDOW", 20)
     texts = [f"{'very ' * (i % 5)}short text number {i}" for i in range(26)]
     seen = []
     vectors = embedder.embed(texts, advance=seen.append)

@@ -1,4 +1,5 @@
-"""The exact engine against NumPy, and what it promises beyond the other engines: ties, identity after updates, compiles, memory."""
+"""The exact engine against NumPy, and what it promises beyond the other engines: ties, identity
+after updates, compiles, memory."""
 
 from __future__ import annotations
 
@@ -18,23 +19,34 @@ def names(n: int) -> list[str]:
 
 
 def small_integers(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
-    """Vectors whose dot products are exact in float32, in any order of summation, and full of ties."""
+    """Vectors whose dot products are exact in float32, in any order of summation, and full of
+    ties."""
     return rng.integers(-2, 3, size=(n, d)).astype(np.float32)
 
 
-def by_numpy(ids: list[str], vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
+def by_numpy(
+    ids: list[str], vectors: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[list[list[str]], np.ndarray]:
     scores = queries @ vectors.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return [[ids[i] for i in row] for row in order], np.take_along_axis(scores, order, axis=1)
 
 
-def assert_equal(found: tuple[list[list[str]], np.ndarray], expected: tuple[list[list[str]], np.ndarray]) -> None:
+def assert_equal(
+    found: tuple[list[list[str]], np.ndarray], expected: tuple[list[list[str]], np.ndarray]
+) -> None:
     assert found[0] == expected[0]
     np.testing.assert_array_equal(found[1], expected[1])
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 600), d=st.sampled_from([1, 5]), q=st.integers(1, 9), k=st.sampled_from([1, 3, 40]), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 600),
+    d=st.sampled_from([1, 5]),
+    q=st.integers(1, 9),
+    k=st.sampled_from([1, 3, 40]),
+    seed=st.integers(0, 99),
+)
 def test_equals_a_stable_sort(n, d, q, k, seed):
     rng = np.random.default_rng(seed)
     vectors, queries = small_integers(rng, n, d), small_integers(rng, q, d)
@@ -65,7 +77,9 @@ def test_any_history_of_updates_equals_a_stable_sort(data):
             fresh += m
     queries = small_integers(rng, 4, 3)
     stored = np.array(list(contents.values()), np.float32).reshape(-1, 3)
-    assert_equal(index.search(queries, 10), by_numpy(list(contents), stored, queries, min(10, len(contents))))
+    assert_equal(
+        index.search(queries, 10), by_numpy(list(contents), stored, queries, min(10, len(contents)))
+    )
 
 
 def test_several_chunks_of_rows_and_of_queries():
@@ -114,8 +128,16 @@ def test_growth_within_the_capacity_compiles_nothing():
 
 def test_scratch_memory_does_not_grow_with_the_index():
     def scratch_bytes(n: int) -> int:
-        vectors, queries = jax.ShapeDtypeStruct((exact.capacity(n), 8), np.float32), jax.ShapeDtypeStruct((64, 8), np.float32)
-        return exact._top_k.lower(vectors, 1, queries, 10).compile().memory_analysis().temp_size_in_bytes
+        vectors, queries = (
+            jax.ShapeDtypeStruct((exact.capacity(n), 8), np.float32),
+            jax.ShapeDtypeStruct((64, 8), np.float32),
+        )
+        return (
+            exact._top_k.lower(vectors, 1, queries, 10)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     assert scratch_bytes(64 * exact.CHUNK) <= 1.1 * scratch_bytes(4 * exact.CHUNK)
 

@@ -1,4 +1,5 @@
-"""A saved folder appears whole or not at all, whenever the writer dies, and takes the place of nothing but its own kind."""
+"""A saved folder appears whole or not at all, whenever the writer dies, and takes the place of
+nothing but its own kind."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ def test_written_and_replaced(tmp_path):
     write(tmp_path / "deep" / "folder", "one")
     write(tmp_path / "deep" / "folder", "two")
     assert read(tmp_path / "deep" / "folder") == "two"
-    assert os.listdir(tmp_path / "deep") == ["folder"] and len(os.listdir(tmp_path / "deep" / "folder")) == 2
+    assert (
+        os.listdir(tmp_path / "deep") == ["folder"]
+        and len(os.listdir(tmp_path / "deep" / "folder")) == 2
+    )
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -73,7 +77,9 @@ def test_a_full_disk_leaves_the_old_index(tmp_path, engine):
     assert os.listdir(tmp_path) == ["i"]
 
 
-@pytest.mark.parametrize("manifest", [None, "{}", "not json", '{"name": "some web app", "kind": "app", "files": {}}'])
+@pytest.mark.parametrize(
+    "manifest", [None, "{}", "not json", '{"name": "some web app", "kind": "app", "files": {}}']
+)
 def test_other_peoples_files_are_not_replaced(tmp_path, manifest):
     (tmp_path / "thesis.tex").write_text("x")
     if manifest is not None:
@@ -157,10 +163,13 @@ def test_readers_beside_a_writer_see_one_save_as_a_whole(tmp_path, record_proper
     def start(script: str) -> subprocess.Popen:
         command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "store"), str(stop)]
         environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
+        )
 
     stop.touch()
-    assert start(SAVE).communicate(timeout=120)[1] == ""  # one save, so that there is something to read
+    # one save, so that there is something to read
+    assert start(SAVE).communicate(timeout=120)[1] == ""
     stop.unlink()
     writer, *readers = [start(SAVE), start(READ), start(READ)]
     have_read = [process.communicate(timeout=240) for process in readers]
@@ -183,7 +192,11 @@ def test_what_a_killed_writer_left_is_not_read_and_the_next_one_deletes_it(tmp_p
     assert read(tmp_path / "f") == "old"
     assert len(os.listdir(tmp_path / "f")) == 4
     write(tmp_path / "f", "new")
-    assert read(tmp_path / "f") == "new" and os.listdir(tmp_path) == ["f"] and len(os.listdir(tmp_path / "f")) == 2
+    assert (
+        read(tmp_path / "f") == "new"
+        and os.listdir(tmp_path) == ["f"]
+        and len(os.listdir(tmp_path / "f")) == 2
+    )
 
 
 def test_what_is_replaced_while_it_is_read_is_read_again(tmp_path):

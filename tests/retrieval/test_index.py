@@ -1,4 +1,5 @@
-"""The contract of every engine: validation, growth, saving. Run on the exact engine, the mesh and both forms of ScaNN."""
+"""The contract of every engine: validation, growth, saving. Run on the exact engine, the mesh and
+both forms of ScaNN."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.retrieval import ExactIndex, Index, MeshIndex, ScannIndex, load_index, open_index, scann_index
+from kafjax.retrieval import (
+    ExactIndex,
+    Index,
+    MeshIndex,
+    ScannIndex,
+    load_index,
+    open_index,
+    scann_index,
+)
 
 N, D = 300, 24
 ENGINES: dict[str, Callable[[], Index]] = {
@@ -68,7 +77,8 @@ def test_appended_are_found_and_deleted_are_not(built):
     built.append(names(40, "new"), new)
     assert len(built) == N + 40
     looks_everywhere = not isinstance(built, ScannIndex) or built.tree_from > N
-    # A tree looks into some leaves only, and they differ from build to build; it looks into all where all vectors are asked for.
+    # A tree looks into some leaves only, and they differ from build to build; it looks into all
+    # where all vectors are asked for.
     for k in (1, len(built)) if looks_everywhere else (len(built),):
         assert [row[0] for row in built.search(new, k)[0]] == names(40, "new")
     built.delete([*names(40, "new"), "p0", "p7", f"p{N - 1}"])
@@ -92,19 +102,30 @@ def test_many_random_updates_keep_ids_and_vectors_together(index):
     contents = dict(zip(names(N), unit_vectors(N), strict=True))
     index.build(list(contents), np.stack(list(contents.values())))
     for round in range(12):
-        gone = [str(id) for id in rng.choice(list(contents), size=rng.integers(1, 60), replace=False)]
+        gone = [
+            str(id) for id in rng.choice(list(contents), size=rng.integers(1, 60), replace=False)
+        ]
         index.delete(gone)
         for id in gone:
             del contents[id]
-        new = dict(zip(names(int(rng.integers(1, 60)), f"r{round}-"), unit_vectors(60, seed=100 + round), strict=False))
+        new = dict(
+            zip(
+                names(int(rng.integers(1, 60)), f"r{round}-"),
+                unit_vectors(60, seed=100 + round),
+                strict=False,
+            )
+        )
         index.append(list(new), np.stack(list(new.values())))
         contents |= new
     assert set(index.ids) == contents.keys()
     queries = unit_vectors(10, seed=5)
-    ids, scores = index.search(queries, len(contents))  # all of them, so that the tree may not leave any out
+    # all of them, so that the tree may not leave any out
+    ids, scores = index.search(queries, len(contents))
     for row, query in enumerate(queries):
         assert set(ids[row]) == contents.keys()
-        np.testing.assert_allclose(scores[row], np.stack([contents[id] for id in ids[row]]) @ query, atol=1e-5)
+        np.testing.assert_allclose(
+            scores[row], np.stack([contents[id] for id in ids[row]]) @ query, atol=1e-5
+        )
 
 
 def test_an_index_with_one_vector(index):
@@ -141,7 +162,8 @@ def test_build_replaces(built):
 
 
 def test_the_callers_arrays_are_copied(index):
-    vectors, ids = unit_vectors(256), names(256)  # 256: a capacity of the exact engine, where nothing needs padding
+    # 256: a capacity of the exact engine, where nothing needs padding
+    vectors, ids = unit_vectors(256), names(256)
     index.build(ids, vectors)
     before, _ = index.search(unit_vectors(5, seed=9), 5)
     vectors[:] = 0
@@ -158,7 +180,9 @@ def test_k_beyond_the_size_is_clamped_and_told_once(built, caplog):
     assert [sorted(row) for row in ids] == [sorted(names(N))] * 2
     assert scores.shape == (2, N)
     assert not np.isnan(scores).any()
-    assert [r.getMessage() for r in caplog.records] == [f"k={N + 50} is more than the {N} passages in the index: all of them are returned"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"k={N + 50} is more than the {N} passages in the index: all of them are returned"
+    ]
 
 
 def with_(vectors: np.ndarray, value: float) -> np.ndarray:
@@ -224,7 +248,9 @@ def test_other_real_dtypes_are_taken(index, dtype):
     vectors = (unit_vectors(5) * 8).astype(dtype)
     index.build(names(5), vectors)
     np.testing.assert_allclose(
-        index.search(vectors[:1], 5)[1][0], np.sort(vectors.astype(np.float32) @ vectors[0].astype(np.float32))[::-1], rtol=1e-5
+        index.search(vectors[:1], 5)[1][0],
+        np.sort(vectors.astype(np.float32) @ vectors[0].astype(np.float32))[::-1],
+        rtol=1e-5,
     )
 
 
@@ -246,13 +272,17 @@ def test_saved_moved_loaded_searches_the_same_and_grows(built, tmp_path):
 
 def test_n_bytes_is_what_lies_on_disk(built, tmp_path):
     built.save(tmp_path / "a")
-    assert built.n_bytes() == sum(path.stat().st_size for path in (tmp_path / "a").glob("segment-*/*"))
+    assert built.n_bytes() == sum(
+        path.stat().st_size for path in (tmp_path / "a").glob("segment-*/*")
+    )
     assert built.n_bytes() > N * D * 4
 
 
 def test_no_pickle_is_written(built, tmp_path):
     built.save(tmp_path / "a")
-    assert not [path.name for path in (tmp_path / "a").rglob("*") if path.suffix in (".pkl", ".pickle")]
+    assert not [
+        path.name for path in (tmp_path / "a").rglob("*") if path.suffix in (".pkl", ".pickle")
+    ]
 
 
 def test_emptied_index_is_saved_and_loaded(built, tmp_path):
@@ -275,7 +305,12 @@ def test_every_file_is_checked_when_loading(built, tmp_path):
     built.save(good)
     for path in [path.relative_to(good) for path in good.rglob("*") if path.is_file()]:
         bad = tmp_path / "bad"
-        for spoil in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-2]), flip_a_bit, lambda p: p.write_bytes(b"")):
+        for spoil in (
+            lambda p: p.unlink(),
+            lambda p: p.write_bytes(p.read_bytes()[:-2]),
+            flip_a_bit,
+            lambda p: p.write_bytes(b""),
+        ):
             shutil.rmtree(bad, ignore_errors=True)
             shutil.copytree(good, bad)
             spoil(bad / path)
@@ -336,7 +371,8 @@ def test_open_index_by_name():
 
 def test_without_scann(built, tmp_path, caplog, monkeypatch):
     built.save(tmp_path / "a")
-    monkeypatch.setitem(__import__("sys").modules, "scann", None)  # makes the import fail, as where it has no wheel
+    # makes the import fail, as where it has no wheel
+    monkeypatch.setitem(__import__("sys").modules, "scann", None)
     assert scann_index.why_unavailable() is not None
     for refused in (lambda: open_index("scann"), ScannIndex):
         with pytest.raises(UserError, match=r"pip install 'kafjax\[retrieval\]'"):

@@ -1,4 +1,5 @@
-"""The reranker: scores of the live CrossEncoder of sentence-transformers, an order by them, refusals by name."""
+"""The reranker: scores of the live CrossEncoder of sentence-transformers, an order by them,
+refusals by name."""
 
 from __future__ import annotations
 
@@ -32,10 +33,19 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reranker") / "model"
     tokenizer = hub.tokenizer(str(tiny.write_bert(folder.parent / "bert")))
     ends = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
-    config = transformers.BertConfig(**{**TINY_BERT, "vocab_size": tokenizer.get_vocab_size()}, num_labels=1)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends
+    )
+    config = transformers.BertConfig(
+        **{**TINY_BERT, "vocab_size": tokenizer.get_vocab_size()}, num_labels=1
+    )
     randomised(transformers.BertForSequenceClassification(config), 0).save_pretrained(folder)
-    specials = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    specials = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=32,
@@ -53,7 +63,8 @@ def test_scores_are_those_of_sentence_transformers(folder, tmp_path, activation)
 
     live = CrossEncoder(str(folder), device="cpu", activation_fn=getattr(torch.nn, activation)())
     expected = live.predict(PAIRS)
-    for source in (tmp_path / "saved", folder):  # as published by sentence-transformers, and as transformers alone writes it
+    # as published by sentence-transformers, and as transformers alone writes it
+    for source in (tmp_path / "saved", folder):
         if source != folder:
             live.save(str(source))
         elif activation == "Identity":
@@ -79,17 +90,31 @@ def test_candidates_are_ordered_by_the_scores(folder):
     ("file", "changes", "message"),
     [
         ("config.json", {"architectures": ["BertModel"]}, "is no reranker"),
-        ("config.json", {"id2label": {"0": "no", "1": "yes"}}, "a reranker has one label, this classifier has 2"),
+        (
+            "config.json",
+            {"id2label": {"0": "no", "1": "yes"}},
+            "a reranker has one label, this classifier has 2",
+        ),
         ("config.json", {"hidden_act": "relu"}, "hidden_act"),
-        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.Softplus"}}, "activation_fn 'softplus' is not computed"),
+        (
+            "config.json",
+            {"sentence_transformers": {"activation_fn": "torch.nn.Softplus"}},
+            "activation_fn 'softplus' is not computed",
+        ),
         ("config.json", {"num_hidden_layers": 2}, "extra tensor"),
-        ("config_sentence_transformers.json", {"prompts": {"query": "q: "}}, "prompts of a cross-encoder"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "q: "}},
+            "prompts of a cross-encoder",
+        ),
     ],
 )
 def test_what_is_no_reranker_is_refused_in_one_line(folder, tmp_path, file, changes, message):
     other = shutil.copytree(folder, tmp_path / "other")
     path = other / file
-    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **changes}))
+    path.write_text(
+        json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **changes})
+    )
     with pytest.raises(UserError, match=message) as error:
         open_scorer(str(other))
     assert "\n" not in str(error.value)

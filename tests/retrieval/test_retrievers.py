@@ -1,4 +1,5 @@
-"""Behaviour that every kind of retriever shares, over one store on disk; and what each does by itself."""
+"""Behaviour that every kind of retriever shares, over one store on disk; and what each does by
+itself."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
 from kafjax.core.stopwatch import stage, stages
-from kafjax.retrieval import KINDS, Dense, Embedder, Hit, Lexical, Store, build_store, fuse, open_retriever
+from kafjax.retrieval import (
+    KINDS,
+    Dense,
+    Embedder,
+    Hit,
+    Lexical,
+    Store,
+    build_store,
+    fuse,
+    open_retriever,
+)
 from kafjax.retrieval.lexical import words
 from tests import tiny
 
@@ -50,7 +61,12 @@ def test_hits_are_passages_with_falling_scores(opened, store):
     found = opened(store).search(ASKED, 3)
     assert len(found) == 2 and all(1 <= len(hits) <= 3 for hits in found)
     for hits in found:
-        assert all(isinstance(hit.passage, Passage) and isinstance(hit.score, float) and isinstance(hit.passage.id, str) for hit in hits)
+        assert all(
+            isinstance(hit.passage, Passage)
+            and isinstance(hit.score, float)
+            and isinstance(hit.passage.id, str)
+            for hit in hits
+        )
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert opened(store).search([], 3) == []
 
@@ -77,7 +93,9 @@ def test_it_grows_and_shrinks_as_if_built_anew(opened, store, kind, embedder):
     found, expected = retriever.search(ASKED, 9), opened(anew).search(ASKED, 9)
     assert ids(found) == ids(expected)
     for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose([hit.score for hit in ours], [hit.score for hit in theirs], rtol=1e-6)
+        np.testing.assert_allclose(
+            [hit.score for hit in ours], [hit.score for hit in theirs], rtol=1e-6
+        )
 
 
 def test_a_guess_leads_to_the_passage_that_it_names(opened, store):
@@ -102,7 +120,10 @@ def test_bad_queries_are_refused_in_one_line(opened, store, arguments, message):
 
 @pytest.mark.parametrize(
     ("passages", "message"),
-    [([Passage(7, "x")], "ids must be strings, got 7"), ([Passage("a", "x"), Passage("a", "y")], "'a' is given twice")],
+    [
+        ([Passage(7, "x")], "ids must be strings, got 7"),
+        ([Passage("a", "x"), Passage("a", "y")], "'a' is given twice"),
+    ],
 )
 def test_ids_are_unique_strings(kind, embedder, passages, message):
     with pytest.raises(UserError, match=message):
@@ -141,10 +162,15 @@ def test_bm25_is_the_formula():
         for word in ("red", "fish"):
             n, frequency = sum(word in other for other in tokens), document.count(word)
             idf = math.log(1 + (len(tokens) - n + 0.5) / (n + 0.5))
-            total += idf * frequency / (frequency + 1.5 * (1 - 0.75 + 0.75 * len(document) / average))
+            total += (
+                idf * frequency / (frequency + 1.5 * (1 - 0.75 + 0.75 * len(document) / average))
+            )
         return total
 
-    expected = sorted(((score(document), -i) for i, document in enumerate(tokens) if score(document) > 0), reverse=True)
+    expected = sorted(
+        ((score(document), -i) for i, document in enumerate(tokens) if score(document) > 0),
+        reverse=True,
+    )
     assert [hit.passage.id for hit in hits] == [str(-i) for _, i in expected]
     np.testing.assert_allclose([hit.score for hit in hits], [s for s, _ in expected], rtol=1e-5)
 
@@ -164,7 +190,13 @@ def test_words_that_no_passage_holds_find_nothing_and_ties_keep_their_order():
 
 @pytest.mark.parametrize(
     ("asked", "id"),
-    [("谁在塔里画地图", "maps"), ("铃铛", "bells"), ("ใครวาดแผนที่", "thai"), ("नक्शे", "hindi"), ("МАСТЕРСКАЯ", "russian")],
+    [
+        ("谁在塔里画地图", "maps"),
+        ("铃铛", "bells"),
+        ("ใครวาดแผนที่", "thai"),
+        ("नक्शे", "hindi"),
+        ("МАСТЕРСКАЯ", "russian"),
+    ],
 )
 def test_passages_of_any_script_are_found_by_their_words(asked, id):
     texts = {
@@ -174,7 +206,9 @@ def test_passages_of_any_script_are_found_by_their_words(asked, id):
         "hindi": "वह नक्शे बनाती है",
         "russian": "Мастерская стоит",
     }
-    (hits,) = Lexical(Store(None, [Passage(id, text) for id, text in texts.items()])).search([asked], 5)
+    (hits,) = Lexical(Store(None, [Passage(id, text) for id, text in texts.items()])).search(
+        [asked], 5
+    )
     assert hits[0].passage.id == id
 
 
@@ -195,7 +229,9 @@ def test_seconds_of_stages_add_up(embedder):
         dense.search(ASKED, 1)
         first = dict(seconds)
         dense.search(ASKED, 1)
-    assert first.keys() == {"embed", "search"} and all(seconds[name] > first[name] > 0 for name in first)
+    assert first.keys() == {"embed", "search"} and all(
+        seconds[name] > first[name] > 0 for name in first
+    )
     with stage("embed"):  # nobody asks
         pass
     assert seconds.keys() == first.keys()

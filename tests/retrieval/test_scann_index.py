@@ -36,14 +36,19 @@ def updated(index: Index) -> Index:
 
 
 def agreement(index: Index, oracle: Index, k: int = K, n_queries: int = 300) -> tuple[float, float]:
-    """Share of queries with the same first neighbour, and recall@k; the scores of what both found must be equal."""
+    """Share of queries with the same first neighbour, and recall@k; the scores of what both found
+    must be equal."""
     queries = clustered(n_queries, 3)
     ids, scores = index.search(queries, k)
     true_ids, true_scores = oracle.search(queries, k)
     for row in range(len(queries)):
         true = dict(zip(true_ids[row], true_scores[row], strict=True))
         assert len(set(ids[row])) == k
-        np.testing.assert_allclose(scores[row], [true.get(id, score) for id, score in zip(ids[row], scores[row], strict=True)], atol=1e-6)
+        np.testing.assert_allclose(
+            scores[row],
+            [true.get(id, score) for id, score in zip(ids[row], scores[row], strict=True)],
+            atol=1e-6,
+        )
     first = np.mean([a[0] == b[0] for a, b in zip(ids, true_ids, strict=True)])
     recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(ids, true_ids, strict=True)])
     return float(first), float(recall)
@@ -87,7 +92,8 @@ def test_updated_tree_finds_nearly_all(updated_oracle, tmp_path):
 
 @pytest.mark.parametrize(("k", "enough"), [(60, 0.9), (150, 0.98), (1_000, 0.98), (N, 1.0)])
 def test_tree_gives_as_many_as_asked_for(tree, oracle, k, enough):
-    """Numbers lie past the default reordering, past the first leaves' contents, and at everything."""
+    """Numbers lie past the default reordering, past the first leaves' contents, and at
+    everything."""
     first, recall = agreement(tree, oracle, k, n_queries=30)
     assert first >= 0.95
     assert recall >= enough
@@ -103,7 +109,8 @@ def test_a_tree_grown_from_nothing_is_built_once_and_then_appended_to():
 
 
 def test_neighbours_beyond_leaves_that_deletes_emptied():
-    """Three quarters of the leaves lie around the query, and all but two of their vectors are gone."""
+    """Three quarters of the leaves lie around the query, and all but two of their vectors are
+    gone."""
     rng = np.random.default_rng(5)
     near = np.eye(1, D) + 0.1 * rng.normal(size=(1_500, D))
     far = -np.eye(1, D) + 0.1 * rng.normal(size=(500, D))
@@ -119,7 +126,11 @@ def test_neighbours_beyond_leaves_that_deletes_emptied():
 @pytest.mark.parametrize("vectors", ["equal", "zero", "one-dimensional"])
 def test_degenerate_vectors_train_a_tree(vectors):
     n = 500
-    array = {"equal": np.ones((n, 8)), "zero": np.zeros((n, 8)), "one-dimensional": np.linspace(-1, 1, n)[:, None]}[vectors]
+    array = {
+        "equal": np.ones((n, 8)),
+        "zero": np.zeros((n, 8)),
+        "one-dimensional": np.linspace(-1, 1, n)[:, None],
+    }[vectors]
     index = ScannIndex(tree_from=100)
     index.build(names(n), array)
     ids, scores = index.search(array[:2], n)

@@ -1,4 +1,5 @@
-"""Saves that cost what has changed: segments beside a base, merged in time, and never anything in between."""
+"""Saves that cost what has changed: segments beside a base, merged in time, and never anything in
+between."""
 
 from __future__ import annotations
 
@@ -21,15 +22,24 @@ from tests.kills import KILLED, in_child
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 D = 8
-ENGINES = {"exact": ExactIndex, "scann": ScannIndex, "scann-tree": lambda: ScannIndex(tree_from=100), "words": None}
+ENGINES = {
+    "exact": ExactIndex,
+    "scann": ScannIndex,
+    "scann-tree": lambda: ScannIndex(tree_from=100),
+    "words": None,
+}
 
 
 def passages(first: int, n: int, word: str = "text") -> list[Passage]:
-    return [Passage(f"p{i}", f"{word} {i} \u2028", document=f"d{i}") for i in range(first, first + n)]
+    return [
+        Passage(f"p{i}", f"{word} {i} \u2028", document=f"d{i}") for i in range(first, first + n)
+    ]
 
 
 def vectors(first: int, n: int, seed: int = 0) -> np.ndarray:
-    return np.stack([np.random.default_rng([seed, i]).normal(size=D) for i in range(first, first + n)]).astype(np.float32)
+    return np.stack(
+        [np.random.default_rng([seed, i]).normal(size=D) for i in range(first, first + n)]
+    ).astype(np.float32)
 
 
 def add(store: Store, first: int, n: int, word: str = "text", seed: int = 0) -> None:
@@ -49,7 +59,11 @@ def store(request) -> Store:
 
 
 def contents(store: Store) -> dict[str, Passage]:
-    assert len(store.passages) == len(store) == (len(store) if store.index is None else len(store.index))
+    assert (
+        len(store.passages)
+        == len(store)
+        == (len(store) if store.index is None else len(store.index))
+    )
     return {passage.id: passage for passage in store.passages}
 
 
@@ -57,7 +71,9 @@ def assert_same(a: Store, b: Store) -> None:
     assert contents(a) == contents(b)
     if a.index is not None:
         found, expected = (one.search(vectors(900, 5), len(one)) for one in (a, b))
-        assert [[hit.passage.id for hit in row] for row in found] == [[hit.passage.id for hit in row] for row in expected]
+        assert [[hit.passage.id for hit in row] for row in found] == [
+            [hit.passage.id for hit in row] for row in expected
+        ]
         exact = a.index.engine == "exact"
         for row, other in zip(found, expected, strict=True):
             scores, others = [hit.score for hit in row], [hit.score for hit in other]
@@ -65,7 +81,9 @@ def assert_same(a: Store, b: Store) -> None:
 
 
 def segment_names(path: Path) -> list[str]:
-    return [segment["name"] for segment in json.loads((path / "manifest.json").read_text())["segments"]]
+    return [
+        segment["name"] for segment in json.loads((path / "manifest.json").read_text())["segments"]
+    ]
 
 
 def test_a_save_after_changes_adds_a_segment_and_touches_no_file_of_the_others(store, tmp_path):
@@ -79,7 +97,9 @@ def test_a_save_after_changes_adds_a_segment_and_touches_no_file_of_the_others(s
     base, newest = segment_names(tmp_path / "s")
     assert base in {path.parent.name for path in before}
     assert len(json.loads((tmp_path / "s" / newest / "ids.json").read_text())) == 10 - 1 + 2
-    assert sum(p.stat().st_size for p in (tmp_path / "s" / newest).iterdir()) < 0.2 * sum(path.stat().st_size for path in before)
+    assert sum(p.stat().st_size for p in (tmp_path / "s" / newest).iterdir()) < 0.2 * sum(
+        path.stat().st_size for path in before
+    )
     assert_same(Store.load(tmp_path / "s"), store)
     assert Store.load(tmp_path / "s").stats.n_segments == 2 and store.stats.n_unsaved == 0
 
@@ -93,7 +113,8 @@ def test_nothing_is_written_where_nothing_has_changed(store, tmp_path):
 
 
 def test_any_history_over_saves_equals_a_fresh_build(store, tmp_path):
-    """Appends, upserts and deletes in many saves, each of a store that was read again, merges among them."""
+    """Appends, upserts and deletes in many saves, each of a store that was read again, merges among
+    them."""
     rng, expected, n_merges, names = random.Random(0), contents(store), 0, []
     seeds = dict.fromkeys(expected, 0)
     store.save(tmp_path / "s")
@@ -103,7 +124,10 @@ def test_any_history_over_saves_equals_a_fresh_build(store, tmp_path):
         store.delete(gone)
         for id in gone:
             del expected[id], seeds[id]
-        for first, n, word in ((200 + 20 * turn, 20, "text"), (rng.randrange(150), 3, f"turn {turn}")):
+        for first, n, word in (
+            (200 + 20 * turn, 20, "text"),
+            (rng.randrange(150), 3, f"turn {turn}"),
+        ):
             add(store, first, n, word, seed=turn)
             expected |= {passage.id: passage for passage in passages(first, n, word)}
             seeds |= {passage.id: turn for passage in passages(first, n)}
@@ -116,7 +140,9 @@ def test_any_history_over_saves_equals_a_fresh_build(store, tmp_path):
     index = None
     if loaded.index is not None:
         index = type(loaded.index)()
-        index.build(loaded.ids, np.concatenate([vectors(int(id[1:]), 1, seeds[id]) for id in loaded.ids]))
+        index.build(
+            loaded.ids, np.concatenate([vectors(int(id[1:]), 1, seeds[id]) for id in loaded.ids])
+        )
     assert_same(loaded, Store(index, loaded.passages))
 
 
@@ -130,14 +156,20 @@ def test_a_merge_writes_what_a_fresh_store_would_byte_by_byte(engine, tmp_path):
             store.save(tmp_path / name)
     names = [segment_names(tmp_path / name) for name in ("a", "b")]
     files = [
-        [{path.name: path.read_bytes() for path in (tmp_path / folder / name).iterdir()} for name in segments_of]
+        [
+            {path.name: path.read_bytes() for path in (tmp_path / folder / name).iterdir()}
+            for name in segments_of
+        ]
         for folder, segments_of in zip(("a", "b"), names, strict=True)
     ]
     assert files[0] == files[1] and len(names[0]) == 2  # merged at 260, and 20 beside it
     Store.load(tmp_path / "a").save(tmp_path / "fresh")
     if engine != "scann":
         built(engine, 280).save(tmp_path / "once")
-        once, fresh = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("segment-*/*")} for name in ("once", "fresh"))
+        once, fresh = (
+            {path.name: path.read_bytes() for path in (tmp_path / name).glob("segment-*/*")}
+            for name in ("once", "fresh")
+        )
         assert once == fresh
 
 
@@ -208,7 +240,11 @@ def test_upsert_is_refused_whole(store, tmp_path):
     if store.index is None:
         return
     before = contents(store)
-    for bad, message in ((vectors(0, 3), "2 ids for 3"), (np.full((2, D), np.nan), "NaN"), (np.ones((2, D + 1)), "dimension 8")):
+    for bad, message in (
+        (vectors(0, 3), "2 ids for 3"),
+        (np.full((2, D), np.nan), "NaN"),
+        (np.ones((2, D + 1)), "dimension 8"),
+    ):
         with pytest.raises(UserError, match=message):
             store.upsert(passages(0, 2, "new"), bad)
     with pytest.raises(UserError, match="need vectors"):
@@ -224,7 +260,12 @@ def test_deleted_rows_that_are_not_there_are_refused(tmp_path, damage, monkeypat
     store.save(tmp_path / "s")
     store.delete(["p1"])
     store.save(tmp_path / "s")
-    rows = {"beyond": np.array([200]), "twice": np.array([1, 1]), "text": np.array(["a"]), "negative": np.array([-1])}[damage]
+    rows = {
+        "beyond": np.array([200]),
+        "twice": np.array([1, 1]),
+        "text": np.array(["a"]),
+        "negative": np.array([-1]),
+    }[damage]
     np.save(tmp_path / "s" / segment_names(tmp_path / "s")[1] / "deleted.npy", rows)
     with pytest.raises(UserError, match="build it again"):
         Store.load(tmp_path / "s")
@@ -243,7 +284,10 @@ def test_what_the_release_before_wrote_opens_and_its_next_save_is_of_segments(en
     store.delete(["p1"])
     store.append([Passage("new", "x")], None if store.index is None else np.eye(4)[3:])
     store.save(path)
-    assert sorted(re.sub("-.*", "", name) for name in os.listdir(path)) == ["manifest.json", "segment"]
+    assert sorted(re.sub("-.*", "", name) for name in os.listdir(path)) == [
+        "manifest.json",
+        "segment",
+    ]
     assert {passage.text for passage in Store.load(path).passages} == {"plain", "日本語", "x"}
 
 
@@ -258,12 +302,18 @@ def change(path: Path, turn: int) -> None:
 
 def assert_state(store: Store, turns: int) -> None:
     ids = {passage.id: passage.text for passage in store.passages}
-    assert ids.keys() == {f"p{i}" for i in range(turns, 200)} | {f"p{1000 + i}" for i in range(turns)}
-    assert all(ids[f"p{i}"].startswith(f"turn {turns - 1} " if turns else "text ") for i in (100, 101, 102))
+    assert ids.keys() == {f"p{i}" for i in range(turns, 200)} | {
+        f"p{1000 + i}" for i in range(turns)
+    }
+    assert all(
+        ids[f"p{i}"].startswith(f"turn {turns - 1} " if turns else "text ") for i in (100, 101, 102)
+    )
 
 
 @pytest.mark.parametrize("merges", [False, True])
-def test_a_kill_before_any_file_operation_of_a_change_leaves_all_or_nothing_of_it(merges, tmp_path, monkeypatch, record_property):
+def test_a_kill_before_any_file_operation_of_a_change_leaves_all_or_nothing_of_it(
+    merges, tmp_path, monkeypatch, record_property
+):
     if merges:
         monkeypatch.setattr(segments, "MOST_SEGMENTS", 1)
     built("words").save(tmp_path / "start")
@@ -287,7 +337,8 @@ def test_a_kill_before_any_file_operation_of_a_change_leaves_all_or_nothing_of_i
 
 @pytest.mark.slow
 def test_200_kills_at_random_moments_lose_nothing(tmp_path, record_property):
-    """A child makes changes one after another, saying each before it begins; it is killed at a random moment."""
+    """A child makes changes one after another, saying each before it begins; it is killed at a
+    random moment."""
     path, rng, turns, kills = tmp_path / "s", random.Random(0), 0, 0
     built("words").save(path)
     while kills < 200:
@@ -312,5 +363,3 @@ def test_200_kills_at_random_moments_lose_nothing(tmp_path, record_property):
         assert_state(store, now)
         turns = now
     record_property("kills", kills)
-
-

@@ -13,7 +13,14 @@ from kafjax.core.errors import UserError
 from kafjax.core.records import Passage, Source
 from kafjax.retrieval import Hit, Store, open_index, texts
 
-TEXTS = ["plain", "two\nlines", 'quotes " and \\', "", "ends of lines: \u2028 \u0085 \x0b \r", "日本語 🜚"]
+TEXTS = [
+    "plain",
+    "two\nlines",
+    'quotes " and \\',
+    "",
+    "ends of lines: \u2028 \u0085 \x0b \r",
+    "日本語 🜚",
+]
 PASSAGES = [Passage(f"p{i}", text, document=f"d{i // 2}") for i, text in enumerate(TEXTS)]
 VECTORS = np.eye(len(TEXTS), 8, dtype=np.float32)
 
@@ -37,12 +44,21 @@ def test_append_and_delete_keep_text_and_index_together(store):
     store.delete(["p0", "p3"])
     assert store.search(vector, 1) == [[Hit(new, 1.0)]]
     assert len(store) == len(store.index) == len(PASSAGES) - 1
-    assert {hit.passage.id for hit in store.search(vector, 50)[0]} == {"new", "p1", "p2", "p4", "p5"}
+    assert {hit.passage.id for hit in store.search(vector, 50)[0]} == {
+        "new",
+        "p1",
+        "p2",
+        "p4",
+        "p5",
+    }
 
 
 def test_sources_of_passages_are_kept_through_saves_and_merges(store, tmp_path):
     """Compared one by one: a source is no part of a passage's equality."""
-    places = {"new": Source("a/guide.md", ("Guide", "Install"), (10, 42), (3, 5)), "paper": Source("paper.pdf", page=7)}
+    places = {
+        "new": Source("a/guide.md", ("Guide", "Install"), (10, 42), (3, 5)),
+        "paper": Source("paper.pdf", page=7),
+    }
     for n, (id, source) in enumerate(places.items()):
         store.append([Passage(id, "fresh", "d", source)], np.eye(8, dtype=np.float32)[6 + n :][:1])
         store.save(tmp_path / "a")
@@ -51,13 +67,21 @@ def test_sources_of_passages_are_kept_through_saves_and_merges(store, tmp_path):
     store.save(tmp_path / "a")
     loaded = Store.load(tmp_path / "a")
     assert loaded.stats.n_segments == 1
-    assert {passage.id: passage.source for passage in loaded.passages} == {"p3": None, "p4": None, "p5": None, **places}
+    assert {passage.id: passage.source for passage in loaded.passages} == {
+        "p3": None,
+        "p4": None,
+        "p5": None,
+        **places,
+    }
 
 
 def test_a_store_written_before_passages_had_sources_opens(store, tmp_path, monkeypatch):
     def line(self, id: str, number: int) -> bytes:
         passage = self.passage(id, number)
-        return json.dumps({"id": id, "text": passage.text, "document": passage.document}).encode() + b"\n"
+        return (
+            json.dumps({"id": id, "text": passage.text, "document": passage.document}).encode()
+            + b"\n"
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(texts.Texts, "line", line)
@@ -89,7 +113,9 @@ def test_a_store_saved_with_sha256_sums_opens_and_is_checked_by_them(store, tmp_
     for segment in manifest["segments"]:
         for name, record in segment["files"].items():
             del record["crc32"]
-            record["sha256"] = hashlib.sha256((tmp_path / "a" / segment["name"] / name).read_bytes()).hexdigest()
+            record["sha256"] = hashlib.sha256(
+                (tmp_path / "a" / segment["name"] / name).read_bytes()
+            ).hexdigest()
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
     if not damage:
         assert Store.load(tmp_path / "a").search(VECTORS, 1) == store.search(VECTORS, 1)
@@ -110,7 +136,11 @@ def test_refused_updates_change_nothing(store):
 
 def test_vectors_of_another_embedder_are_refused(store, tmp_path):
     Store(store.index, PASSAGES, "0123abcd").save(tmp_path / "a")
-    assert Store.load(tmp_path / "a", "0123abcd").encoder == Store.load(tmp_path / "a").encoder == "0123abcd"
+    assert (
+        Store.load(tmp_path / "a", "0123abcd").encoder
+        == Store.load(tmp_path / "a").encoder
+        == "0123abcd"
+    )
     with pytest.raises(UserError, match="was built with another embedding model"):
         Store.load(tmp_path / "a", "ffff0000")
 
@@ -138,7 +168,10 @@ def test_every_file_is_checked_when_loading(store, tmp_path):
     good, bad = tmp_path / "good", tmp_path / "bad"
     store.save(good)
     for path in [p.relative_to(good) for p in good.rglob("*") if p.is_file()]:
-        for spoil in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2])):
+        for spoil in (
+            lambda p: p.unlink(),
+            lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+        ):
             shutil.rmtree(bad, ignore_errors=True)
             shutil.copytree(good, bad)
             spoil(bad / path)
@@ -159,7 +192,12 @@ def test_a_text_that_changed_on_disk_is_refused_when_it_is_read(store, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [('{"id": "p0"}', "row 1: text: it is missing"), ("{", "row 1: it is damaged"), ("[]", "row 1: input should be")]
+    ("row", "message"),
+    [
+        ('{"id": "p0"}', "row 1: text: it is missing"),
+        ("{", "row 1: it is damaged"),
+        ("[]", "row 1: input should be"),
+    ],
 )
 def test_rows_that_are_no_passages(store, tmp_path, row, message):
     texts.write(tmp_path, [row.encode()])

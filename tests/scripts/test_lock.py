@@ -1,4 +1,5 @@
-"""The merged lock means, on each interpreter, what that interpreter resolved; and it covers all that setup.py asks for."""
+"""The merged lock means, on each interpreter, what that interpreter resolved; and it covers all
+that setup.py asks for."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from packaging.utils import canonicalize_name
 from scripts import lock
 
 VERSIONS = st.sampled_from(["1.0", "1.1", "2.0.1"])
-PINS = st.fixed_dictionaries({python: st.dictionaries(st.sampled_from("abcd"), VERSIONS) for python in lock.PYTHONS})
+PINS = st.fixed_dictionaries(
+    {python: st.dictionaries(st.sampled_from("abcd"), VERSIONS) for python in lock.PYTHONS}
+)
 
 
 def pinned(lines: list[str], python: str) -> dict[str, set[str]]:
@@ -25,7 +28,9 @@ def pinned(lines: list[str], python: str) -> dict[str, set[str]]:
     for line in lines:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
-            found.setdefault(requirement.name, set()).add(str(requirement.specifier).removeprefix("=="))
+            found.setdefault(requirement.name, set()).add(
+                str(requirement.specifier).removeprefix("==")
+            )
     return found
 
 
@@ -34,18 +39,24 @@ def test_merged_pins_read_back_on_each_python(pins):
     lines = lock.merge(pins)
     for python, own in pins.items():
         seen = pinned(lines, python)
-        assert {name: seen[name] for name in own} == {name: {version} for name, version in own.items()}
+        assert {name: seen[name] for name in own} == {
+            name: {version} for name, version in own.items()
+        }
         assert all(len(versions) == 1 for versions in seen.values())
 
 
 @pytest.fixture(scope="module")
 def requirements(tmp_path_factory) -> list[Requirement]:
-    """Requirements of setup.py with all extras, as setuptools writes them into the package's metadata."""
+    """Requirements of setup.py with all extras, as setuptools writes them into the package's
+    metadata."""
     folder = tmp_path_factory.mktemp("egg")
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)]
     subprocess.run(command, cwd=lock.ROOT, check=True, capture_output=True, timeout=60)
     (metadata,) = folder.glob("*/PKG-INFO")
-    return [Requirement(line) for line in email.message_from_string(metadata.read_text()).get_all("Requires-Dist")]
+    return [
+        Requirement(line)
+        for line in email.message_from_string(metadata.read_text()).get_all("Requires-Dist")
+    ]
 
 
 @pytest.mark.parametrize("python", lock.PYTHONS)
@@ -53,8 +64,12 @@ def test_each_requirement_has_one_pin_that_satisfies_it(requirements, python):
     seen = pinned(_lines(lock.CONSTRAINTS), python)
     for requirement in requirements:
         versions = seen.get(canonicalize_name(requirement.name), set())
-        assert len(versions) == 1, f"{requirement} has the pins {sorted(versions)} on Python {python}: run make lock"
-        assert requirement.specifier.contains(next(iter(versions))), f"{requirement} excludes its pin {versions}: run make lock"
+        assert len(versions) == 1, (
+            f"{requirement} has the pins {sorted(versions)} on Python {python}: run make lock"
+        )
+        assert requirement.specifier.contains(next(iter(versions))), (
+            f"{requirement} excludes its pin {versions}: run make lock"
+        )
 
 
 def test_pins_name_plain_releases():

@@ -8,7 +8,15 @@ from kafjax.models import Decoder, DecoderConfig
 from kafjax.training import Example
 
 CONFIG = DecoderConfig(
-    vocab_size=61, hidden_size=16, mlp_size=24, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
+    vocab_size=61,
+    hidden_size=16,
+    mlp_size=24,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=8,
+    sliding=(True, False),
+    window=5,
 )
 
 

@@ -17,20 +17,33 @@ from tests.training.multidevice_train import MODEL, examples
 CONFIG = TrainConfig(steps=4, batch_rows=4, seq_len=16, loss_chunk=8)
 LANES = [
     Lane(f"lane{i}", lora.Spec(rank, 8.0, targets), 1e-3 * (i + 1), seed=i % 3)
-    for i, (rank, targets) in enumerate([(1, "_proj"), (4, "q_proj"), (2, "_proj"), (8, "(up|down)_proj"), (3, "_proj"), (5, "_proj")])
+    for i, (rank, targets) in enumerate(
+        [
+            (1, "_proj"),
+            (4, "q_proj"),
+            (2, "_proj"),
+            (8, "(up|down)_proj"),
+            (3, "_proj"),
+            (5, "_proj"),
+        ]
+    )
 ]
 
 
 def main() -> None:
     assert jax.device_count() == 8
     params = jax.jit(MODEL.init)(jax.random.key(0))
-    one = train_lanes(MODEL, params, [examples()], CONFIG, LANES, mesh=make_mesh({}, devices=jax.devices()[:1]))
+    one = train_lanes(
+        MODEL, params, [examples()], CONFIG, LANES, mesh=make_mesh({}, devices=jax.devices()[:1])
+    )
     for spec, slots in (("lane:8", 8), ("lane:2,data:2,fsdp:2", 4), ("lane:4,tensor:2", 4)):
         mesh = make_mesh(spec)
         many = train_lanes(MODEL, params, [examples()], CONFIG, LANES, mesh=mesh, slots=slots)
         for lane in LANES:
             np.testing.assert_allclose(
-                [row["loss"] for row in many[lane.name].curve], [row["loss"] for row in one[lane.name].curve], rtol=1e-5
+                [row["loss"] for row in many[lane.name].curve],
+                [row["loss"] for row in one[lane.name].curve],
+                rtol=1e-5,
             )
         print(f"{spec} equals one device", flush=True)
 

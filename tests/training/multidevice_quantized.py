@@ -1,4 +1,5 @@
-"""Run by test_quantized.py in a process of its own, with eight fake devices: a quantised base split over them."""
+"""Run by test_quantized.py in a process of its own, with eight fake devices: a quantised base split
+over them."""
 
 from __future__ import annotations
 
@@ -27,8 +28,11 @@ def main() -> None:
         up, down = mlp["up_proj"]["kernel"], mlp["down_proj"]["kernel"]
         assert up.values.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
         assert down.values.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
-        # Two tiles of 64 inputs are split as the kernel is; one of a column, or of 64 inputs in all, is everywhere.
-        assert up.scale.sharding.spec == PartitionSpec(None, "fsdp" if format == "nf4" else None, "tensor")
+        # Two tiles of 64 inputs are split as the kernel is; one of a column, or of 64 inputs in
+        # all, is everywhere.
+        assert up.scale.sharding.spec == PartitionSpec(
+            None, "fsdp" if format == "nf4" else None, "tensor"
+        )
         assert down.scale.sharding.spec == PartitionSpec(None, None, "fsdp")
         assert jax.tree.structure(shardings(MODEL.axes(), base, mesh)) == jax.tree.structure(base)
         print(f"{format} is split with its scales", flush=True)

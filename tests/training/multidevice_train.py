@@ -21,7 +21,15 @@ from kafjax.training.task import Task
 from tests.variants import TOGETHER
 
 CONFIG = DecoderConfig(
-    vocab_size=64, hidden_size=16, mlp_size=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, sliding=(True, False), window=5
+    vocab_size=64,
+    hidden_size=16,
+    mlp_size=24,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    sliding=(True, False),
+    window=5,
 )
 MODEL = Decoder(CONFIG)
 TRAIN = TrainConfig(steps=3, batch_rows=8, seq_len=16, learning_rate=1e-3, freeze_embedding=False)
@@ -30,7 +38,12 @@ TRAIN = TrainConfig(steps=3, batch_rows=8, seq_len=16, learning_rate=1e-3, freez
 def examples() -> list[Example]:
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 15, 24)
-    return [Example(rng.integers(1, 64, n).astype(np.int32), (np.arange(n) >= n // 3).astype(np.float32)) for n in lengths]
+    return [
+        Example(
+            rng.integers(1, 64, n).astype(np.int32), (np.arange(n) >= n // 3).astype(np.float32)
+        )
+        for n in lengths
+    ]
 
 
 def interrupt(**row) -> None:
@@ -38,15 +51,21 @@ def interrupt(**row) -> None:
         raise KeyboardInterrupt
 
 
-def equal(name: str, params, whole, config: TrainConfig, spec: lora.Spec | None, mesh: Mesh) -> TrainResult:
+def equal(
+    name: str, params, whole, config: TrainConfig, spec: lora.Spec | None, mesh: Mesh
+) -> TrainResult:
     """Trains on all devices and on one, and compares."""
     many = train(MODEL, params, [examples()], config, spec=spec, mesh=mesh)
-    one = train(MODEL, whole, [examples()], config, spec=spec, mesh=make_mesh({}, devices=jax.devices()[:1]))
+    one = train(
+        MODEL, whole, [examples()], config, spec=spec, mesh=make_mesh({}, devices=jax.devices()[:1])
+    )
     assert many.targets == one.targets
     for row, expected in zip(many.curve, one.curve, strict=True):
         np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5)
         np.testing.assert_allclose(row["grad_norm"], expected["grad_norm"], rtol=1e-4)
-    for ours, theirs in zip(jax.tree.leaves(many.trainable), jax.tree.leaves(one.trainable), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(many.trainable), jax.tree.leaves(one.trainable), strict=True
+    ):
         assert ours.sharding.num_devices == 8
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     print(f"{name} equals one device", flush=True)
@@ -61,16 +80,36 @@ def own_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:
 def held() -> int:
     """Bytes that are alive on the first device."""
     first = jax.devices()[0]
-    return sum(own_bytes(array) for array in jax.live_arrays() if not array.is_deleted() and first in array.sharding.device_set)
+    return sum(
+        own_bytes(array)
+        for array in jax.live_arrays()
+        if not array.is_deleted() and first in array.sharding.device_set
+    )
 
 
 def held_beside(mesh: Mesh, spec: lora.Spec | None, donate: bool) -> float:
-    """Memory of a device during a training beside state and frozen parameters, in copies of the parameters."""
+    """Memory of a device during a training beside state and frozen parameters, in copies of the
+    parameters."""
     before, seen = held(), []
     abstract = layout(MODEL, TRAIN, mesh, spec)
-    params = jax.jit(MODEL.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(jax.random.key(0))
-    train(MODEL, params, [examples()], TRAIN, spec=spec, mesh=mesh, donate=donate, log=lambda **row: seen.append(held()))
-    task = Task.full(MODEL, abstract, TRAIN, mesh, 3) if spec is None else Task.lora(MODEL, abstract, TRAIN, mesh, 3, spec)
+    params = jax.jit(MODEL.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(
+        jax.random.key(0)
+    )
+    train(
+        MODEL,
+        params,
+        [examples()],
+        TRAIN,
+        spec=spec,
+        mesh=mesh,
+        donate=donate,
+        log=lambda **row: seen.append(held()),
+    )
+    task = (
+        Task.full(MODEL, abstract, TRAIN, mesh, 3)
+        if spec is None
+        else Task.lora(MODEL, abstract, TRAIN, mesh, 3, spec)
+    )
     needed = sum(map(own_bytes, jax.tree.leaves((task.abstract, task.frozen))))
     return (max(seen) - before - needed) / sum(map(own_bytes, jax.tree.leaves(abstract)))
 
@@ -100,14 +139,23 @@ def main(folder: Path) -> None:
     parameters_are_held_once(mesh)
     straight = equal("full", params, whole, TRAIN, None, mesh)
     for (name, spec), accumulate in zip(TOGETHER.items(), (2, 1), strict=True):
-        equal(name, params, whole, dataclasses.replace(TRAIN, accumulate=accumulate, lora_plus=2.0), spec, mesh)
+        equal(
+            name,
+            params,
+            whole,
+            dataclasses.replace(TRAIN, accumulate=accumulate, lora_plus=2.0),
+            spec,
+            mesh,
+        )
 
     config = dataclasses.replace(TRAIN, checkpoint_every=2)
     try:
         train(MODEL, params, [examples()], config, mesh=mesh, run_dir=folder, log=interrupt)
     except KeyboardInterrupt:
         pass
-    moved = train(MODEL, params, [examples()], config, mesh=make_mesh("data:4,tensor:2"), run_dir=folder)
+    moved = train(
+        MODEL, params, [examples()], config, mesh=make_mesh("data:4,tensor:2"), run_dir=folder
+    )
     assert moved.curve[:2] == straight.curve[:2]
     np.testing.assert_allclose(moved.curve[2]["loss"], straight.curve[2]["loss"], rtol=1e-5)
     print("resumed on another mesh", flush=True)

@@ -20,15 +20,23 @@ from kafjax.training.step import TrainState
 
 def state(step: int) -> TrainState:
     noise = np.random.default_rng(step).standard_normal((64, 64)).astype(np.float32)
-    return TrainState(jnp.int32(step), {"layers/q_proj/kernel": {"a": jnp.asarray(noise)}}, (jnp.full((8,), float(step)), ()))
+    return TrainState(
+        jnp.int32(step),
+        {"layers/q_proj/kernel": {"a": jnp.asarray(noise)}},
+        (jnp.full((8,), float(step)), ()),
+    )
 
 
 def abstract() -> TrainState:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+    )
 
 
 def same(a, b) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
+        jax.tree.map(np.array_equal, a, b)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,9 @@ def test_nothing_saved_nothing_found(tmp_path):
 
 
 def largest_file(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 def truncate(path):
@@ -78,7 +88,10 @@ DAMAGE = {
     "array missing": lambda folder: largest_file(folder).unlink(),
     "manifest cut short": lambda folder: truncate(folder / "state" / "manifest.ocdbt"),
     "notes cut short": lambda folder: truncate(folder / "notes" / "metadata"),
-    "of another step": lambda folder: (shutil.rmtree(folder), shutil.copytree(folder.with_name("2"), folder)),
+    "of another step": lambda folder: (
+        shutil.rmtree(folder),
+        shutil.copytree(folder.with_name("2"), folder),
+    ),
     "emptied": lambda folder: [path.unlink() for path in folder.rglob("*") if path.is_file()],
 }
 
@@ -97,7 +110,10 @@ def test_damaged_checkpoint_is_told_set_aside_and_passed_over(folder, damage, ca
 
 
 def test_another_fingerprint_is_refused_and_nothing_is_moved(folder):
-    with Checkpoints(folder, "other") as checkpoints, pytest.raises(UserError, match="another model, settings or data"):
+    with (
+        Checkpoints(folder, "other") as checkpoints,
+        pytest.raises(UserError, match="another model, settings or data"),
+    ):
         checkpoints.restore(abstract())
     with Checkpoints(folder, "fingerprint") as checkpoints:
         assert checkpoints.steps() == [2, 3]
@@ -130,7 +146,11 @@ def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
     shape = TrainState(jnp.int32(0), {"w": jnp.zeros(4_000_000)}, ())
     with Checkpoints(folder, "fingerprint") as checkpoints:
         steps = checkpoints.steps()
-        found, _ = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), shape))
+        found, _ = checkpoints.restore(
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), shape
+            )
+        )
     assert int(found.step) == steps[-1] >= 2
     assert (found.trainable["w"] == float(steps[-1])).all()
 
@@ -161,10 +181,18 @@ def test_full_disk_leaves_the_one_before_and_is_told_in_a_line(tmp_path):
     script = [sys.executable, "-c", textwrap.dedent(SAVE_ON_A_FULL_DISK), str(folder)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     told = done.stdout.splitlines()
-    assert len(told) == 1 and "cannot save the checkpoint of step 2" in told[0] and "step 1 is still good" in told[0], done
+    assert (
+        len(told) == 1
+        and "cannot save the checkpoint of step 2" in told[0]
+        and "step 1 is still good" in told[0]
+    ), done
     shape = TrainState(jnp.int32(0), {"w": jnp.zeros(500_000)}, ())
     with Checkpoints(folder, "fingerprint") as checkpoints:
-        found, _ = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), shape))
+        found, _ = checkpoints.restore(
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), shape
+            )
+        )
     assert int(found.step) == 1
 
 
@@ -180,7 +208,10 @@ def test_a_save_writes_what_has_been_added_to_the_history(tmp_path):
         for step in (10, 2000):
             checkpoints.save(step, state(1), {"seconds": 1.5, "curve": curve[:step]})
         checkpoints.wait()
-        small, large = ((tmp_path / "checkpoints" / str(step) / "notes" / "metadata").stat().st_size for step in (10, 2000))
+        small, large = (
+            (tmp_path / "checkpoints" / str(step) / "notes" / "metadata").stat().st_size
+            for step in (10, 2000)
+        )
         assert large - small < 20
         assert len((tmp_path / "checkpoints" / "history.jsonl").read_text().splitlines()) == 2000
     with Checkpoints(tmp_path / "checkpoints", "fingerprint") as checkpoints:
@@ -203,7 +234,10 @@ def test_a_history_that_is_cut_short_falls_back_to_what_it_still_holds(folder, c
     with Checkpoints(folder, "fingerprint") as checkpoints:
         found, history = checkpoints.restore(abstract())
         assert same(found, state(2)) and history == {"losses": [0.1] * 2}
-    assert "the checkpoint of step 3 is damaged (history.jsonl does not hold what it refers to)" in capsys.readouterr().err
+    assert (
+        "the checkpoint of step 3 is damaged (history.jsonl does not hold what it refers to)"
+        in capsys.readouterr().err
+    )
 
 
 SAVE_WHERE_THE_FOLDER_IS_GONE = """
@@ -230,18 +264,31 @@ SAVE_WHERE_THE_FOLDER_IS_GONE = """
 @pytest.mark.multiprocess
 def test_the_process_of_a_failed_save_ends_with_its_one_line(tmp_path):
     """Many arrays are still being written when the first one fails."""
-    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SAVE_WHERE_THE_FOLDER_IS_GONE), str(tmp_path / "checkpoints")]
+    script = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        textwrap.dedent(SAVE_WHERE_THE_FOLDER_IS_GONE),
+        str(tmp_path / "checkpoints"),
+    ]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done
     told = done.stderr.splitlines()
-    assert len(told) == 1 and told[0].startswith("error: cannot save the checkpoint of step"), done.stderr
+    assert len(told) == 1 and told[0].startswith("error: cannot save the checkpoint of step"), (
+        done.stderr
+    )
 
 
 def test_late_writes_of_a_failed_save_are_silent_and_other_errors_are_not(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
     checkpoint._silence_late_writes.__wrapped__()
-    late, other, another = RuntimeError("Event loop is closed"), RuntimeError("other"), ValueError("Event loop is closed")
+    late, other, another = (
+        RuntimeError("Event loop is closed"),
+        RuntimeError("other"),
+        ValueError("Event loop is closed"),
+    )
     for error in (late, other, another):
         sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error))
     assert told == [other, another]

@@ -28,7 +28,12 @@ LANES = [
     Lane("r4", lora.Spec(4, 8.0, rslora=True), 5e-3, seed=1),
     Lane("r8q", lora.Spec(8, 2.0, "q_proj"), 2e-3, seed=0),
     Lane("r3mlp", lora.Spec(3, 12.0, "(gate|up|down)_proj"), 5e-3, seed=2),
-    Lane("patterns", lora.Spec(2, 6.0, rank_pattern={"layers/1/.*up_proj": 5}, alpha_pattern={"q_proj": 3.0}), 3e-3, seed=1),
+    Lane(
+        "patterns",
+        lora.Spec(2, 6.0, rank_pattern={"layers/1/.*up_proj": 5}, alpha_pattern={"q_proj": 3.0}),
+        3e-3,
+        seed=1,
+    ),
     Lane("layer1", lora.Spec(4, 8.0, "(q|down)_proj", layers=(1,)), 5e-3, seed=2),
 ]
 
@@ -43,7 +48,10 @@ def same(a, b) -> bool:
 
 @pytest.fixture(scope="module")
 def alone(model, params, examples):
-    return {lane.name: train(model, params, [examples], lane.config(CONFIG), spec=lane.spec) for lane in LANES}
+    return {
+        lane.name: train(model, params, [examples], lane.config(CONFIG), spec=lane.spec)
+        for lane in LANES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +62,26 @@ def together(model, params, examples):
 def assert_as_alone(result, expected):
     np.testing.assert_allclose(losses(result.curve), losses(expected.curve), rtol=1e-5)
     for name in ("grad_norm", "learning_rate"):
-        np.testing.assert_allclose([r[name] for r in result.curve], [r[name] for r in expected.curve], rtol=1e-3, err_msg=name)
+        np.testing.assert_allclose(
+            [r[name] for r in result.curve],
+            [r[name] for r in expected.curve],
+            rtol=1e-3,
+            err_msg=name,
+        )
     assert [(r["step"], r["tokens"], r["targets"]) for r in result.curve] == [
         (r["step"], r["tokens"], r["targets"]) for r in expected.curve
     ]
     assert jax.tree.map(np.shape, result.adapters) == jax.tree.map(np.shape, expected.trainable)
-    for ours, theirs in zip(jax.tree.leaves(result.adapters), jax.tree.leaves(expected.trainable), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(result.adapters), jax.tree.leaves(expected.trainable), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
 @pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
 def test_each_lane_is_its_solo_run(together, alone, lane):
-    """Ranks, alphas, rates, targets, seeds and data orders mixed: the losses of 50 steps to 1e-5."""
+    """Ranks, alphas, rates, targets, seeds and data orders mixed: the losses of 50 steps to
+    1e-5."""
     result = together[lane.name]
     assert result.ending == "finished" and result.tokens == alone[lane.name].tokens
     assert losses(result.curve)[-5:].mean() < losses(result.curve)[:5].mean()
@@ -73,23 +89,33 @@ def test_each_lane_is_its_solo_run(together, alone, lane):
 
 
 def test_fewer_slots_than_lanes_and_lengths_of_their_own(model, params, examples, alone):
-    """Lanes wait, start where another has left, and end at different steps: epochs are packed into more rows or fewer."""
+    """Lanes wait, start where another has left, and end at different steps: epochs are packed into
+    more rows or fewer."""
     config = dataclasses.replace(CONFIG, steps=None, epochs=3, batch_rows=2)
     variants = [examples, examples[:13]]
     lanes = [dataclasses.replace(lane, seed=seed) for seed, lane in enumerate(LANES)]
     rows = []
-    results = train_lanes(model, params, variants, config, lanes, slots=2, log=lambda **row: rows.append(row))
+    results = train_lanes(
+        model, params, variants, config, lanes, slots=2, log=lambda **row: rows.append(row)
+    )
     for lane in lanes:
-        assert_as_alone(results[lane.name], train(model, params, variants, lane.config(config), spec=lane.spec))
-        assert [row["step"] for row in rows if row["label"] == lane.name] == [row["step"] for row in results[lane.name].curve]
-    assert len({len(result.curve) for result in results.values()}) > 1  # else this says less than it seems to
+        assert_as_alone(
+            results[lane.name], train(model, params, variants, lane.config(config), spec=lane.spec)
+        )
+        assert [row["step"] for row in rows if row["label"] == lane.name] == [
+            row["step"] for row in results[lane.name].curve
+        ]
+    # else this says less than it seems to
+    assert len({len(result.curve) for result in results.values()}) > 1
 
 
 def test_microbatches_add_up_in_lanes_too(model, params, examples, together):
     config = dataclasses.replace(CONFIG, accumulate=2, loss_chunk=8)
     results = train_lanes(model, params, [examples], config, LANES[:2])
     for lane in LANES[:2]:
-        np.testing.assert_allclose(losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-4)
+        np.testing.assert_allclose(
+            losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-4
+        )
 
 
 @pytest.fixture
@@ -107,8 +133,17 @@ def compiled_programs():
 
 
 def test_one_compile_for_any_mix(model, params, examples, compiled_programs):
-    """Six lanes of six ranks, rates and alphas, three targets and three seeds through three slots: the step is compiled once."""
-    lanes = [Lane(f"lane{i}", lora.Spec(i + 1, 2.0 + i, ("q_proj", "mlp", "_proj")[i % 3]), 1e-3 * (i + 1), seed=i // 2) for i in range(6)]
+    """Six lanes of six ranks, rates and alphas, three targets and three seeds through three slots:
+    the step is compiled once."""
+    lanes = [
+        Lane(
+            f"lane{i}",
+            lora.Spec(i + 1, 2.0 + i, ("q_proj", "mlp", "_proj")[i % 3]),
+            1e-3 * (i + 1),
+            seed=i // 2,
+        )
+        for i in range(6)
+    ]
     config = dataclasses.replace(CONFIG, steps=4)
     train_lanes(model, params, [examples], config, lanes, slots=3)
     steps = [name for name in compiled_programs if "step" in name]
@@ -117,9 +152,12 @@ def test_one_compile_for_any_mix(model, params, examples, compiled_programs):
 
 @pytest.mark.optimised  # it is about what XLA makes of the program
 def test_one_base_whatever_the_number_of_lanes():
-    """Layers are wide, the vocabulary large, tokens few: seven more lanes cost their adapters and activations, no base and no logits."""
+    """Layers are wide, the vocabulary large, tokens few: seven more lanes cost their adapters and
+    activations, no base and no logits."""
     sizes = {"hidden_size": 96, "mlp_size": 384, "n_heads": 2, "n_kv_heads": 2, "head_dim": 48}
-    config = DecoderConfig(vocab_size=20_000, n_layers=4, sliding=(True, False) * 2, window=4, **sizes)
+    config = DecoderConfig(
+        vocab_size=20_000, n_layers=4, sliding=(True, False) * 2, window=4, **sizes
+    )
     model = Decoder(config)
     params = jax.jit(model.init)(jax.random.key(0))
     layout = lora.lanes.layout([lora.Spec(8)], params)
@@ -148,7 +186,10 @@ def test_the_loss_is_chunked_over_all_lanes(model, params, examples):
     task = LaneTask.build(model, params, config, make_mesh(), layout, 6)
     inputs, batch = task.abstract_inputs(batches_of([examples], config, 1)[0])
     N, _, P = batch.places_SxN.shape
-    gradient = jax.grad(lambda adapters, scales, batch: lane_losses(model, params, adapters, scales, batch, 24), has_aux=True)
+    gradient = jax.grad(
+        lambda adapters, scales, batch: lane_losses(model, params, adapters, scales, batch, 24),
+        has_aux=True,
+    )
     jaxpr = str(jax.make_jaxpr(gradient)(task.abstract.trainable, inputs.scales, batch))
     V = model.config.vocab_size
     rows = {int(n) for n in re.findall(rf"f32\[(\d+),{V}\]", jaxpr)}
@@ -157,12 +198,17 @@ def test_the_loss_is_chunked_over_all_lanes(model, params, examples):
 
 
 def test_a_lane_that_diverges_leaves_alone(model, params, examples, together, capsys):
-    lanes = [dataclasses.replace(lane, name="wild", learning_rate=1e30) if lane.name == "r4" else lane for lane in LANES]
+    lanes = [
+        dataclasses.replace(lane, name="wild", learning_rate=1e30) if lane.name == "r4" else lane
+        for lane in LANES
+    ]
     results = train_lanes(model, params, [examples], CONFIG, lanes)
     assert results["wild"].ending == "diverged" and len(results["wild"].curve) < 5
     assert "wild: the loss is" in capsys.readouterr().err
     for lane in (lane for lane in lanes if lane.name != "wild"):
-        np.testing.assert_allclose(losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-6)
+        np.testing.assert_allclose(
+            losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-6
+        )
 
 
 def test_lanes_that_no_longer_improve_leave_and_the_rest_is_as_it_was(model, params, examples):
@@ -174,7 +220,9 @@ def test_lanes_that_no_longer_improve_leave_and_the_rest_is_as_it_was(model, par
     for name, result in results.items():
         n, checks = len(result.curve), [row["loss"] for row in result.checks]
         assert [row["step"] for row in result.checks] == list(range(5, min(n, 49) + 1, 5))
-        np.testing.assert_allclose(losses(result.curve), losses(straight[name].curve)[:n], rtol=1e-6)
+        np.testing.assert_allclose(
+            losses(result.curve), losses(straight[name].curve)[:n], rtol=1e-6
+        )
         if result.ending == "stopped":
             assert n < 50 and min(checks[-2:]) >= min(checks[:-2])
         else:
@@ -202,12 +250,24 @@ def interrupt_at(lane: str, step: int):
     return log
 
 
-def test_a_lane_resumes_exactly_also_in_other_company_and_alone(model, params, examples, together, alone, tmp_path):
+def test_a_lane_resumes_exactly_also_in_other_company_and_alone(
+    model, params, examples, together, alone, tmp_path
+):
     config = dataclasses.replace(CONFIG, checkpoint_every=10)
     with pytest.raises(KeyboardInterrupt):
-        train_lanes(model, params, [examples], config, LANES, run_dir=tmp_path, log=interrupt_at("r8q", 25))
+        train_lanes(
+            model, params, [examples], config, LANES, run_dir=tmp_path, log=interrupt_at("r8q", 25)
+        )
     rows = []
-    resumed = train_lanes(model, params, [examples], config, LANES, run_dir=tmp_path, log=lambda **row: rows.append(row))
+    resumed = train_lanes(
+        model,
+        params,
+        [examples],
+        config,
+        LANES,
+        run_dir=tmp_path,
+        log=lambda **row: rows.append(row),
+    )
     assert {row["step"] for row in rows[: len(LANES)]} == {21}
     for lane in LANES:
         assert resumed[lane.name].curve == together[lane.name].curve
@@ -215,7 +275,13 @@ def test_a_lane_resumes_exactly_also_in_other_company_and_alone(model, params, e
     # The checkpoint is that of the solo run: `train` goes on from the lane's fortieth step.
     rows.clear()
     solo = train(
-        model, params, [examples], LANES[1].config(config), spec=LANES[1].spec, run_dir=tmp_path / "r4", log=lambda **row: rows.append(row)
+        model,
+        params,
+        [examples],
+        LANES[1].config(config),
+        spec=LANES[1].spec,
+        run_dir=tmp_path / "r4",
+        log=lambda **row: rows.append(row),
     )
     assert rows[0]["step"] == 41
     np.testing.assert_allclose(losses(solo.curve), losses(alone["r4"].curve), rtol=1e-5)
@@ -223,7 +289,15 @@ def test_a_lane_resumes_exactly_also_in_other_company_and_alone(model, params, e
 
 def test_on_done_gets_each_lane_as_it_ends(model, params, examples):
     config, seen = dataclasses.replace(CONFIG, steps=2), []
-    results = train_lanes(model, params, [examples], config, LANES, slots=1, on_done=lambda lane, result: seen.append((lane.name, result)))
+    results = train_lanes(
+        model,
+        params,
+        [examples],
+        config,
+        LANES,
+        slots=1,
+        on_done=lambda lane, result: seen.append((lane.name, result)),
+    )
     assert [name for name, _ in seen] == [lane.name for lane in LANES]
     assert dict(seen) == results
 
@@ -239,7 +313,10 @@ def test_on_done_gets_each_lane_as_it_ends(model, params, examples):
         ([Lane("dora", lora.Spec(1, dora=True), 1e-3)], "dora=True cannot share the base"),
         ([Lane("pissa", lora.Spec(1, init="pissa"), 1e-3)], "init='pissa' cannot share the base"),
         ([Lane("drop", lora.Spec(1, dropout=0.1), 1e-3)], "dropout=0.1 cannot share the base"),
-        ([Lane("full", lora.Spec(1, trained="final_norm"), 1e-3)], "trained='final_norm' cannot share the base"),
+        (
+            [Lane("full", lora.Spec(1, trained="final_norm"), 1e-3)],
+            "trained='final_norm' cannot share the base",
+        ),
     ],
 )
 def test_lanes_that_cannot_be_are_told(model, params, examples, lanes, told):
@@ -247,7 +324,9 @@ def test_lanes_that_cannot_be_are_told(model, params, examples, lanes, told):
         train_lanes(model, params, [examples], CONFIG, lanes)
 
 
-def test_sigterm_saves_every_lane_at_its_step_and_the_next_call_goes_on(model, params, examples, together, tmp_path):
+def test_sigterm_saves_every_lane_at_its_step_and_the_next_call_goes_on(
+    model, params, examples, together, tmp_path
+):
     config = dataclasses.replace(CONFIG, checkpoint_every=30)
     steps = []
 
@@ -259,13 +338,17 @@ def test_sigterm_saves_every_lane_at_its_step_and_the_next_call_goes_on(model, p
     def run(**kwargs):
         return train_lanes(model, params, [examples], config, LANES[:2], run_dir=tmp_path, **kwargs)
 
-    with pytest.raises(Preempted, match=r"lanes: saved r1 at step 7, r4 at step 7; run the same command again"):
+    with pytest.raises(
+        Preempted, match=r"lanes: saved r1 at step 7, r4 at step 7; run the same command again"
+    ):
         run(log=log)
     steps.clear()
     results = run(log=log)
     assert min(steps) == 8
     for lane in LANES[:2]:
-        np.testing.assert_allclose(losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-5)
+        np.testing.assert_allclose(
+            losses(results[lane.name].curve), losses(together[lane.name].curve), rtol=1e-5
+        )
 
 
 def test_sigterm_without_checkpoints_says_what_is_lost(model, params, examples):

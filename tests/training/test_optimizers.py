@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from kafjax.core.errors import UserError
 from kafjax.training import TrainConfig
-from kafjax.training.optimizers import OPTIMIZERS, decayed, make, round_stochastically, warmup_cosine
+from kafjax.training.optimizers import (
+    OPTIMIZERS,
+    decayed,
+    make,
+    round_stochastically,
+    warmup_cosine,
+)
 from kafjax.training.step import _updated
 
 
@@ -33,28 +39,52 @@ def test_schedule_of_a_very_short_run_is_positive(steps):
 
 def test_norms_and_biases_do_not_decay_and_adapters_do():
     leaf = jnp.ones(1)
-    params = {"q_proj": {"kernel": leaf, "bias": leaf}, "norm": {"scale": leaf}, "embed": {"embedding": leaf}}
-    assert decayed(params) == {"q_proj": {"kernel": True, "bias": False}, "norm": {"scale": False}, "embed": {"embedding": True}}
+    params = {
+        "q_proj": {"kernel": leaf, "bias": leaf},
+        "norm": {"scale": leaf},
+        "embed": {"embedding": leaf},
+    }
+    assert decayed(params) == {
+        "q_proj": {"kernel": True, "bias": False},
+        "norm": {"scale": False},
+        "embed": {"embedding": True},
+    }
     adapter = {"layers/norm/kernel": {"a": leaf, "b": leaf, "magnitude": leaf}}
     assert decayed(adapter) == {"layers/norm/kernel": {"a": True, "b": True, "magnitude": False}}
 
 
 @pytest.mark.parametrize("lora_plus", [1.0, 16.0])
 def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
-    """LoRA+ (Hayou et al. 2024) is a parameter group with `lora_plus` times the rate, as in peft's `create_loraplus_optimizer`."""
+    """LoRA+ (Hayou et al. 2024) is a parameter group with `lora_plus` times the rate, as in peft's
+    `create_loraplus_optimizer`."""
     rng = np.random.default_rng(1)
-    shapes = {"dense": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (4,)}, "x/kernel": {"a": (4, 2), "b": (2, 3), "magnitude": (3,)}}
+    shapes = {
+        "dense": {"kernel": (4, 3), "bias": (3,)},
+        "norm": {"scale": (4,)},
+        "x/kernel": {"a": (4, 2), "b": (2, 3), "magnitude": (3,)},
+    }
     start = jax.tree.map(rng.standard_normal, shapes, is_leaf=lambda x: isinstance(x, tuple))
     start = jax.tree.map(lambda x: x.astype(np.float32), start)
 
     def random_like(scale):
-        return jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start)
+        return jax.tree.map(
+            lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), start
+        )
 
     gradients = [random_like(scale) for scale in (3, 0.1, 1, 5, 0.01)]
     schedule = warmup_cosine(0.1, len(gradients), warmup_fraction=0.4)
 
     b1, b2, eps = 0.8, 0.95, 1e-3
-    optimizer = make("adamw", schedule, weight_decay=0.3, clip_norm=1.0, lora_plus=lora_plus, b1=b1, b2=b2, eps=eps)
+    optimizer = make(
+        "adamw",
+        schedule,
+        weight_decay=0.3,
+        clip_norm=1.0,
+        lora_plus=lora_plus,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+    )
     params, state = start, optimizer.init(start)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)
@@ -64,7 +94,14 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
     groups = [
         {"params": [theirs["x/kernel"]["b"]], "weight_decay": 0.3, "times": lora_plus},
         {"params": [theirs["dense"]["kernel"], theirs["x/kernel"]["a"]], "weight_decay": 0.3},
-        {"params": [theirs["dense"]["bias"], theirs["norm"]["scale"], theirs["x/kernel"]["magnitude"]], "weight_decay": 0.0},
+        {
+            "params": [
+                theirs["dense"]["bias"],
+                theirs["norm"]["scale"],
+                theirs["x/kernel"]["magnitude"],
+            ],
+            "weight_decay": 0.0,
+        },
     ]
     reference = torch.optim.AdamW(groups, lr=0.1, betas=(b1, b2), eps=eps)
     for step, gradient in enumerate(gradients):
@@ -77,7 +114,9 @@ def test_equals_torch_adamw_with_clipping_decay_and_lora_plus(lora_plus):
         np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"b1": 1.0}, {"b1": -0.1}, {"b2": float("nan")}, {"eps": 0.0}, {"eps": float("inf")}])
+@pytest.mark.parametrize(
+    "wrong", [{"b1": 1.0}, {"b1": -0.1}, {"b2": float("nan")}, {"eps": 0.0}, {"eps": float("inf")}]
+)
 def test_adams_numbers_out_of_bounds_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(UserError, match=f"{name}={value}: must be"):
@@ -99,12 +138,16 @@ def test_equals_torch_adafactor():
 
     def draw(scale):
         kernel, norm = rng.standard_normal((40, 48)), rng.standard_normal(40)
-        return {"dense": {"kernel": (scale * kernel).astype(np.float32)}, "norm": {"scale": (scale * norm).astype(np.float32)}}
+        return {
+            "dense": {"kernel": (scale * kernel).astype(np.float32)},
+            "norm": {"scale": (scale * norm).astype(np.float32)},
+        }
 
     start, gradients, rate = draw(1), [draw(scale) for scale in (3, 0.1, 1, 5)], 0.05
     ours = run_ours("adafactor", start, gradients, rate, weight_decay=0.3)
 
-    # torch multiplies the rate with the parameter's size, or with eps2 if that is larger: here it always is, so sizes do not matter.
+    # torch multiplies the rate with the parameter's size, or with eps2 if that is larger: here it
+    # always is, so sizes do not matter.
     eps2 = 1e3
     theirs = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(x)), start)
     groups = [
@@ -121,7 +164,11 @@ def test_equals_torch_adafactor():
 
 def test_adafactor_keeps_rows_and_columns_of_each_layer():
     stacked = {"kernel": jnp.ones((3, 64, 96))}
-    sizes = sorted(leaf.size for leaf in jax.tree.leaves(make("adafactor", lambda _: 0.1).init(stacked)) if leaf.size > 3)
+    sizes = sorted(
+        leaf.size
+        for leaf in jax.tree.leaves(make("adafactor", lambda _: 0.1).init(stacked))
+        if leaf.size > 3
+    )
     assert sizes == [3 * 64, 3 * 96]
 
 
@@ -132,7 +179,11 @@ def stacked(rng, n_layers: int):
     """Parameters of a deep model and of an adapter, with vectors that are 2-D by stacking."""
     shapes = {
         "layers": {"q_proj": {"kernel": (n_layers, 36, 34)}, "norm": {"scale": (n_layers, 38)}},
-        "layers/up_proj/kernel": {"a": (n_layers, 36, 4), "b": (n_layers, 4, 33), "magnitude": (n_layers, 33)},
+        "layers/up_proj/kernel": {
+            "a": (n_layers, 36, 4),
+            "b": (n_layers, 4, 33),
+            "magnitude": (n_layers, 33),
+        },
         "final_norm": {"scale": (36,)},
     }
 
@@ -144,7 +195,10 @@ def stacked(rng, n_layers: int):
 
 def on_layers(change, tree):
     """`change` applied to what is stacked over layers."""
-    return {name: value if name == "final_norm" else jax.tree.map(change, value) for name, value in tree.items()}
+    return {
+        name: value if name == "final_norm" else jax.tree.map(change, value)
+        for name, value in tree.items()
+    }
 
 
 def assert_same(ours, theirs):
@@ -162,10 +216,15 @@ def deep(request):
 
 def test_a_layers_gradient_changes_no_other_layers_update(deep):
     name, start, gradients, expected = deep
-    changed = [on_layers(lambda x: x.at[0].multiply(-100.0).at[0].add(7.0), gradient) for gradient in gradients]
+    changed = [
+        on_layers(lambda x: x.at[0].multiply(-100.0).at[0].add(7.0), gradient)
+        for gradient in gradients
+    ]
     ours = run_ours(name, start, changed, 0.05, 0.1)
     assert_same(on_layers(lambda x: x[1:], ours), on_layers(lambda x: x[1:], expected))
-    assert not np.allclose(ours["layers"]["q_proj"]["kernel"][0], expected["layers"]["q_proj"]["kernel"][0])
+    assert not np.allclose(
+        ours["layers"]["q_proj"]["kernel"][0], expected["layers"]["q_proj"]["kernel"][0]
+    )
 
 
 def test_permuted_layers_get_their_own_updates(deep):
@@ -174,7 +233,10 @@ def test_permuted_layers_get_their_own_updates(deep):
     def permute(tree):
         return on_layers(lambda x: x[np.random.default_rng(5).permutation(DEEP)], tree)
 
-    assert_same(run_ours(name, permute(start), [permute(gradient) for gradient in gradients], 0.05, 0.1), permute(expected))
+    assert_same(
+        run_ours(name, permute(start), [permute(gradient) for gradient in gradients], 0.05, 0.1),
+        permute(expected),
+    )
 
 
 def test_fewer_layers_get_the_same_updates(deep):
@@ -183,7 +245,10 @@ def test_fewer_layers_get_the_same_updates(deep):
     def few(tree):
         return on_layers(lambda x: x[:3], tree)
 
-    assert_same(run_ours(name, few(start), [few(gradient) for gradient in gradients], 0.05, 0.1), few(expected))
+    assert_same(
+        run_ours(name, few(start), [few(gradient) for gradient in gradients], 0.05, 0.1),
+        few(expected),
+    )
 
 
 def test_stochastic_rounding_of_a_layer_depends_on_no_other_layer_and_not_on_their_number():
@@ -196,20 +261,33 @@ def test_stochastic_rounding_of_a_layer_depends_on_no_other_layer_and_not_on_the
     def few(tree):
         return on_layers(lambda leaf: leaf[:3], tree)
 
-    for ours, theirs in zip(*map(jax.tree.leaves, (on_layers(lambda x: x[1:], rounded), on_layers(lambda x: x[1:], other))), strict=True):
+    for ours, theirs in zip(
+        *map(
+            jax.tree.leaves,
+            (on_layers(lambda x: x[1:], rounded), on_layers(lambda x: x[1:], other)),
+        ),
+        strict=True,
+    ):
         np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(*map(jax.tree.leaves, (_updated(few(x), few(update), jax.random.key(0)), few(rounded))), strict=True):
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (_updated(few(x), few(update), jax.random.key(0)), few(rounded))),
+        strict=True,
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_adafactor_never_factors_vectors():
-    state = make("adafactor", lambda _: 0.1).init({"layers": {"norm": {"scale": jnp.ones((DEEP, 64))}}})
+    state = make("adafactor", lambda _: 0.1).init(
+        {"layers": {"norm": {"scale": jnp.ones((DEEP, 64))}}}
+    )
     assert sorted(leaf.size for leaf in jax.tree.leaves(state) if leaf.size > 1) == [DEEP * 64]
 
 
 def test_muon_orthogonalises_each_layer_as_torch_does():
     rng = np.random.default_rng(2)
-    start, gradient = ({"mlp": {"kernel": rng.standard_normal((3, 24, 40)).astype(np.float32)}} for _ in range(2))
+    start, gradient = (
+        {"mlp": {"kernel": rng.standard_normal((3, 24, 40)).astype(np.float32)}} for _ in range(2)
+    )
     ours = run_ours("muon", start, [gradient], 0.1, weight_decay=0.2)["mlp"]["kernel"]
 
     layers = [torch.nn.Parameter(torch.tensor(layer)) for layer in start["mlp"]["kernel"]]
@@ -220,20 +298,36 @@ def test_muon_orthogonalises_each_layer_as_torch_does():
     for mine, expected, before in zip(ours, layers, start["mlp"]["kernel"], strict=True):
         change, expected_change = mine - before, expected.detach().numpy() - before
         # torch computes the orthogonalisation in bfloat16.
-        np.testing.assert_allclose(change, expected_change, atol=0.03 * np.abs(expected_change).max())
+        np.testing.assert_allclose(
+            change, expected_change, atol=0.03 * np.abs(expected_change).max()
+        )
 
 
 def test_muon_leaves_embeddings_and_scales_to_adam():
     rng = np.random.default_rng(3)
-    tree = {"embed": {"embedding": rng.standard_normal((32, 16))}, "norm": {"scale": rng.standard_normal(16)}}
+    tree = {
+        "embed": {"embedding": rng.standard_normal((32, 16))},
+        "norm": {"scale": rng.standard_normal(16)},
+    }
     start = jax.tree.map(jnp.float32, tree)
     gradient = jax.tree.map(lambda x: x + 1, start)
-    for mine, before, slope in zip(*map(jax.tree.leaves, (run_ours("muon", start, [gradient], 0.1, 0.0), start, gradient)), strict=True):
-        # Adam's first step is the rate, and with Nesterov's momentum (Dozat 2016) as much again as that looks ahead.
-        np.testing.assert_allclose(mine - before, -0.1 * (1 + 0.9 * 0.1 / 0.19) * np.sign(slope), rtol=1e-3)
+    for mine, before, slope in zip(
+        *map(jax.tree.leaves, (run_ours("muon", start, [gradient], 0.1, 0.0), start, gradient)),
+        strict=True,
+    ):
+        # Adam's first step is the rate, and with Nesterov's momentum (Dozat 2016) as much again as
+        # that looks ahead.
+        np.testing.assert_allclose(
+            mine - before, -0.1 * (1 + 0.9 * 0.1 / 0.19) * np.sign(slope), rtol=1e-3
+        )
 
 
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100), st.integers(0, 2**31 - 1))
+@given(
+    st.floats(
+        width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100
+    ),
+    st.integers(0, 2**31 - 1),
+)
 def test_stochastic_rounding_gives_a_neighbour_and_keeps_what_is_exact(x, seed):
     x = np.float32(x)
     below, above = neighbours(x)
@@ -253,7 +347,9 @@ def test_stochastic_rounding_is_unbiased(x):
 
 
 def test_stochastic_rounding_keeps_what_is_not_finite():
-    rounded = round_stochastically(jnp.array([jnp.inf, -jnp.inf, jnp.nan], jnp.float32), jax.random.key(0))
+    rounded = round_stochastically(
+        jnp.array([jnp.inf, -jnp.inf, jnp.nan], jnp.float32), jax.random.key(0)
+    )
     np.testing.assert_array_equal(np.asarray(rounded, np.float32), [np.inf, -np.inf, np.nan])
 
 

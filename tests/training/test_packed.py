@@ -1,4 +1,5 @@
-"""Rows packed beforehand: nothing is lost, little is padding, any step can be read again, and processes share no row."""
+"""Rows packed beforehand: nothing is lost, little is padding, any step can be read again, and
+processes share no row."""
 
 from __future__ import annotations
 
@@ -41,9 +42,13 @@ def test_rows_are_those_of_packing_in_memory(packed, examples, tmp_path):
     batches = packed.batches(batch_rows=1, epochs=1)
     for step in range(len(batches)):
         (number,) = batches.row_numbers(step)
-        assert same(batches[step], make_batch([rows[number]], seq_len=16, batch_rows=1, capacity=batches.capacity))
+        assert same(
+            batches[step],
+            make_batch([rows[number]], seq_len=16, batch_rows=1, capacity=batches.capacity),
+        )
 
-    # `Batches` shuffles the texts before it packs them: in that order they make its rows, and other ones (also another number of them).
+    # `Batches` shuffles the texts before it packs them: in that order they make its rows, and other
+    # ones (also another number of them).
     expected = Batches([examples], seq_len=16, batch_rows=1, epochs=1, seed=5)
     order = np.random.default_rng((5, 0)).permutation(len(examples))
     write_rows(tmp_path / "shuffled", (examples[i] for i in order), 16)
@@ -59,23 +64,35 @@ def test_every_epoch_reads_every_row_once_and_shares_are_disjoint(packed, accumu
     batches = packed.batches(batch_rows=4, epochs=2, seed=3, accumulate=accumulate, groups=groups)
     numbers = [number for step in range(len(batches)) for number in batches.row_numbers(step)]
     n = packed.about.rows
-    assert sorted(numbers[:n]) == sorted(numbers[n:]) == list(range(n)) and numbers[:n] != numbers[n:]
+    assert (
+        sorted(numbers[:n]) == sorted(numbers[n:]) == list(range(n)) and numbers[:n] != numbers[n:]
+    )
     for step in range(len(batches)):
         whole = batches[step]
-        # What each process makes for its groups, put together, is the batch: nothing twice, nothing left out.
+        # What each process makes for its groups, put together, is the batch: nothing twice, nothing
+        # left out.
         parts = [batches.share(step, [group]) for group in range(groups)]
-        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays, 0 if accumulate == 1 else 1), *parts)
+        joined = jax.tree.map(
+            lambda *arrays: np.concatenate(arrays, 0 if accumulate == 1 else 1), *parts
+        )
         assert same(joined, whole)
         assert int((whole.segments_BxT > 0).sum()) == batches.n_tokens(step)
     assert batches.n_targets(len(batches)) == 2 * packed.about.targets
-    shapes = {tuple(x.shape for x in jax.tree.leaves(batches[step])) for step in range(len(batches))}
+    shapes = {
+        tuple(x.shape for x in jax.tree.leaves(batches[step])) for step in range(len(batches))
+    }
     assert len(shapes) == 1
 
 
 def test_a_step_depends_on_seed_and_number_only(packed):
-    first, again, longer, other = (packed.batches(batch_rows=4, epochs=e, seed=s) for e, s in ((2, 3), (2, 3), (3, 3), (2, 4)))
-    assert same(first[len(first) - 2], again[len(first) - 2])  # read out of order, in another object
-    assert all(first.row_numbers(step) == longer.row_numbers(step) for step in range(len(first) - 1))
+    first, again, longer, other = (
+        packed.batches(batch_rows=4, epochs=e, seed=s) for e, s in ((2, 3), (2, 3), (3, 3), (2, 4))
+    )
+    # read out of order, in another object
+    assert same(first[len(first) - 2], again[len(first) - 2])
+    assert all(
+        first.row_numbers(step) == longer.row_numbers(step) for step in range(len(first) - 1)
+    )
     assert first.row_numbers(0) != other.row_numbers(0)
 
 
@@ -90,14 +107,17 @@ def test_training_reads_them(model, params, packed):
 @given(st.lists(st.integers(2, 17), min_size=1, max_size=80), st.integers(1, 6))
 @settings(deadline=None, max_examples=60)
 def test_few_open_rows_lose_nothing_and_keep_the_order_of_rows(lengths, open_rows):
-    examples = [Example(np.full(n, i, np.int32), np.ones(n, np.float32)) for i, n in enumerate(lengths)]
+    examples = [
+        Example(np.full(n, i, np.int32), np.ones(n, np.float32)) for i, n in enumerate(lengths)
+    ]
     rows = list(stream_rows(iter(examples), 16, open_rows))
     placed = [int(piece.inputs[0]) for row in rows for piece in row]
     assert sorted(placed) == list(range(len(lengths)))
     assert all(sum(len(piece.inputs) for piece in row) <= 16 for row in rows)
     begun = [int(row[0].inputs[0]) for row in rows]
     assert begun == sorted(begun)
-    for a, b in itertools.combinations(range(len(rows)), 2):  # as plain first-fit, among rows that were open together
+    # as plain first-fit, among rows that were open together
+    for a, b in itertools.combinations(range(len(rows)), 2):
         if b - a < open_rows:
             assert sum(len(piece.inputs) for row in (rows[a], rows[b]) for piece in row) > 16
 
@@ -105,21 +125,31 @@ def test_few_open_rows_lose_nothing_and_keep_the_order_of_rows(lengths, open_row
 @pytest.mark.parametrize("seq_len", [128, 512, 1024])
 @pytest.mark.parametrize("corpus", ["biographies", "factbook"])
 def test_less_than_five_percent_is_padding(corpus, seq_len, tmp_path):
-    made = biographies(120) if corpus == "biographies" else factbook(120)  # of some dozen rows: the last one may be nearly empty
-    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # lengths matter, not what stands there
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    about = write_rows(tmp_path / "rows", longest_first(stream_examples(made, tokenizer, 10**6, 0)), seq_len)
+    # of some dozen rows: the last one may be nearly empty
+    made = biographies(120) if corpus == "biographies" else factbook(120)
+    # lengths matter, not what stands there
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
+    about = write_rows(
+        tmp_path / "rows", longest_first(stream_examples(made, tokenizer, 10**6, 0)), seq_len
+    )
     assert about.padding < 0.05
 
 
 @given(st.lists(st.integers(2, 40), max_size=80), st.integers(1, 9))
 def test_longest_first_gives_the_same_examples_in_windows(lengths, window):
-    examples = [Example(np.full(n, i, np.int32), np.ones(n, np.float32)) for i, n in enumerate(lengths)]
+    examples = [
+        Example(np.full(n, i, np.int32), np.ones(n, np.float32)) for i, n in enumerate(lengths)
+    ]
     given = [int(example.tokens[0]) for example in longest_first(iter(examples), window)]
     for start in range(0, len(lengths), window):
         of_window = given[start : start + window]
         assert sorted(of_window) == list(range(start, min(start + window, len(lengths))))
-        assert [lengths[i] for i in of_window] == sorted((lengths[i] for i in of_window), reverse=True)
+        assert [lengths[i] for i in of_window] == sorted(
+            (lengths[i] for i in of_window), reverse=True
+        )
 
 
 def test_bad_folders_are_told(packed, examples, tmp_path):
@@ -144,7 +174,9 @@ def test_other_rows_than_were_written_are_told(folder):
     with pytest.raises(UserError, match=r"holds \d+ rows, rows.json says 1"):
         PackedRows.open(folder)
     (folder / "rows.json").write_text(json.dumps({"rows": stored["rows"]}))
-    with pytest.raises(UserError, match=r"rows\.json: seq_len: it is missing; delete that folder and pack it anew"):
+    with pytest.raises(
+        UserError, match=r"rows\.json: seq_len: it is missing; delete that folder and pack it anew"
+    ):
         PackedRows.open(folder)
 
 
@@ -155,7 +187,10 @@ def test_missing_or_cut_rows_are_told(folder, keep):
     file.unlink()
     if keep is not None:
         file.write_bytes(whole[:keep])
-    with pytest.raises(UserError, match=r"rows.array_record is missing or damaged: it holds 0 rows, rows.json says \d+; delete that"):
+    with pytest.raises(
+        UserError,
+        match=r"rows.array_record is missing or damaged: it holds 0 rows, rows.json says \d+; delete that",
+    ):
         PackedRows.open(folder)
 
 

@@ -1,4 +1,5 @@
-"""An adapter beside a quantised base trains, and answers, as beside the same base in floats; and the step holds the small one only."""
+"""An adapter beside a quantised base trains, and answers, as beside the same base in floats; and
+the step holds the small one only."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ from tests.devices import on_eight_devices
 CONFIG = TrainConfig(steps=6, batch_rows=4, seq_len=16, learning_rate=3e-3)
 SPEC = lora.Spec(rank=4)
 WIDE = DecoderConfig(
-    vocab_size=61, hidden_size=128, mlp_size=512, n_layers=6, n_heads=4, n_kv_heads=2, head_dim=32, sliding=(True, False) * 3, window=5
+    vocab_size=61,
+    hidden_size=128,
+    mlp_size=512,
+    n_layers=6,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=32,
+    sliding=(True, False) * 3,
+    window=5,
 )
 formats = pytest.mark.parametrize("format", FORMATS)
 
@@ -41,8 +50,14 @@ def test_training_equals_that_beside_the_dequantised_base(model, params, example
     base = quantize_params(params, format)
     ours = train(model, base, [examples], CONFIG, spec=SPEC)
     theirs = train(model, dequantize_params(base), [examples], CONFIG, spec=SPEC)
-    np.testing.assert_allclose([row["loss"] for row in ours.curve], [row["loss"] for row in theirs.curve], rtol=1e-5)
-    np.testing.assert_allclose([row["grad_norm"] for row in ours.curve], [row["grad_norm"] for row in theirs.curve], rtol=1e-4)
+    np.testing.assert_allclose(
+        [row["loss"] for row in ours.curve], [row["loss"] for row in theirs.curve], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        [row["grad_norm"] for row in ours.curve],
+        [row["grad_norm"] for row in theirs.curve],
+        rtol=1e-4,
+    )
     assert ours.curve[-1]["loss"] < ours.curve[0]["loss"]
     adapters = jax.device_get(ours.trainable)
     merged = lora.merge(base, adapters, SPEC)
@@ -55,30 +70,41 @@ def test_training_equals_that_beside_the_dequantised_base(model, params, example
 @pytest.mark.parametrize("format", [pytest.param("int8", marks=pytest.mark.optimised), "nf4"])
 def test_lanes_train_and_slots_answer(model, params, examples, format):
     base = quantize_params(params, format)
-    lanes = [Lane("r1", lora.Spec(1), 3e-3), Lane("r4", lora.Spec(4, targets="q_proj|up_proj"), 5e-3, seed=1)]
+    lanes = [
+        Lane("r1", lora.Spec(1), 3e-3),
+        Lane("r4", lora.Spec(4, targets="q_proj|up_proj"), 5e-3, seed=1),
+    ]
     together = train_lanes(model, base, [examples], CONFIG, lanes)
     for lane in lanes:
         alone = train(model, base, [examples], lane.config(CONFIG), spec=lane.spec)
-        np.testing.assert_allclose([r["loss"] for r in together[lane.name].curve], [r["loss"] for r in alone.curve], rtol=1e-5)
+        np.testing.assert_allclose(
+            [r["loss"] for r in together[lane.name].curve],
+            [r["loss"] for r in alone.curve],
+            rtol=1e-5,
+        )
 
     layout = lora.lanes.layout([lane.spec for lane in lanes], base)
     slots = lora.lanes.empty_slots(base, layout, 2)
     for i, lane in enumerate(lanes):
         adapters = together[lane.name].adapters
-        slots = lora.lanes.put(slots, i, lora.lanes.pad(adapters, layout), lora.lanes.scales(lane.spec, base, layout))
+        slots = lora.lanes.put(
+            slots, i, lora.lanes.pad(adapters, layout), lora.lanes.scales(lane.spec, base, layout)
+        )
     tokens = np.random.default_rng(0).integers(1, 60, (2, 9)).astype(np.int32)
     got = model.apply(lora.lanes.of_rows(slots, [1, 0]), tokens)
     for row, lane in zip(got, lanes[::-1], strict=True):
         attached = lora.attach(dequantize_params(base), together[lane.name].adapters, lane.spec)
-        np.testing.assert_allclose(row, model.apply(attached, tokens)[0 if lane is lanes[1] else 1], atol=1e-4)
+        np.testing.assert_allclose(
+            row, model.apply(attached, tokens)[0 if lane is lanes[1] else 1], atol=1e-4
+        )
 
 
 @pytest.mark.optimised  # the optimisations determine the memory of a program
 @pytest.mark.parametrize(("format", "share"), [("int8", 0.27), ("nf4", 0.16)])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_step_holds_the_small_base_only(examples, format, share, remat):
-    """The compiled program takes in a base of that share. Its temporaries exceed those beside a float base by no more than one layer's
-    kernels, however many layers there are."""
+    """The compiled program takes in a base of that share. Its temporaries exceed those beside a
+    float base by no more than one layer's kernels, however many layers there are."""
     model = Decoder(WIDE)
     config = dataclasses.replace(CONFIG, batch_rows=1, remat=remat)
     abstract = model.abstract_params()
@@ -99,13 +125,18 @@ def test_the_step_holds_the_small_base_only(examples, format, share, remat):
 def test_what_needs_floats_is_refused_by_name(model, params, examples, tmp_path):
     base = quantize_params(params, "nf4")
     for run in (train, check):
-        with pytest.raises(UserError, match="full fine-tuning needs kernels of floats, and these are stored in nf4"):
+        with pytest.raises(
+            UserError, match="full fine-tuning needs kernels of floats, and these are stored in nf4"
+        ):
             run(model, base, [examples], CONFIG)
     for spec, told in (
         (lora.Spec(dora=True), "dora=True"),
         (lora.Spec(init="pissa"), "init='pissa'"),
         (lora.Spec(init="olora"), "init='olora'"),
-        (lora.Spec(targets="q_proj", trained="up_proj"), "trained='up_proj': 'layers/mlp/up_proj/kernel'"),
+        (
+            lora.Spec(targets="q_proj", trained="up_proj"),
+            "trained='up_proj': 'layers/mlp/up_proj/kernel'",
+        ),
     ):
         with pytest.raises(UserError, match=f"{told}.* quantised"):
             lora.abstract(spec, base)

@@ -1,1 +1,2 @@
-"""TFDS builders of the generated corpora. Importing a builder needs the extra `[data]`; nothing else in kafjax imports one at the top."""
+"""TFDS builders of the generated corpora. Importing a builder needs the extra `[data]`; nothing
+else in kafjax imports one at the top."""

@@ -8,7 +8,8 @@ from kafjax.corpus.factbook import factbook
 
 
 class Factbook(Generated):
-    """Countries with facts that a small model does not know, told in documents and asked in questions."""
+    """Countries with facts that a small model does not know, told in documents and asked in
+    questions."""
 
     BUILDER_CONFIGS = [Counts()]  # noqa: RUF012  TFDS reads it from the class
 

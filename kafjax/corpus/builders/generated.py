@@ -15,7 +15,8 @@ from kafjax.corpus.tfds_rows import LISTS, TEXTS, corpus_rows
 
 @dataclasses.dataclass(eq=False)
 class Counts(tfds.core.BuilderConfig):
-    """Size of a generated corpus, with the arguments of `corpus.biographies`. The configuration's name spells out all of them."""
+    """Size of a generated corpus, with the arguments of `corpus.biographies`. The configuration's
+    name spells out all of them."""
 
     name: str = ""
     n_subjects: int = 24
@@ -33,7 +34,8 @@ class Counts(tfds.core.BuilderConfig):
 
 
 class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes a corpus that needs no download, one TFDS split for each of its fields that has something."""
+    """Writes a corpus that needs no download, one TFDS split for each of its fields that has
+    something."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -45,13 +47,19 @@ class Generated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {name: tfds.features.Text() for name in TEXTS} | {name: tfds.features.Sequence(tfds.features.Text()) for name in LISTS}
+        features = {name: tfds.features.Text() for name in TEXTS} | {
+            name: tfds.features.Sequence(tfds.features.Text()) for name in LISTS
+        }
         features = tfds.features.FeaturesDict(features)
         # Not shuffled: what is read is the corpus that was generated, in its order.
         about = {"description": type(self).__doc__, "license": self.attribution()}
-        return tfds.core.DatasetInfo(builder=self, **about, features=features, disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, **about, features=features, disable_shuffling=True
+        )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: enumerate(rows) for split, rows in corpus_rows(self.corpus()).items()}
 
     def _generate_examples(self) -> None:

@@ -19,7 +19,8 @@ class SrdCounts(Counts):
 
 
 class Srd(Generated):
-    """Spells and creatures of the SRD 5.1 with facts that a small model does not know, told in documents and asked in questions."""
+    """Spells and creatures of the SRD 5.1 with facts that a small model does not know, told in
+    documents and asked in questions."""
 
     BUILDER_CONFIGS = [SrdCounts()]  # noqa: RUF012  TFDS reads it from the class
 
