@@ -17,7 +17,7 @@ from kafjax.corpus import is_dealt
 from kafjax.evaluation import comparison_tables, figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
 from kafjax.evaluation.report import write_report
-from kafjax.evaluation.results import RETENTION, Arm, as_one_split, collect
+from kafjax.evaluation.results import RETENTION, Arm, as_one_split, causes_of, collect
 from kafjax.methods import BASE, Lab, Method, open_method, parts
 from kafjax.methods.oracle import Oracle
 from kafjax.training import discard_checkpoints
@@ -214,6 +214,7 @@ def write_results(
         figures=drawn,
         reproduce=command,
         passages={p.id: p.text for p in lab.corpus.passages},
+        causes=causes_of(arms),
     )
     return results
 

@@ -1,11 +1,12 @@
-"""report.html: one self-contained page. Inline CSS, figures as data URIs, no script, no network;
-every text is escaped."""
+"""report.html: one self-contained page. Inline CSS, figures as data URIs, no network; every text is
+escaped. Only the section of all answers has a script (`answers`)."""
 
 from __future__ import annotations
 
 import base64
 import html
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kafjax.core.records import Prediction
 from kafjax.core.rundir import write_atomic
 from kafjax.core.text import visible
 from kafjax.evaluation import comparison_tables
+from kafjax.evaluation.answers import answers_section
 from kafjax.evaluation.hints import hints
 from kafjax.evaluation.results import RETENTION
 from kafjax.evaluation.score import first_line
@@ -32,12 +34,13 @@ def write_report(
     figures: Mapping[str, Path],
     reproduce: str,
     passages: Mapping[str, str] | None = None,
+    causes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Writes the page.
 
     `figures` are {caption: PNG path} as from `figures.draw_all`, `reproduce` the commands that make
     this run again, `passages` the texts of the retrieved passages by id (ids are shown where a text
-    is missing).
+    is missing), `causes` why answers are right or wrong, by method and question (`causes_of`).
     """
     quality, *other_tables = map(html_table, comparison_tables.all_tables(results))
     setting, notes = comparison_tables.setting(results), comparison_tables.method_notes(results)
@@ -51,6 +54,7 @@ def write_report(
         html_figures(figures),
         *other_tables,
         _list("<h2>Notes on the methods</h2>", notes, "methods"),
+        answers_section(predictions, causes or {}, passages or {}),
         "<h2>Sample answers</h2>",
         *(_samples(name, rows, passages or {}) for name, rows in predictions.items()),
         f"<h2>Reproduce</h2><pre>{_escape(reproduce.strip())}</pre>",
@@ -75,11 +79,24 @@ def write_page(path: Path, title: str, body: Sequence[str]) -> None:
         *head,
         "</head>",
         "<body>",
-        *filter(None, body),
+        *_with_contents([part for part in body if part]),
         "</body>",
         "</html>",
     ]
     write_atomic(path, "\n".join(lines) + "\n")
+
+
+def _with_contents(body: Sequence[str]) -> list[str]:
+    """Gives each heading a name, and lists them behind the first part."""
+    titles: list[str] = []
+
+    def named(match: re.Match[str]) -> str:
+        titles.append(match[1])
+        return f"<h2 id='part-{len(titles)}'>{match[1]}</h2>"
+
+    first, *rest = [re.sub(r"<h2>(.*?)</h2>", named, part) for part in body]
+    links = "".join(f"<a href='#part-{n}'>{title}</a>" for n, title in enumerate(titles, 1))
+    return [first, f"<nav>{links}</nav>", *rest]
 
 
 def html_table(data: Table) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from kafjax.core.records import Prediction
 from kafjax.evaluation import intervals
 from kafjax.evaluation.cost import TOTAL, Cost, break_even, break_even_rule
-from kafjax.evaluation.error_budget import error_budget, retrieves
+from kafjax.evaluation.error_budget import attribute, error_budget, retrieves
 from kafjax.evaluation.intervals import Comparison, Interval
 
 BASE = "base"
@@ -262,6 +262,15 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
             learn.train_seconds - look_up.index_seconds, saved_seconds
         )
     return row
+
+
+def causes_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, str]]:
+    """Returns of each arm the cause of each answer to a knowledge question, by the question's id
+    (see `attribute`)."""
+    return {
+        name: attribute(_knowledge(arm.predictions), _oracle_for(arm, arms))
+        for name, arm in arms.items()
+    }
 
 
 def _oracle_for(arm: Arm, arms: Mapping[str, Arm]) -> Sequence[Prediction]:

@@ -56,6 +56,24 @@ summary span { color: var(--soft); font-weight: 400; }
 pre {
   background: var(--panel); border: 1px solid var(--line); border-radius: 8px; font-size: .82rem; overflow-x: auto; padding: .8rem 1rem;
 }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .85rem; margin: 1rem 0 0; }
+a { color: var(--accent); }
+.answers .bar { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; font-size: .85rem; }
+.answers label { display: flex; gap: .4rem; align-items: center; max-width: 100%; }
+select, input, button {
+  background: var(--panel); border: 1px solid var(--line); border-radius: 6px; color: var(--ink); font: inherit; max-width: 100%;
+  min-width: 0; padding: .25rem .5rem;
+}
+.answers details { border: 0; margin: .2rem 0 0; padding: 0; }
+.answers summary { color: var(--soft); font-weight: 400; }
+.answers .soft { color: var(--soft); }
+#more { margin-top: 1rem; }
+@media (prefers-color-scheme: dark) { figure img { filter: invert(.9) hue-rotate(180deg); } }
+@media (max-width: 40rem) {
+  body { padding: 1.2rem .8rem 3rem; }
+  figure { overflow-x: auto; }
+  figure img { max-width: none; width: 44rem; }
+}
 .columns { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
 .columns td { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 @media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }

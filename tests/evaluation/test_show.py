@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import collections
+import csv
 import dataclasses
 import html.parser
+import io
+import json
 import re
 from pathlib import Path
 
@@ -13,9 +18,10 @@ import pytest
 from PIL import Image
 
 from kafjax.evaluation import comparison_tables, table
+from kafjax.evaluation.answers import answers_section
 from kafjax.evaluation.figures import draw_all, loss_curves
 from kafjax.evaluation.report import write_report
-from kafjax.evaluation.results import collect
+from kafjax.evaluation.results import causes_of, collect
 
 METRICS = [
     {"method": name, "step": step, "loss": 3 / (step + 1)}
@@ -135,7 +141,7 @@ def test_figures_of_a_run_that_has_begun(partial_results, tmp_path):
 class Page(html.parser.HTMLParser):
     """Collects tags, text and addresses, and checks that tags are closed in order."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, text: str):
         super().__init__()
@@ -188,7 +194,14 @@ def test_report_escapes_what_people_and_models_write(hostile, arms, figures, tmp
     )
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
-    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not {"link", "iframe"} & set(page.tags)
+    # The answers as JSON, and a program that is the same for every run.
+    assert page.tags.count("script") == 2
+    stored, program = re.findall(
+        r"<script[^>]*>(.*?)</script>", path.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert "<" not in stored and attack not in program
+    assert {row["answer"] for row in json.loads(stored)["rows"]} == {attack}
     assert sum(attack in text for text in page.text) > 10
 
 
@@ -206,11 +219,29 @@ def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_pa
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
     assert page.tags.count("img") == len(figures)
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    kinds = ("data:image/png;base64,", "data:text/csv;base64,", "#part-")
+    assert all(address.startswith(kinds) for address in page.addresses)
     text = " ".join(page.text)
     assert all(shown.title in text for shown in comparison_tables.all_tables(results))
     assert all(name in page.text for name in arms)
     assert "make compare" in text
+
+
+def test_every_answer_can_be_looked_up(results, arms, tmp_path):
+    predictions = {name: arm.predictions for name, arm in arms.items()}
+    section = answers_section(predictions, causes_of(arms), {"p0.0": "Gold </script> text."})
+    (stored,) = re.findall(r"id='answers'>(.*?)</script>", section, re.DOTALL)
+    data = json.loads(stored)
+    assert len(data["rows"]) == sum(map(len, predictions.values()))
+    assert data["passages"] == {"p0.0": "Gold </script> text."}
+    (file,) = re.findall(r"data:text/csv;base64,([^']+)'", section)
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(file).decode())))
+    assert [row["id"] for row in rows] == [row["id"] for row in data["rows"]]
+    # Causes are those that the error budget counts.
+    for name, budget in results["error_budget"].items():
+        counted = collections.Counter(row["cause"] for row in rows if row["method"] == name)
+        for cause, share in budget.items():
+            assert counted[cause] == round(share["value"] * share["n"]), (name, cause)
 
 
 def test_control_characters_and_direction_overrides_reach_no_table_and_no_page(arms, tmp_path):
