@@ -18,6 +18,7 @@ from pathlib import Path
 from experiments import build
 from experiments.configs import Finetune, PackRows
 from kafjax import hub
+from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress
 from kafjax.corpus import stream_corpus
@@ -60,9 +61,9 @@ def run(config: PackRows) -> None:
         f"{about.rows} rows of {about.seq_len} tokens, {100 * about.padding:.2f}% of them padding"
     )
     print(f"{config.out}: {told}; {len(corpus.questions)} questions to ask afterwards")
-    print(
-        f"Next: {build.next_command('experiments.finetune', Finetune, config, rows=config.out, seq_len=about.seq_len)}"
-    )
+    packed = {"rows": config.out, "seq_len": about.seq_len}
+    packed |= {leaf.flag: None for leaf in leaves(config.corpus)}  # rows stand for their corpus
+    print(f"Next: {build.next_command('experiments.finetune', Finetune, config, **packed)}")
 
 
 def main() -> None:

@@ -28,6 +28,11 @@ from kafjax.training.step import TrainState
 _STATE, _NOTES, _JOURNAL = "state", "notes", "history.jsonl"
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Drops what orbax logs: a dozen lines about a save, and damage that is reported here."""
+    return record.levelno >= logging.CRITICAL or "orbax" not in Path(record.pathname).parts
+
+
 class Checkpoints:
     """Checkpoints of one training in `folder`, numbered by step. All processes make the same calls.
 
@@ -43,8 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, fingerprint: str, keep: int = 2):
-        # orbax reports a save in a dozen lines, and damage that is reported below
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("absl").addFilter(_not_of_orbax)
         self.folder = folder.resolve()
         self._fingerprint, self._keep = fingerprint, keep
         self._saving: int | None = None  # the step that may still be on its way to the disk

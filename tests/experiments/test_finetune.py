@@ -111,7 +111,9 @@ def test_packed_rows_are_all_that_training_needs(finetune, pack_rows, world, tmp
         f"--corpus={corpus}", f"--model={world.gemma}", "--seq_len=64", f"--out={rows}"
     )
     assert packed.code == 0, packed.err
-    assert f"experiments.finetune --rows={rows} --seq_len=64 --model={world.gemma}" in packed.out
+    following = packed.out.partition("Next: ")[2].split()
+    assert following[:3] == ["python", "-m", "experiments.finetune"]
+    assert {f"--rows={rows}", "--seq_len=64", f"--model={world.gemma}"} == set(following[3:])
     shutil.rmtree(corpus)  # which may not fit into the memory of those who train
 
     arguments = [

@@ -66,13 +66,23 @@ class Crowd:
 
 
 class Launcher:
-    """`with Launcher() as launcher: launcher.run(WORKER, ["both", folder], n=2, log=folder)`."""
+    """`with Launcher() as launcher: launcher.run(WORKER, ["both", folder], n=2, log=folder)`.
+
+    With `optimised` the processes compile as for a user.
+    """
+
+    def __init__(self, *, optimised: bool = False):
+        self._environ = compiling.environment(optimised=optimised)
 
     def __enter__(self) -> Launcher:
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
-        environ = compiling.environment()
         self._process = subprocess.Popen(
-            script, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            script,
+            cwd=ROOT,
+            env=self._environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         return self
 

@@ -51,6 +51,13 @@ def test_many_processes_train_as_one_does(launcher, alone, tmp_path, n, devices,
         assert "compiling" not in other.err and "6/6" not in other.err
 
 
+def test_processes_that_compile_as_for_a_user_train_as_one_does(alone, tmp_path):
+    with launch.Launcher(optimised=True) as launcher:
+        launcher.run(WORKER, [f"--do=both,{tmp_path},fsdp:2"], 2, tmp_path / "log", 1)
+    close(tmp_path, alone, "full")
+    close(tmp_path, alone, "lora")
+
+
 @pytest.mark.parametrize("scheduler", ["SLURM", "Kubernetes", "TPU pod"])
 def test_processes_find_each_other_by_what_the_scheduler_says(launcher, tmp_path, scheduler):
     if scheduler == "SLURM":

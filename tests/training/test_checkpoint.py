@@ -7,6 +7,7 @@ import textwrap
 import time
 import types
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -292,3 +293,10 @@ def test_late_writes_of_a_failed_save_are_silent_and_other_errors_are_not(monkey
     for error in (late, other, another):
         sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error))
     assert told == [other, another]
+
+
+def test_warnings_of_this_project_are_heard_beside_silent_saves(tmp_path, caplog):
+    with Checkpoints(tmp_path / "checkpoints", "fingerprint"):
+        caplog.clear()
+        absl.logging.warning("heard")
+    assert "heard" in caplog.text and "orbax" not in caplog.text
