@@ -30,7 +30,7 @@ from kafjax.core.config import (
     read_record,
 )
 from kafjax.core.errors import UserError, run_main
-from kafjax.core.help import help_text
+from kafjax.core.help import asked_for, help_text
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Corpus, Question
 from kafjax.core.rundir import Run, read_object
@@ -77,7 +77,7 @@ def start(
             )
         run(from_flags(experiment, values))
 
-    if not {"--help", "-help", "-?"}.isdisjoint(sys.argv[1:]):
+    if asked_for(sys.argv[1:]):
         print(f"{sys.modules['__main__'].__doc__}\n{help_text(experiment)}", end="")
         return
     define(experiment)

@@ -35,7 +35,7 @@ from kafjax.core.progress import say
 from kafjax.core.rundir import environment, find_run, open_run
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import comparison_tables, table
-from kafjax.methods import METHODS, in_running_order, open_method
+from kafjax.methods import BASE, METHODS, in_running_order, open_method, parts
 from kafjax.training.checksum import weights_hash
 
 LESS = "for less of it: --budget=10m, --epochs, --steps, or --methods without those that train"
@@ -59,11 +59,11 @@ def run(config: configs.Compare) -> dict[str, Any]:
     )
     config = build.with_limit(config, corpus, tokenizer, label="compare")
     template = build.open_template(config.model.model, config.model.chat)
-    model, prompts = build.asked_through(
-        template, hub.describe_decoder(config.model.model), tokenizer
-    )
-    forecasts = planning.of_weights(names, config, corpus, model, tokenizer, prompts)
     if config.budget is not None:
+        model, prompts = build.asked_through(
+            template, hub.describe_decoder(config.model.model), tokenizer
+        )
+        forecasts = planning.of_weights(names, config, corpus, model, tokenizer, prompts)
         return run(planning.within(config, config.budget, forecasts, label="compare"))
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
@@ -82,6 +82,10 @@ def run(config: configs.Compare) -> dict[str, Any]:
     )
     for name in names:
         open_method(lab, name).check()
+    untrained = [name for name in names if not open_method(lab, name).is_trained]
+    forecasts = planning.of_weights(
+        untrained, config, corpus, lab.model, lab.tokenizer, lab.prompts
+    )
     # only now: a command that is refused leaves nothing behind
     folder = open_run(root, config.run.name, config, **where)
     values = {
@@ -96,11 +100,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
         "compare",
         f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}",
     )
-    planning.tell(
-        "compare",
-        {name: forecasts[name] for name in forecasts if not open_method(lab, name).is_trained},
-        LESS,
-    )
+    planning.tell("compare", forecasts, LESS)
     clear_finished(folder)
     code = environment() | {"weights": weights_hash(lab.params)}
     arms = {name: arm for name in names if (arm := load_arm(folder, name)) is not None}
@@ -125,7 +125,8 @@ def run(config: configs.Compare) -> dict[str, Any]:
         f"Look at {folder.path}/report.html, or at {folder.path}/predictions.jsonl for every answer."
     )
     # Values of a profile are spelled out, so that none given beside it is lost.
-    one_thing = {"replay": 0.5} if forecasts else {"k": max(1, config.settings.retrieval.k // 2)}
+    trains = any(parts(name)[0] != BASE for name in names)
+    one_thing = {"replay": 0.5} if trains else {"k": max(1, config.settings.retrieval.k // 2)}
     print("Next: change one thing, and put the tables side by side:")
     print(
         build.next_command(

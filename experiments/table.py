@@ -25,7 +25,7 @@ from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
 from experiments.configs import SideBySide
 from kafjax.core.config import define, from_flags
 from kafjax.core.errors import UserError, run_main
-from kafjax.core.help import help_text
+from kafjax.core.help import asked_for, help_text
 from kafjax.core.rundir import read_object, write_atomic
 from kafjax.core.schema import Amount, Count, read
 from kafjax.evaluation.cost import TOTAL
@@ -297,7 +297,7 @@ def _shown(value: Any) -> str:
 
 
 def main() -> None:
-    if not {"--help", "-help", "-?"}.isdisjoint(sys.argv[1:]):
+    if asked_for(sys.argv[1:]):
         print(f"{__doc__}\n{help_text(SideBySide)}", end="")
         return
     define(SideBySide)

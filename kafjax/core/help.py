@@ -6,11 +6,17 @@ from __future__ import annotations
 import functools
 import re
 import textwrap
+from collections.abc import Sequence
 
 from kafjax.core.config import CONFIG, Config, Leaf, default_text, explained, leaves
 
 WIDTH = 120
 INDENT = "      "
+
+
+def asked_for(arguments: Sequence[str]) -> bool:
+    """True if a command line asks for help."""
+    return not {"--help", "-help", "-?"}.isdisjoint(arguments)
 
 
 def help_text(experiment: type[Config]) -> str:

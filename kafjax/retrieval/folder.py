@@ -35,7 +35,7 @@ T = TypeVar("T")
 _READS = 100
 _BLOCK = 1 << 20  # bytes summed at a time: fits a processor's cache
 _LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
-"""What a killed writer leaves in a folder."""
+"""Names of what a killed writer leaves in a folder."""
 
 
 @contextlib.contextmanager

@@ -139,11 +139,19 @@ def test_the_table_has_every_row_and_what_was_measured(run, finished):
 def test_the_report_needs_no_other_file_and_no_network(run):
     report = (run / "report.html").read_text()
     assert all(f">{name}<" in report for name in METHODS)
-    sources = re.findall(r"""(?:src|href)\s*=\s*['"]([^'"]*)|url\(([^)]*)\)""", report)
+    sources = re.findall(r"""src\s*=\s*['"]([^'"]*)|url\(([^)]*)\)""", report)
     assert len(sources) >= 4 and all(
         source[0].startswith("data:image/png;base64,") for source in sources
     )
-    assert "<script" not in report and "@import" not in report
+    # What is linked is the page itself, and the answers as a file within it.
+    links = re.findall(r"""href\s*=\s*['"]([^'"]*)""", report)
+    (answers,) = (link for link in links if not link.startswith("#"))
+    assert answers.startswith("data:text/csv;base64,")
+    assert all(f"id='{link[1:]}'" in report for link in links if link != answers)
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", report, re.DOTALL)
+    assert [about.strip() for about, _ in scripts] == ["type='application/json' id='answers'", ""]
+    assert not re.search(r"fetch|XMLHttp|import|WebSocket|//|\burl\b", scripts[1][1])
+    assert report.count("<script") == 2 and "@import" not in report
 
 
 def test_what_is_finished_is_not_run_again(compare, world, run, results):
