@@ -207,10 +207,10 @@ def _lanes(
 ) -> tuple[Callable[[], float], Bill]:
     """All lanes' next step, done when it returns; gives the first lane's loss."""
     n = len(batches)
-    layout = lora.lanes.layout([spec], params)
-    task = LaneTask.build(model, params, config, make_mesh(), layout, n)
+    shapes = lora.lanes.padded_shapes([spec], params)
+    task = LaneTask.build(model, params, config, make_mesh(), shapes, n)
     program = task.compile(*task.abstract_inputs(batches[0]))
-    scales = lora.lanes.scales(spec, params, layout)
+    scales = lora.lanes.scales(spec, params, shapes)
     stacked = {path: np.broadcast_to(scale, (n, *scale.shape)) for path, scale in scales.items()}
     rates = np.linspace(1e-4, 1e-3, n).astype(np.float32)
     inputs = task.shard_inputs(

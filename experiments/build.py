@@ -50,7 +50,7 @@ from kafjax.prompts.dialogue import Dialogue
 from kafjax.prompts.prompt import Plain
 from kafjax.training import TrainConfig
 from kafjax.training.demand import auto_mesh
-from kafjax.training.task import lay_out
+from kafjax.training.task import place_frozen
 
 C = TypeVar("C", bound=Config)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -268,7 +268,7 @@ def open_lab(
     abstract = (
         shard(params, shardings(model.axes(), params, placed))
         if trains
-        else lay_out(model, params, placed)
+        else place_frozen(model, params, placed)
     )
     return Lab(
         model=model,

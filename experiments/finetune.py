@@ -55,7 +55,14 @@ from kafjax.methods.examples import check_texts, training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import distributed, shard, shardings
 from kafjax.prompts.prompt import Prompts
-from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
+from kafjax.training import (
+    Example,
+    TrainResult,
+    check_training,
+    discard_checkpoints,
+    placement,
+    train,
+)
 from kafjax.training.checksum import weights_hash
 from kafjax.training.forecast import forecast, matmul_rate
 from kafjax.training.packed import PackedRows, tokenizer_checksum
@@ -95,7 +102,7 @@ def _finetune(config: Finetune) -> None:
     chat = build.chat_identity(template)
     lesson = open_lesson(config, model, tokenizer, prompts, chat)
     examples = lesson.examples
-    check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
+    check_training(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     expected = {
         config.method: forecast(
             model, examples, train_config, mesh, matmul_rate(model.dtype, mesh), spec
@@ -109,7 +116,7 @@ def _finetune(config: Finetune) -> None:
         return _finetune(planning.within(config, config.budget, expected, label="finetune"))
     params = build.load_weights(
         config.model,
-        layout(model, train_config, mesh, spec, build.abstract_params(config.model, model)),
+        placement(model, train_config, mesh, spec, build.abstract_params(config.model, model)),
     )
     where = {"prefix": f"finetune-{config.method}", "also": {**lesson.identity, **chat}}
     opened = open_run if distributed.is_main() else find_run

@@ -27,7 +27,7 @@ from kafjax.parallel.chips import Slice, chip_of
 from kafjax.parallel.hlo import Collective, collectives
 from kafjax.training import Batch, TrainConfig
 from kafjax.training.lane_step import LaneTask
-from kafjax.training.task import Task, lay_out
+from kafjax.training.task import Task, place_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +129,15 @@ def lower_lanes(
 ) -> jax.stages.Lowered:
     """The step of `lanes` adapters at once, each on a batch of its own."""
     params = model.abstract_params()
-    task = LaneTask.build(model, params, config, mesh, lora.lanes.layout([spec], params), lanes)
+    task = LaneTask.build(
+        model, params, config, mesh, lora.lanes.padded_shapes([spec], params), lanes
+    )
     return task.lower(*task.abstract_inputs(training_batch(config, mesh)))
 
 
 def _serving_params(model: Decoder, mesh: jax.sharding.Mesh) -> trees.Tree:
     """Weights as they are served: kernels and embedding in the dtype that is computed in."""
-    return lay_out(model, model.abstract_params(), mesh)
+    return place_frozen(model, model.abstract_params(), mesh)
 
 
 def _on(

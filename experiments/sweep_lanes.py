@@ -84,14 +84,14 @@ def train_missing(
         say("sweep", f"{len(lanes) - len(pending)} lanes were trained earlier")
     if not pending:
         return
-    layout = lora.lanes.layout([lane.spec for lane in lanes], params)
+    shapes = lora.lanes.padded_shapes([lane.spec for lane in lanes], params)
     if slots is None:
         batch = batches_of(
             examples, dataclasses.replace(config, seed=pending[0].seed), n_data_shares(mesh)
         )[0]
         with waiting("sweep", "asking the compiler how many lanes memory holds"):
             slots, why = lanes_that_fit(
-                LaneTask.build(model, params, config, mesh, layout, mesh.shape["lane"]),
+                LaneTask.build(model, params, config, mesh, shapes, mesh.shape["lane"]),
                 batch,
                 len(pending),
             )
@@ -119,7 +119,7 @@ def train_missing(
 
     kept = {"early_stop": stop, "run_dir": folder, "on_done": save, "log": run.log}
     train_lanes(
-        model, params, examples, config, pending, slots=slots, layout=layout, mesh=mesh, **kept
+        model, params, examples, config, pending, slots=slots, shapes=shapes, mesh=mesh, **kept
     )
 
 
@@ -145,10 +145,10 @@ def answer_missing(
     )
     if not pending:
         return
-    layout = lora.lanes.layout([lane.spec for lane in lanes], params)
+    shapes = lora.lanes.padded_shapes([lane.spec for lane in lanes], params)
     # not of `pending`: a resumed run finds its programs in the compilation cache
     n_slots = min(len(served) + 1, 8)
-    slots = lora.lanes.empty_slots(params, layout, n_slots)
+    slots = lora.lanes.empty_slots(params, shapes, n_slots)
     prompts, sampling = (
         [write.closed_book(q.text) for q in questions],
         Sampling(max_new_tokens=max_new_tokens),
@@ -163,8 +163,8 @@ def answer_missing(
                 slots = lora.lanes.put(
                     slots,
                     slot,
-                    lora.lanes.pad(adapters, layout),
-                    lora.lanes.scales(spec, params, layout),
+                    lora.lanes.pad(adapters, shapes),
+                    lora.lanes.scales(spec, params, shapes),
                 )
             prefix = generator.prefix(slots, write.closed_book_prefix())
             of_prompts = [slot for slot in range(len(group)) for _ in prompts]

@@ -47,10 +47,10 @@ from kafjax.methods import Settings
 from kafjax.methods.examples import check_texts, training_examples
 from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.prompts.prompt import Prompts
-from kafjax.training import Example, layout
+from kafjax.training import Example, placement
 from kafjax.training.checksum import weights_hash
-from kafjax.training.lane_step import check_lanes
-from kafjax.training.lanes import EarlyStop, Lane, check
+from kafjax.training.lane_step import check_divides
+from kafjax.training.lanes import EarlyStop, Lane, check_lanes
 from kafjax.training.loop import batches_of
 
 HELD_OUT = 5  # with --early_stop, one training question in so many
@@ -79,7 +79,7 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     # All that can be refused is refused before anything is on disk.
     mesh = make_mesh(config.mesh)
     if config.lanes is not None:
-        check_lanes(config.lanes, mesh)
+        check_divides(config.lanes, mesh)
     corpus, tokenizer = open_corpus(config.corpus, config.seed), hub.tokenizer(config.model.model)
     config = build.with_limit(config, corpus, tokenizer, label="sweep")
     template = build.open_template(config.model.model, config.model.chat)
@@ -90,13 +90,13 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     root, name = Path(config.run.runs), config.run.name
     rundir.find_run(root, name, config, **where)
     model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
-    check(model.abstract_params(), config.train, lanes)
+    check_lanes(model.abstract_params(), config.train, lanes)
     check_texts(corpus, tokenizer, model.config.vocab_size)
     examples, stop = examples_of(config, corpus, tokenizer, model.config.text_end, prompts)
     batches_of(examples, config.train, n_data_shares(mesh))
     stored = build.abstract_params(config.model, model)
     params = build.load_weights(
-        config.model, layout(model, config.train, mesh, lanes[0].spec, stored)
+        config.model, placement(model, config.train, mesh, lanes[0].spec, stored)
     )
     run = rundir.open_run(root, name, config, **where)
     n_questions = len(corpus.questions) + len(corpus.retention)

@@ -122,7 +122,7 @@ def control(
 
 
 def people(n_people: int, n_attributes: int = 4, seed: int = 0) -> tuple[Subject, ...]:
-    """The first `n_people` people of a seed; the even ones are `trained`."""
+    """The first `n_people` people of a seed; the even ones have training questions."""
     return _people(n_people, n_attributes, seed)[0]
 
 
@@ -145,7 +145,7 @@ def _people(
         if two_hop and index:
             facts[MENTOR.name] = (names[stream(seed, name, MENTOR.name, "value").randrange(index)],)
         subjects.append(
-            Subject(id=f"person-{index}", name=name, facts=facts, trained=index % 2 == 0)
+            Subject(id=f"person-{index}", name=name, facts=facts, asked_in_training=index % 2 == 0)
         )
     return tuple(subjects), (*attributes, MENTOR) if two_hop else attributes
 
@@ -218,7 +218,7 @@ def _changed(
     """One attribute with a new value for every person without training questions."""
     changed = []
     for subject in subjects:
-        if not subject.trained:
+        if not subject.asked_in_training:
             rng = stream(seed, subject.name, "update")
             attribute = rng.choice(attributes)
             value = rng.choice(

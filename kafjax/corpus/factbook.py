@@ -187,7 +187,7 @@ def factbook(
             id=f"country-{country.code}",
             name=country.name,
             facts={attribute.name: country.fields[attribute.name] for attribute in attributes},
-            trained=index % 2 == 0,
+            asked_in_training=index % 2 == 0,
         )
         for index, country in enumerate(complete[:n_countries])
     )

@@ -41,13 +41,13 @@ class Subject:
     """The person or thing that facts are about. `facts` maps an attribute's name to its accepted
     answers, the stated one first.
 
-    It may lack some. `trained` subjects have training questions.
+    It may lack some. `asked_in_training`: it has training questions.
     """
 
     id: str
     name: str
     facts: Mapping[str, tuple[str, ...]]
-    trained: bool
+    asked_in_training: bool
 
 
 def stream(seed: int, *parts: object) -> random.Random:
@@ -186,7 +186,7 @@ def assemble(
             wordings = rng.sample(attribute.questions, len(attribute.questions))
             paraphrase = rng.choice(attribute.paraphrases)
             passages_of_fact = evidence[subject.id, attribute.name]
-            if subject.trained:
+            if subject.asked_in_training:
                 for k, wording in enumerate(wordings[:questions_per_fact]):
                     training.append(
                         ask(subject, attribute, "train", wording, passages_of_fact, number=str(k))

@@ -117,7 +117,7 @@ def srd(
 def _subjects(
     kind: str, records: list[dict[str, Any]], n_attributes: int, seed: int
 ) -> list[Subject]:
-    """Every other one is trained: with two kinds that take turns, half of each."""
+    """Every other one has training questions: with two kinds that take turns, half of each."""
     word, fields = srd_fields.KINDS[kind]
     found = []
     for record in sorted(
@@ -130,7 +130,7 @@ def _subjects(
                     f"{word}-{record['index']}",
                     f"the {word} {record['name']}",
                     facts,
-                    trained=len(found) % 2 == 0,
+                    asked_in_training=len(found) % 2 == 0,
                 )
             )
     return found

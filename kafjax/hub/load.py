@@ -97,7 +97,7 @@ def load(
 
 def load_params(name: str, abstract: trees.Tree) -> trees.Tree:
     """Loads the parameters of `load(name)`, each in the dtype and sharding that `abstract` (such as
-    `training.layout`) gives it.
+    `training.placement`) gives it.
 
     Raises `UserError` as `load` does."""
     folder = _folder(name, weights=True)

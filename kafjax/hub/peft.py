@@ -43,7 +43,7 @@ from kafjax.hub.peft_config import UNTIED, Resolved
 from kafjax.hub.peft_copies import without_copies
 from kafjax.hub.peft_settings import INITS, completed
 from kafjax.lora.files import check_finite
-from kafjax.lora.transform import check
+from kafjax.lora.transform import check_adapters
 from kafjax.models import Decoder, Encoder
 
 CONFIG, STEM = "adapter_config.json", "adapter_model"
@@ -77,7 +77,7 @@ def save_peft(
         raise UserError(
             f"an adapter with init={spec.init!r} stands beside what it left of the base; save what `lora.plain` makes of it"
         )
-    check(params, adapters, spec)
+    check_adapters(params, adapters, spec)
     base = Base.of(model, params)
     if isinstance(model, Decoder) and model.config.multimodal:
         base = base.in_multimodal()

@@ -22,7 +22,7 @@ import numpy as np
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.lora.spec import Spec, explicit, ranks, refuse_extras, scales
-from kafjax.lora.transform import Adapters, check
+from kafjax.lora.transform import Adapters, check_adapters
 
 Factors = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 """`{kernel path: [(a [in, r], scale * b [r, out]) of each layer]}`, float64, r the layer's own
@@ -119,7 +119,7 @@ _NO_SUM = {
 
 def _factors(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> Factors:
     refuse_extras(spec, _NO_SUM, "an adapter with {setting} cannot be added or compressed: {why}")
-    check(params, adapters, spec)
+    check_adapters(params, adapters, spec)
     rank, scale = ranks(spec, params), scales(spec, params)
 
     def of_kernel(path: str) -> list[tuple[np.ndarray, np.ndarray]]:

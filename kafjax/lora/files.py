@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import write_atomic
 from kafjax.lora.spec import Spec
-from kafjax.lora.transform import Adapters, check
+from kafjax.lora.transform import Adapters, check_adapters
 
 ADAPTER = "adapter.safetensors"
 """Name of an adapter's file in the folders of runs, lanes and methods."""
@@ -87,7 +87,7 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
         kernel, _, part = name.rpartition("/")
         adapters.setdefault(kernel, {})[part] = jnp.asarray(tensor, jnp.float32)
     try:
-        check(params, adapters, spec)
+        check_adapters(params, adapters, spec)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return adapters, spec

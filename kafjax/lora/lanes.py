@@ -4,7 +4,7 @@ serve any mix of them.
     rank 2, q_proj only         {"q_proj/kernel": {"a": [D, 2], "b": [2, H]}}
     rank 5, q_proj and k_proj   {"q_proj/kernel": {"a": [D, 5], "b": [5, H]}, "k_proj/kernel": {"a": [D, 5], "b": [5, K]}}
 
-    layout, padded to rank 8    {"q_proj/kernel": {"a": [D, 8], "b": [8, H]}, "k_proj/kernel": {"a": [D, 8], "b": [8, K]}}
+    shapes, padded to rank 8    {"q_proj/kernel": {"a": [D, 8], "b": [8, H]}, "k_proj/kernel": {"a": [D, 8], "b": [8, K]}}
 
 Padding is zero: columns of `a`, rows of `b`, whole kernels that an adapter does not target (rank
 0). The gradients of padding are made of the products `x a` and `b y`, which vanish there, so
@@ -13,7 +13,7 @@ own rank and padded afterwards, so it starts as it would alone.
 
     >>> base = {"q_proj": {"kernel": np.zeros((4, 3), np.float32)}}
     >>> specs = [Spec(rank=1), Spec(rank=2, alpha=4)]
-    >>> shapes_of_all = layout(specs, base)
+    >>> shapes_of_all = padded_shapes(specs, base)
     >>> shapes_of_all["q_proj/kernel"]["a"].shape
     (4, 8)
     >>> adapters = {"q_proj/kernel": {"a": np.ones((4, 2), np.float32), "b": np.ones((2, 3), np.float32)}}
@@ -40,7 +40,7 @@ from kafjax.lora.spec import scales as scales_of
 from kafjax.lora.transform import scaled, shapes
 from kafjax.ops.linear import AdapterSlots, LoRAWeight
 
-Layout = dict[str, dict[str, jax.ShapeDtypeStruct]]
+PaddedShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
 """Shapes of one padded adapter: `{kernel path: {"a": [.., in, R], "b": [.., R, out]}}`."""
 
 _SMALLEST_BUCKET = 8
@@ -51,7 +51,9 @@ def bucket(rank: int) -> int:
     return max(_SMALLEST_BUCKET, 1 << (rank - 1).bit_length())
 
 
-def layout(specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = None) -> Layout:
+def padded_shapes(
+    specs: Sequence[Spec], params: Mapping[str, Any], rank: int | None = None
+) -> PaddedShapes:
     """Returns shapes that hold each adapter of `specs`: the union of their targets, at the bucket
     of the highest rank (or at `rank`).
 
@@ -111,8 +113,8 @@ def check(spec: Spec) -> None:
     )
 
 
-def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.ndarray]]:
-    """Pads an adapter with zeros to the shapes of `layout`. Raises `UserError` if it does not fit.
+def pad(adapters: Mapping[str, Any], shapes: PaddedShapes) -> dict[str, dict[str, np.ndarray]]:
+    """Pads an adapter with zeros to `shapes`. Raises `UserError` if it does not fit.
 
     Computed on the host, so that a new rank compiles nothing.
     """
@@ -126,21 +128,21 @@ def pad(adapters: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, np.n
 
     for path, pair in adapters.items():
         rank = pair["a"].shape[-1]
-        if path not in layout:
+        if path not in shapes:
             raise UserError(
-                f"these lanes have no room for '{path}'; they are made for {', '.join(layout)}"
+                f"these lanes have no room for '{path}'; they are made for {', '.join(shapes)}"
             )
-        if rank > layout[path]["a"].shape[-1]:
+        if rank > shapes[path]["a"].shape[-1]:
             raise UserError(
-                f"LoRA rank={rank} is above {layout[path]['a'].shape[-1]}, the rank that these lanes are made for"
+                f"LoRA rank={rank} is above {shapes[path]['a'].shape[-1]}, the rank that these lanes are made for"
             )
     return {
         path: {name: fit(path, name, leaf.shape) for name, leaf in pair.items()}
-        for path, pair in layout.items()
+        for path, pair in shapes.items()
     }
 
 
-def unpad(padded: Mapping[str, Any], shapes: Layout) -> dict[str, dict[str, np.ndarray]]:
+def unpad(padded: Mapping[str, Any], shapes: PaddedShapes) -> dict[str, dict[str, np.ndarray]]:
     """Inverse of `pad`: the parts that `shapes = lora.abstract(spec, params)` names, on the
     host."""
 
@@ -153,13 +155,13 @@ def unpad(padded: Mapping[str, Any], shapes: Layout) -> dict[str, dict[str, np.n
     }
 
 
-def scales(spec: Spec, params: Mapping[str, Any], layout: Layout) -> dict[str, np.ndarray]:
+def scales(spec: Spec, params: Mapping[str, Any], shapes: PaddedShapes) -> dict[str, np.ndarray]:
     """Scales of `b`, `{kernel path: float32 [..]}`: a number a layer where there are layers, 1
     where nothing is adapted."""
     own = scales_of(spec, params)
     return {
         path: own.get(path, np.ones(pair["b"].shape[:-2], np.float32))
-        for path, pair in layout.items()
+        for path, pair in shapes.items()
     }
 
 
@@ -174,14 +176,14 @@ def attach(
     return trees.unflatten(flat)
 
 
-def empty_slots(params: Mapping[str, Any], layout: Layout, n_slots: int) -> trees.Tree:
-    """Returns `params` with `n_slots` empty adapters beside each kernel of `layout`, among which
+def empty_slots(params: Mapping[str, Any], shapes: PaddedShapes, n_slots: int) -> trees.Tree:
+    """Returns `params` with `n_slots` empty adapters beside each kernel of `shapes`, among which
     the rows of a batch choose.
 
     A row that uses an empty slot is answered by the base.
     """
     flat = trees.flatten(params)
-    for path, pair in layout.items():
+    for path, pair in shapes.items():
         room = {
             name: jnp.zeros((*leaf.shape[:-2], n_slots, *leaf.shape[-2:]), leaf.dtype)
             for name, leaf in pair.items()

@@ -140,7 +140,7 @@ def residual(params: Mapping[str, Any], initial: Adapters, spec: Spec) -> trees.
     >>> residual(base, initial, spec)["q_proj"]["kernel"].tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    check(params, initial, spec)
+    check_adapters(params, initial, spec)
     flat, scale = trees.flatten(params), scales(spec, params)
     for path in scale if spec.changes_base else ():
         flat[path] = (flat[path].astype(jnp.float32) - _update(initial[path], scale[path])).astype(
@@ -168,8 +168,8 @@ def plain(
     """
     if not spec.changes_base:
         return trained, spec
-    check(params, trained, spec)
-    check(params, initial, spec)
+    check_adapters(params, trained, spec)
+    check_adapters(params, initial, spec)
 
     def both(path: str, rank: np.ndarray) -> dict[str, jax.Array]:
         now, then, j = trained[path], initial[path], np.arange(2 * rank.max())
@@ -198,7 +198,7 @@ def plain(
     return trained | {path: both(path, rank) for path, rank in ranks(spec, params).items()}, twice
 
 
-def check(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
+def check_adapters(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
     """Raises `UserError` naming the first path where `adapters` do not fit `spec` and the base
     `params`."""
     expected = shapes(spec, params)
@@ -245,7 +245,7 @@ def attach(
     >>> weight.base is base["layers"]["attn"]["q_proj"]["kernel"], weight.a.shape
     (True, (2, 4, 2))
     """
-    check(params, adapters, spec)
+    check_adapters(params, adapters, spec)
     flat, rank, scale = trees.flatten(params), ranks(spec, params), scales(spec, params)
     for path, parts in adapters.items():
         if path not in rank:
@@ -276,7 +276,7 @@ def merge(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> trees.Tr
     >>> merge(base, adapters, Spec(rank=1, alpha=3))["q_proj"]["kernel"].tolist()
     [[3.0, 6.0], [3.0, 6.0]]
     """
-    check(params, adapters, spec)
+    check_adapters(params, adapters, spec)
     flat = trees.flatten(params)
     return trees.unflatten(
         flat
@@ -299,7 +299,7 @@ def drift(params: Mapping[str, Any], adapters: Adapters, spec: Spec) -> dict[str
     >>> drift(base, adapters, Spec(rank=1, alpha=1)) == {"q_proj/kernel": 2.0**-9}  # all of the update is lost
     True
     """
-    check(params, adapters, spec)
+    check_adapters(params, adapters, spec)
     flat = trees.flatten(params)
 
     def lost(path: str, exact: jax.Array) -> float:

@@ -11,8 +11,8 @@ from kafjax.training.batches import (
     text_examples,
 )
 from kafjax.training.config import TrainConfig
-from kafjax.training.loop import TrainResult, check, discard_checkpoints, train
-from kafjax.training.task import layout
+from kafjax.training.loop import TrainResult, check_training, discard_checkpoints, train
+from kafjax.training.task import placement
 
 __all__ = [
     "Batch",
@@ -21,10 +21,10 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "answer_example",
-    "check",
+    "check_training",
     "discard_checkpoints",
-    "layout",
     "make_batch",
+    "placement",
     "text_example",
     "text_examples",
     "train",

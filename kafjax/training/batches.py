@@ -285,7 +285,7 @@ def make_batch(
     return Batch(tokens, positions, segments, places, targets, weights)
 
 
-class Layout(Protocol):
+class BatchShape(Protocol):
     """The sizes of a batch: see `Batches`."""
 
     seq_len: int
@@ -388,12 +388,12 @@ def rounded_capacity(most_targets: int) -> int:
     return -(-most_targets // _TARGETS_MULTIPLE) * _TARGETS_MULTIPLE
 
 
-def share_of(rows: Sequence[Row], groups: Sequence[int], layout: Layout) -> Batch:
+def share_of(rows: Sequence[Row], groups: Sequence[int], shape: BatchShape) -> Batch:
     """Lays out the rows of `groups` of one step."""
-    micro_rows = layout.batch_rows // layout.accumulate
-    group_rows = micro_rows // layout.groups
+    micro_rows = shape.batch_rows // shape.accumulate
+    group_rows = micro_rows // shape.groups
     micros = []
-    for start in range(0, layout.batch_rows, micro_rows):
+    for start in range(0, shape.batch_rows, micro_rows):
         # Missing rows are at the end, so an incomplete group has nothing behind it but empty ones.
         starts = [start + group * group_rows for group in groups]
         picked = [
@@ -404,15 +404,15 @@ def share_of(rows: Sequence[Row], groups: Sequence[int], layout: Layout) -> Batc
         micros.append(
             make_batch(
                 picked,
-                seq_len=layout.seq_len,
+                seq_len=shape.seq_len,
                 batch_rows=group_rows * len(groups),
                 groups=len(groups),
-                capacity=layout.capacity,
+                capacity=shape.capacity,
             )
         )
     return (
         micros[0]
-        if layout.accumulate == 1
+        if shape.accumulate == 1
         else jax.tree.map(lambda *arrays: np.stack(arrays), *micros)
     )
 

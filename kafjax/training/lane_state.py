@@ -48,12 +48,12 @@ def _adapter_trees(function: Callable[[Any], Any], state: TrainState) -> TrainSt
     )
 
 
-def padded(state: TrainState, layout: lora.lanes.Layout) -> TrainState:
-    """Pads a lane's own state to the shapes of `layout`."""
-    return _adapter_trees(lambda tree: lora.lanes.pad(tree, layout), state)
+def padded(state: TrainState, shapes: lora.lanes.PaddedShapes) -> TrainState:
+    """Pads a lane's own state to `shapes`."""
+    return _adapter_trees(lambda tree: lora.lanes.pad(tree, shapes), state)
 
 
-def unpadded(state: TrainState, shapes: lora.lanes.Layout) -> TrainState:
+def unpadded(state: TrainState, shapes: lora.lanes.PaddedShapes) -> TrainState:
     """Cuts a padded state to the shapes that the lane has alone."""
     return _adapter_trees(lambda tree: lora.lanes.unpad(tree, shapes), state)
 

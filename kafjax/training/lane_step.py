@@ -34,7 +34,7 @@ from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
 from kafjax.training.step import TrainState, new_state, places_of, state_shardings
-from kafjax.training.task import lay_out
+from kafjax.training.task import place_frozen
 
 
 @jax.tree_util.register_dataclass
@@ -126,7 +126,7 @@ def lane_losses(
 
 @dataclasses.dataclass(frozen=True)
 class LaneTask:
-    """`n_lanes` lanes of the shapes of `layout` beside one base, laid out on a mesh.
+    """`n_lanes` lanes padded to `shapes` beside one base, laid out on a mesh.
 
     Attributes:
       frozen: the base on the mesh, matrices in the model's dtype.
@@ -137,7 +137,7 @@ class LaneTask:
     model: Decoder
     config: TrainConfig
     mesh: Mesh
-    layout: lora.lanes.Layout
+    shapes: lora.lanes.PaddedShapes
     n_lanes: int
     frozen: trees.Tree
     abstract: TrainState
@@ -149,23 +149,23 @@ class LaneTask:
         params: trees.Tree,
         config: TrainConfig,
         mesh: Mesh,
-        layout: lora.lanes.Layout,
+        shapes: lora.lanes.PaddedShapes,
         n_lanes: int,
     ) -> LaneTask:
         """Raises `UserError` if the lanes do not divide over the mesh, the base does not fit it, or
         it has experts."""
-        check_lanes(n_lanes, mesh)
+        check_divides(n_lanes, mesh)
         if model.config.n_experts:  # JAX has no `vmap` of `ragged_dot` with one set of kernels
             raise UserError(
                 "adapters beside a mixture of experts do not train in lanes; train them one by one (finetune)"
             )
         if model.remat != config.remat:
             model = dataclasses.replace(model, remat=config.remat)
-        frozen = lay_out(model, params, mesh)
-        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), layout)
+        frozen = place_frozen(model, params, mesh)
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), shapes)
         axes = jax.tree.map(
             lambda names: ("lanes", *names),
-            lora.axes(layout, model.axes()),
+            lora.axes(shapes, model.axes()),
             is_leaf=lambda x: isinstance(x, tuple),
         )
         optimizer = optimizer_of(config)
@@ -175,7 +175,7 @@ class LaneTask:
         abstract = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
         )
-        return cls(model, config, mesh, layout, n_lanes, frozen, abstract)
+        return cls(model, config, mesh, shapes, n_lanes, frozen, abstract)
 
     def empty(self) -> TrainState:
         """Returns the state of empty lanes."""
@@ -187,7 +187,7 @@ class LaneTask:
 
     def resized(self, n_lanes: int) -> LaneTask:
         """Returns the task for another number of lanes, with the same arrays of the base."""
-        return LaneTask.build(self.model, self.frozen, self.config, self.mesh, self.layout, n_lanes)
+        return LaneTask.build(self.model, self.frozen, self.config, self.mesh, self.shapes, n_lanes)
 
     @functools.cached_property
     def put(self) -> Callable[[TrainState, Any, TrainState], TrainState]:
@@ -218,7 +218,7 @@ class LaneTask:
             return jax.ShapeDtypeStruct((self.n_lanes, *shape), dtype)
 
         scales = {
-            path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.layout.items()
+            path: lane(jnp.float32, *pair["a"].shape[:-2]) for path, pair in self.shapes.items()
         }
         inputs = LaneInputs(
             scales, lane(jnp.float32), lane(jnp.int32), lane(jnp.int32), lane(jnp.bool_)
@@ -345,7 +345,7 @@ def optimizer_of(
     )
 
 
-def check_lanes(n_lanes: int, mesh: Mesh) -> None:
+def check_divides(n_lanes: int, mesh: Mesh) -> None:
     """Raises `UserError` if `n_lanes` do not divide over the `lane` axis of the mesh."""
     size = mesh.shape["lane"]
     if n_lanes < 1 or n_lanes % size:

@@ -92,7 +92,7 @@ class LaneResult:
 
 
 @dataclasses.dataclass
-class _Seat:
+class _Occupant:
     """A lane while it trains. `history` is what its checkpoints keep beside the state, `saved` the
     step of the last of them."""
 
@@ -121,7 +121,7 @@ def train_lanes(
     lanes: Sequence[Lane],
     *,
     slots: int | None = None,
-    layout: lora.lanes.Layout | None = None,
+    shapes: lora.lanes.PaddedShapes | None = None,
     mesh: Mesh | None = None,
     early_stop: EarlyStop | None = None,
     run_dir: Path | None = None,
@@ -135,7 +135,7 @@ def train_lanes(
     Args:
       config: settings of all lanes; each has its own learning rate and seed.
       slots: number of lanes that train at a time; by default all.
-      layout: shapes that the adapters are padded to; by default those that hold all of `lanes`.
+      shapes: shapes that the adapters are padded to; by default those that hold all of `lanes`.
       mesh: slots are split over its `lane` axis, rows over `data` and `fsdp`.
       run_dir: checkpoints go to `run_dir/NAME OF THE LANE/checkpoints`, and are resumed from there.
       on_done: called with each lane as soon as it is done.
@@ -150,10 +150,14 @@ def train_lanes(
         In all processes alike.
     """
     mesh = make_mesh() if mesh is None else mesh
-    check(params, config, lanes)
-    layout = lora.lanes.layout([lane.spec for lane in lanes], params) if layout is None else layout
+    check_lanes(params, config, lanes)
+    shapes = (
+        lora.lanes.padded_shapes([lane.spec for lane in lanes], params)
+        if shapes is None
+        else shapes
+    )
     slots = -(-len(lanes) // mesh.shape["lane"]) * mesh.shape["lane"] if slots is None else slots
-    task = LaneTask.build(model, params, config, mesh, layout, slots)
+    task = LaneTask.build(model, params, config, mesh, shapes, slots)
     data = {
         seed: batches_of(variants, dataclasses.replace(config, seed=seed), n_data_shares(mesh))
         for seed in {x.seed for x in lanes}
@@ -176,7 +180,7 @@ def train_lanes(
     return run.train_all()
 
 
-def check(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
+def check_lanes(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
     """Raises what `train_lanes` would raise for invalid lanes."""
     if not lanes:
         raise UserError("there are no lanes to train: the list is empty")
@@ -201,7 +205,7 @@ class _Run:
     Attributes:
       data: the batches of each seed, all of one shape.
       waiting: lanes that have no slot yet, in their order.
-      seats: `seats[i]` is the lane in slot i of `state`, or None.
+      occupants: `occupants[i]` is the lane in slot i of `state`, or None.
       programs: compiled steps by their number of slots.
     """
 
@@ -215,7 +219,7 @@ class _Run:
     on_done: Callable[[Lane, LaneResult], None] | None
     log: Log | None
     label: str
-    seats: list[_Seat | None] = dataclasses.field(init=False)
+    occupants: list[_Occupant | None] = dataclasses.field(init=False)
     programs: dict[int, CompiledLanes] = dataclasses.field(init=False, default_factory=dict)
     results: dict[str, LaneResult] = dataclasses.field(init=False, default_factory=dict)
     n_ticks: int = dataclasses.field(init=False, default=0)
@@ -223,7 +227,7 @@ class _Run:
     seconds: float = dataclasses.field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self.seats = [None] * self.task.n_lanes
+        self.occupants = [None] * self.task.n_lanes
         self.state: TrainState = self.task.empty()
         self.looked_at: list[Batch] = (
             _all_batches(self.early_stop.examples, self.task) if self.early_stop else []
@@ -252,21 +256,21 @@ class _Run:
                 if self._leave_and_fill():
                     inputs, following = self._inputs(), self._batch()
                 batch = following
-                if any(self.seats) and preemption.reached(self.n_ticks):
+                if any(self.occupants) and preemption.reached(self.n_ticks):
                     self._save_and_leave()
         return self.results
 
-    # Who sits where.
+    # Slots and their occupants.
 
     def _fill(self) -> None:
-        for slot, seat in enumerate(self.seats):
-            if seat is None and self.waiting:
-                self.seats[slot], lane_state = self._open(self.waiting.popleft())
+        for slot, occupant in enumerate(self.occupants):
+            if occupant is None and self.waiting:
+                self.occupants[slot], lane_state = self._open(self.waiting.popleft())
                 self.state = self.task.put(
-                    self.state, np.int32(slot), padded(lane_state, self.task.layout)
+                    self.state, np.int32(slot), padded(lane_state, self.task.shapes)
                 )
 
-    def _open(self, lane: Lane) -> tuple[_Seat, TrainState]:
+    def _open(self, lane: Lane) -> tuple[_Occupant, TrainState]:
         """Opens a lane at its start, or at its last checkpoint."""
         task, config = self.task, lane.config(self.task.config)
         opened = self.opened.enter_context(contextlib.ExitStack())
@@ -288,63 +292,70 @@ class _Run:
             )
             restored = new_state(adapters, optimizer), {"seconds": 0.0, "curve": []}
         state, history = restored
-        seat = _Seat(
+        occupant = _Occupant(
             lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened
         )
-        seat.saved = seat.done
-        if seat.done:
-            self.bar.advance(seat.done)
-            say(lane.name, f"resuming after step {seat.done} of {seat.n_steps}")
-        return seat, state
+        occupant.saved = occupant.done
+        if occupant.done:
+            self.bar.advance(occupant.done)
+            say(lane.name, f"resuming after step {occupant.done} of {occupant.n_steps}")
+        return occupant, state
 
     def _leave_and_fill(self) -> bool:
-        """Closes finished lanes and seats waiting ones. True if any lane had finished."""
-        leaving = [(slot, seat, seat.ending) for slot, seat in self._seated() if seat.ending]
-        for slot, seat, ending in leaving:
-            self._close(seat, ending, self._own_state(slot, seat))
-            self.seats[slot] = None
+        """Closes finished lanes and opens waiting ones in their slots. True if any lane had finished."""
+        leaving = [
+            (slot, occupant, occupant.ending)
+            for slot, occupant in self._occupied()
+            if occupant.ending
+        ]
+        for slot, occupant, ending in leaving:
+            self._close(occupant, ending, self._own_state(slot, occupant))
+            self.occupants[slot] = None
         if leaving:
             self._fill()
             self._repack_if_it_pays()
         return bool(leaving)
 
-    def _close(self, seat: _Seat, ending: str, state: TrainState) -> None:
-        curve = seat.history["curve"]
+    def _close(self, occupant: _Occupant, ending: str, state: TrainState) -> None:
+        curve = occupant.history["curve"]
         tokens = sum(row["tokens"] for row in curve)
         adapters = jax.tree.map(jnp.asarray, state.trainable)
-        result = LaneResult(adapters, curve, seat.history.get("checks", []), ending, int(tokens))
-        self.results[seat.lane.name] = result
-        self.bar.advance(seat.n_steps - seat.done)
-        seat.opened.close()
+        result = LaneResult(
+            adapters, curve, occupant.history.get("checks", []), ending, int(tokens)
+        )
+        self.results[occupant.lane.name] = result
+        self.bar.advance(occupant.n_steps - occupant.done)
+        occupant.opened.close()
         if self.on_done is not None:
-            self.on_done(seat.lane, result)
+            self.on_done(occupant.lane, result)
 
-    def _seated(self) -> list[tuple[int, _Seat]]:
+    def _occupied(self) -> list[tuple[int, _Occupant]]:
         """Lists the occupied slots with their lanes."""
-        return [(slot, seat) for slot, seat in enumerate(self.seats) if seat]
+        return [(slot, occupant) for slot, occupant in enumerate(self.occupants) if occupant]
 
-    def _own_state(self, slot: int, seat: _Seat) -> TrainState:
+    def _own_state(self, slot: int, occupant: _Occupant) -> TrainState:
         """Returns the state in a slot, as the lane would have it alone."""
         return unpadded(
-            take(self.state, np.int32(slot)), lora.abstract(seat.lane.spec, self.params)
+            take(self.state, np.int32(slot)), lora.abstract(occupant.lane.spec, self.params)
         )
 
     def _repack_if_it_pays(self) -> None:
         """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
-        seated = self._seated()
-        size = smaller(len(seated), self.task.n_lanes, self.task.lane_shards)
-        if not seated or self.waiting or size == self.task.n_lanes:
+        occupied = self._occupied()
+        size = smaller(len(occupied), self.task.n_lanes, self.task.lane_shards)
+        if not occupied or self.waiting or size == self.task.n_lanes:
             return
-        ticks = max(seat.n_steps - seat.done for _, seat in seated)
+        ticks = max(occupant.n_steps - occupant.done for _, occupant in occupied)
         saved = ticks * self.seconds / self.n_ticks * (1 - size / self.task.n_lanes)
         if size not in self.programs and saved < self.programs[self.task.n_lanes].seconds:
             return
         say(
-            self.label, f"{len(seated)} of {self.task.n_lanes} lanes are left: repacked into {size}"
+            self.label,
+            f"{len(occupied)} of {self.task.n_lanes} lanes are left: repacked into {size}",
         )
         self.task = self.task.resized(size)
-        self.state = repack(self.state, [slot for slot, _ in seated], self.task)
-        self.seats = [*(seat for _, seat in seated), *[None] * (size - len(seated))]
+        self.state = repack(self.state, [slot for slot, _ in occupied], self.task)
+        self.occupants = [*(occupant for _, occupant in occupied), *[None] * (size - len(occupied))]
 
     # One tick.
 
@@ -361,7 +372,7 @@ class _Run:
 
     def _inputs(self) -> LaneInputs | None:
         """Inputs of the occupied slots. Empty slots get a copy, marked inactive."""
-        rows = [self._inputs_of(seat) if seat else None for seat in self.seats]
+        rows = [self._inputs_of(occupant) if occupant else None for occupant in self.occupants]
         if not any(rows):
             return None
         filler = dataclasses.replace(next(filter(None, rows)), active_N=np.bool_(False))
@@ -369,14 +380,14 @@ class _Run:
             jax.tree.map(lambda *leaves: np.stack(leaves), *(row or filler for row in rows))
         )
 
-    def _inputs_of(self, seat: _Seat) -> LaneInputs:
-        warmup = optimizers.warmup_steps(seat.n_steps, self.task.config.warmup_fraction)
-        scales = lora.lanes.scales(seat.lane.spec, self.params, self.task.layout)
+    def _inputs_of(self, occupant: _Occupant) -> LaneInputs:
+        warmup = optimizers.warmup_steps(occupant.n_steps, self.task.config.warmup_fraction)
+        scales = lora.lanes.scales(occupant.lane.spec, self.params, self.task.shapes)
         return LaneInputs(
             scales,
-            np.float32(seat.lane.learning_rate),
+            np.float32(occupant.lane.learning_rate),
             np.int32(warmup),
-            np.int32(seat.n_steps),
+            np.int32(occupant.n_steps),
             np.bool_(True),
         )
 
@@ -384,90 +395,98 @@ class _Run:
         """Returns the rows of each lane `ahead` steps from now. A slot that is or will be idle gets
         any rows."""
 
-        def rows(seat: _Seat) -> Batch:
-            return seat.batches[min(seat.done + ahead, seat.n_steps - 1)]
+        def rows(occupant: _Occupant) -> Batch:
+            return occupant.batches[min(occupant.done + ahead, occupant.n_steps - 1)]
 
-        seated = [seat for seat in self.seats if seat]
-        if not seated:
+        occupied = [occupant for occupant in self.occupants if occupant]
+        if not occupied:
             return None
-        filler = rows(seated[0])
+        filler = rows(occupied[0])
         axis = 0 if self.task.config.accumulate == 1 else 1
 
         def stack(*leaves: np.ndarray) -> np.ndarray:
             return np.stack(leaves, axis)
 
         return shard(
-            jax.tree.map(stack, *(rows(seat) if seat else filler for seat in self.seats)),
+            jax.tree.map(
+                stack, *(rows(occupant) if occupant else filler for occupant in self.occupants)
+            ),
             self.task.batch_sharding(),
         )
 
     def _record(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
         self.n_ticks += 1
         self.seconds += seconds
-        seated = self._seated()
-        for slot, seat in seated:
-            step = seat.done
+        occupied = self._occupied()
+        for slot, occupant in occupied:
+            step = occupant.done
             row = {
                 "step": step + 1,
                 **{name: float(value[slot]) for name, value in metrics.items()},
             }
-            row["tokens"] = seat.batches.n_tokens(step)
+            row["tokens"] = occupant.batches.n_tokens(step)
             self.tokens += row["tokens"]
-            seat.history["curve"].append(row)
-            seat.history["seconds"] += seconds / len(seated)
+            occupant.history["curve"].append(row)
+            occupant.history["seconds"] += seconds / len(occupied)
             if not math.isfinite(row["loss"]):
-                seat.history["ending"] = "diverged"
+                occupant.history["ending"] = "diverged"
                 say(
-                    seat.lane.name,
-                    f"the loss is {row['loss']} at step {step + 1}: learning rate {seat.lane.learning_rate:g} is too high",
+                    occupant.lane.name,
+                    f"the loss is {row['loss']} at step {step + 1}: learning rate {occupant.lane.learning_rate:g} is too high",
                 )
             if self.log is not None and jax.process_index() == 0:
-                self.log(label=seat.lane.name, **row)
-        losses = [seat.history["curve"][-1]["loss"] for _, seat in seated]
-        text = f"{len(seated)} lanes, loss {min(losses):.3f} to {max(losses):.3f}, {self.tokens / self.seconds:.0f} tokens/s"
-        self.bar.advance(len(seated), text)
+                self.log(label=occupant.lane.name, **row)
+        losses = [occupant.history["curve"][-1]["loss"] for _, occupant in occupied]
+        text = f"{len(occupied)} lanes, loss {min(losses):.3f} to {max(losses):.3f}, {self.tokens / self.seconds:.0f} tokens/s"
+        self.bar.advance(len(occupied), text)
         if self.early_stop:
             self._look(self.early_stop)
-        for slot, seat in seated:
+        for slot, occupant in occupied:
             if (
-                seat.checkpoints is not None
-                and seat.done % self.task.config.checkpoint_every == 0
-                and not seat.ending
+                occupant.checkpoints is not None
+                and occupant.done % self.task.config.checkpoint_every == 0
+                and not occupant.ending
             ):
-                self._save(slot, seat, seat.checkpoints)
+                self._save(slot, occupant, occupant.checkpoints)
 
-    def _save(self, slot: int, seat: _Seat, checkpoints: Checkpoints) -> None:
+    def _save(self, slot: int, occupant: _Occupant, checkpoints: Checkpoints) -> None:
         checkpoints.save(
-            seat.done, shard(self._own_state(slot, seat), replicated(self.task.mesh)), seat.history
+            occupant.done,
+            shard(self._own_state(slot, occupant), replicated(self.task.mesh)),
+            occupant.history,
         )
-        seat.saved = seat.done
+        occupant.saved = occupant.done
 
     def _save_and_leave(self) -> None:
         """Saves each lane that has trained since its last checkpoint, waits for the disk and raises
         `Preempted`."""
-        seated = self._seated()
+        occupied = self._occupied()
         kept = [
-            (slot, seat, seat.checkpoints) for slot, seat in seated if seat.checkpoints is not None
+            (slot, occupant, occupant.checkpoints)
+            for slot, occupant in occupied
+            if occupant.checkpoints is not None
         ]
-        if len(kept) < len(seated):
+        if len(kept) < len(occupied):
             raise Preempted(
-                f"{self.label}: the steps of {len(seated)} lanes are lost, as checkpoints are off"
+                f"{self.label}: the steps of {len(occupied)} lanes are lost, as checkpoints are off"
             )
-        for slot, seat, checkpoints in kept:
-            if seat.done > seat.saved:
-                self._save(slot, seat, checkpoints)
+        for slot, occupant, checkpoints in kept:
+            if occupant.done > occupant.saved:
+                self._save(slot, occupant, checkpoints)
         for _, _, checkpoints in kept:
             checkpoints.wait()
-        steps = ", ".join(f"{seat.lane.name} at step {seat.done}" for _, seat in seated)
+        steps = ", ".join(
+            f"{occupant.lane.name} at step {occupant.done}" for _, occupant in occupied
+        )
         raise Preempted(f"{self.label}: saved {steps}; run the same command again to go on")
 
     def _look(self, stop: EarlyStop) -> None:
         """Computes held-out losses of the lanes that are due, and ends those that have not improved
         for long enough."""
         due = [
-            (slot, seat)
-            for slot, seat in self._seated()
-            if seat.done % stop.every == 0 and not seat.ending
+            (slot, occupant)
+            for slot, occupant in self._occupied()
+            if occupant.done % stop.every == 0 and not occupant.ending
         ]
         inputs = self._inputs() if due else None
         if inputs is None:
@@ -479,12 +498,12 @@ class _Run:
         losses_N: Any = sum(np.asarray(total) for total, _ in sums) / sum(
             np.asarray(weight) for _, weight in sums
         )
-        for slot, seat in due:
-            checks = seat.history.setdefault("checks", [])
-            checks.append({"step": seat.done, "loss": float(losses_N[slot])})
+        for slot, occupant in due:
+            checks = occupant.history.setdefault("checks", [])
+            checks.append({"step": occupant.done, "loss": float(losses_N[slot])})
             best = min(range(len(checks)), key=lambda i: checks[i]["loss"])
             if len(checks) - 1 - best >= stop.patience:
-                seat.history["ending"] = "stopped"
+                occupant.history["ending"] = "stopped"
 
 
 def _all_batches(examples: Sequence[Example], task: LaneTask) -> list[Batch]:

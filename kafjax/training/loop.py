@@ -172,7 +172,7 @@ def _loss_places(row: dict[str, float]) -> float:
     return row.get("loss_places", row["targets"])
 
 
-def check(
+def check_training(
     model: Decoder,
     params: trees.Tree,
     variants: Data,

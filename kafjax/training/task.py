@@ -221,7 +221,7 @@ class Task:
             config,
             mesh,
             combine,
-            lay_out(model, frozen, mesh),
+            place_frozen(model, frozen, mesh),
             make,
             finished,
             optimizer,
@@ -296,7 +296,7 @@ class Task:
         return n_micro * (counted - a_chunk * a_place), a_place
 
 
-def layout(
+def placement(
     model: Decoder,
     config: TrainConfig,
     mesh: Mesh,
@@ -322,7 +322,7 @@ def layout(
 
         params = trees.map_with_path(kept, params)
     elif not spec.changes_base:  # else singular vectors are looked for, in float32
-        return lay_out(model, params, mesh)
+        return place_frozen(model, params, mesh)
     return shard(params, shardings(model.axes(), params, mesh))
 
 
@@ -333,7 +333,7 @@ def _trains(config: TrainConfig, path: str) -> bool:
     )
 
 
-def lay_out(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
+def place_frozen(model: Decoder, frozen: trees.Tree, mesh: Mesh) -> trees.Tree:
     """Places frozen parameters on the mesh, cast once to the compute dtype. Norms compute in
     float32 and stay."""
     frozen = trees.map_with_path(lambda path, x: _cast_frozen(path, x, model.dtype), frozen)

@@ -328,12 +328,12 @@ def adapters(params):
 
 
 def in_slots(params, adapters, order, n_slots=4):
-    layout = lora.lanes.layout(SPECS, params)
-    slots = lora.lanes.empty_slots(params, layout, n_slots)
+    shapes = lora.lanes.padded_shapes(SPECS, params)
+    slots = lora.lanes.empty_slots(params, shapes, n_slots)
     for slot, which in enumerate(order):
         padded, scales = (
-            lora.lanes.pad(adapters[which], layout),
-            lora.lanes.scales(SPECS[which], params, layout),
+            lora.lanes.pad(adapters[which], shapes),
+            lora.lanes.scales(SPECS[which], params, shapes),
         )
         slots = lora.lanes.put(slots, slot, padded, scales)
     return slots

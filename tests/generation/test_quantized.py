@@ -37,10 +37,10 @@ def test_replies_are_those_of_the_dequantised_base(generator, naive, params, for
     )
     assert tokens(base) == plain and tokens(lora.attach(base, adapters, SPEC)) == adapted
 
-    layout = lora.lanes.layout([SPEC], base)
-    slots = lora.lanes.empty_slots(base, layout, 2)
+    shapes = lora.lanes.padded_shapes([SPEC], base)
+    slots = lora.lanes.empty_slots(base, shapes, 2)
     slots = lora.lanes.put(
-        slots, 1, lora.lanes.pad(adapters, layout), lora.lanes.scales(SPEC, base, layout)
+        slots, 1, lora.lanes.pad(adapters, shapes), lora.lanes.scales(SPEC, base, shapes)
     )
     assert tokens(slots, adapters=[1, 0, 1]) == [adapted[0], plain[1], adapted[2]]
     assert len(np.unique([len(set(row)) for row in [*plain, *adapted]])) > 1 and adapted != plain

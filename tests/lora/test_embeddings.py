@@ -170,7 +170,7 @@ def test_lanes_refuse_both():
         (lora.Spec(token_rows=(1,)), "token_rows"),
     ):
         with pytest.raises(UserError, match=told):
-            lora.lanes.layout([spec], TIED.abstract_params())
+            lora.lanes.padded_shapes([spec], TIED.abstract_params())
 
 
 PEFT = {

@@ -47,14 +47,14 @@ def trained(spec, params, seed):
 
 
 def test_layout_is_the_union_at_the_bucket_of_the_highest_rank(params):
-    layout = lora.lanes.layout(SPECS, params)
-    assert set(layout) == set(lora.abstract(SPECS[1], params))
+    shapes = lora.lanes.padded_shapes(SPECS, params)
+    assert set(shapes) == set(lora.abstract(SPECS[1], params))
     assert (
-        {pair["a"].shape[-1] for pair in layout.values()}
-        == {pair["b"].shape[-2] for pair in layout.values()}
+        {pair["a"].shape[-1] for pair in shapes.values()}
+        == {pair["b"].shape[-2] for pair in shapes.values()}
         == {8}
     )
-    assert set(lora.lanes.layout(SPECS[:1], params)) == {"layers/attn/q_proj/kernel"}
+    assert set(lora.lanes.padded_shapes(SPECS[:1], params)) == {"layers/attn/q_proj/kernel"}
     assert [lora.lanes.bucket(rank) for rank in (1, 8, 9, 16, 17, 100)] == [8, 8, 16, 16, 32, 128]
 
 
@@ -67,7 +67,7 @@ def test_layout_is_the_union_at_the_bucket_of_the_highest_rank(params):
 def test_unpad_gives_back_what_was_padded_and_the_rest_is_zero(params, rank, targets, seed):
     spec = lora.Spec(rank, targets=targets)
     adapters = trained(spec, params, seed)
-    padded = lora.lanes.pad(adapters, lora.lanes.layout([spec, lora.Spec(8)], params))
+    padded = lora.lanes.pad(adapters, lora.lanes.padded_shapes([spec, lora.Spec(8)], params))
     again = lora.lanes.unpad(padded, lora.abstract(spec, params))
     assert jax.tree.all(jax.tree.map(np.array_equal, again, adapters))
 
@@ -78,25 +78,25 @@ def test_unpad_gives_back_what_was_padded_and_the_rest_is_zero(params, rank, tar
 
 
 def test_what_does_not_fit_is_told(params):
-    layout = lora.lanes.layout(SPECS[:1], params)
+    shapes = lora.lanes.padded_shapes(SPECS[:1], params)
     with pytest.raises(UserError, match="no room for 'layers/attn/k_proj/kernel'"):
-        lora.lanes.pad(trained(SPECS[1], params, 0), layout)
+        lora.lanes.pad(trained(SPECS[1], params, 0), shapes)
     with pytest.raises(UserError, match="rank=9 is above 8"):
-        lora.lanes.pad(trained(lora.Spec(9, targets="q_proj"), params, 0), layout)
+        lora.lanes.pad(trained(lora.Spec(9, targets="q_proj"), params, 0), shapes)
     with pytest.raises(UserError, match="rank=9 is above 8"):
-        lora.lanes.layout([lora.Spec(9, targets="q_proj")], params, rank=8)
+        lora.lanes.padded_shapes([lora.Spec(9, targets="q_proj")], params, rank=8)
     with pytest.raises(UserError, match="empty"):
-        lora.lanes.layout([], params)
+        lora.lanes.padded_shapes([], params)
 
 
 def test_gradients_of_the_padding_are_exactly_zero(params):
     """Padding therefore stays zero under any optimizer."""
-    layout = lora.lanes.layout(SPECS, params)
+    shapes = lora.lanes.padded_shapes(SPECS, params)
     tokens = random_tokens(0, (2, 6), CONFIG.vocab_size)
     for spec in SPECS:
         padded, scales = (
-            lora.lanes.pad(trained(spec, params, 1), layout),
-            lora.lanes.scales(spec, params, layout),
+            lora.lanes.pad(trained(spec, params, 1), shapes),
+            lora.lanes.scales(spec, params, shapes),
         )
 
         def loss(adapters, scales):
@@ -105,7 +105,7 @@ def test_gradients_of_the_padding_are_exactly_zero(params):
             )
 
         gradients = quick_jit(jax.grad(loss))(padded, scales)
-        kept = lora.lanes.pad(lora.lanes.unpad(gradients, lora.abstract(spec, params)), layout)
+        kept = lora.lanes.pad(lora.lanes.unpad(gradients, lora.abstract(spec, params)), shapes)
         assert jax.tree.all(
             jax.tree.map(
                 lambda g, k: np.array_equal(g, k) and np.isfinite(g).all(), gradients, kept
@@ -118,12 +118,15 @@ def test_gradients_of_the_padding_are_exactly_zero(params):
 
 
 def test_rows_of_one_batch_use_their_own_adapters(params):
-    layout, tokens = lora.lanes.layout(SPECS, params), random_tokens(1, (5, 7), CONFIG.vocab_size)
-    slots = lora.lanes.empty_slots(params, layout, n_slots=4)
+    shapes, tokens = (
+        lora.lanes.padded_shapes(SPECS, params),
+        random_tokens(1, (5, 7), CONFIG.vocab_size),
+    )
+    slots = lora.lanes.empty_slots(params, shapes, n_slots=4)
     adapters = [trained(spec, params, seed) for seed, spec in enumerate(SPECS)]
     for slot, (spec, adapter) in enumerate(zip(SPECS, adapters, strict=True)):
         slots = lora.lanes.put(
-            slots, slot, lora.lanes.pad(adapter, layout), lora.lanes.scales(spec, params, layout)
+            slots, slot, lora.lanes.pad(adapter, shapes), lora.lanes.scales(spec, params, shapes)
         )
     assert lora.lanes.n_slots(slots) == 4 and lora.lanes.n_slots(params) == 0
     apply = quick_jit(MODEL.apply)
@@ -145,16 +148,19 @@ def test_rows_of_one_batch_use_their_own_adapters(params):
 
 
 def test_swapping_an_adapter_compiles_nothing_and_copies_no_base(params):
-    layout, tokens = lora.lanes.layout(SPECS, params), random_tokens(1, (2, 7), CONFIG.vocab_size)
+    shapes, tokens = (
+        lora.lanes.padded_shapes(SPECS, params),
+        random_tokens(1, (2, 7), CONFIG.vocab_size),
+    )
     apply = quick_jit(MODEL.apply)
-    slots = lora.lanes.empty_slots(params, layout, n_slots=2)
+    slots = lora.lanes.empty_slots(params, shapes, n_slots=2)
     answers, programs = [], lora.lanes._put._cache_size()
     for seed, spec in enumerate(SPECS):
         slots = lora.lanes.put(
             slots,
             1,
-            lora.lanes.pad(trained(spec, params, seed), layout),
-            lora.lanes.scales(spec, params, layout),
+            lora.lanes.pad(trained(spec, params, seed), shapes),
+            lora.lanes.scales(spec, params, shapes),
         )
         answers.append(np.asarray(apply(lora.lanes.of_rows(slots, [1, 0]), tokens)))
     assert apply._cache_size() == 1 and lora.lanes._put._cache_size() == programs + 1

@@ -141,12 +141,12 @@ def test_an_adapter_computes_the_same_attached_and_merged(params, apply, adapter
 def test_lanes_compute_what_each_adapter_does_alone(model, params, apply, adapters):
     other = lora.Spec(rank=1, targets="gate_proj")
     specs, each = (SPEC, other), (adapters, lora.init(other, params, jax.random.key(2)))
-    layout = lora.lanes.layout(specs, params)
+    shapes = lora.lanes.padded_shapes(specs, params)
     padded = jax.tree.map(
-        lambda *lanes: np.stack(lanes), *(lora.lanes.pad(lane, layout) for lane in each)
+        lambda *lanes: np.stack(lanes), *(lora.lanes.pad(lane, shapes) for lane in each)
     )
     scales = jax.tree.map(
-        lambda *lanes: np.stack(lanes), *(lora.lanes.scales(spec, params, layout) for spec in specs)
+        lambda *lanes: np.stack(lanes), *(lora.lanes.scales(spec, params, shapes) for spec in specs)
     )
     together = quick_jit(
         jax.vmap(lambda lane, scale: model.apply(lora.lanes.attach(params, lane, scale), TOKENS))

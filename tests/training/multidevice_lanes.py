@@ -48,7 +48,9 @@ def main() -> None:
         print(f"{spec} equals one device", flush=True)
 
     mesh = make_mesh("lane:4,tensor:2")
-    task = LaneTask.build(MODEL, params, CONFIG, mesh, lora.lanes.layout([lora.Spec(8)], params), 8)
+    task = LaneTask.build(
+        MODEL, params, CONFIG, mesh, lora.lanes.padded_shapes([lora.Spec(8)], params), 8
+    )
     a = task.empty().trainable["layers/mlp/up_proj/kernel"]["b"]
     assert a.sharding.spec == PartitionSpec("lane", None, None, "tensor"), a.sharding
     assert {shard.data.shape for shard in a.addressable_shards} == {(2, 2, 8, 12)}

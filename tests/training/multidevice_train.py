@@ -16,7 +16,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh, shardings
-from kafjax.training import Example, TrainConfig, TrainResult, layout, train
+from kafjax.training import Example, TrainConfig, TrainResult, placement, train
 from kafjax.training.task import Task
 from tests.variants import TOGETHER
 
@@ -91,7 +91,7 @@ def held_beside(mesh: Mesh, spec: lora.Spec | None, donate: bool) -> float:
     """Memory of a device during a training beside state and frozen parameters, in copies of the
     parameters."""
     before, seen = held(), []
-    abstract = layout(MODEL, TRAIN, mesh, spec)
+    abstract = placement(MODEL, TRAIN, mesh, spec)
     params = jax.jit(MODEL.init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(
         jax.random.key(0)
     )

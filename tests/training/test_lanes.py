@@ -160,16 +160,16 @@ def test_one_base_whatever_the_number_of_lanes():
     )
     model = Decoder(config)
     params = jax.jit(model.init)(jax.random.key(0))
-    layout = lora.lanes.layout([lora.Spec(8)], params)
+    shapes = lora.lanes.padded_shapes([lora.Spec(8)], params)
     rng = np.random.default_rng(0)
     text = Example(rng.integers(1, 20_000, 9).astype(np.int32), np.ones(9, np.float32))
     train_config = TrainConfig(steps=1, batch_rows=1, seq_len=8, loss_chunk=32)
     batch = batches_of([[text]], train_config, 1)[0]
     used = {}
     for n in (1, 8):
-        task = LaneTask.build(model, params, train_config, make_mesh(), layout, n)
+        task = LaneTask.build(model, params, train_config, make_mesh(), shapes, n)
         used[n] = task.compile(*task.abstract_inputs(batch))
-    base, adapter = trees.n_bytes(params), trees.n_bytes(layout)
+    base, adapter = trees.n_bytes(params), trees.n_bytes(shapes)
     for n, compiled in used.items():
         assert base + 3 * n * adapter <= compiled.argument_bytes <= 1.01 * (base + 3 * n * adapter)
     blocks = trees.n_bytes(params["layers"])
@@ -181,9 +181,9 @@ def test_one_base_whatever_the_number_of_lanes():
 
 def test_the_loss_is_chunked_over_all_lanes(model, params, examples):
     """No more than `loss_chunk` rows of logits exist at once, however many lanes there are."""
-    layout = lora.lanes.layout([lora.Spec(2)], params)
+    shapes = lora.lanes.padded_shapes([lora.Spec(2)], params)
     config = dataclasses.replace(CONFIG, loss_chunk=24)
-    task = LaneTask.build(model, params, config, make_mesh(), layout, 6)
+    task = LaneTask.build(model, params, config, make_mesh(), shapes, 6)
     inputs, batch = task.abstract_inputs(batches_of([examples], config, 1)[0])
     N, _, P = batch.places_SxN.shape
     gradient = jax.grad(
@@ -230,8 +230,8 @@ def test_lanes_that_no_longer_improve_leave_and_the_rest_is_as_it_was(model, par
 
 
 def test_repacking_moves_lanes_and_changes_no_value(model, params):
-    layout = lora.lanes.layout([lane.spec for lane in LANES], params)
-    large = LaneTask.build(model, params, CONFIG, make_mesh(), layout, 8)
+    shapes = lora.lanes.padded_shapes([lane.spec for lane in LANES], params)
+    large = LaneTask.build(model, params, CONFIG, make_mesh(), shapes, 8)
     small = large.resized(4)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), large.abstract)

@@ -21,7 +21,7 @@ from kafjax.parallel import make_mesh
 from kafjax.training import TrainConfig, train
 from kafjax.training.lane_step import LaneTask
 from kafjax.training.lanes import Lane, train_lanes
-from kafjax.training.loop import batches_of, check, fingerprint_of
+from kafjax.training.loop import batches_of, check_training, fingerprint_of
 from kafjax.training.task import Task
 from tests.devices import on_eight_devices
 
@@ -83,12 +83,12 @@ def test_lanes_train_and_slots_answer(model, params, examples, format):
             rtol=1e-5,
         )
 
-    layout = lora.lanes.layout([lane.spec for lane in lanes], base)
-    slots = lora.lanes.empty_slots(base, layout, 2)
+    shapes = lora.lanes.padded_shapes([lane.spec for lane in lanes], base)
+    slots = lora.lanes.empty_slots(base, shapes, 2)
     for i, lane in enumerate(lanes):
         adapters = together[lane.name].adapters
         slots = lora.lanes.put(
-            slots, i, lora.lanes.pad(adapters, layout), lora.lanes.scales(lane.spec, base, layout)
+            slots, i, lora.lanes.pad(adapters, shapes), lora.lanes.scales(lane.spec, base, shapes)
         )
     tokens = np.random.default_rng(0).integers(1, 60, (2, 9)).astype(np.int32)
     got = model.apply(lora.lanes.of_rows(slots, [1, 0]), tokens)
@@ -124,7 +124,7 @@ def test_the_step_holds_the_small_base_only(examples, format, share, remat):
 
 def test_what_needs_floats_is_refused_by_name(model, params, examples, tmp_path):
     base = quantize_params(params, "nf4")
-    for run in (train, check):
+    for run in (train, check_training):
         with pytest.raises(
             UserError, match="full fine-tuning needs kernels of floats, and these are stored in nf4"
         ):
@@ -151,7 +151,9 @@ def test_a_checkpoint_is_of_one_format(model, params, examples):
 
 def test_lanes_hold_one_quantised_base(model, params):
     base = quantize_params(params, "nf4")
-    task = LaneTask.build(model, base, CONFIG, make_mesh(), lora.lanes.layout([SPEC], base), 2)
+    task = LaneTask.build(
+        model, base, CONFIG, make_mesh(), lora.lanes.padded_shapes([SPEC], base), 2
+    )
     assert trees.n_bytes(kernels(task.frozen)) == trees.n_bytes(kernels(base))
 
 
