@@ -18,8 +18,8 @@ from kafjax.core.records import Prediction
 from kafjax.evaluation import clustered, table
 from kafjax.evaluation.clustered import Cells, Difference
 from kafjax.evaluation.figures import METHOD_STYLE, STYLE, new_figure, save_figure
-from kafjax.evaluation.intervals import Interval
-from kafjax.evaluation.results import ALPHA, RETENTION, headline, ordered
+from kafjax.evaluation.intervals import ALPHA, Interval
+from kafjax.evaluation.results import RETENTION, headline, ordered
 
 METHOD, SEED = "method", "seed"
 _VERDICTS = {"greater": "better", "less": "worse", "equivalent": "equal", "undecided": "undecided"}

@@ -8,6 +8,7 @@ seeds, and tests flip the signs of whole subjects.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,16 @@ import numpy as np
 from scipy import stats
 
 from kafjax.core.records import Prediction
-from kafjax.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, holm, sign_flip, wilson
-from kafjax.evaluation.results import ALPHA, MARGIN
+from kafjax.evaluation.intervals import (
+    ALPHA,
+    CONFIDENCE,
+    MARGIN,
+    RESAMPLES,
+    Interval,
+    holm,
+    sign_flip,
+    wilson,
+)
 
 POWER = 0.8
 _SEED = 0
@@ -119,8 +128,8 @@ def mean(arm: Cells) -> Interval:
 
     One seed and one question a subject: Wilson's interval. Scores that are all the same: Wilson's
     for that many subjects, since a bootstrap would see no variance. Else a bootstrap that draws
-    seeds and subjects anew (Owen 2007, "The pigeonhole bootstrap"), 2.5th to 97.5th percentile. One
-    subject alone has no interval. With two or three seeds it says little about the variance between
+    seeds and subjects anew (Owen 2007, "The pigeonhole bootstrap"), with percentiles beyond 2.5 and
+    97.5 where subjects are few (`_tail`). One subject alone has no interval. With two or three seeds it says little about the variance between
     seeds.
     """
     total, n, C = float(arm.sum_SxC.sum()), float(arm.count_SxC.sum()), len(arm.subjects)
@@ -134,8 +143,8 @@ def mean(arm: Cells) -> Interval:
         return dataclasses.replace(wilson(value * C, C), value=value)
     if C == 1:
         return Interval(value, None, None, 1)
-    means_K = _resampled(arm.sum_SxC, arm.count_SxC)
-    low, high = np.quantile(means_K, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    means_K, tail = _resampled(arm.sum_SxC, arm.count_SxC), _tail(1 - CONFIDENCE, C)
+    low, high = np.quantile(means_K, [tail, 1 - tail])
     return Interval(value, float(low), float(high), C)
 
 
@@ -236,6 +245,8 @@ def _difference(
     count_SxC = a.count_SxC[rows_a]
     kept = count_SxC.sum(0) > 0
     difference_SxC, count_SxC = difference_SxC[:, kept], count_SxC[:, kept]
+    if not kept.any():
+        return Interval(None, None, None, 0), 1.0, None, None
     value, C = float(difference_SxC.sum() / count_SxC.sum()), int(kept.sum())
     p_value = sign_flip(difference_SxC.sum(0))
     if C == 1:
@@ -247,20 +258,42 @@ def _difference(
         unseen, inner = (1 - tail ** (1 / C) for tail in (0.025, 0.05))
         within = Interval(value, max(value - unseen, -1.0), min(value + unseen, 1.0), C)
         return within, p_value, None, (value - inner, value + inner)
-    low, inner_low, inner_high, high = map(float, np.quantile(means_K, [0.025, 0.05, 0.95, 0.975]))
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(POWER))
-    return Interval(value, low, high, C), p_value, z * spread, (inner_low, inner_high)
+    outer, inner = _tail(1 - CONFIDENCE, C), _tail(2 * (1 - CONFIDENCE), C)
+    low, inner_low, inner_high, high = map(
+        float, np.quantile(means_K, [outer, inner, 1 - inner, 1 - outer])
+    )
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, C - 1) + stats.t.ppf(POWER, C - 1))
+    smallest = reach * spread * math.sqrt(C / (C - 1))
+    return Interval(value, low, high, C), p_value, smallest, (inner_low, inner_high)
+
+
+def _tail(alpha: float, C: int) -> float:
+    """Returns the share of resamples beyond each bound of a two-sided interval of level `alpha`.
+
+    Percentiles are too narrow for few subjects: they lack the factor C / (C - 1) of the variance
+    and Student's tails. The expanded ones (Hesterberg 2015, "What teachers should know about the
+    bootstrap", section 5.3) make up for both, and are `alpha / 2` for many.
+    """
+    reach = math.sqrt(C / (C - 1)) * stats.t.ppf(1 - alpha / 2, C - 1)
+    return float(stats.norm.cdf(-reach))
 
 
 def _resampled(sum_SxC: np.ndarray, count_SxC: np.ndarray) -> np.ndarray:
     """Means over seeds and subjects that are drawn anew with replacement, [K]."""
-    S, C = sum_SxC.shape
-    rng = np.random.default_rng(_SEED)
-    weights_KxS = rng.multinomial(S, np.full(S, 1 / S), RESAMPLES).astype(float)
-    weights_KxC = rng.multinomial(C, np.full(C, 1 / C), RESAMPLES).astype(float)
+    weights_KxS, weights_KxC = _draws(*sum_SxC.shape)
     sums_K = ((weights_KxS @ sum_SxC) * weights_KxC).sum(1)
     counts_K = ((weights_KxS @ count_SxC) * weights_KxC).sum(1)
     return sums_K[counts_K > 0] / counts_K[counts_K > 0]
+
+
+@functools.lru_cache(maxsize=2)  # comparisons of one table draw the same subjects
+def _draws(S: int, C: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of each seed [K, S] and of each subject [K, C] in the resamples."""
+    rng = np.random.default_rng(_SEED)
+    weights_KxS, weights_KxC = (
+        rng.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float) for size in (S, C)
+    )
+    return weights_KxS, weights_KxC
 
 
 def _letter(number: int) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
-from kafjax.evaluation.results import ALL, ALPHA, MARGIN, RETENTION, headline, splits_of
+from kafjax.evaluation.intervals import ALPHA, MARGIN
+from kafjax.evaluation.results import ALL, RETENTION, headline, splits_of
 from kafjax.evaluation.table import NONE, PENDING, Table, number, percent, ratio
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
@@ -59,7 +60,8 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         "EM / F1: SQuAD's exact match and token F1 of the column before; their intervals are in a table of their own.",
         "; ".join(meaning[split] for split in splits if split in meaning).capitalize() + ".",
         "Change: of retention, paired with the base model. Perplexity: on held-out text, over the base model's.",
-        "[low, high]: 95% interval over questions (Wilson; change: Bonett-Price for pairs) or texts (perplexity: BCa bootstrap).",
+        "[low, high]: 95% interval over subjects (bootstrap of whole subjects, Wilson where each has one question or all agree) "
+        "or texts (perplexity: BCa bootstrap). n=32 of 8: 32 questions about 8 subjects.",
     ]
     return _method_table("Quality and forgetting", results, columns, notes)
 
@@ -201,8 +203,8 @@ def break_even_table(results: Mapping[str, Any]) -> Table | None:
     notes = (
         "Queries after which training once has cost less than retrieving each time. Rule of thumb: 3 D / (k L) for full, "
         "2 D / (k L) for LoRA (D training tokens, k L retrieved tokens a query). Never: a query saves nothing. "
-        f"Comparable on a kind of questions unless accuracy differs (exact McNemar, p < {ALPHA}); equal: within {100 * MARGIN:.0f} points. "
-        "Where one is better the other is no substitute at any price.",
+        f"Comparable on a kind of questions unless accuracy differs (sign flips of whole subjects, p < {ALPHA}); equal: within "
+        f"{100 * MARGIN:.0f} points. Where one is better the other is no substitute at any price.",
     )
     return Table("Break-even, queries", headers, tuple(rows), notes)
 
@@ -212,10 +214,11 @@ def error_budget_table(results: Mapping[str, Any]) -> Table:
     percent of the knowledge questions."""
     budgets = results["error_budget"]
     causes = [cause for cause in CAUSES if any(cause in budget for budget in budgets.values())]
+    numbers = {name: next(iter(budget.values()))["n"] for name, budget in budgets.items()}
+    same = len(set(numbers.values())) == 1
     rows = [
         (
-            name,
-            str(next(iter(budget.values()))["n"]),
+            name if same else f"{name} (n={numbers[name]})",
             *(percent(budget.get(cause)) for cause in causes),
         )
         for name, budget in budgets.items()
@@ -225,9 +228,9 @@ def error_budget_table(results: Mapping[str, Any]) -> Table:
         + "; ".join(f"{cause}: {CAUSES[cause]}" for cause in causes)
         + ".",
     )
-    return Table(
-        "Error budget, % of knowledge questions", ("method", "n", *causes), tuple(rows), notes
-    )
+    title = "Error budget, % of knowledge questions"
+    n = f" (n={next(iter(numbers.values()))})" if same else ""
+    return Table(title + n, ("method", *causes), tuple(rows), notes)
 
 
 def pairwise_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -248,14 +251,30 @@ def _pairwise_table(
     names = list(results["methods"])
     cells = {(a, a): "" for a in names}
     for pair in pairs:
-        value, mark = pair["difference"]["value"], "*" if pair["p_holm"] < ALPHA else ""
+        value, mark = pair["difference"]["value"], _MARKS.get(pair["verdict"], "")
         for a, b, sign in ((pair["a"], pair["b"], 1), (pair["b"], pair["a"], -1)):
             cells[a, b] = NONE if value is None else f"{100 * sign * value or 0.0:+.1f}{mark}"
     rows = tuple((a, *(cells[a, b] for b in names)) for a in names)
+    found = [pair["smallest"] for pair in pairs if pair.get("smallest") is not None]
     notes = (
-        f"Row minus column, in points. *: p < {ALPHA} in McNemar's exact test after Holm's correction for {len(pairs)} comparisons.",
+        f"Row minus column, in points. *: p < {ALPHA} when whole subjects' signs are flipped, after Holm's correction for "
+        f"{len(pairs)} comparisons. =: equal within {100 * MARGIN:.0f} points (two one-sided tests). Neither: not shown.",
+        *_power(found),
     )
     return Table(f"Who is better on {split}", ("", *names), rows, notes)
+
+
+_MARKS = {"greater": "*", "less": "*", "equivalent": "="}
+
+
+def _power(smallest: Sequence[float]) -> list[str]:
+    """Says how small a difference a comparison of this size finds, in four of five cases."""
+    if not smallest:
+        return []
+    span = " to ".join(f"{100 * x:.0f}" for x in dict.fromkeys((min(smallest), max(smallest))))
+    return [
+        f"Smallest true difference that so many subjects show with a power of 80%, one comparison alone: {span} points, by pair."
+    ]
 
 
 def main_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -363,12 +382,16 @@ def _method_table(
 
 
 def _n(results: Mapping[str, Any], key: str) -> str:
+    """Numbers of questions and of their subjects, where they are the same for all methods."""
     counts = {
-        method["quality"][key]["n"]
+        (method["quality"][key]["n"], method["quality"][key].get("subjects"))
         for method in results["methods"].values()
         if key in method["quality"]
     }
-    return f" (n={counts.pop()})" if len(counts) == 1 else ""
+    if len(counts) != 1:
+        return ""
+    n, subjects = counts.pop()
+    return f" (n={n})" if subjects in (None, n) else f" (n={n} of {subjects})"
 
 
 def _has(results: Mapping[str, Any], key: str) -> bool:

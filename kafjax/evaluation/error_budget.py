@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 
 from kafjax.core.records import Prediction
-from kafjax.evaluation.intervals import Interval, wilson
+from kafjax.evaluation.clustered import mean, one_seed, subject_of
+from kafjax.evaluation.intervals import Interval
 
 FROM_PASSAGES = "from passages"
-FROM_WEIGHTS = "from the weights"
+EITHER = "either"
+FROM_WEIGHTS = "from weights"
+MISLED = "misled"
 RETRIEVAL_MISS = "retrieval miss"
 DISTRACTOR_HARM = "distractor harm"
 READER_MISS = "reader miss"
@@ -18,8 +22,10 @@ GOLD_UNUSED = "gold unused"
 NOT_LEARNED = "not learned"
 
 CAUSES = {
-    FROM_PASSAGES: "right, a gold passage was in the prompt",
+    FROM_PASSAGES: "right with a gold passage in the prompt, and the same weights alone are wrong (or were not asked)",
+    EITHER: "right with a gold passage in the prompt, and the same weights alone are right, too",
     FROM_WEIGHTS: "right, no gold passage was in the prompt",
+    MISLED: "wrong with passages in the prompt, though the same weights alone are right",
     RETRIEVAL_MISS: "wrong, no gold passage among those retrieved",
     DISTRACTOR_HARM: "wrong with a gold passage in the prompt, though the same weights are right when given it alone",
     READER_MISS: "wrong with a gold passage in the prompt, and wrong when given it alone",
@@ -35,28 +41,41 @@ def retrieves(predictions: Sequence[Prediction]) -> bool:
 
 
 def attribute(
-    predictions: Sequence[Prediction], oracle: Sequence[Prediction] = ()
+    predictions: Sequence[Prediction],
+    oracle: Sequence[Prediction] = (),
+    alone: Sequence[Prediction] = (),
 ) -> dict[str, str]:
     """Question id -> cause, a key of `CAUSES`, for each question of one arm.
 
-    `oracle` are predictions of the same weights with only a gold passage in the prompt; only
-    questions that the arm got wrong with a gold passage in the prompt are looked up. In a
-    retrieving arm, questions with no known gold passage cannot be attributed and are left out.
+    In a retrieving arm, questions with no known gold passage cannot be attributed and are left out.
+
+    Args:
+      oracle: predictions of the same weights with only a gold passage in the prompt. Only questions
+        that the arm got wrong with a gold passage in the prompt are looked up.
+      alone: predictions of the same weights without passages, if they were asked so.
+
     Raises `ValueError` if a question occurs twice.
     """
-    oracle_correct = _by_id(oracle)
+    oracle_correct, knows = _by_id(oracle), _by_id(alone)
     retrieving = retrieves(predictions)
     considered = [p for p in predictions if p.gold_passages or not retrieving]
     _by_id(considered)
-    return {p.id: _cause(p, retrieving, oracle_correct.get(p.id)) for p in considered}
+    return {
+        p.id: _cause(p, retrieving, oracle_correct.get(p.id), knows.get(p.id, False))
+        for p in considered
+    }
 
 
-def _cause(prediction: Prediction, retrieving: bool, oracle_correct: bool | None) -> str:
+def _cause(
+    prediction: Prediction, retrieving: bool, oracle_correct: bool | None, knows: bool
+) -> str:
     has_gold = not set(prediction.passages).isdisjoint(prediction.gold_passages)
     if prediction.correct:
-        return FROM_PASSAGES if has_gold else FROM_WEIGHTS
+        return FROM_WEIGHTS if not has_gold else EITHER if knows else FROM_PASSAGES
     if not retrieving:
         return NOT_LEARNED
+    if knows:
+        return MISLED
     if not has_gold:
         return RETRIEVAL_MISS
     if oracle_correct is None:
@@ -65,12 +84,15 @@ def _cause(prediction: Prediction, retrieving: bool, oracle_correct: bool | None
 
 
 def error_budget(
-    predictions: Sequence[Prediction], oracle: Sequence[Prediction] = ()
+    predictions: Sequence[Prediction],
+    oracle: Sequence[Prediction] = (),
+    alone: Sequence[Prediction] = (),
 ) -> dict[str, Interval]:
     """Share of each cause among the attributed questions, for the causes that are possible in this
-    arm; they sum to 1. See `attribute`."""
-    causes = attribute(predictions, oracle)
-    counts = collections.Counter(causes.values())
+    arm; they sum to 1. Intervals are over subjects. See `attribute`."""
+    causes = attribute(predictions, oracle, alone)
+    subjects = [subject_of(p) for p in predictions if p.id in causes]
+    found = set(causes.values())
     possible = (
         {FROM_PASSAGES, FROM_WEIGHTS, RETRIEVAL_MISS}
         if retrieves(predictions)
@@ -78,11 +100,17 @@ def error_budget(
     )
     if retrieves(predictions):
         possible |= {DISTRACTOR_HARM, READER_MISS} if oracle else {GOLD_UNUSED}
+        possible |= {EITHER, MISLED} if alone else set()
     return {
-        cause: wilson(counts[cause], len(causes))
+        cause: _share([causes[p.id] == cause for p in predictions if p.id in causes], subjects)
         for cause in CAUSES
-        if cause in possible | counts.keys()
+        if cause in possible | found
     }
+
+
+def _share(of_cause: Sequence[bool], subjects: Sequence[str]) -> Interval:
+    share = mean(one_seed([float(x) for x in of_cause], subjects))
+    return dataclasses.replace(share, n=len(of_cause), subjects=share.n)
 
 
 def _by_id(predictions: Sequence[Prediction]) -> dict[str, bool]:

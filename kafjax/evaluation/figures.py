@@ -41,7 +41,17 @@ METHOD_STYLE = {
 CAUSE_COLOURS = dict(
     zip(
         CAUSES,
-        ("#009e73", "#0072b2", "#e69f00", "#d55e00", "#cc79a7", "#f0e442", "#b3b3b3"),
+        (
+            "#009e73",
+            "#56b4e9",
+            "#0072b2",
+            "#7f3f00",
+            "#e69f00",
+            "#d55e00",
+            "#cc79a7",
+            "#f0e442",
+            "#b3b3b3",
+        ),
         strict=True,
     )
 )

@@ -1,14 +1,17 @@
-"""Numbers with their error: 95% intervals, paired comparisons, equivalence.
+"""Numbers with their error: 95% intervals, paired differences, tests.
 
 0/1 scores use closed forms that hold for few questions and at 0% and 100%: Wilson's score interval,
-Bonett and Price's for paired differences, McNemar's exact test. Everything else is a BCa bootstrap
+Bonett and Price's for paired differences. Everything else is a BCa bootstrap
 over questions or texts with a fixed seed, so the same predictions always give the same interval.
-Questions are taken as independent draws.
+Questions are taken as independent draws; `clustered` has what holds for questions that belong
+together.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +21,8 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
+MARGIN = 0.05  # differences in accuracy below 5 points count as equal
 RESAMPLES = 9999
 _SEED = 0
 _MAX_RESAMPLED_VALUES = 4_000_000  # held at once, about 32 MB of float64
@@ -26,12 +31,17 @@ _MAX_RESAMPLED_VALUES = 4_000_000  # held at once, about 32 MB of float64
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """An estimate with its interval from `n` observations. With too little data the parts that do
-    not exist are None."""
+    not exist are None.
+
+    `subjects`: independent draws behind the observations, where several observations are about one
+    subject.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    subjects: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -123,53 +133,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE
     return Interval(value, max(float(centre - half), -1.0), min(float(centre + half), 1.0), n)
 
 
-def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p-value of McNemar's exact test on 0/1 scores of the same questions: a sign test on
-    the pairs that differ."""
-    a_N, b_N = _pair(a, b)
-    if not (_binary(a_N) and _binary(b_N)):
-        raise ValueError("McNemar's test needs 0/1 scores")
-    wins, losses = int((a_N > b_N).sum()), int((a_N < b_N).sum())
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-
-
-def equivalent(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) -> bool:
-    """Two one-sided tests (Schuirmann 1987) by interval: True if the `1 - 2 alpha` interval of the
-    paired difference lies within +-margin.
-
-    False means "not shown to be equal", never "shown to differ".
-    """
-    difference = paired_difference(a, b, confidence=1 - 2 * alpha)
-    low, high = difference.low, difference.high
-    return low is not None and high is not None and -margin < low and high < margin
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """`a` against `b` on the same questions. `verdict` is `greater`, `less`, `equivalent` (within
-    the margin) or `undecided`."""
-
-    difference: Interval
-    p_value: float
-    verdict: str
-
-
-def compare(a: ArrayLike, b: ArrayLike, *, margin: float = 0.05, alpha: float = 0.05) -> Comparison:
-    """Paired comparison: McNemar's exact test for 0/1 scores, a sign-flip permutation test for
-    fractional ones; then equivalence."""
-    a_N, b_N = _pair(a, b)
-    difference = paired_difference(a_N, b_N)
-    if _binary(a_N) and _binary(b_N):
-        p_value = mcnemar(a_N, b_N)
-    else:
-        p_value = sign_flip(a_N - b_N)
-    if p_value < alpha:
-        verdict = "greater" if (difference.value or 0.0) > 0 else "less"
-    else:
-        verdict = "equivalent" if equivalent(a_N, b_N, margin, alpha) else "undecided"
-    return Comparison(difference, p_value, verdict)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979): p-values that keep the chance of any false claim among
     them below alpha."""
@@ -182,21 +145,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def sign_flip(difference_N: np.ndarray) -> float:
     """Two-sided p-value of a permutation test that flips the signs of differences `[N]`: is their
-    mean other than 0?"""
+    mean other than 0?
+
+    All sign patterns up to N = 13, `RESAMPLES` random ones beyond, where the observed pattern
+    counts as one more (Phipson and Smyth 2010). scipy's `permutation_test` gives the same, and
+    draws the signs anew for each of a table's hundred pairs.
+    """
     if difference_N.size < 2 or not difference_N.any():
         return 1.0
-    batch = max(1, _MAX_RESAMPLED_VALUES // difference_N.size)
-    return float(
-        stats.permutation_test(
-            (difference_N,),
-            np.mean,
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            batch=batch,
-            rng=np.random.default_rng(_SEED),
-        ).pvalue
-    )
+    signs_KxN = _signs(difference_N.size)
+    sums_K = np.abs(signs_KxN @ difference_N)
+    observed = abs(float(difference_N.sum()))
+    beyond = int((sums_K >= observed * (1 - 1e-9)).sum())
+    exact = len(signs_KxN) == 2**difference_N.size
+    return beyond / len(signs_KxN) if exact else (beyond + 1) / (len(signs_KxN) + 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(N: int) -> np.ndarray:
+    """Patterns of +-1 [K, N]: all of them where they are no more than `RESAMPLES`, else random
+    ones."""
+    if 2**N <= RESAMPLES:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=N)))
+    return np.random.default_rng(_SEED).choice((1.0, -1.0), (RESAMPLES, N))
 
 
 def bootstrap(

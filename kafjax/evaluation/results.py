@@ -8,6 +8,9 @@ The headline split is `untrained`: questions about subjects of which only docume
 is the one split that measures learning from documents; `paraphrase` and `seen` are about facts
 whose questions were trained. Comparisons are made per split.
 
+Questions about one subject are learned or missed together. So intervals draw whole subjects anew,
+and tests flip the signs of whole subjects (`clustered`).
+
 Quality keys are flat: a split's name alone is its share of correct answers (`contains`),
 `SPLIT_METRIC` its other metrics; `recall_at_k` and `mrr` are over all questions that have gold
 passages; `retention_change` is the paired change from the base model; `perplexity` and
@@ -22,10 +25,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kafjax.core.records import Prediction
-from kafjax.evaluation import intervals
+from kafjax.evaluation import clustered, intervals
+from kafjax.evaluation.clustered import Difference, cells, one_seed, subject_of
 from kafjax.evaluation.cost import TOTAL, Cost, break_even, break_even_rule
 from kafjax.evaluation.error_budget import attribute, error_budget, retrieves
-from kafjax.evaluation.intervals import Comparison, Interval
+from kafjax.evaluation.intervals import Interval
 
 BASE = "base"
 ORACLE = "oracle"
@@ -36,8 +40,6 @@ ALL = "all"
 """All questions of a corpus that sets none apart, in a run that trains nothing: see
 `as_one_split`."""
 KNOWLEDGE = (HEADLINE, PARAPHRASE, SEEN)
-MARGIN = 0.05  # differences in accuracy below 5 points count as equal
-ALPHA = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     quality: dict[str, Interval] = {}
     for split in dict.fromkeys(p.split for p in arm.predictions):
         of_split = [p for p in arm.predictions if p.split == split]
-        quality[split] = intervals.mean_score([p.correct for p in of_split])
+        quality[split] = _mean(of_split, [float(p.correct) for p in of_split])
         for metric in dict.fromkeys(
             name for p in of_split for name in p.score if name != "contains"
         ):
@@ -114,7 +116,8 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     if base is not None and base is not arm:
         retention = [_split(one.predictions, RETENTION) for one in (arm, base)]
         if all(retention):
-            quality[f"{RETENTION}_change"] = intervals.paired_difference(*_aligned(*retention))
+            change = compare_arms(arm.predictions, base.predictions, RETENTION).difference
+            quality[f"{RETENTION}_change"] = change
     if len(arm.held_out_nll):
         quality["perplexity"] = intervals.perplexity(arm.held_out_nll, arm.held_out_tokens)
         if base is not None and base is not arm and len(base.held_out_nll):
@@ -124,11 +127,21 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     return quality
 
 
-def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str) -> Comparison:
-    """Compares the correctness of two arms on the questions of a split, paired."""
-    return intervals.compare(
-        *_aligned(_split(a, split), _split(b, split)), margin=MARGIN, alpha=ALPHA
-    )
+def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str) -> Difference:
+    """Compares the correctness of two arms on the questions of a split, paired by question and
+    clustered by subject."""
+    (compared,) = clustered.compare([_cells(a, b, split)])
+    return compared
+
+
+def _cells(
+    a: Sequence[Prediction], b: Sequence[Prediction], split: str
+) -> tuple[clustered.Cells, clustered.Cells]:
+    one, other = (_split(arm, split) for arm in (a, b))
+    for arm in (one, other):
+        if len({p.id for p in arm}) != len(arm):
+            raise ValueError("a paired comparison needs arms that answered each question once")
+    return cells({0: one}), cells({0: other})
 
 
 def collect(
@@ -159,9 +172,7 @@ def collect(
         "error_budget": {
             name: {
                 cause: share.to_json()
-                for cause, share in error_budget(
-                    _knowledge(arm.predictions), _oracle_for(arm, arms)
-                ).items()
+                for cause, share in error_budget(*_causes_from(name, arms)).items()
             }
             for name, arm in arms.items()
         },
@@ -186,14 +197,13 @@ def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
 
     rows = []
     for split in _knowledge_splits(arms.values()):
-        pairs = [
-            (a, b, compare_arms(predictions(a, b), predictions(b, a), split))
-            for a, b in itertools.combinations(arms, 2)
-        ]
-        adjusted = intervals.holm([comparison.p_value for _, _, comparison in pairs])
+        pairs = list(itertools.combinations(arms, 2))
+        compared = clustered.compare(
+            [_cells(predictions(a, b), predictions(b, a), split) for a, b in pairs]
+        )
         rows += [
-            {"split": split, "a": a, "b": b, **dataclasses.asdict(comparison), "p_holm": p_holm}
-            for (a, b, comparison), p_holm in zip(pairs, adjusted, strict=True)
+            {"split": split, "a": a, "b": b, **dataclasses.asdict(comparison)}
+            for (a, b), comparison in zip(pairs, compared, strict=True)
         ]
     return rows
 
@@ -267,10 +277,17 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
 def causes_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, str]]:
     """Returns of each arm the cause of each answer to a knowledge question, by the question's id
     (see `attribute`)."""
-    return {
-        name: attribute(_knowledge(arm.predictions), _oracle_for(arm, arms))
-        for name, arm in arms.items()
-    }
+    return {name: attribute(*_causes_from(name, arms)) for name in arms}
+
+
+def _causes_from(name: str, arms: Mapping[str, Arm]) -> tuple[Sequence[Prediction], ...]:
+    """Returns the predictions that tell the causes of an arm's answers: its own, those of its
+    weights with a gold passage alone, and those of its weights without passages."""
+    arm, (weights, plus, _) = arms[name], name.partition("+")
+    own = _knowledge(arm.predictions)
+    closed_book = arms.get(weights if plus else BASE) if retrieves(own) else None
+    alone = [] if closed_book is None else _knowledge(closed_book.predictions)
+    return own, _oracle_for(arm, arms), alone
 
 
 def _oracle_for(arm: Arm, arms: Mapping[str, Arm]) -> Sequence[Prediction]:
@@ -280,7 +297,14 @@ def _oracle_for(arm: Arm, arms: Mapping[str, Arm]) -> Sequence[Prediction]:
 
 
 def _metric(predictions: Sequence[Prediction], metric: str) -> Interval:
-    return intervals.mean_score([p.score[metric] for p in predictions if metric in p.score])
+    scored = [p for p in predictions if metric in p.score]
+    return _mean(scored, [p.score[metric] for p in scored])
+
+
+def _mean(predictions: Sequence[Prediction], values: Sequence[float]) -> Interval:
+    """Mean over questions, with the interval over subjects."""
+    found = clustered.mean(one_seed(values, [subject_of(p) for p in predictions]))
+    return dataclasses.replace(found, n=len(values), subjects=found.n)
 
 
 def _split(predictions: Sequence[Prediction], split: str) -> list[Prediction]:
@@ -289,13 +313,3 @@ def _split(predictions: Sequence[Prediction], split: str) -> list[Prediction]:
 
 def _knowledge(predictions: Sequence[Prediction]) -> list[Prediction]:
     return [p for p in predictions if p.split != RETENTION]
-
-
-def _aligned(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[bool], list[bool]]:
-    """Correctness of two arms in the same order of questions."""
-    correct_a, correct_b = ({p.id: p.correct for p in arm} for arm in (a, b))
-    if len(correct_a) != len(a) or correct_a.keys() != correct_b.keys():
-        raise ValueError(
-            "a paired comparison needs arms that answered the same questions, each once"
-        )
-    return list(correct_a.values()), [correct_b[id_] for id_ in correct_a]

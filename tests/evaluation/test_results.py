@@ -28,7 +28,7 @@ def test_every_quality_value_has_its_interval_and_survives_json(results):
     assert json.loads(json.dumps(results, allow_nan=False)) == json.loads(json.dumps(results))
     for method in results["methods"].values():
         for value in method["quality"].values():
-            assert value.keys() == {"value", "low", "high", "n"}
+            assert value.keys() == {"value", "low", "high", "n", "subjects"}
             assert value["low"] <= value["value"] <= value["high"]
 
 
@@ -106,6 +106,7 @@ def make_arm(right: int, of: int, retrieving: bool, cost: Cost, split: str = "pa
             passages=passages,
             gold_passages=("g",),
             correct=i < right,
+            subject=f"person {i}",
         )
         for i in range(of)
     ]
@@ -216,7 +217,8 @@ def test_where_nothing_is_trained_all_questions_are_one_split_with_its_name_ever
     assert results["methods"]["rag"]["quality"]["all"]["n"] == n
     assert {pair["split"] for pair in results["comparisons"]} == {"all"}
     table = comparison_tables.quality_table(results)
-    assert table.headers[1] == f"all % (n={n})" and any(
+    subjects = len({p.gold_passages for p in untrained["rag"].predictions if p.gold_passages})
+    assert table.headers[1] == f"all % (n={n} of {subjects})" and any(
         "All (the headline)" in note for note in table.notes
     )
     drawn = draw_all(results, tmp_path)

@@ -175,7 +175,7 @@ def hostile(arms):
 def test_report_escapes_what_people_and_models_write(hostile, arms, figures, tmp_path):
     attack, rag = hostile
     results = collect(
-        {"base": arms["base"], "rag": rag},
+        {"rag": rag},
         config={"corpus": attack},
         environment={"processor": attack},
         pending=[attack],
