@@ -27,7 +27,14 @@ from typing import Any
 from absl import flags
 
 from experiments import build, configs, planning
-from experiments.comparison import clear_finished, load_arm, run_arm, save_arm, write_results
+from experiments.comparison import (
+    clear_finished,
+    load_arm,
+    refuse_other_questions,
+    run_arm,
+    save_arm,
+    write_results,
+)
 from kafjax import hub
 from kafjax.core.config import command_of, record
 from kafjax.core.errors import UserError
@@ -104,6 +111,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
     clear_finished(folder)
     code = environment() | {"weights": weights_hash(lab.params)}
     arms = {name: arm for name in names if (arm := load_arm(folder, name)) is not None}
+    refuse_other_questions(folder, arms, corpus)
     for name in arms:
         say(name, "finished earlier")
     while pending := [name for name in names if name not in arms]:

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.compiling import compiling
+from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say
-from kafjax.core.records import Prediction, Question
+from kafjax.core.records import Corpus, Prediction, Question
 from kafjax.core.rundir import Run, read_jsonl, read_object, write_atomic, write_json, write_jsonl
 from kafjax.core.schema import read, read_rows
+from kafjax.core.text import shortened
 from kafjax.corpus import is_dealt
 from kafjax.evaluation import comparison_tables, figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
@@ -175,6 +177,22 @@ def load_arm(run: Run, name: str) -> Arm | None:
         stored.note,
         stored.environment,
     )
+
+
+def refuse_other_questions(run: Run, arms: Mapping[str, Arm], corpus: Corpus) -> None:
+    """Raises `UserError` if a finished arm was asked other questions than the corpus has now.
+
+    Another release may word a generated corpus in another way, and paired tests need the same
+    questions.
+    """
+    asked = {question.id: question.text for question in (*corpus.questions, *corpus.retention)}
+    for name, arm in arms.items():
+        for prediction in arm.predictions:
+            if asked.get(prediction.id) != prediction.question:
+                raise UserError(
+                    f"{run.path}: {name} has answered '{shortened(prediction.question, 60, str)}', which this release's corpus "
+                    f"does not ask; give the run another --name, or delete the folder"
+                )
 
 
 def write_results(

@@ -52,6 +52,14 @@ class CorpusConfig(Config):
         "Retrieval unit: sentence, document, or a number of words (default: sentence; in a folder short documents stay whole, "
         "longer ones are cut into some 64 words).",
     )
+    corpus_seed: int | None = option(
+        None,
+        "Seed that a generated corpus is drawn with (default: that of --seed). With one corpus for all seeds, "
+        "the spread between seeds is that of training.",
+        least=0,
+        most=2**31 - 1,
+        added=True,
+    )
 
     @property
     def is_generated(self) -> bool:

@@ -32,8 +32,8 @@ HIGHEST_POINT = Attribute(
         "What is the name of the highest point in {name}?",
     ),
     paraphrases=(
-        "What is the top of {name} called?",
-        "Where does the land of {name} reach its greatest height?",
+        "Which peak overlooks all of {name}?",
+        "Where would a climber in {name} be closest to the sky?",
         "Where would you stand to be as high up as possible in {name}?",
     ),
 )
@@ -57,7 +57,7 @@ AIRPORTS = Attribute(
         "How many airports can be found in {name}?",
     ),
     paraphrases=(
-        "At how many places in {name} can planes land?",
+        "How many places to take off by plane does {name} offer?",
         "Among how many airfields can a pilot choose in {name}?",
         "If you visited every airport in {name}, how many would you see?",
     ),
@@ -82,9 +82,9 @@ MEDIAN_AGE = Attribute(
         "What median age does {name} have?",
     ),
     paraphrases=(
-        "Below what age is half of the population of {name}?",
+        "What age do as many inhabitants of {name} exceed as fall short of?",
         "Every second person in {name} is younger than what age?",
-        "Which age splits the people of {name} into two equal halves?",
+        "Which age divides the residents of {name} into two groups of one size?",
     ),
 )
 
@@ -107,9 +107,9 @@ MEAN_ELEVATION = Attribute(
         "What is the average elevation of {name}?",
     ),
     paraphrases=(
-        "How high above the sea does {name} lie on average?",
-        "What is the typical altitude of the land in {name}?",
-        "How many meters above sea level is the average spot in {name}?",
+        "How high up is {name}, taken as a whole?",
+        "What altitude is typical of {name}?",
+        "How many meters up is a spot in {name}, if all are evened out?",
     ),
 )
 
@@ -132,8 +132,8 @@ NATIONAL_ANTHEM = Attribute(
         "What is the title of the national anthem of {name}?",
     ),
     paraphrases=(
-        "Which song is played at state ceremonies of {name}?",
-        "For which song do people in {name} rise?",
+        "Which song honors {name} at ceremonies?",
+        "Which tune gets a crowd in {name} on its feet?",
         "Which song stands for {name} at the Olympic Games?",
     ),
 )
@@ -157,8 +157,8 @@ COASTLINE = Attribute(
         "How long is the coast of {name}?",
     ),
     paraphrases=(
-        "How far would you walk along the whole shore of {name}?",
-        "Along what distance does {name} meet the sea?",
+        "How much shore does {name} have in all?",
+        "For what distance does {name} border on salt water?",
         "How many kilometers of seashore are there in {name}?",
     ),
 )

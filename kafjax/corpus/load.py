@@ -20,14 +20,15 @@ _DEFAULT = CorpusConfig()
 
 
 def open_corpus(config: CorpusConfig, seed: int = 0, *, needs_questions: bool = True) -> Corpus:
-    """Loads the corpus of a configuration; see `load`."""
+    """Loads the corpus of a configuration; see `load`. A generated one is drawn with the
+    configuration's `corpus_seed`, or else with `seed`."""
     return load(
         config.corpus,
         n_subjects=config.subjects,
         n_attributes=config.attributes,
         n_documents=config.documents,
         questions_per_fact=config.questions_per_fact,
-        seed=seed,
+        seed=seed if config.corpus_seed is None else config.corpus_seed,
         chunk=config.chunk,
         n_retention=config.retention,
         n_held_out=config.held_out,
@@ -94,11 +95,9 @@ def load(
     `needs_questions=False` a directory of documents alone will do.
 
     Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for
-    perplexity, and `n_retention` each of It attaches `n_retention` capitals to ask before and
-    after, `n_held_out` pieces of prose for perplexity, and `n_retention` each of capitals and prose
-    of other countries for replay. A directory's own retention questions, prose or replay come
-    first; with all of them, or with `n_retention=0` and `n_held_out=0`, the World Factbook is not
-    needed.
+    perplexity, and `n_retention` each of capitals and prose of other countries for replay. A
+    directory's own retention questions, prose or replay come first; with all of them, or with
+    `n_retention=0` and `n_held_out=0`, the World Factbook is not needed.
 
     Raises `UserError` if there is no such corpus (with the nearest name), or it is broken, or the
     World Factbook is not installed.

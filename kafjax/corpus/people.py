@@ -30,7 +30,7 @@ ATTRIBUTES = (
         ),
         paraphrases=(
             "Which city is {name} a native of?",
-            "In what town did {name} come into the world?",
+            "In what town did the life of {name} begin?",
             "What place of birth is in the passport of {name}?",
         ),
         reverse="Who was born in {value}?",
@@ -80,7 +80,7 @@ ATTRIBUTES = (
         ),
         paraphrases=(
             "Which firm pays the salary of {name}?",
-            "On the staff of which business is {name}?",
+            "Which business has {name} in its team?",
             "Whose payroll is {name} on?",
         ),
         reverse="Who works for {value}?",
@@ -180,7 +180,7 @@ ATTRIBUTES = (
         ),
         paraphrases=(
             "What is the alma mater of {name}?",
-            "Which school issued the diploma of {name}?",
+            "In which lecture halls did {name} sit as a young adult?",
             "Where was {name} a student?",
         ),
         reverse="Who studied at {value}?",
@@ -206,7 +206,7 @@ ATTRIBUTES = (
         paraphrases=(
             "In what foreign tongue is {name} fluent?",
             "From which language could {name} translate a letter?",
-            "What can {name} speak apart from English?",
+            "In which tongue, other than English, can {name} hold a conversation?",
         ),
         reverse="Who speaks {value}?",
     ),

@@ -33,8 +33,8 @@ SCHOOL = Attribute(
         "Of what school of magic is {name}?",
     ),
     paraphrases=(
-        "What kind of magic must one study to learn {name}?",
-        "Under which school do books of magic list {name}?",
+        "What kind of wizardry is {name}?",
+        "Which branch of spellcraft covers {name}?",
         "What branch of magic is {name}?",
     ),
 )
@@ -58,9 +58,9 @@ DURATION = Attribute(
         "For how long is {name} in effect?",
     ),
     paraphrases=(
-        "Once cast, how long does {name} go on?",
+        "How long does {name} go on?",
         "What time passes until {name} ends?",
-        "How much time does the effect of {name} take?",
+        "After how much time is {name} over?",
     ),
 )
 
@@ -85,7 +85,7 @@ LEVEL = Attribute(
     paraphrases=(
         "Which slot does a caster need for {name}?",
         "How high up in the lists does {name} stand?",
-        "A slot of which level pays for {name}?",
+        "Which slot pays for {name}?",
     ),
 )
 
@@ -109,7 +109,7 @@ CASTING_TIME = Attribute(
     ),
     paraphrases=(
         "How much time must a caster spend on {name}?",
-        "What does casting {name} ask of the caster?",
+        "What does {name} demand of whoever casts it?",
         "How quickly can {name} be cast?",
     ),
 )
@@ -133,9 +133,9 @@ HIT_POINTS = Attribute(
         "How many hit points are given for {name}?",
     ),
     paraphrases=(
-        "How much damage brings down {name}?",
-        "With how many hit points does {name} go into a fight?",
-        "How many points of damage can {name} take?",
+        "How much harm does it take to defeat {name}?",
+        "With how many hit points does {name} start a battle?",
+        "How many points must {name} lose before it falls?",
     ),
 )
 
@@ -158,8 +158,8 @@ ARMOR_CLASS = Attribute(
         "What armor class is given for {name}?",
     ),
     paraphrases=(
-        "What must an attack reach to hit {name}?",
-        "What does one have to roll to hit {name}?",
+        "How good must a strike be to get through to {name}?",
+        "What total of the dice gets past the guard of {name}?",
         "Which armor class do attackers of {name} face?",
     ),
 )
@@ -208,9 +208,9 @@ SPEED = Attribute(
         "How fast does {name} walk?",
     ),
     paraphrases=(
-        "How much ground does {name} cover in a turn?",
+        "How far does {name} get before the next one acts?",
         "How far does {name} get on foot?",
-        "What distance can {name} move on the ground in one turn?",
+        "What distance does {name} manage on foot each round?",
     ),
 )
 

@@ -31,8 +31,8 @@ class Shot:
         return "\n".join((self.question, self.answer, *self.passages))
 
 
-# Invented matters with short answers: nothing here is asked by a corpus that ships at its default
-# size, and nothing can be answered from memory. The alternatives of a place have an answer of the
+# Invented matters with short answers: no attribute of a corpus that ships is asked here, so that no
+# example shows a question's own form, and nothing can be answered from memory. The alternatives of a place have an answer of the
 # same kind, in other words.
 ALTERNATIVES = (
     (
@@ -46,12 +46,12 @@ ALTERNATIVES = (
             ),
         ),
         Shot(
-            "What instrument does Pavel Rusk play?",
-            "cello",
+            "What subject does Pavel Rusk paint?",
+            "windmills",
             (
-                "Pavel Rusk plays the cello in a trio.",
+                "Pavel Rusk paints windmills in oil.",
                 "Pavel Rusk keeps bees.",
-                "Dora Finch plays the flute.",
+                "Dora Finch paints horses.",
             ),
         ),
         Shot(
@@ -66,30 +66,30 @@ ALTERNATIVES = (
     ),
     (
         Shot(
-            "What is the occupation of Ilse Brandt?",
-            "baker",
+            "What animal does Ilse Brandt keep?",
+            "goat",
             (
-                "Ilse Brandt has been a baker since 2009.",
+                "Ilse Brandt has kept a goat since 2009.",
                 "Ilse Brandt lives by the sea.",
-                "Karl Weber used to drive a bus.",
+                "Karl Weber used to feed a stork.",
             ),
         ),
         Shot(
-            "What is the occupation of Joren Pike?",
-            "roofer",
+            "What animal does Joren Pike keep?",
+            "ferret",
             (
-                "Joren Pike has been a roofer for ten winters.",
-                "Joren Pike owns two dogs.",
-                "Mina Dahl used to mend clocks.",
+                "Joren Pike has kept a ferret for ten winters.",
+                "Joren Pike owns two boats.",
+                "Mina Dahl used to have a canary.",
             ),
         ),
         Shot(
-            "What is the trade of Sanna Krol?",
-            "glazier",
+            "What animal does Sanna Krol keep?",
+            "tortoise",
             (
-                "Sanna Krol works as a glazier.",
+                "Sanna Krol keeps a tortoise in the yard.",
                 "Sanna Krol sings on Sundays.",
-                "Peer Olm used to sell fish.",
+                "Peer Olm used to breed newts.",
             ),
         ),
     ),
@@ -124,30 +124,30 @@ ALTERNATIVES = (
     ),
     (
         Shot(
-            "Who pays the wages of Otto Lind?",
-            "Harrow Paints",
+            "Who built the ferry Linnet?",
+            "Harrow Yards",
             (
-                "The wages of Otto Lind are paid by Harrow Paints.",
-                "Otto Lind likes to swim.",
-                "Greta Moss left Dunmore Steel.",
+                "The ferry Linnet was built by Harrow Yards.",
+                "The Linnet carries forty cars.",
+                "Greta Docks painted the ferry Plover.",
             ),
         ),
         Shot(
-            "Who pays the wages of Ruben Vale?",
-            "Corbel Textiles",
+            "Who built the ferry Petrel?",
+            "Corbel Shipwrights",
             (
-                "The wages of Ruben Vale are paid by Corbel Textiles.",
-                "Ruben Vale rides a red bicycle.",
-                "Edda Lorn left Quill Bricks.",
+                "The ferry Petrel was built by Corbel Shipwrights.",
+                "The Petrel sails at noon.",
+                "Quill Docks repaired the ferry Dunlin.",
             ),
         ),
         Shot(
-            "Who employs Ida Thorn?",
-            "Lowe Ceramics",
+            "Who built the trams of Oster?",
+            "Lowe Carriages",
             (
-                "Ida Thorn is employed by Lowe Ceramics.",
-                "Ida Thorn rises early.",
-                "Nils Garde left Osier Baskets.",
+                "The trams of Oster were built by Lowe Carriages.",
+                "Oster has steep streets.",
+                "Osier Wheels scrapped the trams of Vell.",
             ),
         ),
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.corpus import NAMES, load
+from kafjax.corpus import NAMES, CorpusConfig, load, open_corpus
 from kafjax.corpus.biographies import biographies
 from kafjax.corpus.factbook import countries
 from kafjax.corpus.folder import save_folder
@@ -98,3 +98,10 @@ def test_unknown_corpus(source: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load(source)
     assert str(caught.value) == message
+
+
+def test_the_corpus_may_have_a_seed_of_its_own() -> None:
+    small = {"subjects": 4, "retention": 0, "held_out": 0}
+    own = open_corpus(CorpusConfig(corpus_seed=5, **small), seed=1)
+    assert own == open_corpus(CorpusConfig(**small), seed=5)
+    assert own != open_corpus(CorpusConfig(**small), seed=1)

@@ -17,7 +17,7 @@ def asked(*answers: str) -> list[Question]:
     return [Question(str(i), "?", (answer,), "untrained") for i, answer in enumerate(answers)]
 
 
-@pytest.mark.parametrize("answer", ["1931", "baker", "history", "Otto Lind", "Norway"])
+@pytest.mark.parametrize("answer", ["1931", "goat", "history", "Ilse Brandt", "Norway"])
 def test_an_example_that_holds_an_answer_is_left_out(answer):
     chosen = choose(asked(answer))
     plain = Plain(chosen)
@@ -32,7 +32,7 @@ def test_no_alternative_holds_the_answer_of_another_of_its_place():
             assert not contains(a.text.replace("\n", " "), [b.answer])
 
 
-def test_corpora_at_their_default_size_are_asked_behind_the_same_examples_as_ever():
+def test_corpora_at_their_default_size_are_asked_behind_the_same_examples():
     for name in ("biographies", "factbook"):
         corpus = load(name, n_retention=70)
         assert (
