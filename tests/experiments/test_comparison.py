@@ -28,5 +28,5 @@ def test_an_arm_that_answered_other_questions_is_not_mixed_with_todays(tmp_path)
         Question(ASKED.id, "Where was Ada born?", ("Bergen",), "seen"),
         Question("q", "?", (), "seen"),
     ):
-        with pytest.raises(UserError, match="rag has answered 'In what town .*another --name"):
+        with pytest.raises(UserError, match=r"rag has answered 'In what town .*another --name"):
             refuse_other_questions(run, {"rag": arm}, Corpus("c", (), (), (), (other,)))
