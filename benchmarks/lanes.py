@@ -19,7 +19,6 @@ and lanes. OUT/lanes.md and .png show all of them.
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
+from benchmarks.turns import ratio
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
@@ -169,16 +169,6 @@ def measure(model: Decoder, params: trees.Tree, n: int) -> dict[str, Any]:
         "bytes": {"lanes": lanes_bill[1], "single": single_bill[1]},
         "base_bytes": trees.n_bytes(params),
     }
-
-
-def ratio(ours_R: np.ndarray, theirs_R: np.ndarray) -> dict[str, Any]:
-    """Median of theirs over median of ours (above 1, ours is faster), with a bootstrap over the
-    rounds that both took part in."""
-    drawn_KxR = np.random.default_rng(0).integers(0, len(ours_R), (10_000, len(ours_R)))
-    drawn_K = np.median(theirs_R[drawn_KxR], axis=1) / np.median(ours_R[drawn_KxR], axis=1)
-    low, high = np.percentile(drawn_K, [2.5, 97.5])
-    value = statistics.median(theirs_R) / statistics.median(ours_R)
-    return {"value": float(value), "low": float(low), "high": float(high), "n": len(ours_R)}
 
 
 def _batch(seed: int, vocab_size: int) -> Batch:

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.lanes import ratio
+from benchmarks.turns import ratio
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest, run_main

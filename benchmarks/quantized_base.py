@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.lanes import ratio
+from benchmarks.turns import ratio
 from kafjax import corpus, hub, lora
 from kafjax.core import trees
 from kafjax.core.config import changed

@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,15 @@ import torch
 import transformers
 from absl import flags
 
+from benchmarks.peers import hf_model
+from benchmarks.turns import in_turns, ratio
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest, run_main
-from kafjax.core.progress import Progress, say, waiting
+from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
 from kafjax.corpus import biographies
 from kafjax.evaluation import cost, table
-from kafjax.hub import names
-from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Decoder, named
 from kafjax.ops.attention import ATTENTION
 from kafjax.parallel import make_mesh, shard
@@ -70,10 +69,8 @@ DTYPES = {"float32": (jnp.float32, torch.float32), "bfloat16": (jnp.bfloat16, to
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 LEARNING_RATE = 1e-4
 SIDES = ("ours", "theirs")
-NAMES = {"ours": "kafjax", "theirs": "torch"}
 ON_GPU = jax.default_backend() == "gpu"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
 
 
 _SETTINGS = (
@@ -238,26 +235,16 @@ def measure(
     with waiting(case, "compiling and preparing both sides"):
         makers = {"ours": jax_step, "theirs": torch_step}
         sides = {name: makers[name](model, params, batch, adapter) for name in values.sides}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    with Progress(case, values.warmup + values.steps, unit="round") as bar:
-        for round_ in range(values.warmup + values.steps):
-            for name in list(sides)[:: 1 if round_ % 2 else -1]:
-                time.sleep(REST_SECONDS)
-                began = time.perf_counter()
-                results[name].append(sides[name]())
-                seconds[name].append(time.perf_counter() - began)
-            if round_ == 0 and len(sides) == 2:
-                check_same_work(case, results["ours"][0], results["theirs"][0])
-            bar.advance(
-                1, ", ".join(f"{NAMES[name]} {taken[-1]:.2f} s" for name, taken in seconds.items())
-            )
+    seconds, results = in_turns(
+        case,
+        sides,
+        values.steps,
+        values.warmup,
+        lambda first: check_same_work(case, **first) if len(first) == 2 else None,
+    )
     sides.clear()
     gc.collect()
-    return {
-        name: Measured(np.array(seconds[name][values.warmup :]), *np.array(results[name]).T)
-        for name in seconds
-    }
+    return {name: Measured(seconds[name], *np.array(results[name]).T) for name in seconds}
 
 
 def check_same_work(case: str, ours: tuple[float, float], theirs: tuple[float, float]) -> None:
@@ -366,25 +353,6 @@ def torch_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) 
     return step
 
 
-def hf_model(
-    model: Decoder, params: trees.Tree, dtype: torch.dtype
-) -> transformers.PreTrainedModel:
-    """transformers' model of the family with our weights. Raises `ValueError` for a weight that has
-    no place on the other side."""
-    hf_config = transformers.AutoConfig.for_model(**model.config.to_hf())
-    hf_config.pad_token_id = None  # the embedding's row of a padding token would be left zero
-    peer = transformers.AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
-    places = dict(peer.named_parameters())
-    for name, array in hf_tensors(params, names.TABLES[model.config.family]):
-        if name not in places:
-            raise ValueError(f"no place for weight {name}")
-        # torch reads no bfloat16 of numpy's
-        places.pop(name).data.copy_(torch.from_numpy(array.astype(np.float32)))
-    if places:
-        raise ValueError(f"no weight for {list(places)}")
-    return peer
-
-
 def summary(measured: Mapping[str, Measured], tokens: int, flops: float) -> dict[str, Any]:
     """Tokens/s of each side (median, slowest, fastest step), its MFU on a known chip, and of two
     sides the ratio with its interval."""
@@ -408,25 +376,7 @@ def summary(measured: Mapping[str, Measured], tokens: int, flops: float) -> dict
     row = {name: side(taken) for name, taken in measured.items()}
     if len(measured) < 2:
         return row
-    pairs_Rx2 = np.stack([measured["theirs"].seconds, measured["ours"].seconds], axis=1)
-    drawn_KxRx2 = pairs_Rx2[
-        np.random.default_rng(0).integers(0, len(pairs_Rx2), (10_000, len(pairs_Rx2)))
-    ]
-    low, high = np.percentile(_ratio(drawn_KxRx2), [2.5, 97.5])
-    return row | {
-        "ratio": {
-            "value": float(_ratio(pairs_Rx2)),
-            "low": float(low),
-            "high": float(high),
-            "n": len(pairs_Rx2),
-        }
-    }
-
-
-def _ratio(seconds: np.ndarray) -> np.ndarray:
-    """Median torch time over our median time, from `[.., R, 2]`: above 1, kafjax is faster."""
-    medians = np.median(seconds, axis=-2)
-    return medians[..., 0] / medians[..., 1]
+    return row | {"ratio": ratio(measured["ours"].seconds, measured["theirs"].seconds)}
 
 
 def speed_table(rows: Mapping[str, Mapping[str, Any]]) -> table.Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.lanes import ratio
+from benchmarks.turns import ratio
 from tests import compiling, tiny
 
 ROOT = Path(__file__).parents[2]
