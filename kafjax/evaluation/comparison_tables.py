@@ -203,6 +203,7 @@ def break_even_table(results: Mapping[str, Any]) -> Table | None:
     notes = (
         "Queries after which training once has cost less than retrieving each time. Rule of thumb: 3 D / (k L) for full, "
         "2 D / (k L) for LoRA (D training tokens, k L retrieved tokens a query). Never: a query saves nothing. "
+        "Seconds: [95% interval over the queries that were timed]. "
         f"Comparable on a kind of questions unless accuracy differs (sign flips of whole subjects, p < {ALPHA}); equal: within "
         f"{100 * MARGIN:.0f} points. Where one is better the other is no substitute at any price.",
     )
@@ -427,4 +428,10 @@ def _p_value(value: float) -> str:
 def _queries(pair: Mapping[str, Any], key: str) -> str:
     if key not in pair:
         return NONE
-    return "never" if pair[key] is None else number(pair[key])
+    value, bounds = pair[key], pair.get(f"{key}_interval")
+    shown = [_never(x) for x in (value, *(bounds or ()))]
+    return shown[0] if not bounds else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _never(queries: float | None) -> str:
+    return "never" if queries is None else number(queries)

@@ -10,10 +10,12 @@ number of block matmul weights.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 TOTAL = "total"
 STAGES = ("embed", "search", "rerank", "prefill", "decode")
@@ -189,7 +191,7 @@ def adam_bytes(trainable_parameters: int) -> int:
 
 
 def latency_summary(stage_seconds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """`{stage: {p50, p95, mean, n}}` in seconds over queries, from one `{stage: seconds}` a query;
+    """`{stage: {p50, p95, mean, sd, n}}` in seconds over queries, from one `{stage: seconds}` a query;
     empty for no queries.
 
     A stage that a query lacks took it 0 s. A measured `total` is kept, and what it holds beyond the
@@ -219,6 +221,7 @@ def _percentiles(seconds_N: np.ndarray) -> dict[str, float]:
         "p50": float(p50),
         "p95": float(p95),
         "mean": float(seconds_N.mean()),
+        "sd": float(seconds_N.std(ddof=1)) if seconds_N.size > 1 else 0.0,
         "n": seconds_N.size,
     }
 
@@ -229,6 +232,25 @@ def break_even(extra_once: float, saved_per_query: float) -> float | None:
     if saved_per_query <= 0:
         return None
     return max(extra_once, 0.0) / saved_per_query
+
+
+def break_even_interval(
+    extra_once: float, dear: Mapping[str, float], cheap: Mapping[str, float]
+) -> tuple[float | None, float | None] | None:
+    """95% interval of `break_even`'s queries, where a query of one method takes `dear` and of the
+    other `cheap` (`latency_summary`'s totals).
+
+    It is Student's interval of the difference of two means, with the degrees of freedom of the
+    smaller sample. None as a bound is never; None alone: fewer than two queries were timed, or an
+    older release noted no standard deviation.
+    """
+    n = min(dear["n"], cheap["n"])
+    if n < 2 or "sd" not in dear or "sd" not in cheap:
+        return None
+    saved = dear["mean"] - cheap["mean"]
+    error = math.sqrt(dear["sd"] ** 2 / dear["n"] + cheap["sd"] ** 2 / cheap["n"])
+    reach = float(stats.t.ppf(0.975, n - 1)) * error
+    return break_even(extra_once, saved + reach), break_even(extra_once, saved - reach)
 
 
 def break_even_rule(

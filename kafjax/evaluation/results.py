@@ -27,7 +27,13 @@ from typing import Any
 from kafjax.core.records import Prediction
 from kafjax.evaluation import clustered, intervals
 from kafjax.evaluation.clustered import Difference, cells, one_seed, subject_of
-from kafjax.evaluation.cost import TOTAL, Cost, break_even, break_even_rule
+from kafjax.evaluation.cost import (
+    TOTAL,
+    Cost,
+    break_even,
+    break_even_interval,
+    break_even_rule,
+)
 from kafjax.evaluation.error_budget import attribute, error_budget, retrieves
 from kafjax.evaluation.intervals import Interval
 
@@ -231,7 +237,8 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
     """Counts the queries after which `trained` has been cheaper than `retrieval`: by the rule of
     thumb, by FLOPs (formula), by the clock.
 
-    None is never; `queries_seconds` is missing where latency was not measured. `accuracy` compares
+    None is never; `queries_seconds` and its 95% interval over the queries that were timed are
+    missing where latency was not measured. `accuracy` compares
     the arms on each split; `comparable` is False where they differ significantly: then the cheaper
     one is no substitute for that kind of question.
     """
@@ -265,12 +272,10 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
         },
     }
     if look_up.latency_seconds and learn.latency_seconds:
-        saved_seconds = (
-            look_up.latency_seconds[TOTAL]["mean"] - learn.latency_seconds[TOTAL]["mean"]
-        )
-        row["queries_seconds"] = break_even(
-            learn.train_seconds - look_up.index_seconds, saved_seconds
-        )
+        dear, cheap = look_up.latency_seconds[TOTAL], learn.latency_seconds[TOTAL]
+        extra = learn.train_seconds - look_up.index_seconds
+        row["queries_seconds"] = break_even(extra, dear["mean"] - cheap["mean"])
+        row["queries_seconds_interval"] = break_even_interval(extra, dear, cheap)
     return row
 
 

@@ -189,3 +189,24 @@ def test_the_rule_of_thumb_is_the_formulas_without_attention_and_logits(adapter_
     saved = cost.query_flops(shape, 330, 6) - cost.query_flops(shape, 70, 6)
     rule = cost.break_even_rule(160_000, 260, adapter_only=adapter_only)
     assert rule == pytest.approx(cost.break_even(training, saved))
+
+
+def test_break_even_has_the_interval_of_the_saving():
+    """Coverage of a known crossing: 100 s to repay, 0.5 s saved a query on average."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        dear, cheap = (
+            cost.latency_summary([{"decode": x} for x in rng.normal(mean, 0.2, 12)])["total"]
+            for mean in (1.0, 0.5)
+        )
+        low, high = cost.break_even_interval(100.0, dear, cheap)
+        covered += low <= 200.0 and (high is None or 200.0 <= high)
+    assert 0.93 <= covered / 300 <= 0.99
+
+
+def test_where_a_query_may_save_nothing_the_break_even_may_be_never():
+    slow = {"mean": 1.0, "sd": 0.5, "n": 5}
+    low, high = cost.break_even_interval(10.0, slow, {**slow, "mean": 0.9})
+    assert low is not None and low > 0 and high is None
+    assert cost.break_even_interval(10.0, {**slow, "n": 1}, slow) is None
+    assert cost.break_even_interval(10.0, {"mean": 1.0, "n": 5}, slow) is None
