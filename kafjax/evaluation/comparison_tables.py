@@ -3,6 +3,7 @@ their error, headers their unit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         )
     if _has(results, "perplexity_ratio"):
         columns.append(
-            ("perplexity / base", lambda method: ratio(method["quality"].get("perplexity_ratio")))
+            ("prose, nats", lambda method: _nats(method["quality"].get("perplexity_ratio")))
         )
     meaning = {
         "untrained": "untrained (the headline): subjects of which only documents were trained, no questions",
@@ -59,11 +60,22 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         "Correct: an accepted answer stands in the reply's first line as whole words, case, punctuation and articles aside. "
         "EM / F1: SQuAD's exact match and token F1 of the column before; their intervals are in a table of their own.",
         "; ".join(meaning[split] for split in splits if split in meaning).capitalize() + ".",
-        "Change: of retention, paired with the base model. Perplexity: on held-out text, over the base model's.",
+        "Change: of retention, paired with the base model. Prose: cross entropy of held-out texts in nats a token, less the base "
+        "model's (the log of the ratio of perplexities).",
         "[low, high]: 95% interval over subjects (bootstrap of whole subjects, Wilson where each has one question or all agree) "
-        "or texts (perplexity: BCa bootstrap). n=32 of 8: 32 questions about 8 subjects.",
+        "or texts (prose: BCa bootstrap). n=32 of 8: 32 questions about 8 subjects.",
     ]
     return _method_table("Quality and forgetting", results, columns, notes)
+
+
+def _nats(perplexity_ratio: Mapping[str, Any] | None) -> str:
+    """Change of the cross entropy, `+0.12 [+0.08, +0.15]`."""
+    if perplexity_ratio is None or perplexity_ratio["value"] is None:
+        return NONE
+    value, *bounds = (
+        f"{math.log(x):+.2f}" for key in ("value", "low", "high") if (x := perplexity_ratio[key])
+    )
+    return f"{value} [{', '.join(bounds)}]" if bounds else value
 
 
 def _matches(quality: Mapping[str, Any], split: str) -> str:

@@ -301,3 +301,13 @@ def test_replies_that_the_limit_cut_are_counted():
         {"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}}
     )
     assert told == ["replies cut at --max_new_tokens=12 before they ended: base 7"]
+
+
+def test_forgetting_of_prose_is_shown_in_nats(results):
+    shown = comparison_tables.quality_table(results)
+    column = shown.headers.index("prose, nats")
+    cells = {row[0]: row[column] for row in shown.rows}
+    ratio = results["methods"]["full"]["quality"]["perplexity_ratio"]
+    expected = [f"{np.log(ratio[key]):+.2f}" for key in ("value", "low", "high")]
+    assert cells["full"] == f"{expected[0]} [{expected[1]}, {expected[2]}]"
+    assert cells["base"] == table.NONE
