@@ -306,3 +306,8 @@ def test_a_comparison_searches_an_index_that_holds_its_passages(
         )
     )
     assert "does not hold the passages of" in line and "1 differ, such as 'new#0'" in line
+
+
+def test_flags_of_training_are_refused_in_one_line(answer, run):
+    line = refused(answer(f"--run={run}", "--rank=8", f"--question={QUESTION}"))
+    assert "rank" in line and "--help lists the flags" in line
