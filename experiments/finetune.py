@@ -57,7 +57,7 @@ from kafjax.parallel import distributed, shard, shardings
 from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainResult, check, discard_checkpoints, layout, train
 from kafjax.training.checksum import weights_hash
-from kafjax.training.forecast import forecast, matmul_rate
+from kafjax.training.forecast import forecast, measure, renewing
 from kafjax.training.packed import PackedRows, tokenizer_checksum
 from kafjax.training.took import Took
 from kafjax.training.track import tracker
@@ -98,7 +98,7 @@ def _finetune(config: Finetune) -> None:
     check(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     expected = {
         config.method: forecast(
-            model, examples, train_config, mesh, matmul_rate(model.dtype, mesh), spec
+            model, examples, train_config, mesh, measure(model, train_config, mesh), spec
         )
     }
     if config.budget is not None:
@@ -131,7 +131,8 @@ def _finetune(config: Finetune) -> None:
                 run.log(method=config.method, **row)
                 track(**row)
 
-            kept = {"run_dir": run.path, "log": log, "label": config.method}
+            renewed = renewing(log, expected, "label")
+            kept = {"run_dir": run.path, "log": renewed, "label": config.method}
             result = train(
                 model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept
             )
