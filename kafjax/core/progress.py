@@ -70,7 +70,7 @@ class Progress:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Progress:
-        self._began = self._last_line = time.monotonic()
+        self._began = self._last_line = self._advanced = time.monotonic()
         if _shows_bars():
             bar = _Bar(
                 total=self._total,
@@ -98,6 +98,7 @@ class Progress:
         """Adds `n` to the count and shows `text` beside it, by default what stood there."""
         self._done += n
         self._text = self._text if text is None else text
+        self._advanced = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(self._text, refresh=False)
             self._bar.update(n)
@@ -114,11 +115,12 @@ class Progress:
                 return
             self._last_line = time.monotonic()
             seconds, new = self._last_line - self._began, self._done - self._start
-            when = (
-                f"{seconds / new * left:.0f} s left"
-                if new and 0 < left < math.inf
-                else f"{seconds:.0f} s"
-            )
+            # By what is done; while nothing advances the rest becomes shorter, not longer.
+            rest = 0.0
+            if new and 0 < left < math.inf:
+                rest = (self._advanced - self._began) / new * left
+                rest -= self._last_line - self._advanced
+            when = f"{rest:.0f} s left" if rest >= 1 else f"{seconds:.0f} s"
             count = (
                 f"{self._done} {self._unit}s"
                 if self._total is None
