@@ -20,7 +20,7 @@ import dataclasses
 import difflib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ _ASKING = (
     "candidates",
     "max_new_tokens",
     "hyde_tokens",
-    "batch",
     "method",
     "mesh",
     "index",
@@ -72,11 +71,13 @@ def run(config: configs.Answer) -> None:
     config = changed(
         config, max_new_tokens=config.settings.generation.max_new_tokens or LONGEST_LIMIT
     )
-    settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
-    corpus = _open_corpus(config)
+    settings = dataclasses.replace(
+        config.settings, train=dataclasses.replace(config.settings.train, seed=config.seed)
+    )
+    stored = _stored(Path(config.run)) if config.run else {}
+    corpus = _open_corpus(config, stored)
     template = build.open_template(config.model.model, config.model.chat)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
-    stored = _stored(Path(config.run)) if config.run else {}
     indexed = _without_asking(config)
     if config.run:
         folder = Run(Path(config.run))
@@ -117,16 +118,21 @@ def run(config: configs.Answer) -> None:
         _converse(method, corpus)
 
 
-def _open_corpus(config: configs.Answer) -> Corpus:
-    """Opens the documents; none for an index, which is all that its methods need."""
-    if config.run or not config.index:
-        return open_corpus(config.corpus, config.settings.seed, needs_questions=False)
+def _open_corpus(config: configs.Answer, stored: Mapping[str, Any]) -> Corpus:
+    """Opens the documents; none for an index, which is all that its methods need. What a run
+    measured forgetting by belongs to its corpus."""
+    if config.run:
+        beside = (leaf for leaf in leaves(CorpusConfig()) if leaf.flag in ("retention", "held_out"))
+        sizes = {leaf.flag: stored.get(leaf.flag, leaf.default) for leaf in beside}
+        return open_corpus(changed(config.corpus, **sizes), config.seed, needs_questions=False)
+    if not config.index:
+        return open_corpus(config.corpus, config.seed, needs_questions=False)
     if config.method not in _OF_AN_INDEX:
         others = ", ".join(_OF_AN_INDEX)
         raise UserError(
             f"--method={config.method} needs more than the passages of --index; it goes with {others}, or with --run"
         )
-    if config.corpus != CorpusConfig():
+    if config.corpus != configs.Answer().corpus:
         raise UserError(
             "--index holds the passages: leave --corpus and its settings out, or leave --index out"
         )
@@ -191,14 +197,9 @@ def _check_trained(
         weights.adopt(folder.path)
     if method.is_trained:
         return
-    values = {
-        **record(config),
-        **read_record(
-            configs.Compare,
-            {k: stored[k] for k in ("latency_queries",) if k in stored},
-            folder.path,
-        ),
-    }
+    known = {leaf.flag for leaf in leaves(configs.Compare())}
+    of_run = {key: value for key, value in stored.items() if key in known}
+    values = {**read_record(configs.Compare, of_run, folder.path / "config.json"), **record(config)}
     # not the limit of a question asked alone
     values |= {"methods": (weights.name,), "max_new_tokens": stored.get("max_new_tokens")}
     then = "ask with --run=runs/NAME"

@@ -250,6 +250,7 @@ def open_lab(
     *,
     trains: bool,
     index: str | None = None,
+    log: Callable[..., None] | None = None,
 ) -> Lab:
     """Loads the language model and lays everything out for the methods.
 
@@ -257,6 +258,7 @@ def open_lab(
       trains: whether weights are trained, so that they are kept in float32. Else they lie as they
         are computed with: in --dtype.
       index: folder of an index that is there, searched instead of one of the run's own.
+      log: takes the rows of metrics.jsonl (default: the run's own).
     """
     tokenizer = hub.tokenizer(config.model)
     model, prompts = asked_through(template, describe_decoder(config), tokenizer)
@@ -278,7 +280,7 @@ def open_lab(
         corpus=corpus,
         settings=settings,
         folder=run.file("artifacts"),
-        log=run.log,
+        log=log or run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
         prompts=suited(prompts, asked_of(corpus)),
         index=None if index is None else Path(index),

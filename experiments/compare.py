@@ -44,6 +44,7 @@ from kafjax.corpus import open_corpus
 from kafjax.evaluation import comparison_tables, table
 from kafjax.methods import BASE, METHODS, in_running_order, open_method, parts
 from kafjax.training.checksum import weights_hash
+from kafjax.training.forecast import Forecast, renewing
 
 LESS = "for less of it: --budget=10m, --epochs, --steps, or --methods without those that train"
 
@@ -70,13 +71,14 @@ def run(config: configs.Compare) -> dict[str, Any]:
         model, prompts = build.asked_through(
             template, hub.describe_decoder(config.model.model), tokenizer
         )
-        forecasts = planning.of_weights(names, config, corpus, model, tokenizer, prompts)
-        return run(planning.within(config, config.budget, forecasts, label="compare"))
+        expected = planning.of_weights(names, config, corpus, model, tokenizer, prompts)
+        return run(planning.within(config, config.budget, expected, label="compare"))
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     where = {"prefix": config.profile, "also": also}
     root = Path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
+    forecasts: dict[str, Forecast] = {}
     lab = build.open_lab(
         config.model,
         settings,
@@ -86,11 +88,12 @@ def run(config: configs.Compare) -> dict[str, Any]:
         template,
         trains=True,
         index=config.index,
+        log=renewing(found.log, forecasts, "method"),
     )
     for name in names:
         open_method(lab, name).check()
     untrained = [name for name in names if not open_method(lab, name).is_trained]
-    forecasts = planning.of_weights(
+    forecasts |= planning.of_weights(
         untrained, config, corpus, lab.model, lab.tokenizer, lab.prompts
     )
     # only now: a command that is refused leaves nothing behind

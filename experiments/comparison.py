@@ -18,12 +18,16 @@ from kafjax.core.text import shortened
 from kafjax.corpus import is_dealt
 from kafjax.evaluation import comparison_tables, figures, table
 from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_flops
+from kafjax.evaluation.prompts import read_prompts, write_prompts
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import RETENTION, Arm, as_one_split, causes_of, collect
 from kafjax.methods import BASE, Lab, Method, open_method, parts
 from kafjax.methods.oracle import Oracle
 from kafjax.training import discard_checkpoints
 from kafjax.training.memory import PeakMemory
+
+PROMPTS = "prompts.json"
+"""File beside an arm's predictions with what the model was asked, word for word."""
 
 
 def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
@@ -34,15 +38,17 @@ def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
     questions = method.questions()
     if not questions:
         say(name, "no question of this corpus names a passage that answers it: nothing to measure")
-    with PeakMemory() as peak, Progress(name, len(questions), unit="question") as bar:
-        predictions = method.answer(questions, lambda n: bar.advance(n, "answering"))
+    with (
+        PeakMemory() as peak,
+        Progress(name, len(questions), unit="question", text="answering") as bar,
+    ):
+        predictions = method.answer(questions, bar.advance)
     if base is not None and method.params is lab.params:
         nll, tokens = base.held_out_nll, base.held_out_tokens
     else:
-        with Progress(name, len(lab.corpus.held_out_texts), unit="text") as bar:
-            nll, tokens = lab.held_out_nll(
-                method.params, lambda n: bar.advance(n, "perplexity of held-out text")
-            )
+        told = "perplexity of held-out text"
+        with Progress(name, len(lab.corpus.held_out_texts), unit="text", text=told) as bar:
+            nll, tokens = lab.held_out_nll(method.params, bar.advance)
     latencies = _latencies(method, [q for q in questions if q.split != RETENTION], n_latency)
     cost = _with_queries(method.cost(), predictions, latencies, lab, peak.n_bytes)
     return Arm(
@@ -56,12 +62,13 @@ def _latencies(method: Method, questions: Sequence[Question], n: int) -> list[di
     by_length = sorted(questions, key=lambda q: len(q.text))
     chosen = by_length[:: max(1, len(by_length) // n)][:n] if n else []
     latencies = []
-    with Progress(method.name, len(chosen), unit="query") as bar:
+    told = "one at a time, for the latency"
+    with Progress(method.name, len(chosen), unit="query", text=told) as bar:
         for question in chosen:
             with compiling() as compiled:
                 latency = _latency(method, question)
             latencies.append(_latency(method, question) if compiled else latency)
-            bar.advance(1, "one at a time, for the latency")
+            bar.advance(1)
     return latencies
 
 
@@ -115,10 +122,9 @@ def _oracle_of_misses(
     questions = [q for q in lab.corpus.questions if q.id in missed]
     if not questions:
         return []
-    with Progress(method.name, len(questions), unit="question") as bar:
-        return Oracle(lab, "oracle", method.weights).answer(
-            questions, lambda n: bar.advance(n, "missed ones, from the gold passage alone")
-        )
+    told = "missed ones, from the gold passage alone"
+    with Progress(method.name, len(questions), unit="question", text=told) as bar:
+        return Oracle(lab, "oracle", method.weights).answer(questions, bar.advance)
 
 
 def clear_finished(run: Run) -> None:
@@ -143,6 +149,7 @@ class _StoredArm:
 def save_arm(run: Run, name: str, arm: Arm) -> None:
     folder = run.file("arms") / name
     write_jsonl(folder / "predictions.jsonl", [p.to_json() for p in arm.predictions])
+    write_prompts(folder / PROMPTS, {p.id: p.prompts for p in arm.predictions})
     write_jsonl(folder / "oracle.jsonl", [p.to_json() for p in arm.oracle])
     # Last: an arm with this file is finished.
     write_json(
@@ -168,8 +175,9 @@ def load_arm(run: Run, name: str) -> Arm | None:
         read_rows(Prediction, folder / file, fix=again)
         for file in ("predictions.jsonl", "oracle.jsonl")
     )
+    prompts = read_prompts(folder / PROMPTS, fix=again)
     return Arm(
-        predictions,
+        [dataclasses.replace(p, prompts=prompts.get(p.id, ())) for p in predictions],
         stored.cost,
         stored.held_out_nll,
         stored.held_out_tokens,

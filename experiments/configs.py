@@ -176,8 +176,14 @@ class Answer(Config):
     """One question at a time, by one method."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
-    settings: Settings = nested(Settings())
+    corpus: CorpusConfig = nested(
+        CorpusConfig(retention=0, held_out=0), without=("retention", "held_out")
+    )
+    settings: Settings = nested(
+        Settings(),
+        without=("train", "spec", "lr_full", "lr_lora", "replay", "batch", "batch_tokens"),
+    )
+    seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
     mesh: str = option("auto", MESH, identity=False)
     method: str = option(
         "rag",
@@ -346,7 +352,7 @@ class BuildIndex(Config):
     """An index of passages, made, changed or asked. Without a corpus, one that is there is changed
     or asked."""
 
-    corpus: CorpusConfig = nested(CorpusConfig(corpus=""))
+    corpus: CorpusConfig = nested(CorpusConfig(corpus="", held_out=0), without=("held_out",))
     seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
     out: str | None = option(None, "Folder of the index.", record=False, path=True)
     retrieval: RetrievalConfig = nested(RetrievalConfig())
@@ -394,7 +400,7 @@ class SideBySide(Config):
 class PackRows(Config):
     """Rows of tokens on disk."""
 
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(held_out=0), without=("held_out", "chunk"))
     model: str = option(
         "gemma3-270m", "Language model whose tokenizer is used: gemma3-270m, a folder, or ORG/NAME."
     )

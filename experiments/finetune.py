@@ -64,7 +64,7 @@ from kafjax.training import (
     train,
 )
 from kafjax.training.checksum import weights_hash
-from kafjax.training.forecast import forecast, matmul_rate
+from kafjax.training.forecast import forecast, measure, renewing
 from kafjax.training.packed import PackedRows, tokenizer_checksum
 from kafjax.training.took import Took
 from kafjax.training.track import tracker
@@ -105,7 +105,7 @@ def _finetune(config: Finetune) -> None:
     check_training(model, model.abstract_params(), examples, train_config, spec=spec, mesh=mesh)
     expected = {
         config.method: forecast(
-            model, examples, train_config, mesh, matmul_rate(model.dtype, mesh), spec
+            model, examples, train_config, mesh, measure(model, train_config, mesh), spec
         )
     }
     if config.budget is not None:
@@ -138,7 +138,8 @@ def _finetune(config: Finetune) -> None:
                 run.log(method=config.method, **row)
                 track(**row)
 
-            kept = {"run_dir": run.path, "log": log, "label": config.method}
+            renewed = renewing(log, expected, "label")
+            kept = {"run_dir": run.path, "log": renewed, "label": config.method}
             result = train(
                 model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept
             )

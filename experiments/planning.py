@@ -21,7 +21,7 @@ from kafjax.methods.examples import training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh
 from kafjax.prompts.prompt import Prompts
-from kafjax.training.forecast import Forecast, forecast, matmul_rate, read_seconds, show_seconds
+from kafjax.training.forecast import Forecast, forecast, measure, read_seconds, show_seconds
 
 C = TypeVar("C", bound=Config)
 FEWEST_PASSES = 4
@@ -47,13 +47,13 @@ def of_weights(
     with waiting("compare", "packing what is trained on", after=5.0):
         variants = training_examples(corpus, tokenizer, settings, model.config.text_end, prompts)
     mesh = make_mesh()
-    rate = matmul_rate(model.dtype, mesh)
+    speed = measure(model, settings.train, mesh)
 
     def spec(name: str) -> Spec | None:
         return None if name == "full" else dataclasses.replace(settings.spec, **VARIANTS[name])
 
     return {
-        name: forecast(model, variants, settings.train, mesh, rate, spec(name)) for name in weights
+        name: forecast(model, variants, settings.train, mesh, speed, spec(name)) for name in weights
     }
 
 

@@ -8,29 +8,37 @@ against one, and response curves.
 
 An arm is what differs in nothing but the seed. Runs of compare, sweep_lora and finetune go
 together; those of finetune have a loss only. Questions are clustered by subject and crossed with
-seeds. Written to --out: report.html, table.md, arms.csv, tables.tex and figures.
+seeds. Written to --out: report.html, in which every answer of every run can be looked up with its
+prompt, table.md, arms.csv, tables.tex and figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import build, configs
 from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
+from experiments.comparison import load_arm
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.records import Prediction
-from kafjax.core.rundir import read_object, write_atomic
+from kafjax.core.rundir import Run, read_object, write_atomic
 from kafjax.core.schema import read, read_rows
 from kafjax.evaluation import arms, table
+from kafjax.evaluation.answers import Answered, answers_section
 from kafjax.evaluation.arms import METHOD, SEED, Arm, Trial
 from kafjax.evaluation.report import html_figures, html_table, write_page
-from kafjax.evaluation.results import RETENTION
+from kafjax.evaluation.results import RETENTION, causes_of
 from kafjax.training.took import Took
+
+MOST_ANSWERS = 20_000
+"""Answers on the page: a browser holds as many with ease."""
 
 
 def run(config: configs.Report) -> list[Arm]:
@@ -66,11 +74,31 @@ def run(config: configs.Report) -> list[Arm]:
     write_page(
         out / "report.html",
         title,
-        [f"<h1>{title}</h1>", *map(html_table, tables), html_figures(figures)],
+        [f"<h1>{title}</h1>", *map(html_table, tables), html_figures(figures), _answers(found)],
     )
     print(text)
     print(f"Look at {out}/report.html; {out}/arms.csv has the numbers.")
     return found
+
+
+def _answers(found: Sequence[Arm]) -> str:
+    """Writes the section of all answers, or nothing where there are none, or too many for a
+    page."""
+    trials = [trial for arm in found for trial in arm.trials.values() if trial.predictions]
+    if not trials:
+        return ""
+    if (n := sum(len(trial.predictions) for trial in trials)) > MOST_ANSWERS:
+        say(
+            "report",
+            f"{n:,} answers are too many for a page of {MOST_ANSWERS:,}: give fewer runs to look them up",
+        )
+        return ""
+    above = os.path.commonpath([trial.run.absolute().parent for trial in trials])
+    groups = [
+        Answered(trial.predictions, trial.causes, os.path.relpath(trial.run.absolute(), above))
+        for trial in trials
+    ]
+    return answers_section(groups, {})
 
 
 def trials_under(folder: Path) -> list[Trial]:
@@ -102,13 +130,31 @@ def _trials(path: Path) -> Iterator[Trial]:
     if (path / "lanes").is_dir():
         yield from _lanes(path, record)
     elif (path / "predictions.jsonl").exists():
-        by_method: dict[str, list[Prediction]] = {}
-        for prediction in read_rows(Prediction, path / "predictions.jsonl"):
-            by_method.setdefault(prediction.method, []).append(prediction)
-        for method, predictions in by_method.items():
-            yield Trial({METHOD: method, **record}, seed, predictions, None, f"{path} ({method})")
+        yield from _methods(path, record, seed)
     elif (path / "result.json").exists():
-        yield Trial(record, seed, (), read(Took, path / "result.json").final_loss, str(path))
+        yield Trial(record, seed, (), read(Took, path / "result.json").final_loss, str(path), path)
+
+
+def _methods(path: Path, record: dict[str, Any], seed: int) -> Iterator[Trial]:
+    by_method: dict[str, list[Prediction]] = {}
+    for prediction in read_rows(Prediction, path / "predictions.jsonl"):
+        by_method.setdefault(prediction.method, []).append(prediction)
+    stored = {name: arm for name in by_method if (arm := load_arm(Run(path), name)) is not None}
+    causes = causes_of(stored)
+    for method, predictions in by_method.items():
+        # the splits are those of the run's table, the prompts lie with its arms
+        arm = stored.get(method)
+        prompts = {} if arm is None else {p.id: p.prompts for p in arm.predictions}
+        asked = [dataclasses.replace(p, prompts=prompts.get(p.id, ())) for p in predictions]
+        yield Trial(
+            {METHOD: method, **record},
+            seed,
+            asked,
+            None,
+            f"{path} ({method})",
+            path,
+            causes.get(method, {}),
+        )
 
 
 def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
@@ -125,7 +171,12 @@ def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
         }
         predictions = read_rows(Prediction, answers) if answers.exists() else []
         yield Trial(
-            {**record, **settings}, trained.seed, predictions, trained.final_loss, str(file.parent)
+            {**record, **settings},
+            trained.seed,
+            predictions,
+            trained.final_loss,
+            str(file.parent),
+            file.parent,
         )
 
 

@@ -5,8 +5,8 @@ settings.
     python -m experiments.table runs/k1 runs/k3 runs/k5 --out=depth
 
 Prints the table and writes it to --out as table.md and table.csv. Where one setting differs and is
-a number, quality.png shows the headline over it. For means over seeds and for tests between runs
-there is experiments.report.
+a number, quality.png shows the headline over it. For means over seeds, for tests between runs, and
+for a page with every answer of all of them there is experiments.report.
 """
 
 from __future__ import annotations

@@ -6,13 +6,18 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kafjax.hub
 import kafjax.lora
 import kafjax.retrieval
+from tests import tiny
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = (kafjax.hub, kafjax.lora, kafjax.retrieval)
 MODULES = [
     module.name
@@ -27,6 +32,21 @@ EXPORTED = [
     or inspect.isclass(value)
     or inspect.ismodule(value)
 ]
+
+
+def test_the_readme_runs(tmp_path, capsys):
+    """Its example with small random models in place of the published ones."""
+    tiny.write_gemma(tmp_path / "gemma")
+    tiny.write_bert(tmp_path / "bert")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "hub.load" in block]
+    for name, folder in (("gemma3-270m", "gemma"), ("minilm", "bert")):
+        example = example.replace(f'"{name}"', repr(str(tmp_path / folder)))
+    shown: dict[str, Any] = {}
+    exec(example, shown)
+    assert shown["logits"].shape[:2] == shown["tokens"].shape
+    assert shown["hit"].passage in shown["passages"]
+    assert capsys.readouterr().out == f"{shown['reply'].text}\n"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -97,12 +97,13 @@ def option(default: Any, help: str, **about: Any) -> Any:
 
 
 def nested(default: Config, without: Collection[str] = ()) -> Any:
-    """Declares a field that is itself a configuration. The experiment sets the fields in `without`:
-    they become no flags.
+    """Declares a field that is itself a configuration. The fields in `without`, or all of those
+    nested there, become no flags: the experiment sets them, or has no use for them. In records
+    they are passed over.
 
     `default` may differ from the class's own defaults.
     """
-    return dataclasses.field(default=default, metadata={_NESTED: tuple(without)})
+    return dataclasses.field(default=default, metadata={_NESTED: frozenset(without)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ def leaves(default: Config) -> list[Leaf]:
     Raises:
       TypeError: two fields ask for one flag.
     """
-    found = list(_leaves(default, ()))
+    found = [leaf for leaf, used in _leaves(default, (), used=True) if used]
     names = [leaf.flag for leaf in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TypeError(
@@ -153,16 +154,25 @@ def leaves(default: Config) -> list[Leaf]:
     return found
 
 
-def _leaves(default: Config, path: tuple[str, ...]) -> Iterator[Leaf]:
+def unused(default: Config) -> set[str]:
+    """Names the fields that an experiment nests without making them flags. Records of earlier
+    releases and of other experiments may hold them."""
+    of_leaves = list(_leaves(default, (), used=True))
+    return {leaf.flag for leaf, _ in of_leaves} - {leaf.flag for leaf, used in of_leaves if used}
+
+
+def _leaves(default: Config, path: tuple[str, ...], used: bool) -> Iterator[tuple[Leaf, bool]]:
+    """Yields every field with whether it is a flag."""
     hints = _hints(type(default))
     for field in dataclasses.fields(default):
         value, here = getattr(default, field.name), (*path, field.name)
         if _NESTED in field.metadata:
             without = field.metadata[_NESTED]
-            yield from (leaf for leaf in _leaves(value, here) if leaf.path[-1] not in without)
+            for leaf, kept in _leaves(value, here, used):
+                yield leaf, kept and without.isdisjoint(leaf.path[len(here) :])
         elif _OPTION in field.metadata:
             about = field.metadata[_OPTION]
-            yield Leaf(here, about.flag or field.name, hints[field.name], value, about)
+            yield Leaf(here, about.flag or field.name, hints[field.name], value, about), used
 
 
 @functools.cache
@@ -266,7 +276,7 @@ def read_record(
     ignore: Collection[str] = (),
 ) -> dict[str, Any]:
     """Reads a record into values by flag, for `from_flags` and `changed`. A field that it lacks is
-    left at its default.
+    left at its default, and one that the experiment has no use for is passed over.
 
     Args:
       source: where it came from, for messages.
@@ -276,9 +286,10 @@ def read_record(
       UserError: naming source and key, for an unknown key or a value of another type.
     """
     known = {leaf.flag: leaf for leaf in leaves(experiment())}
+    passed_over = {*ignore, *unused(experiment())}
     found = {}
     for key, value in stored.items():
-        if key in ignore:
+        if key in passed_over:
             continue
         if key not in known:
             raise UserError(

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from logging import Formatter
 
 from absl import app, flags, logging
 
@@ -91,6 +92,8 @@ def run_main(main: Callable[[list[str]], None], most_arguments: int = 0) -> None
         if not flags.FLAGS["verbosity"].present:
             # JAX tells of every backend that it does not find
             logging.set_verbosity(logging.WARNING)
+        # in words, without the thread and the line of the source
+        logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
         try:
             if len(argv) > 1 + most_arguments:
                 raise UserError(

@@ -50,11 +50,13 @@ class Progress:
     """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as
     bar: bar.advance(1, "loss 1.2")`.
 
-    `total` is None where it is unknown. A thread keeps printing while a step takes long, until the
+    `total` is None where it is unknown. `text` stands beside the count from the start. A thread keeps printing while a step takes long, until the
     block ends.
     """
 
-    def __init__(self, label: str, total: int | None, done: int = 0, unit: str = "step"):
+    def __init__(
+        self, label: str, total: int | None, done: int = 0, unit: str = "step", text: str = ""
+    ):
         self._label, self._total, self._done, self._start, self._unit = (
             label,
             total,
@@ -62,13 +64,13 @@ class Progress:
             done,
             unit,
         )
-        self._text = ""
+        self._text = text
         self._bar: _Bar | None = None
         self._lock = threading.Lock()
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Progress:
-        self._began = self._last_line = time.monotonic()
+        self._began = self._last_line = self._advanced = time.monotonic()
         if _shows_bars():
             bar = _Bar(
                 total=self._total,
@@ -78,6 +80,7 @@ class Progress:
                 dynamic_ncols=True,
             )
             self._bar = self._open.enter_context(bar)
+            bar.set_postfix_str(self._text)
             self._open.enter_context(_repeating(bar.refresh, lambda: BAR_SECONDS))
         else:
             self._open.enter_context(_repeating(self._line_if_due, self._seconds_to_line))
@@ -91,12 +94,13 @@ class Progress:
     ) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def advance(self, n: int, text: str = "") -> None:
-        """Adds `n` to the count and shows `text` beside it."""
+    def advance(self, n: int, text: str | None = None) -> None:
+        """Adds `n` to the count and shows `text` beside it, by default what stood there."""
         self._done += n
-        self._text = text
+        self._text = self._text if text is None else text
+        self._advanced = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(self._text, refresh=False)
             self._bar.update(n)
         else:
             self._line_if_due()
@@ -111,11 +115,12 @@ class Progress:
                 return
             self._last_line = time.monotonic()
             seconds, new = self._last_line - self._began, self._done - self._start
-            when = (
-                f"{seconds / new * left:.0f} s left"
-                if new and 0 < left < math.inf
-                else f"{seconds:.0f} s"
-            )
+            # By what is done; while nothing advances the rest becomes shorter, not longer.
+            rest = 0.0
+            if new and 0 < left < math.inf:
+                rest = (self._advanced - self._began) / new * left
+                rest -= self._last_line - self._advanced
+            when = f"{rest:.0f} s left" if rest >= 1 else f"{seconds:.0f} s"
             count = (
                 f"{self._done} {self._unit}s"
                 if self._total is None

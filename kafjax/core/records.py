@@ -118,7 +118,8 @@ class Prediction:
     `subject` is whom or what the question is about; older releases did not note it. `score` holds
     per-question metrics in [0, 1], `seconds` the time of each stage (embed, search, prefill,
     decode) of the batch that the question was answered in. `cut` says that the reply was at its
-    limit of tokens before it had ended.
+    limit of tokens before it had ended. `prompts` are the whole texts that the model was asked, one
+    a call; they are no part of the row, since answers share most of theirs (`evaluation.prompts`).
     """
 
     id: str
@@ -138,6 +139,10 @@ class Prediction:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     subject: str = ""
     cut: bool = False
+    prompts: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Returns the row of predictions.jsonl."""
+        row = dataclasses.asdict(self)
+        del row["prompts"]
+        return row

@@ -21,7 +21,16 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kafjax.core.config import Config, changed, config_hash, identity, leaves, read_record, record
+from kafjax.core.config import (
+    Config,
+    changed,
+    config_hash,
+    identity,
+    leaves,
+    read_record,
+    record,
+    unused,
+)
 from kafjax.core.errors import UserError
 from kafjax.core.lock import Lock, hold
 
@@ -314,9 +323,9 @@ def find_run(
 
 def _stored_identity(file: Path, config: Config) -> dict[str, Any]:
     """Reads a run's identity from `file`. A file of an older release lacks the fields that were
-    added since."""
+    added since, and has some that are no longer used."""
     stored = read_object(file)
-    known = {leaf.flag for leaf in leaves(config)}
+    known = {leaf.flag for leaf in leaves(config)} | unused(config)
     beside = {key: value for key, value in stored.items() if key not in known}
     values = read_record(type(config), stored, file, ignore=beside)
     try:

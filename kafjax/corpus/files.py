@@ -101,7 +101,12 @@ class _PassedOver:
         told = []
         for reason, names in self._by_reason.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            why = _FIXES.get(reason, f"{reason}; convert to .md or .txt what shall be read")
+            fix = (
+                f"name it corpus{reason} or questions{reason}, in the folder itself"
+                if reason in rows.KINDS
+                else "convert to .md or .txt what shall be read"
+            )
+            why = _FIXES.get(reason, f"{reason}; {fix}")
             told.append(f"{visible(next(iter(names)))}{more} ({why})")
         if told:
             logging.warning("%s: not read: %s", root, "; ".join(told))

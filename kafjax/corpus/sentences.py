@@ -18,7 +18,22 @@ _ABBREVIATIONS = frozenset(
     "jr sr esq vs cf al approx ca est eds inc ltd co corp bros dept univ assn ave blvd rd ft "
     "jan feb apr jun jul aug sep sept oct nov dec".split()
 )
-_NUMBERED = frozenset("no nos p pp vol vols fig figs eq eqs ch sec art".split())
+_NUMBERED = frozenset(
+    "no nos p pp vol vols fig figs eq eqs ch sec art nr nrn abb bd bde kap abs tab ziff".split()
+)
+# German abbreviations in the middle of a sentence, in their own case: "Phil." is a name, "phil." is
+# not. Nouns are capitals there, so the word behind tells nothing.
+_WITHIN = frozenset(
+    "bzw vgl sog bspw Hr Hrn Fr Dipl Ing med phil jur rer nat habil geb gest ehem inkl exkl zzgl evtl ggf ca "
+    "dt engl frz lat griech Okt Dez Mrz J\u00e4n Mio Mrd Std".split()
+)
+# Nouns that follow an ordinal, "am 3. Oktober", where English would end a sentence.
+_ORDERED = frozenset(
+    "januar j\u00e4nner februar m\u00e4rz april mai juni juli august september oktober november dezember "
+    "jan feb m\u00e4r apr jun jul aug sep sept okt nov dez jahrhundert jahrhunderts jh jahrtausend jahrtausends "
+    "weltkrieg weltkriegs weltkrieges auflage kapitel band klasse platz stock etage geburtstag jahrestag "
+    "lebensjahr tag woche spieltag runde bezirk armee division dynastie legislaturperiode".split()
+)
 _OPENERS = frozenset(
     "the an this that these those it its he she they we you his her their our in on at by for from with when while where if "
     "although but and however there since after before as some many most all no one two".split()
@@ -54,8 +69,9 @@ _LINE = regex.compile(r"[^\n]*+\n?")
 def sentences(text: str) -> list[str]:
     """Splits prose into sentences, whitespace normalised.
 
-    A stop ends no sentence after a title ("Dr."), an initial ("J. K. Rowling"), inside a number
-    (3.14), or before a lower-case word; blank lines, headings and list items always end one. Thai
+    A stop ends no sentence after a title ("Dr."), an initial ("J. K. Rowling"), a German
+    abbreviation or ordinal ("z. B.", "am 3. Oktober"), inside a number (3.14), or before a
+    lower-case word; blank lines, headings and list items always end one. Thai
     and Lao, which have no stops, end one at a blank between two of their letters, 25 letters after
     the last end. Text without any stop is one sentence; no text is none.
     """
@@ -130,13 +146,15 @@ def _ends_sentence(before: str, stop: str, after: str) -> bool:
     if stop != ".":
         return True
     token = _LAST_TOKEN.search(before)
-    word = token[0].lower() if token else ""
-    if word in _TITLES:
+    written = token[0] if token else ""
+    word, following = written.lower(), re.match(r"\w+", after)
+    if word in _TITLES or written in _WITHIN:
         return False
     if word in _NUMBERED:
         return not after[0].isdigit()
+    if word.isdigit() and len(word) <= 2:
+        return following is None or following[0].lower() not in _ORDERED
     dotted = "." in word and word.replace(".", "").isalpha()
     if word in _ABBREVIATIONS or dotted or (len(word) == 1 and word.isalpha()):
-        following = re.match(r"\w+", after)
         return following is not None and following[0].lower() in _OPENERS
     return True

@@ -1,6 +1,6 @@
 """The part of the report in which every answer can be looked up: filtered, sorted, and as CSV.
 
-    <script type="application/json" id="answers">    rows and passages, once each; "<" is escaped
+    <script type="application/json" id="answers">    rows, passages and lines of prompts, once each; "<" is escaped
     <script>                                         a constant program, which puts text into the page
 
 What people and models wrote reaches the page through `textContent` alone, so it cannot become code.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -19,8 +20,10 @@ from typing import Any
 
 from kafjax.core.records import Prediction
 from kafjax.core.text import visible
+from kafjax.evaluation.prompts import Lines
 
 COLUMNS = (
+    "run",
     "method",
     "split",
     "id",
@@ -39,31 +42,46 @@ COLUMNS = (
 _SHOWN = 50  # answers a page
 
 
-def answers_section(
-    predictions: Mapping[str, Sequence[Prediction]],
-    causes: Mapping[str, Mapping[str, str]],
-    passages: Mapping[str, str],
-) -> str:
-    """Writes the section as HTML.
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """Answers of one method of a run. `causes` say why they are right or wrong, by the id of the
+    question; `run` is a name, "" on the page of a single run."""
 
-    Args:
-      predictions: answers by method.
-      causes: of each method, why an answer is right or wrong, by the id of its question.
-      passages: texts by id. Ids are shown where a text is missing.
-    """
+    predictions: Sequence[Prediction]
+    causes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    run: str = ""
+
+
+def answers_section(groups: Sequence[Answered], passages: Mapping[str, str]) -> str:
+    """Writes the section as HTML. `passages` are texts by id; ids are shown where a text is
+    missing."""
     rows = [
-        _row(prediction, causes.get(method, {}).get(prediction.id, ""))
-        for method, answered in predictions.items()
-        for prediction in answered
+        _row(prediction, group.causes.get(prediction.id, ""), group.run)
+        for group in groups
+        for prediction in group.predictions
     ]
     used = dict.fromkeys(id for row in rows for id in row["passages"])
+    lines = Lines()
+    prompts = [
+        [lines.add(prompt) for prompt in prediction.prompts]
+        for group in groups
+        for prediction in group.predictions
+    ]
     data = {
-        "rows": [_visible(row) for row in rows],
+        "rows": [
+            {**_visible(row), "prompts": asked} for row, asked in zip(rows, prompts, strict=True)
+        ],
         "passages": {visible(id): visible(passages[id]) for id in used if id in passages},
+        "lines": list(map(visible, lines.places)),
     }
     selects = "".join(
         f"<label>{label} <select id='by-{name}'><option value=''>all</option></select></label>"
-        for name, label in (("method", "method"), ("split", "questions"), ("cause", "cause"))
+        for name, label in (
+            ("run", "run"),
+            ("method", "method"),
+            ("split", "questions"),
+            ("cause", "cause"),
+        )
     )
     order = "".join(
         f"<option value='{key}'>{html.escape(told)}</option>"
@@ -88,8 +106,9 @@ def answers_section(
 <script>{_SCRIPT}</script>"""
 
 
-def _row(prediction: Prediction, cause: str) -> dict[str, Any]:
+def _row(prediction: Prediction, cause: str, run: str) -> dict[str, Any]:
     return {
+        "run": run,
         "method": prediction.method,
         "split": prediction.split,
         "id": prediction.id,
@@ -122,9 +141,10 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes a row an answer; values of a list are joined by ` | `."""
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow(COLUMNS)
+    columns = COLUMNS if any(row["run"] for row in rows) else COLUMNS[1:]
+    writer.writerow(columns)
     for row in rows:
-        values = (row[name] for name in COLUMNS)
+        values = (row[name] for name in columns)
         writer.writerow([" | ".join(v) if isinstance(v, list) else v for v in values])
     return file.getvalue()
 
@@ -140,12 +160,12 @@ _SCRIPT = (
 (() => {
   const data = JSON.parse(document.getElementById('answers').textContent);
   const get = (id) => document.getElementById(id);
-  const filters = ['method', 'split', 'cause'];
+  const filters = ['run', 'method', 'split', 'cause'];
   let count = PAGE;
   for (const name of filters) {
-    for (const value of new Set(data.rows.map((row) => row[name]))) {
-      get('by-' + name).append(new Option(value, value));
-    }
+    const values = new Set(data.rows.map((row) => row[name]));
+    for (const value of values) get('by-' + name).append(new Option(value, value));
+    get('by-' + name).parentElement.hidden = values.size < 2;
   }
   const element = (kind, text, name) => {
     const made = document.createElement(kind);
@@ -157,23 +177,30 @@ _SCRIPT = (
     const made = element('div', '', 'sample ' + (row.correct ? 'right' : 'wrong'));
     const head = element('div', '');
     head.append(element('b', row.question));
-    head.append(element('span', [row.method, row.split, row.id].join(', '), 'soft'));
+    const from = [row.run, row.method, row.split, row.id].filter(Boolean);
+    head.append(element('span', from.join(', '), 'soft'));
     const reply = element('div', '');
     reply.append(element('b', row.cause, 'mark'));
     reply.append(element('span', row.answer || 'empty reply'));
     if (row.cut) reply.append(element('span', ' (cut)', 'soft'));
     made.append(head, reply, element('div', 'accepted: ' + row.accepted.join(' | '), 'soft'));
     const tokens = row.prompt_tokens + ' tokens of prompt, ' + row.output_tokens + ' of reply';
-    if (!row.passages.length) {
+    if (!row.passages.length && !row.prompts.length) {
       made.append(element('div', tokens, 'soft'));
       return made;
     }
     const more = element('details', '');
-    more.append(element('summary', row.passages.length + ' passages, ' + tokens));
+    const passages = row.passages.length ? row.passages.length + ' passages, ' : '';
+    more.append(element('summary', passages + tokens));
     row.passages.forEach((id, i) => {
       const gold = row.gold_passages.includes(id) ? ' (gold)' : '';
-      const text = data.passages[id] === undefined ? id : data.passages[id];
+      const text = data.passages[id] === undefined ? '' : data.passages[id];
       more.append(element('div', (i + 1) + gold + ' [' + id + '] ' + text, 'soft'));
+    });
+    row.prompts.forEach((places, i) => {
+      const call = row.prompts.length > 1 ? ' of call ' + (i + 1) : '';
+      more.append(element('div', 'prompt' + call + ', word for word:', 'soft'));
+      more.append(element('pre', places.map((at) => data.lines[at]).join('\\n')));
     });
     made.append(more);
     return made;

@@ -29,13 +29,16 @@ _MOST_LINES = 8  # of a figure
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One run of one method: `settings` by flag, without the seed. `source` is where it came from,
-    for messages."""
+    for messages, `run` its folder, and `causes` why its answers are right or wrong, by the
+    question's id."""
 
     settings: Mapping[str, Any]
     seed: int
     predictions: Sequence[Prediction]
     final_loss: float | None
     source: str
+    run: Path
+    causes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

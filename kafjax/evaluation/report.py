@@ -15,7 +15,7 @@ from kafjax.core.records import Prediction
 from kafjax.core.rundir import write_atomic
 from kafjax.core.text import visible
 from kafjax.evaluation import comparison_tables
-from kafjax.evaluation.answers import answers_section
+from kafjax.evaluation.answers import Answered, answers_section
 from kafjax.evaluation.hints import hints
 from kafjax.evaluation.results import RETENTION
 from kafjax.evaluation.score import first_line
@@ -54,7 +54,10 @@ def write_report(
         html_figures(figures),
         *other_tables,
         _list("<h2>Notes on the methods</h2>", notes, "methods"),
-        answers_section(predictions, causes or {}, passages or {}),
+        answers_section(
+            [Answered(rows, (causes or {}).get(name, {})) for name, rows in predictions.items()],
+            passages or {},
+        ),
         "<h2>Sample answers</h2>",
         *(_samples(name, rows, passages or {}) for name, rows in predictions.items()),
         f"<h2>Reproduce</h2><pre>{_escape(reproduce.strip())}</pre>",

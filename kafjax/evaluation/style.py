@@ -65,6 +65,8 @@ select, input, button {
   min-width: 0; padding: .25rem .5rem;
 }
 .answers details { border: 0; margin: .2rem 0 0; padding: 0; }
+.answers pre { margin: .2rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.answers label[hidden] { display: none; }
 .answers summary { color: var(--soft); font-weight: 400; }
 .answers .soft { color: var(--soft); }
 #more { margin-top: 1rem; }

@@ -66,6 +66,8 @@ class Generation:
       ended: by EOS or a stop string; False where the limit of tokens cut it.
       prompt_tokens: of all of the prompt; `cached_tokens` of them came from a `Prefix`.
       prefill_seconds, decode_seconds: of the whole batch that the reply was made in.
+      prompt: the whole text that was completed, its prefix included; a BOS that plain text is put
+        behind is not shown.
     """
 
     text: str
@@ -75,6 +77,7 @@ class Generation:
     cached_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    prompt: str = ""
 
     @property
     def output_tokens(self) -> int:
@@ -180,7 +183,7 @@ class Generator:
             )
             replies.update(zip(numbers, made, strict=True))
             advance(len(numbers))
-        return [replies[i] for i in range(len(prompts))]
+        return [_with_prompt(replies[i], prefix, prompt) for i, prompt in enumerate(prompts)]
 
     def generate_branches(
         self,
@@ -229,7 +232,7 @@ class Generator:
                 )
             )
             for i in chosen:
-                replies[i] = [next(made) for _ in groups[i]]
+                replies[i] = [_with_prompt(next(made), prefix, prompt) for prompt in groups[i]]
             advance(len(chosen))
         return replies
 
@@ -419,6 +422,12 @@ class Generator:
             stops = Stops.of(self.tokenizer, strings, config.vocab_size, *config.end_ids)
             self._stops[strings] = dataclasses.replace(stops, mask_V=self._place(stops.mask_V))
         return self._stops[strings]
+
+
+def _with_prompt(reply: Generation, prefix: Prefix | None, prompt: Any) -> Generation:
+    return dataclasses.replace(
+        reply, prompt=str(prompt if prefix is None else prefix.text + prompt)
+    )
 
 
 def rows_of(length: int, batch: int, batch_tokens: int) -> int:

@@ -38,5 +38,6 @@ def prediction(
         cut=not replies[-1].ended,
         seconds={**seconds, "prefill": prefill, "decode": decode},
         subject=question.subject,
+        prompts=tuple(reply.prompt for reply in replies),
     )
     return score(made) if question.answers else made

@@ -64,6 +64,8 @@ class Trained(ClosedBook):
         """Training FLOPs by formula, for sequences of about `length` tokens."""
 
     def check(self) -> None:
+        if self.is_trained:
+            return
         _ = self._config
         if self.spec is not None:
             lora.abstract(self.spec, self.lab.params)

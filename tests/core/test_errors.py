@@ -16,7 +16,7 @@ from kafjax.core.errors import nearest
 ROOT = Path(__file__).parents[2]
 MAIN = """
 import time
-from absl import flags
+from absl import flags, logging
 from kafjax.core.errors import UserError, run_main
 
 METHODS = flags.DEFINE_list("methods", ["base"], "Which methods to run.")
@@ -28,6 +28,8 @@ def main(argv):
         raise UserError("--count=0: nothing to do;\\n  ask for at least one")
     if COUNT.value == 13:
         raise ZeroDivisionError("a mistake in the program")
+    if COUNT.value == 7:
+        logging.warning("seven is odd")
     if COUNT.value == 99:
         print("ready", flush=True)
         time.sleep(60)
@@ -52,6 +54,10 @@ def run(*flags: str) -> tuple[int, str, str]:
 
 def test_a_main_that_ends_well():
     assert run("--methods=rag,lora") == (0, "ran rag lora\n", "")
+
+
+def test_a_warning_is_told_in_words_alone():
+    assert run("--count=7") == (0, "ran base\n", "WARNING: seven is odd\n")
 
 
 @pytest.mark.parametrize(

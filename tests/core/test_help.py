@@ -7,9 +7,10 @@ import re
 import pytest
 
 from experiments import configs
-from kafjax.core.config import leaves
+from kafjax.core.config import leaves, unused
 from kafjax.core.help import WIDTH, help_text
 
+TRAINING = {"epochs", "rank", "lr_lora", "replay", "batch_rows", "batch", "held_out", "retention"}
 KINDS = (
     configs.Compare,
     configs.Answer,
@@ -25,6 +26,12 @@ def test_every_flag_stands_there_once(kind):
     named = re.findall(r"^  --(?:\[no\])?(\w+)$", help_text(kind), re.MULTILINE)
     assert sorted(named) == sorted([*(leaf.flag for leaf in leaves(kind())), "config"])
     assert max(map(len, help_text(kind).splitlines())) <= WIDTH
+
+
+def test_asking_lists_no_flag_of_training_or_of_batches():
+    named = set(re.findall(r"^  --(?:\[no\])?(\w+)$", help_text(configs.Answer), re.MULTILINE))
+    assert not named & TRAINING and {"k", "seed", "max_new_tokens"} <= named
+    assert {*TRAINING, "alpha", "warmup"} <= unused(configs.Answer()) and "seed" in named
 
 
 def test_flags_stand_under_what_they_are_about():

@@ -136,6 +136,36 @@ def test_a_folder_of_beir_is_read_with_its_judgements(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_beir_is_read_in_other_files_and_with_numeric_ids(tmp_path, kind):
+    (tmp_path / f"corpus{kind}").write_bytes(
+        KINDS[kind]([{"_id": 1, "title": None, "text": "a."}, {"_id": 2, "title": "T", "text": ""}])
+    )
+    (tmp_path / f"queries{kind}").write_bytes(KINDS[kind]([{"_id": 7, "text": "who?"}]))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n7\t2\t1\n")
+    corpus = load_folder(tmp_path, needs_questions=False)
+    assert [(p.id, p.text) for p in corpus.passages] == [("1#0", "a."), ("2#0", "T")]
+    assert [(q.id, q.passages) for q in corpus.questions] == [("7", ("2#0",))]
+
+
+def test_metadata_of_parquet_holds_keys_of_other_rows(tmp_path):
+    """A column of structs has every key in every row, null where a row has none."""
+    metadata = [{"split": "test", "subject": ["geo"]}, {"split": None, "subject": None}]
+    asked = [{**QUESTIONS[0], "id": i, "metadata": m} for i, m in enumerate(metadata)]
+    (tmp_path / "corpus.parquet").write_bytes(as_parquet(DOCUMENTS))
+    (tmp_path / "questions.parquet").write_bytes(as_parquet(asked))
+    assert [(q.id, q.subject) for q in load_folder(tmp_path).questions] == [("0", "geo"), ("1", "")]
+
+
+def test_tables_under_other_names_are_told_how_to_be_read(tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(as_parquet(DOCUMENTS))
+    (tmp_path / "a.md").write_text("x")
+    assert len(load_passages(tmp_path)) == 1
+    assert "name it corpus.parquet or questions.parquet, in the folder itself" in caplog.text
+
+
 def test_queries_without_answers_are_refused_where_answers_are_scored(tmp_path):
     with pytest.raises(UserError, match=r"queries have no answers .*scripts/rank\.py"):
         load_folder(beir(tmp_path))

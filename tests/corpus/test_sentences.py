@@ -7,6 +7,8 @@ import gc
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kafjax.core.records import Document
 from kafjax.core.words import words
@@ -47,6 +49,64 @@ def test_the_number_of_an_item_is_no_sentence():
     ]
 
 
+WITHIN = (
+    *(
+        "Dr.",
+        "Prof. Dr.",
+        "e.g.",
+        "i.e.",
+        "J. R. R.",
+        "George H. W.",
+        "z. B.",
+        "z.B.",
+        "d. h.",
+        "u. a.",
+    ),
+    *(
+        "bzw.",
+        "vgl.",
+        "Dr. med.",
+        "Dr. phil.",
+        "Hr.",
+        "geb.",
+        "ca. 30 Mio.",
+        "No. 5 of",
+        "Nr. 5 der",
+    ),
+    *("am 3.", "vom 31.", "3.14 bis 1.000,50"),
+)
+BEHIND = {"am 3.": ("Oktober", "März 1990", "Okt. 1990"), "vom 31.": ("Dezember", "Mai")}
+WHOLE = (
+    "Am 3. Oktober 1990 trat sie bei.",
+    "Im 19. Jahrhundert wuchs die Stadt.",
+    "J. R. R. Tolkien taught at Oxford.",
+    "Obst, z. B. Birnen, kostet ca. 3.50 Euro.",
+    "Mr. Phil Gray left in 1990.",
+    "There were 3.",
+    "I met Phil.",
+    "Then it rained.",
+    "Sie war 12.",
+    "See Fig. 3 and No. 7.",
+    "Nr. 5 lebt!",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(WITHIN), st.data())
+def test_abbreviations_initials_and_ordinals_end_no_sentence(within, data):
+    behind = data.draw(
+        st.sampled_from(BEHIND.get(within, ("Tolkien", "Wasser", "Berlin", "Müller")))
+    )
+    text = f"Wort {within} {behind} kam."
+    assert sentences(text) == [text]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(WHOLE), min_size=1, max_size=6))
+def test_sentences_that_hold_them_are_found_whole_in_any_order(expected):
+    assert sentences(" ".join(expected)) == expected
+
+
 def test_a_sentence_without_end_is_cut_into_what_an_encoder_reads():
     for text in ("word " * 2000, "村民" * 2000, "ชาวบ้าน" * 900):
         found = cut([Document("d", text)], "sentence")
@@ -72,6 +132,8 @@ TEXTS = {
     "marks": "a" + "́" * 100_000,
     "brackets": "! " + "(" * 100_000,
     "dandas": "।)" * 20_000,
+    "ordinals": "am 3. Oktober " * 20_000,
+    "initials": "J. " * 20_000,
 }
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from kafjax.evaluation import comparison_tables, table
-from kafjax.evaluation.answers import answers_section
+from kafjax.evaluation.answers import Answered, answers_section
 from kafjax.evaluation.figures import draw_all, loss_curves
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import causes_of, collect
@@ -229,7 +229,9 @@ def test_report_is_one_file_with_everything_in_it(results, arms, figures, tmp_pa
 
 def test_every_answer_can_be_looked_up(results, arms, tmp_path):
     predictions = {name: arm.predictions for name, arm in arms.items()}
-    section = answers_section(predictions, causes_of(arms), {"p0.0": "Gold </script> text."})
+    causes = causes_of(arms)
+    groups = [Answered(of_arm, causes[name]) for name, of_arm in predictions.items()]
+    section = answers_section(groups, {"p0.0": "Gold </script> text."})
     (stored,) = re.findall(r"id='answers'>(.*?)</script>", section, re.DOTALL)
     data = json.loads(stored)
     assert len(data["rows"]) == sum(map(len, predictions.values()))
@@ -242,6 +244,23 @@ def test_every_answer_can_be_looked_up(results, arms, tmp_path):
         counted = collections.Counter(row["cause"] for row in rows if row["method"] == name)
         for cause, share in budget.items():
             assert counted[cause] == round(share["value"] * share["n"]), (name, cause)
+
+
+def test_prompts_stand_in_the_report_word_for_word_each_line_once(arms):
+    asked = [
+        dataclasses.replace(p, prompts=(f"Question: a\nAnswer: b\n\n{p.question}", "\n</script>"))
+        for p in arms["rag"].predictions
+    ]
+    section = answers_section([Answered(asked, run="a"), Answered(asked, run="b")], {})
+    (stored,) = re.findall(r"id='answers'>(.*?)</script>", section, re.DOTALL)
+    data = json.loads(stored)
+    assert len(data["lines"]) == len(set(data["lines"]))
+    for row, p in zip(data["rows"], [*asked, *asked], strict=True):
+        texts = ["\n".join(data["lines"][at] for at in text) for text in row["prompts"]]
+        assert texts == list(p.prompts) and row["run"] in "ab"
+    (file,) = re.findall(r"data:text/csv;base64,([^']+)'", section)
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(file).decode())))
+    assert {row["run"] for row in rows} == {"a", "b"}
 
 
 def test_control_characters_and_direction_overrides_reach_no_table_and_no_page(arms, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # Small enough for seconds, long enough that a training can be interrupted.
+ASKING = ("--k=2", "--engine=exact", "--max_new_tokens=4", "--hyde_tokens=6")
 SETTINGS = (
     *(
         "--epochs=40",
@@ -19,7 +20,8 @@ SETTINGS = (
         "--seq_len=64",
         "--checkpoint_every=10",
     ),
-    *("--k=2", "--engine=exact", "--max_new_tokens=4", "--hyde_tokens=6", "--latency_queries=1"),
+    *ASKING,
+    "--latency_queries=1",
 )
 
 

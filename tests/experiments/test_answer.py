@@ -18,7 +18,7 @@ from kafjax.core.rundir import Run, read_jsonl
 from kafjax.corpus import open_corpus
 from kafjax.generation import Sampling
 from tests import tiny
-from tests.experiments.commands import ROOT, SETTINGS, refused
+from tests.experiments.commands import ASKING, ROOT, SETTINGS, refused
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_a_question_of_ones_own_has_no_known_answer(answer, run):
 def test_an_index_is_built_once_without_a_run(answer, world, tmp_path):
     command = [
         *world.flags(runs=tmp_path),
-        *[flag for flag in SETTINGS if "latency" not in flag],
+        *ASKING,
         f"--question={QUESTION}",
     ]
     first, second, fewer = (
@@ -130,7 +130,8 @@ def test_what_finetune_has_trained_can_be_asked(answer, finetune, world, tmp_pat
     [
         (["--method=rga"], "unknown method 'rga'. Did you mean 'rag'?"),
         (["--question="], "--question is empty"),
-        (["--rank=8"], "--rank=8 differs from"),
+        (["--rank=8"], "flag 'rank' (--help lists the flags)"),  # of training
+        (["--seed=8"], "--seed=8 differs from"),
         (
             ["--method=oracle", f"--question={STRANGE}"],
             "oracle needs a question whose answering passage the corpus names, such as '",

@@ -15,8 +15,11 @@ import time
 import pytest
 import safetensors.numpy
 
+from kafjax import hub
 from kafjax.core.rundir import read_json, read_jsonl
 from kafjax.evaluation.cost import Cost
+from kafjax.evaluation.prompts import read_prompts
+from kafjax.hub.text import prompt_ids
 from kafjax.methods import METHODS
 from tests import compiling, tiny
 from tests.experiments.commands import ROOT, SETTINGS
@@ -43,6 +46,19 @@ def test_results_have_every_method_with_its_quality_and_its_bill(results):
         for key, value in method["quality"].items():
             assert value.keys() == {"value", "low", "high", "n"}, (name, key)
             assert value["low"] <= value["value"] <= value["high"] and value["n"] > 0, (name, key)
+
+
+def test_prompts_are_kept_word_for_word(run, world):
+    tokenizer = hub.tokenizer(str(world.gemma))
+    for method in METHODS:
+        rows = read_jsonl(run / "arms" / method / "predictions.jsonl")
+        prompts = read_prompts(run / "arms" / method / "prompts.json")
+        assert prompts.keys() == {row["id"] for row in rows} and "prompts" not in rows[0]
+        for row in rows:
+            asked = prompts[row["id"]]
+            assert len(asked) == row["calls"] and all(row["question"] in text for text in asked)
+            assert sum(len(prompt_ids(tokenizer, text)) for text in asked) == row["prompt_tokens"]
+    assert '"prompts":[[' in (run / "report.html").read_text()
 
 
 def test_only_what_is_paid_for_is_on_the_bill(results):

@@ -139,6 +139,20 @@ def test_a_run_of_the_release_before_is_found_and_resumed(
         find_run(tmp_path, "mine", changed(config, **another), prefix=prefix, also=ALSO)
 
 
+def test_a_record_may_hold_what_a_command_has_no_use_for_and_names_the_same_run(tmp_path):
+    stored = {k: v for k, v in OLD_COMPARE.items() if k not in ("latency_queries", "lr")}
+    with pytest.raises(UserError, match="'latency_queries' is no setting of this experiment"):
+        read_record(configs.Answer, OLD_COMPARE, "config.json", ignore=ALSO)
+    config = changed(
+        configs.Answer(), **read_record(configs.Answer, stored, "config.json", ignore=ALSO)
+    )
+    assert config.settings.retrieval.k == 2 and config.settings.spec.rank == 16
+    (tmp_path / "answer-0123456789ab").mkdir()
+    (tmp_path / "answer-0123456789ab" / "config.json").write_text(json.dumps(stored))
+    found = find_run(tmp_path, None, config, prefix="answer", also=ALSO)
+    assert found.path == tmp_path / "answer-0123456789ab"
+
+
 def test_what_says_where_and_how_fast_is_no_part_of_a_runs_identity():
     config = configs.Finetune()
     assert identity(config) == identity(

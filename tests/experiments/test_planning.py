@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import jax
+import time
+
 import pytest
 
 from experiments import configs, planning
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
+from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh
-from kafjax.training.forecast import Forecast, matmul_rate, read_seconds, show_seconds
+from kafjax.training import TrainConfig, forecast
+from kafjax.training.forecast import Forecast, measure, read_seconds, renewing, show_seconds
 
+SHAPE = DecoderConfig(
+    vocab_size=61,
+    hidden_size=16,
+    mlp_size=24,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=8,
+    sliding=(True, False),
+    window=5,
+)
 HOUR = {
     "lora": Forecast(steps=600, tokens=9, seconds=1200),
     "full": Forecast(steps=600, tokens=9, seconds=2400),
@@ -67,7 +81,29 @@ def test_times_are_shown_in_two_digits(seconds, text):
     assert show_seconds(seconds) == text
 
 
-def test_fake_devices_of_a_host_do_not_add_up():
-    rate = matmul_rate(jax.numpy.float32, make_mesh())
-    assert 1e8 < rate < 1e16
+def test_speed_is_measured_at_the_sizes_of_a_model_and_in_a_moment():
+    model, config = Decoder(SHAPE), TrainConfig(batch_rows=2, seq_len=32)
+    began = time.perf_counter()
+    speed = measure(model, config, make_mesh())
+    assert time.perf_counter() - began < 30  # a second on an idle machine
+    assert all(1e5 < rate < 1e16 for rate in (speed.kernels, speed.vocabulary, speed.memory))
+
+
+def test_a_forecast_names_its_spread():
+    assert str(Forecast(steps=600, tokens=12_345, seconds=1500)) == (
+        "600 steps on 12,345 tokens, about 25 min (between 17 min and 38 min)"
+    )
     assert read_seconds("1.5h") == 5400
+
+
+def test_a_forecast_is_renewed_once_from_the_steps_of_its_own_training(monkeypatch, capsys):
+    clock, rows = iter([10.0, 12.0, 18.0, 19.0, 30.0, 31.0]), []
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(clock))
+    log = renewing(lambda **row: rows.append(row), HOUR, "method")
+    for step in (41, 42, 45, 46):
+        log(method="lora", step=step)
+    log(method="base+x", step=1)
+    assert [row["step"] for row in rows] == [41, 42, 45, 46, 1]
+    assert capsys.readouterr().err == (
+        "lora: 2 s a step as measured: about 18 min left, 20 min in all (20 min forecast)\n"
+    )

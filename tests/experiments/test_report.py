@@ -4,18 +4,25 @@ held-out subjects, and files."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import configs, report
+from experiments.comparison import save_arm
 from kafjax.core.config import changed, record
 from kafjax.core.errors import UserError
 from kafjax.core.records import Prediction
-from kafjax.core.rundir import write_json, write_jsonl
+from kafjax.core.rundir import Run, write_json, write_jsonl
+from kafjax.core.schema import read_rows
 from kafjax.evaluation import arms, clustered
+from kafjax.evaluation.cost import Cost
+from kafjax.evaluation.results import Arm
 
 SUBJECTS = [f"person {i}" for i in range(60)]
 
@@ -124,6 +131,38 @@ def test_methods_of_a_comparison_are_arms(tmp_path, capsys):
         line for line in capsys.readouterr().out.splitlines() if line.startswith("| method=lora ")
     )
     assert "equal" in line and "+0.0" in line
+
+
+def test_answers_of_every_run_can_be_looked_up_in_one_page(tmp_path):
+    for rank in (1, 4):
+        folder = compared(tmp_path / "runs", f"r{rank}", 0.5, methods=("base", "lora"), rank=rank)
+        by_method: dict[str, list[Prediction]] = {}
+        for p in read_rows(Prediction, folder / "predictions.jsonl"):
+            asked = dataclasses.replace(p, prompts=(f"Asked of rank {rank}", p.question))
+            by_method.setdefault(p.method, []).append(asked)
+        for method, predictions in by_method.items():
+            save_arm(Run(folder), method, Arm(predictions, Cost()))
+    _, out = write(tmp_path)
+    page = (out / "report.html").read_text()
+    (stored,) = re.findall(r"id='answers'>(.*?)</script>", page, re.DOTALL)
+    data = json.loads(stored)
+    assert {(row["run"], row["method"]) for row in data["rows"]} == {
+        (run, method) for run in ("r1", "r4") for method in ("base", "lora")
+    }
+    assert len(data["rows"]) == 2 * 2 * 2 * len(SUBJECTS)
+    for row in data["rows"]:
+        texts = ["\n".join(data["lines"][at] for at in text) for text in row["prompts"]]
+        assert texts == [f"Asked of rank {row['run'][1:]}", row["question"]]
+        assert row["cause"] in ("right", "wrong") or row["split"] != "retention"
+    assert ">All answers</a>" in page
+
+
+def test_too_many_answers_for_a_page_are_told(tmp_path, capsys, monkeypatch):
+    fill(tmp_path / "runs")
+    monkeypatch.setattr(report, "MOST_ANSWERS", 1079)
+    _, out = write(tmp_path)
+    assert "1,080 answers are too many for a page of 1,079" in capsys.readouterr().err
+    assert "All answers" not in (out / "report.html").read_text()
 
 
 def test_trainings_have_a_loss_and_students_interval(tmp_path, capsys):
