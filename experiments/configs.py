@@ -374,9 +374,14 @@ class Report(Config):
         None,
         "Arm that others are tested against, by its settings: method=lora,rank=4 (default: no tests).",
     )
-    choose: str | None = option(
+    choose: tuple[str, ...] = option(
+        (),
+        "Settings whose best values are chosen for each arm, on one half of the subjects; the report is about the other half.",
+    )
+    most_forgotten: float | None = option(
         None,
-        "Setting whose best value is chosen for each arm, on one half of the subjects; the report is about the other half.",
+        "With --choose: pass over values that forget more of held-out prose, in nats a token.",
+        least=0,
     )
     margin: float = option(
         0.05,

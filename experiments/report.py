@@ -34,7 +34,7 @@ from kafjax.evaluation import arms, table
 from kafjax.evaluation.answers import Answered, answers_section
 from kafjax.evaluation.arms import METHOD, SEED, Arm, Trial
 from kafjax.evaluation.report import html_figures, html_table, write_page
-from kafjax.evaluation.results import RETENTION, causes_of
+from kafjax.evaluation.results import BASE, RETENTION, causes_of, forgotten
 from kafjax.training.took import Took
 
 MOST_ANSWERS = 20_000
@@ -53,8 +53,8 @@ def run(config: configs.Report) -> list[Arm]:
     found = arms.arms_of(
         [trial for folder in config.folder for trial in trials_under(Path(folder))]
     )
-    if config.choose is not None:
-        found = arms.chosen(found, config.choose)
+    if config.choose:
+        found = arms.chosen(found, config.choose, config.most_forgotten)
     tables = [arms.quality_table(found)]
     if config.baseline is not None:
         baseline = arms.named(found, config.baseline)
@@ -63,7 +63,7 @@ def run(config: configs.Report) -> list[Arm]:
             tables.append(arms.comparison_table(compared, baseline, split, config.margin))
     text = table.render(
         tables,
-        [f"{config.choose} was chosen on one half of the subjects."] if config.choose else [],
+        _choice(config),
     )
     out = Path(config.out)
     figures = arms.draw(found, out / "figures")
@@ -99,6 +99,19 @@ def _answers(found: Sequence[Arm]) -> str:
         for trial in trials
     ]
     return answers_section(groups, {})
+
+
+def _choice(config: configs.Report) -> list[str]:
+    """Says what was chosen, by what."""
+    if not config.choose:
+        return []
+    bound = (
+        ""
+        if config.most_forgotten is None
+        else f", among those that forget at most {config.most_forgotten:g} nats a token of held-out prose"
+    )
+    what = " and ".join(config.choose)
+    return [f"For each arm the best {what} was chosen on one half of the subjects{bound}."]
 
 
 def trials_under(folder: Path) -> list[Trial]:
@@ -141,6 +154,7 @@ def _methods(path: Path, record: dict[str, Any], seed: int) -> Iterator[Trial]:
         by_method.setdefault(prediction.method, []).append(prediction)
     stored = {name: arm for name in by_method if (arm := load_arm(Run(path), name)) is not None}
     causes = causes_of(stored)
+    base = stored.get(BASE)
     for method, predictions in by_method.items():
         # the splits are those of the run's table, the prompts lie with its arms
         arm = stored.get(method)
@@ -154,6 +168,7 @@ def _methods(path: Path, record: dict[str, Any], seed: int) -> Iterator[Trial]:
             f"{path} ({method})",
             path,
             causes.get(method, {}),
+            None if arm is None or base is None or arm is base else forgotten(arm, base),
         )
 
 

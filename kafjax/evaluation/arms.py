@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ _MOST_LINES = 8  # of a figure
 class Trial:
     """One run of one method: `settings` by flag, without the seed. `source` is where it came from,
     for messages, `run` its folder, and `causes` why its answers are right or wrong, by the
-    question's id."""
+    question's id. `forgotten` is the change of the cross entropy of held-out prose from the base
+    model's, in nats a token, where both were measured."""
 
     settings: Mapping[str, Any]
     seed: int
@@ -39,6 +41,7 @@ class Trial:
     source: str
     run: Path
     causes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    forgotten: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Arm:
     @property
     def losses(self) -> list[float]:
         return [trial.final_loss for trial in self.trials.values() if trial.final_loss is not None]
+
+    @property
+    def forgotten(self) -> list[float]:
+        return [trial.forgotten for trial in self.trials.values() if trial.forgotten is not None]
 
     def cells(self, split: str) -> Cells:
         """Scores on a split, of the seeds that answered it."""
@@ -101,33 +108,44 @@ def splits_of(arms: Sequence[Arm]) -> list[str]:
     )
 
 
-def chosen(arms: Sequence[Arm], setting: str) -> list[Arm]:
-    """Chooses for each arm the best value of a setting on one half of the subjects, and keeps the
+def chosen(
+    arms: Sequence[Arm], settings: Sequence[str], most_forgotten: float | None = None
+) -> list[Arm]:
+    """Chooses for each arm the best values of settings on one half of the subjects, and keeps the
     answers about the other half.
 
     The halves follow from the subjects' names, so that every arm has the same ones. The measure is
-    the headline split.
+    the headline split. With `most_forgotten`, in nats a token, values that forget more on average
+    are passed over; where all do, the one that forgets least is taken.
 
     Raises:
-      UserError: no arm varies the setting, or nothing was asked.
+      UserError: no arm varies a setting, nothing was asked, or with `most_forgotten` no forgetting
+        was measured.
     """
     known = sorted({name for arm in arms for name in arm.settings})
-    if setting not in known:
-        raise UserError(
-            f"--choose: the runs do not vary '{setting[:60]}'. {nearest(setting, known) if known else 'They vary nothing.'}"
-        )
+    for setting in settings:
+        if setting not in known:
+            raise UserError(
+                f"--choose: the runs do not vary '{setting[:60]}'. {nearest(setting, known) if known else 'They vary nothing.'}"
+            )
     if (split := headline(splits_of(arms))) is None:
         raise UserError(
-            f"--choose={setting}: nothing was asked in these runs, so there is nothing to choose by"
+            f"--choose={','.join(settings)}: nothing was asked in these runs, so there is nothing to choose by"
+        )
+    if most_forgotten is not None and not any(arm.forgotten for arm in arms):
+        raise UserError(
+            "--most_forgotten: these runs measured no forgetting of prose; it needs --methods with base, and --held_out"
         )
     rivals: dict[str, list[Arm]] = {}
     for arm in arms:
-        rivals.setdefault(
-            repr({name: value for name, value in arm.settings.items() if name != setting}), []
-        ).append(arm)
+        others = {name: value for name, value in arm.settings.items() if name not in settings}
+        rivals.setdefault(repr(others), []).append(arm)
 
-    def score(arm: Arm) -> float:
-        return clustered.mean_of(_half(arm, 0).cells(split)) or 0.0
+    def score(arm: Arm) -> tuple[float, float]:
+        right = clustered.mean_of(_half(arm, 0).cells(split)) or 0.0
+        if most_forgotten is None or not arm.forgotten:
+            return (0.0, right)
+        return (-max(statistics.mean(arm.forgotten) - most_forgotten, 0.0), right)
 
     return [_half(max(group, key=score), 1) for group in rivals.values()]
 
@@ -163,10 +181,12 @@ def quality_table(arms: Sequence[Arm]) -> table.Table:
     names, splits = list(arms[0].settings), splits_of(arms)
     split = headline(splits)
     letters = _letters(arms, split) if split is not None else None
+    measured = any(arm.forgotten for arm in arms)
     rows = []
     for index, arm in enumerate(arms):
         quality = (table.percent(clustered.mean(arm.cells(split)).to_json()) for split in splits)
         loss = table.ratio(clustered.t_interval(arm.losses).to_json())
+        forgotten = table.ratio(clustered.t_interval(arm.forgotten).to_json())
         settings = [shown(arm.settings[name]) for name in names] or ["all"]
         rows.append(
             (
@@ -174,6 +194,7 @@ def quality_table(arms: Sequence[Arm]) -> table.Table:
                 str(len(arm.trials)),
                 loss,
                 *quality,
+                *((forgotten,) if measured else ()),
                 *((letters[index],) if letters else ()),
             )
         )
@@ -182,6 +203,7 @@ def quality_table(arms: Sequence[Arm]) -> table.Table:
         "seeds",
         "final loss",
         *(f"{one} %" for one in splits),
+        *(("prose, nats",) if measured else ()),
         *((f"group on {split}",) if letters else ()),
     )
     notes = ["Loss: training loss, nats per token, mean over seeds [Student's 95% interval]."]
@@ -189,6 +211,10 @@ def quality_table(arms: Sequence[Arm]) -> table.Table:
         notes.append(
             "Percent of questions answered right [95% interval: a bootstrap that draws seeds and subjects anew; with one seed it says "
             "nothing about other seeds, with two or three little]."
+        )
+    if measured:
+        notes.append(
+            "Prose: cross entropy of held-out texts less the base model's, nats a token, mean over seeds [Student's 95% interval]."
         )
     if letters:
         notes.append(
@@ -257,6 +283,7 @@ def to_csv(arms: Sequence[Arm]) -> str:
         measures: dict[str, Interval] = (
             {"final_loss": clustered.t_interval(arm.losses)} if arm.losses else {}
         )
+        measures |= {"forgotten": clustered.t_interval(arm.forgotten)} if arm.forgotten else {}
         measures |= {split: clustered.mean(arm.cells(split)) for split in splits_of([arm])}
         for measure, found in measures.items():
             numbers = (found.value, found.low, found.high, found.n, len(arm.trials))

@@ -133,6 +133,14 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     return quality
 
 
+def forgotten(arm: Arm, base: Arm) -> float | None:
+    """Change of the cross entropy of held-out prose from the base model's, nats a token. None
+    without texts."""
+    if not arm.held_out_tokens or len(arm.held_out_nll) != len(base.held_out_nll):
+        return None
+    return (sum(arm.held_out_nll) - sum(base.held_out_nll)) / sum(arm.held_out_tokens)
+
+
 def compare_arms(a: Sequence[Prediction], b: Sequence[Prediction], split: str) -> Difference:
     """Compares the correctness of two arms on the questions of a split, paired by question and
     clustered by subject."""

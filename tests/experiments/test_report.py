@@ -112,7 +112,7 @@ def test_choice_is_made_on_one_half_of_the_subjects_and_told_on_the_other(tmp_pa
     for rate, quality in ((1e-4, 0.3), (1e-3, 0.7), (1e-2, 0.6)):
         for dora in (False, True):
             compared(runs, f"{rate}{dora}", quality, lr_lora=rate, dora=dora)
-    found, _ = write(tmp_path, choose="lr_lora", baseline="dora=False")
+    found, _ = write(tmp_path, choose=("lr_lora",), baseline="dora=False")
     assert [arm.settings for arm in found] == [
         {"lr_lora": 1e-3, "dora": dora} for dora in (False, True)
     ]
@@ -121,6 +121,28 @@ def test_choice_is_made_on_one_half_of_the_subjects_and_told_on_the_other(tmp_pa
     every = arms.arms_of(report.trials_under(runs))
     other = {p.subject for arm in every for p in arms._half(arm, 0).trials[0].predictions}
     assert not kept & other and kept | other == set(SUBJECTS)
+
+
+def test_what_forgets_too_much_is_passed_over_in_the_choice(tmp_path):
+    runs = tmp_path / "runs"
+    measured = []
+    for rate, quality, forgotten in ((1e-4, 0.3, 0.02), (1e-3, 0.5, 0.08), (1e-2, 0.9, 1.5)):
+        compared(runs, f"{rate}", quality, lr_lora=rate, lr_full=rate / 10)
+        (trial,) = report.trials_under(runs / f"{rate}")
+        measured.append(dataclasses.replace(trial, forgotten=forgotten))
+    found = arms.arms_of(measured)
+    both = ("lr_lora", "lr_full")
+
+    def rate(most_forgotten: float | None) -> float:
+        (arm,) = arms.chosen(found, both, most_forgotten)
+        return arm.settings["lr_lora"]
+
+    assert rate(None) == 1e-2
+    assert rate(0.1) == 1e-3
+    assert rate(0.01) == 1e-4  # none forgets as little: the one that forgets least
+    table = arms.quality_table(found)
+    column = table.headers.index("prose, nats")
+    assert [row[column] for row in table.rows] == ["0.02", "0.08", "1.50"]
 
 
 def test_methods_of_a_comparison_are_arms(tmp_path, capsys):
@@ -224,7 +246,11 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
         ({"folder": ()}, "--folder is empty"),
         ({"folder": ("nowhere",)}, "nowhere is no folder"),
         ({"baseline": "rank=5"}, "--baseline='rank=5' is no arm. Did you mean 'rank=4'?"),
-        ({"choose": "rnk"}, "--choose: the runs do not vary 'rnk'. Did you mean 'rank'?"),
+        ({"choose": ("rnk",)}, "--choose: the runs do not vary 'rnk'. Did you mean 'rank'?"),
+        (
+            {"choose": ("rank",), "most_forgotten": 0.1},
+            "these runs measured no forgetting of prose",
+        ),
     ],
 )
 def test_bad_input_is_told_in_a_line_and_writes_nothing(tmp_path, settings, message):
