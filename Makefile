@@ -49,6 +49,7 @@ lint: $(VENV)/.for-test  ## Check the code with ruff, and the types of kafjax/ w
 
 .PHONY: bench
 bench: $(VENV)/.for-test  ## Run the side-by-side benchmarks, one after another
+	@$(PIP) -q --no-build-isolation -e '.[bench]'
 	@set -e; for file in $(sort $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
 	  module=$${file%.py}; echo "== $$file"; $(VPY) -m $${module//\//.} $(ARGS); \
 	done
