@@ -56,6 +56,7 @@ lint: $(VENV)/.for-test  ## Check the code with ruff, and the types of kafjax/ w
 
 .PHONY: bench
 bench: $(VENV)/.for-test  ## Run the side-by-side benchmarks, one after another
+	@$(PIP) -q --no-build-isolation -e '.[bench]'
 	@set -e; for file in $$(grep -l __main__ benchmarks/*.py); do \
 	  module=$${file%.py}; echo "== $$file"; $(VPY) -m $${module//\//.} $(ARGS); \
 	done

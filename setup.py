@@ -49,6 +49,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "ranx>=0.3.20",
     "sentence-transformers>=5.0",
     "torch>=2.8",
 ]
@@ -116,6 +117,8 @@ setup(
         ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
+        # What benchmarks.search compares with.
+        "bench": ["faiss-cpu>=1.13", "hnswlib>=0.8", "usearch>=2.20"],
         "launch": ["ray>=2.50", "submitit>=1.5"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "ty>=0.0.100"],

@@ -475,7 +475,9 @@ class PlanPod(Config):
         "llama3.1-8b", "A published decoder by name, or a folder with its config.json.", path=True
     )
     method: str = option(
-        "full", "What is trained, or for rag served.", choices=("full", "lora", "lanes", "rag")
+        "full",
+        "What is trained, or for rag served; search: vectors alone.",
+        choices=("full", "lora", "lanes", "rag", "search"),
     )
     topology: str | None = option(
         None,
@@ -486,7 +488,10 @@ class PlanPod(Config):
         "Devices by axis, such as fsdp:8,tensor:2. auto: chosen by formula, with the reason.",
     )
     batch: int = option(
-        16, "Rows of a step (of each lane); rag: prompts answered at a time.", least=1, most=2**20
+        16,
+        "Rows of a step (of each lane); rag: prompts answered, search: queries put at a time.",
+        least=1,
+        most=2**20,
     )
     seq_len: int = option(
         2048, "Tokens of a row; rag: of a prompt with its passages.", least=2, most=2**22
@@ -500,6 +505,15 @@ class PlanPod(Config):
     param_dtype: str = option("float32", "Type of what trains.", choices=("float32", "bfloat16"))
     rank: int = option(16, "LoRA: rank of an adapter.", least=1)
     lanes: int = option(8, "lanes: adapters that train together.", least=1)
+    vectors: int = option(21_000_000, "search: vectors.", least=1, most=2**31 - 2**20, added=True)
+    dimension: int = option(768, "search: numbers of a vector.", least=1, most=2**16, added=True)
+    stored: str = option(
+        "int8",
+        "search: type that vectors are stored in.",
+        choices=("float32", "bfloat16", "int8"),
+        added=True,
+    )
+    k: int = option(10, "search: neighbours of a query.", least=1, most=10**4, added=True)
     formula: bool = option(False, "Ask no compiler.", record=False)
     json: str | None = option(None, "File to write the figures to.", record=False, path=True)
 

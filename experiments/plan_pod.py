@@ -6,6 +6,7 @@ there.
     python -m experiments.plan_pod --model=gemma3-27b --method=rag --topology=v6e-8 --batch=32 --seq_len=4096
     python -m experiments.plan_pod --model=llama3.1-8b --topology='2*v5p-32' --batch=64     two slices, data over the network
     python -m experiments.plan_pod --model=llama3.1-70b --topology=h100-64 --search         GPUs: by formula
+    python -m experiments.plan_pod --method=search --vectors=21000000 --dimension=768 --topology=v5e-16     vectors of --engine=mesh-int8
 
 For a TPU the very step that would run (of `finetune`, `sweep_lora`, or the prefill and the decode
 loop of a server whose prompts carry retrieved passages) is compiled by the TPU's own compiler, with
@@ -31,7 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import build, pods
+from experiments import build, plan_search, pods
 from experiments.configs import PlanPod
 from kafjax import lora
 from kafjax.core.errors import UserError
@@ -268,10 +269,14 @@ def run(asked: PlanPod) -> None:
     planned."""
     if asked.topology is None:
         raise UserError("say on what: --topology=v5e-16, for instance (--help lists the forms)")
-    pod, model = parse_slice(asked.topology), Decoder(_config(asked.model), dtype=jnp.bfloat16)
+    pod = parse_slice(asked.topology)
     if pod.is_tpu:
         # compiling takes no TPU, and one that is here may be at work
         jax.config.update("jax_platforms", "cpu")
+    if asked.method == "search":
+        devices = None if asked.formula else pods.devices_of(pod)
+        return plan_search.run_search(asked, pod, devices, _judge_name(pod, devices))
+    model = Decoder(_config(asked.model), dtype=jnp.bfloat16)
     config = TrainConfig(
         batch_rows=asked.batch,
         seq_len=asked.seq_len,

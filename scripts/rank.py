@@ -5,8 +5,8 @@ and FlashRAG's form.
     python scripts/rank.py --corpus=my_documents --retriever=hybrid --k=10             questions whose gold passages are named
 
 A document ranks by its best passage. Scores are over the questions with known gold documents, each
-relevant or not: nDCG@k, MRR@k, and success@k (one of them is among the k). trec_eval computes the
-others from run.trec. No language model is loaded.
+relevant or not: nDCG@k, MAP@k, MRR@k, recall@k (the share of them among the k), and success@k (one
+of them is). They equal ranx's; trec_eval computes others from run.trec. No language model is loaded.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def run(config: Rank) -> None:
         (rankings[q.id], {documents[id] for id in q.passages}) for q in questions if q.passages
     ]
     for name, metric in (
-        ("nDCG", score.ndcg),
+        ("nDCG", functools.partial(score.ndcg, k=settings.k)),
+        ("MAP", score.average_precision),
         ("MRR", score.reciprocal_rank),
+        ("recall", score.recall),
         ("success", score.recall_at_k),
     ):
         values = [metric([document for document, _ in ranking], gold) for ranking, gold in judged]

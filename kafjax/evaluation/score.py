@@ -147,17 +147,34 @@ def reciprocal_rank(retrieved: Sequence[str], gold: Collection[str]) -> float:
     return next((1 / rank for rank, passage in enumerate(retrieved, 1) if passage in gold), 0.0)
 
 
-def ndcg(retrieved: Sequence[str], gold: Collection[str]) -> float:
-    """Normalised discounted cumulative gain (Jarvelin & Kekalainen 2002) of `k = len(retrieved)`
-    passages, relevant or not.
+def recall(retrieved: Sequence[str], gold: Collection[str]) -> float:
+    """Share of the gold passages that are among the `k = len(retrieved)` passages: recall@k of
+    trec_eval. 0.0 where there are no gold passages."""
+    return len(set(retrieved) & set(gold)) / len(gold) if gold else 0.0
+
+
+def average_precision(retrieved: Sequence[str], gold: Collection[str]) -> float:
+    """Sum of the precisions at the ranks of the gold passages found, over the number of all gold
+    passages. Its mean over questions is MAP@k. 0.0 where there are no gold passages."""
+    ranks = [rank for rank, passage in enumerate(retrieved, 1) if passage in gold]
+    precisions = sum(n / rank for n, rank in enumerate(ranks, 1))
+    return precisions / len(gold) if gold else 0.0
+
+
+def ndcg(retrieved: Sequence[str], gold: Collection[str], k: int | None = None) -> float:
+    """Normalised discounted cumulative gain (Jarvelin & Kekalainen 2002) of at most `k` passages,
+    relevant or not.
 
     A gold passage at rank r gains `1 / log2(r + 1)`; the sum is divided by that of the best order
-    of all gold passages. 0.0 where there are no gold passages, or nothing was retrieved.
+    of all gold passages in `k` places. `k` is the number that was asked for (default: of those
+    retrieved): a search by words may find fewer. 0.0 where there are no gold passages, or nothing
+    was retrieved.
     """
+    k = len(retrieved) if k is None else k
     gains = sum(
-        1 / math.log2(rank + 1) for rank, passage in enumerate(retrieved, 1) if passage in gold
+        1 / math.log2(rank + 1) for rank, passage in enumerate(retrieved[:k], 1) if passage in gold
     )
-    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(gold), len(retrieved)) + 1))
+    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(gold), k) + 1))
     return gains / best if best else 0.0
 
 

@@ -26,7 +26,8 @@ class ExactIndex(Index):
 
     The vectors lie in a device buffer `[C, D]` whose capacity `C` depends on their number alone:
     appending within it compiles nothing, and an index after appends and deletes equals a fresh
-    build bit by bit.
+    build bit by bit. Those of a saved index are searched where they lie: on a CPU that is the
+    mapped file, until the first change.
 
         >>> index = ExactIndex()
         >>> index.build(["north", "east"], [[0.0, 1.0], [1.0, 0.0]])
@@ -81,19 +82,15 @@ class ExactIndex(Index):
         self, path: Path, count: int, live: np.ndarray, manifest: Manifest, wait: Callable[[], None]
     ) -> None:
         stored_NxD = read_npy(path / _FILES.get(manifest.engine, VECTORS), (count, self.dimension))
+        if CHUNK <= len(live) == count:
+            self._vectors_CxD = jax.device_put(stored_NxD, may_alias=True)
+            return
         # A chunk at a time, in place: the vectors are in memory once.
         self._vectors_CxD = jnp.zeros((capacity(len(live)), stored_NxD.shape[1]), jnp.float32)
         step = min(len(self._vectors_CxD), CHUNK)
         for first in range(0, len(live), step):
-            rows = live[first : first + step]
-            chunk = (
-                stored_NxD[rows[0] : rows[-1] + 1]
-                if rows[-1] - rows[0] == len(rows) - 1
-                else stored_NxD[rows]
-            )
-            self._vectors_CxD = _set_chunk(
-                self._vectors_CxD, chunk if len(chunk) == step else _padded(chunk, step), first
-            )
+            chunk = stored_NxD[live[first : first + step]]
+            self._vectors_CxD = _set_chunk(self._vectors_CxD, _padded(chunk, step), first)
 
 
 def capacity(n: int) -> int:
@@ -139,8 +136,7 @@ def _top_k(
 ) -> tuple[jax.Array, jax.Array]:
     """Scores float32 and rows int32 `[Q, k]` of the best among the first `n` rows, a chunk of rows
     at a time."""
-    C, D = vectors_CxD.shape
-    Q = len(queries_QxD)
+    C, Q = len(vectors_CxD), len(queries_QxD)
     R = min(C, CHUNK)
 
     def step(best: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, jax.Array]):
@@ -160,6 +156,14 @@ def _top_k(
         scores, positions = jax.lax.top_k(scores, k)
         return (scores, jnp.take_along_axis(rows, positions, axis=1)), None
 
-    nothing = jnp.full((Q, k), -jnp.inf), jnp.zeros((Q, k), jnp.int32)
-    chunks = vectors_CxD.reshape(C // R, R, D), jnp.arange(0, C, R, dtype=jnp.int32)
-    return jax.lax.scan(step, nothing, chunks)[0]
+    def sliced(best: tuple[jax.Array, jax.Array], first: jax.Array):
+        return step(best, (jax.lax.dynamic_slice_in_dim(vectors_CxD, first, R), first))
+
+    best = jnp.full((Q, k), -jnp.inf), jnp.zeros((Q, k), jnp.int32)
+    whole = C - C % R
+    best, _ = jax.lax.scan(sliced, best, jnp.arange(0, whole, R, dtype=jnp.int32))
+    if whole < C:
+        # Vectors that lie in a file are not padded to a capacity: only their last chunk is.
+        rest_RxD = jnp.pad(vectors_CxD[whole:], ((0, R - C % R), (0, 0)))
+        best, _ = step(best, (rest_RxD, jnp.int32(whole)))
+    return best

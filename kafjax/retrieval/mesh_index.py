@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,7 @@ class MeshIndex(Index):
             raise UserError(f"vectors are stored as {', '.join(DTYPES)}, not '{dtype}'")
         super().__init__()
         self.dtype, self.engine = dtype, f"mesh-{dtype}"
-        self._mesh = jax.make_mesh(
-            (len(jax.devices()),), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
-        )
+        self._mesh = mesh_of(jax.devices())
         exact = jax.default_backend() != "tpu"
         self.how = f"{dtype} over {self._mesh.size} devices; " + (
             "every vector is scored" if exact else f"approximate, recall {RECALL}"
@@ -114,8 +112,10 @@ class MeshIndex(Index):
             self._mesh.devices.flat[0],
             self._mesh.size,
         )
-        vectors_NxD = read_npy(path / VECTORS, (count, self.dimension), on_disk)[live]
-        scales_N = read_npy(path / _SCALES, (count,))[live]
+        vectors_NxD = read_npy(path / VECTORS, (count, self.dimension), on_disk)
+        scales_N = read_npy(path / _SCALES, (count,))
+        if len(live) < count:
+            vectors_NxD, scales_N = vectors_NxD[live], scales_N[live]
         self._place(
             vectors_NxD.view(jnp.bfloat16) if self.dtype == "bfloat16" else vectors_NxD, scales_N
         )
@@ -126,10 +126,30 @@ class MeshIndex(Index):
     def _place(self, vectors_NxD: np.ndarray, scales_N: np.ndarray) -> None:
         n, d = vectors_NxD.shape
         check_memory(n, d, self.dtype, self._mesh.devices.flat[0], self._mesh.size)
-        missing = capacity(n, self._mesh.size) - n
-        rows = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        self._vectors_CxD = jax.device_put(np.pad(vectors_NxD, ((0, missing), (0, 0))), rows)
-        self._scales_C = jax.device_put(np.pad(scales_N, (0, missing)), rows)
+        C = capacity(n, self._mesh.size)
+        self._vectors_CxD = _split(self._mesh, vectors_NxD, (C, d))
+        self._scales_C = _split(self._mesh, scales_N, (C,))
+
+
+def mesh_of(devices: Sequence[Any]) -> jax.sharding.Mesh:
+    """Returns the mesh of one axis that vectors are split over."""
+    return jax.make_mesh(
+        (len(devices),), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )
+
+
+def _split(mesh: jax.sharding.Mesh, array: np.ndarray, padded_shape: tuple[int, ...]) -> jax.Array:
+    """Splits rows over the devices, zeros behind the last one. Each device gets its own rows of
+    the array, which may be a mapped file: the whole is never in memory."""
+
+    def part(index: Any) -> np.ndarray:
+        first, end, _ = index[0].indices(padded_shape[0])
+        rows = array[first:end]
+        missing = [(0, end - first - len(rows)), *[(0, 0)] * (array.ndim - 1)]
+        return np.pad(rows, missing) if missing[0][1] else rows
+
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    return jax.make_array_from_callback(padded_shape, sharding, part)
 
 
 def quantised(vectors_NxD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -222,13 +242,21 @@ def top_k(
         scores, places = jax.lax.approx_max_k(
             scores_QxR, min(k, R), recall_target=RECALL, reduction_input_size_override=C
         )
-        return scores, rows_R[places]
+        # Integers, and both in one: what travels is one gather of k pairs a device.
+        found_2xQxK = jnp.stack(
+            [jax.lax.bitcast_convert_type(scores, jnp.int32), rows_R[places].astype(jnp.int32)]
+        )
+        scores, rows = jax.lax.all_gather(found_2xQxK, _AXIS, axis=2, tiled=True)
+        scores, places = jax.lax.top_k(jax.lax.bitcast_convert_type(scores, jnp.float32), k)
+        return scores, jnp.take_along_axis(rows, places, axis=1)
 
     split, whole = PartitionSpec(_AXIS), PartitionSpec()
-    found = PartitionSpec(None, _AXIS)
-    shards = jax.shard_map(
-        best_of_shard, mesh=mesh, in_specs=(split, split, whole, whole), out_specs=(found, found)
+    # Every device merges the same, which the type of a gather does not tell.
+    search = jax.shard_map(
+        best_of_shard,
+        mesh=mesh,
+        in_specs=(split, split, whole, whole),
+        out_specs=(whole, whole),
+        check_vma=False,
     )
-    scores, rows = shards(vectors_CxD, scales_C, queries_QxD, jnp.asarray(n))
-    scores, places = jax.lax.top_k(scores, k)
-    return scores, jnp.take_along_axis(rows, places, axis=1)
+    return search(vectors_CxD, scales_C, queries_QxD, jnp.asarray(n))

@@ -90,25 +90,33 @@ class ScannIndex(Index):
             self._searcher.delete(ids)
 
     def _search(self, queries_QxD: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
-        if not self._leaves:
-            return self._searcher.search_batched_parallel(queries_QxD, k, batch_size=64)
-        n = len(self)
-        reordered = min(n, max(REORDERED, 4 * k))
-        leaves = self._leaves_to_search(n, k)
+        settings = self.settings(k)
+        if len(queries_QxD) == 1:  # to start threads would take a tenth of such a search
+            found, scores_K = self._searcher.search(queries_QxD[0], k, *settings)
+            if len(found) == k:
+                return [found], scores_K[None]
         ids, scores_QxK = self._searcher.search_batched_parallel(
-            queries_QxD, k, reordered, leaves, batch_size=64
+            queries_QxD, k, *settings, batch_size=64
         )
         # Where those leaves hold fewer than k vectors, ScaNN fills up with NaN: look into all of
         # them.
         short = np.flatnonzero(np.isnan(scores_QxK).any(axis=1))
         if len(short):
             more_ids, more_scores = self._searcher.search_batched_parallel(
-                queries_QxD[short], k, n, self._leaves, batch_size=64
+                queries_QxD[short], k, len(self), self._leaves, batch_size=64
             )
             scores_QxK[short] = more_scores
             for row, found in zip(short, more_ids, strict=True):
                 ids[row] = found
         return ids, scores_QxK
+
+    def settings(self, k: int) -> tuple[int, int]:
+        """Vectors to score again, and leaves to look into, for `k` neighbours; ScaNN's own (-1)
+        where the search is exhaustive."""
+        if not self._leaves:
+            return -1, -1
+        n = len(self)
+        return min(n, max(REORDERED, 4 * k)), self._leaves_to_search(n, k)
 
     def _leaves_to_search(self, n: int, k: int) -> int:
         share = max(min(0.5, SCANNED / n), 0.1, 40 * k / n)

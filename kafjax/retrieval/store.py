@@ -78,7 +78,7 @@ class Store:
     def passage(self, id: str) -> Passage:
         """Reads the passage of an id. Raises `KeyError` for an id that is not there, `UserError`
         for a damaged line."""
-        return self._texts.passage(id, self._rows.number[id])
+        return self._texts.passage(id, self._rows.number_of(id))
 
     @property
     def stats(self) -> Stats:

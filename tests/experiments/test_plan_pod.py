@@ -50,6 +50,26 @@ def test_layers_of_several_shapes_are_planned(plan_pod, method):
     assert last_line(outcome).startswith("fits by formula: ")
 
 
+def test_a_search_of_21_million_vectors_needs_a_gigabyte_a_device(plan_pod, tmp_path):
+    command = ("--method=search", "--topology=v5e-16", "--batch=64", "--formula")
+    file = tmp_path / "plan.json"
+    outcome = plan_pod(*command, f"--json={file}")
+    assert last_line(outcome).startswith("fits by formula: 1.04 of 17.2 GB a device")
+    assert "21000000 vectors of 768 numbers in int8 need 1.0 GB a device on 16" in outcome.out
+    found = json.loads(file.read_text())
+    assert found["fits"] and found["bound"] == "memory"
+    # all vectors are read once, at 819 GB/s
+    assert found["batch_seconds"] == pytest.approx(found["bytes"] / 819e9, rel=0.01)
+
+
+def test_a_search_that_does_not_fit_is_told_with_what_would(plan_pod):
+    command = ("--method=search", "--topology=v5e-4", "--vectors=50000000", "--formula")
+    line = last_line(plan_pod(*command, "--stored=float32"))
+    assert line.startswith("does not fit by formula: ") and line.endswith("--stored=int8")
+    assert last_line(plan_pod(*command, "--stored=int8")).startswith("fits by formula: ")
+    assert "larger --topology" in last_line(plan_pod(*command, "--vectors=500000000"))
+
+
 def test_gpus_of_another_machine_are_planned_by_formula_which_is_said(plan_pod):
     outcome = plan_pod("--model=llama3.1-70b", "--topology=h100-64", "--batch=64", "--search")
     assert last_line(outcome).startswith("fits by formula: ")

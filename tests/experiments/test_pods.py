@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import pods
+from experiments import plan_search, pods
 from experiments.build import pin_precision
 from kafjax.core import trees
 from kafjax.models import Decoder, DecoderConfig, named
@@ -159,3 +159,19 @@ def test_layers_kept_on_the_host_leave_the_device():
     assert on["full"].host == 0 and on["offload"].host >= kept
     assert on["offload"].temporaries < on["full"].temporaries
     assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_search_fuses_the_choice_into_the_product_and_sends_one_gather_of_k(dtype):
+    pod = parse_slice("v5e-16")
+    shape = (1_000_000, 256, dtype, 64, 10)
+    program = plan_search.lower(pods.devices_of(pod), *shape).compile()
+    text, memory = program.as_text(), program.memory_analysis()
+    assert text.count('custom_call_target="PartialReduce"') == 1
+    (merge,) = collectives(text)
+    assert (merge.kind, merge.group, merge.times) == ("all-gather", 16, 1)
+    assert merge.n_bytes == 16 * 2 * 4 * 64 * 10  # a score and a row, k of each query and device
+    held = plan_search.search_estimate(*shape, pod).memory["vectors"]
+    assert held <= memory.argument_size_in_bytes < 1.01 * held + 200_000
+    # the scores, [64, vectors of a device] float32, are nowhere
+    assert memory.temp_size_in_bytes < 0.5 * 4 * 64 * 1_000_000 / 16

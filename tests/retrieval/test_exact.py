@@ -148,3 +148,23 @@ def test_capacity_is_enough_whole_chunks_and_little_more(n):
     assert c >= n
     assert c % min(c, exact.CHUNK) == 0
     assert c <= max(256, 2 * n, 1.25 * n + exact.CHUNK if n < 8 * exact.CHUNK else 1.25 * n)
+
+
+def test_a_mapped_file_searches_as_the_built_index_and_changes_leave_it_alone(tmp_path):
+    """More than one chunk of vectors, which no capacity pads."""
+    n = exact.CHUNK + 300
+    vectors = np.random.default_rng(8).normal(size=(n, 9)).astype(np.float32)
+    built = ExactIndex()
+    built.build(names(n), vectors)
+    built.save(tmp_path / "a")
+    (file,) = (tmp_path / "a").glob("segment-*/vectors.npy")
+    before = file.read_bytes()
+    loaded = ExactIndex.load(tmp_path / "a")
+    assert loaded._vectors_CxD.shape == (n, 9)
+    queries = np.random.default_rng(9).normal(size=(3, 9)).astype(np.float32)
+    assert_equal(loaded.search(queries, 40), built.search(queries, 40))
+    for index in (built, loaded):
+        index.append(["new"], queries[:1] * 9)
+        index.delete(["p5"])
+    assert_equal(loaded.search(queries, 40), built.search(queries, 40))
+    assert file.read_bytes() == before
