@@ -132,7 +132,7 @@ def with_limit(config: C, corpus: Corpus, tokenizer: Tokenizer, *, label: str) -
     }
     lengths = [len(content(tokenizer, answer)) for answer in answers]
     limit = limit_for(lengths)
-    if limit > generation.limit:
+    if lengths:
         say(
             label,
             f"accepted answers have up to {max(lengths)} tokens: replies may have {limit} (--max_new_tokens)",
