@@ -132,7 +132,7 @@ def with_limit(config: C, corpus: Corpus, tokenizer: Tokenizer, *, label: str) -
     }
     lengths = [len(content(tokenizer, answer)) for answer in answers]
     limit = limit_for(lengths)
-    if limit > generation.limit:
+    if lengths:
         say(
             label,
             f"accepted answers have up to {max(lengths)} tokens: replies may have {limit} (--max_new_tokens)",
@@ -260,6 +260,10 @@ def open_lab(
       index: folder of an index that is there, searched instead of one of the run's own.
       log: takes the rows of metrics.jsonl (default: the run's own).
     """
+    if index is not None and not Path(index).is_dir():
+        raise UserError(
+            f"--index={index} is no folder; make one with experiments.build_index --corpus=DIR --out={index}"
+        )
     tokenizer = hub.tokenizer(config.model)
     model, prompts = asked_through(template, describe_decoder(config), tokenizer)
     _ = model.config.text_end  # refused before weights are loaded: every method ends its replies

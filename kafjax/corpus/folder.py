@@ -15,6 +15,7 @@ sha256 puts half of them among the training questions (asked again as `seen`), t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import hashlib
@@ -289,6 +290,17 @@ def holding(passages: Sequence[Passage], answers: Sequence[str]) -> list[Passage
     ]
 
 
+def _nearest_first(passages: Sequence[Passage], question: str) -> tuple[Passage, ...]:
+    """Sorts the passages of a document by the question's words in them. A word counts the more, the
+    fewer of the passages hold it: a short answer such as "2" stands in many."""
+    asked = set(_WORD.findall(question.casefold()))
+    held = [asked & set(_WORD.findall(passage.text.casefold())) for passage in passages]
+    often = collections.Counter(word for words in held for word in words)
+    weights = [sum(1 / often[word] for word in words) for words in held]
+    order = sorted(range(len(passages)), key=lambda i: -weights[i])
+    return tuple(passages[i] for i in order)
+
+
 def _plain(text: str) -> str:
     return f" {' '.join(_WORD.findall(text.casefold()))} "
 
@@ -415,7 +427,7 @@ def _gold(
     place: str, row: dict[str, Any], answers: tuple[str, ...], gold: Gold, without: list[str]
 ) -> tuple[str, ...]:
     """Reads the ids of a question's gold passages: of a document those that hold an accepted
-    answer.
+    answer, first the one with most of the question's words, since it alone is what an oracle reads.
 
     Where none does they are all of the document's, and the question's id goes to `without`.
     """
@@ -430,6 +442,8 @@ def _gold(
                 f"(nearest: '{close[0]}'; ids with '#' depend on the chunk size)"
             )
         own = gold[passage]
+        if len(own) > 1:
+            own = _nearest_first(own, row["question"])
         with_answer = holding(own, answers) if len(own) > 1 else list(own)
         if not with_answer:
             without.append(row["id"])

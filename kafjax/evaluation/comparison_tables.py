@@ -356,7 +356,9 @@ def method_notes(results: Mapping[str, Any]) -> list[str]:
     }:
         of_methods = ", ".join(f"{name} {n}" for name, n in cut.items())
         limit = results["config"].get("max_new_tokens")
-        notes.append(f"replies cut at --max_new_tokens={limit} before they ended: {of_methods}")
+        notes.append(
+            f"replies cut at --max_new_tokens={limit} before they ended: {of_methods}; a higher limit lets them end"
+        )
     return notes + [f"{name}: {other}" for name, other in _computed_otherwise(results).items()]
 
 

@@ -38,6 +38,7 @@ from tokenizers import Tokenizer
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.lock import hold
+from kafjax.core.progress import say
 from kafjax.core.rundir import clear_temporaries, read_object, temporary_beside
 from kafjax.hub import names, remote, safetensors_in
 from kafjax.hub.assemble import assemble
@@ -300,7 +301,7 @@ def _convert_gemma(package: Any, folder: Path) -> None:
     with hold(folder, wait_seconds=CONVERSION_SECONDS):
         if folder.exists():  # another process has been faster
             return
-        print("converting Gemma 3 270M (once, about 15 s) ...", flush=True)
+        say("model", "converting Gemma 3 270M (once, about 15 s) ...")
         clear_temporaries(folder)
         temporary = temporary_beside(folder)  # deleted at the next conversion if a kill leaves it
         try:

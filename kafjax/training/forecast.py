@@ -27,7 +27,7 @@ from kafjax.training.demand import decoder_shape, training_demand
 from kafjax.training.feed import Source
 from kafjax.training.loop import Data, batches_of
 
-OVERHEAD = 1.1
+OVERHEAD = 1.2
 """Time of a training step over that of its products and its traffic, as measured."""
 SPREAD = 1.5
 """A training takes between a forecast divided by this and one multiplied by it."""

@@ -97,6 +97,23 @@ def test_long_passages_are_cut_and_a_documents_gold_are_those_with_an_answer(
     ]
 
 
+def test_first_gold_of_a_document_is_the_passage_that_speaks_of_what_is_asked(tmp_path) -> None:
+    pages = "\n\n".join(
+        f"## {name}\n\nDefault: {n}\n\nHow often the {name} is done."
+        for name, n in (("depth", 2), ("sockets", 15), ("retries", 2), ("age", 2))
+    )
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "config.md").write_text(f"# Config\n\n{pages} {'More words. ' * 60}")
+    row = {"id": "q", "question": "How many retries are the default?", "golden_answers": ["2"]}
+    (folder / "questions.jsonl").write_text(json.dumps({**row, "passages": ["config.md"]}))
+    corpus = load_folder(folder)
+    (question,) = corpus.questions
+    texts = {p.id: p.text for p in corpus.passages}
+    golds = [texts[id] for id in question.passages]
+    assert "retries" in golds[0] and len(golds) == 3 and "sockets" not in " ".join(golds)
+
+
 def test_gold_ids_follow_a_duplicate_to_the_passage_that_was_kept(tmp_path: Path) -> None:
     rows = [{"id": "a", "contents": "Same text."}, {"id": "b", "contents": "Same text."}]
     questions = [

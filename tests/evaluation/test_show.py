@@ -319,7 +319,9 @@ def test_replies_that_the_limit_cut_are_counted():
     told = comparison_tables.method_notes(
         {"methods": methods, "environment": {}, "config": {"max_new_tokens": 12}}
     )
-    assert told == ["replies cut at --max_new_tokens=12 before they ended: base 7"]
+    assert told == [
+        "replies cut at --max_new_tokens=12 before they ended: base 7; a higher limit lets them end"
+    ]
 
 
 def test_forgetting_of_prose_is_shown_in_nats(results):
