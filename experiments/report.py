@@ -22,6 +22,7 @@ from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
+from kafjax.core.paths import as_path
 from kafjax.core.progress import say
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import read_object, write_atomic
@@ -43,7 +44,7 @@ def run(config: configs.Report) -> list[Arm]:
     if not config.folder:
         raise UserError("--folder is empty: give folders of runs, or folders that hold such")
     found = arms.arms_of(
-        [trial for folder in config.folder for trial in trials_under(Path(folder))]
+        [trial for folder in config.folder for trial in trials_under(as_path(folder))]
     )
     if config.choose is not None:
         found = arms.chosen(found, config.choose)

@@ -20,7 +20,10 @@ class Launch(Config):
         path=True,
     )
     folder: str | None = option(
-        None, "Folder of the sweep, which all its workers share (default: sweeps/NAME).", path=True
+        None,
+        "Folder of the sweep, which all its workers share: gs://BUCKET/..., s3:// or a path (default: sweeps/NAME).",
+        path=True,
+        bucket=True,
     )
     set: tuple[str, ...] = option(
         (),
@@ -48,6 +51,12 @@ class Launch(Config):
         least=0,
     )
     devices_per_run: int = option(1, "Devices of one run, out of --devices.", least=1)
+    lanes: int = option(
+        8,
+        "Most LoRA runs that share one program, if they differ only in what lanes can vary. 1: each alone, equal to the bit.",
+        least=1,
+        most=1024,
+    )
     retries: int = option(
         2, "Attempts after the first failed one. Preemptions are not counted.", least=0
     )

@@ -32,12 +32,13 @@ from absl import flags
 
 from kafjax.core.config import arguments_of, define, from_flags
 from kafjax.core.errors import Preempted, UserError, run_main
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import LINE_SECONDS, Progress
 from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
 from kafjax.parallel.place import find_place
-from launch import estimate
+from launch import estimate, packs
 from launch.config import Launch
 from launch.engines import jobset, slurm
 from launch.engines.ray import RayPool
@@ -72,7 +73,9 @@ def run(config: Launch) -> None:
         if config.engine == "ray":
             work(ledger, config, RayPool(ledger, config, Path.cwd(), worker_arguments(config)))
         else:
-            work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
+            shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
+            sha = environment()["git_sha"]
+            work(ledger, config, Pool(ledger, config, places, sha, programs=shared))
 
 
 def open_ledger(config: Launch) -> Ledger:
@@ -82,11 +85,25 @@ def open_ledger(config: Launch) -> Ledger:
             raise UserError("give a SPEC, such as rank_rate_seed, or the --folder of a sweep")
         if config.set:
             raise UserError("--set changes a spec: give that, too")
-        return Ledger.read(Path(config.folder))
+        return Ledger.read(as_path(config.folder))
     sweep = open_spec(config.spec, config.set)
-    ledger = Ledger(Path(config.folder or Path("sweeps") / name_of(config.spec)), sweep.runs())
+    folder = as_path(config.folder or Path("sweeps") / name_of(config.spec))
+    ledger = Ledger(folder, sweep.runs())
     ledger.check()
+    if is_address(folder):
+        _check_bucket(ledger)
     return ledger
+
+
+def _check_bucket(ledger: Ledger) -> None:
+    """Raises `UserError` for runs that keep an index in their folder, which is mapped into
+    memory."""
+    others = {run.module for run in ledger.runs if run.module.startswith("experiments.")}
+    if others := sorted(others - {"experiments.finetune"}):
+        raise UserError(
+            f"{others[0]} maps files of its folder into memory, which those of {ledger.folder} cannot be; "
+            "give a --folder of this machine, or one where the bucket is mounted"
+        )
 
 
 def prepare(ledger: Ledger, config: Launch) -> str:
@@ -123,6 +140,7 @@ def worker_arguments(config: Launch) -> list[str]:
         "cores_per_run",
         "devices",
         "devices_per_run",
+        "lanes",
         "retries",
         "fail_fast",
         "lease_seconds",
@@ -272,14 +290,33 @@ def dry_run(ledger: Ledger, config: Launch) -> str:
         lines.append(
             "How long they take is known once one is done, or for a --topology by formula."
         )
-    if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(
-        ledger.runs
-    ):
-        lines.append(
-            f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}."
-        )
+    lines += _packed(ledger, states, costs, config)
     lines += _code_differences(states) + _weights_differences(ledger, states)
     return "\n".join([render(ledger, config, costs), *lines])
+
+
+def _packed(
+    ledger: Ledger, states: Mapping[str, State], costs: Mapping[str, estimate.Cost], config: Launch
+) -> list[str]:
+    """Says which runs will share a program, and what that saves."""
+    shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
+    groups: dict[str, list[str]] = {}
+    for run in ledger.runs:
+        if states[run.id].name not in (DONE, FAILED) and shared.get(run.id, run.id) != run.id:
+            groups.setdefault(shared[run.id], []).append(run.id)
+    lines, n_saved = [], 0
+    for ids in groups.values():
+        n = -(-len(ids) // config.lanes)
+        n_saved += len(ids) - n
+        lines.append(f"{n} program{'s' * (n > 1)} for {len(ids)} runs: {', '.join(ids)}.")
+    if n_saved:
+        weights = next((c.base_bytes for c in costs.values() if c.base_bytes), 0)
+        lines.append(
+            f"Sharing saves {n_saved} compilations and as many copies of the base"
+            + (f" of {table.number(weights / 1e9)} GB" if weights else "")
+            + " (--lanes=1: each run alone)."
+        )
+    return lines
 
 
 def _code_differences(states: Mapping[str, State]) -> list[str]:

@@ -321,7 +321,7 @@ def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(tmp_path):
         ([], "give a SPEC"),
         (["--folder=nowhere"], "nowhere holds no sweep"),
         (["rank_rate_sed"], "Did you mean 'rank_rate_seed'?"),
-        (["rank_rate_seed", "--folder=gs://b/r"], "buckets cannot be read or written here"),
+        (["rank_rate_seed", "--folder=hf://b/r"], "hf:// is not read or written here"),
         (["rank_rate_seed", "depth_retriever"], "unexpected argument 'depth_retriever'"),
         (["rank_rate_seed", "--retry=3"], "Unknown command line flag 'retry'"),
     ],
