@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from kafjax.core.config import Config, option
 
-ENGINES = ("local", "ray", "slurm", "jobset")
+ENGINES = ("local", "ray", "slurm", "jobset", "queued")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Launch(Config):
     )
     engine: str = option(
         "local",
-        "Who starts the workers: this process, a Ray cluster, or a file that is written for sbatch (slurm) or kubectl (jobset).",
+        "Who starts the workers: this process, a Ray cluster, or a file that is written for sbatch (slurm), kubectl (jobset) or gcloud (queued).",
         choices=ENGINES,
     )
     workers: int = option(
@@ -97,13 +97,16 @@ class Launch(Config):
         above=0,
     )
     image: str | None = option(
-        None, "Kubernetes: container image that holds this checkout and its environment."
+        None, "Kubernetes and TPU VMs: container image of this checkout (launch/Containerfile)."
     )
     volume: str | None = option(
         None,
         "Kubernetes: CLAIM:/PATH, a persistent volume claim and where it is mounted, here and in pods.",
     )
     queue: str | None = option(None, "Kubernetes: Kueue's local queue.")
+    project: str | None = option(None, "TPU VMs: Google Cloud project.")
+    zone: str | None = option(None, "TPU VMs: zone, such as us-central2-b.")
+    spot: bool = option(False, "TPU VMs: spot capacity, which is cheaper and taken away at times.")
     only: str | None = option(
         None,
         "Id of one run, which this process runs once; or many do together, as a scheduler starts them.",

@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -40,10 +40,11 @@ from kafjax.parallel.chips import parse_slice
 from kafjax.parallel.place import find_place
 from launch import estimate, packs
 from launch.config import Launch
-from launch.engines import jobset, slurm
+from launch.engines import jobset, queued, slurm
 from launch.engines.ray import RayPool
 from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
+from launch.spec import Run
 from launch.worker import Pool, follow, slots
 
 _ORDER = (DONE, RUNNING, FAILED, PENDING)
@@ -114,7 +115,15 @@ def prepare(ledger: Ledger, config: Launch) -> str:
       UserError: settings that the engine needs and lacks.
     """
     arguments = worker_arguments(config)
+    left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
+    if config.engine == "queued":
+        return _queued(ledger, left, config, arguments)
     if config.engine == "slurm":
+        if is_address(ledger.folder):
+            raise UserError(
+                f"--engine=slurm writes its script and logs beside the runs, and {ledger.folder} is in a bucket; "
+                "give a --folder that the nodes share"
+            )
         name, submit = "sweep.sbatch", "sbatch"
         text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
     else:
@@ -123,14 +132,32 @@ def prepare(ledger: Ledger, config: Launch) -> str:
                 "--engine=jobset needs --topology, such as v5e-16: the slices of one run"
             )
         name, submit = "jobset.yaml", "kubectl apply -f"
-        left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
-        text = jobset.manifests(
-            ledger.folder, left, config, parse_slice(config.topology), arguments
-        )
-    file = ledger.folder / name
+        topology = parse_slice(config.topology)
+        text = jobset.manifests(ledger.folder, left, config, topology, arguments)
+        if is_address(ledger.folder) and topology.n_slices == 1:
+            lines = jobset.submissions(ledger.folder, left, config, topology, arguments)
+            other = _here(ledger) / "gcluster.sh"
+            write_atomic(other, lines)
+            submit = f"sh {shlex.quote(str(other))}, or {submit}"
+    file = _here(ledger) / name
     ledger.create()
     write_atomic(file, text)
     return f"Next: {submit} {shlex.quote(str(file))}"
+
+
+def _here(ledger: Ledger) -> Path:
+    """Returns the folder for files that are submitted from this machine."""
+    return Path("sweeps") / ledger.folder.name if is_address(ledger.folder) else ledger.folder
+
+
+def _queued(ledger: Ledger, left: Sequence[Run], config: Launch, arguments: Sequence[str]) -> str:
+    if config.topology is None:
+        raise UserError("--engine=queued needs --topology, such as v5e-16: the slice of one run")
+    made = queued.scripts(ledger.folder, left, config, parse_slice(config.topology), arguments)
+    ledger.create()
+    for name, text in made.items():
+        write_atomic(_here(ledger) / name, text)
+    return f"Next: bash {shlex.quote(str(_here(ledger) / 'queued.sh'))}"
 
 
 def worker_arguments(config: Launch) -> list[str]:
