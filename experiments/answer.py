@@ -30,6 +30,7 @@ from experiments import build, configs
 from experiments.compiling import compiling
 from kafjax.core.config import changed, command_of, given, leaves, read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
+from kafjax.core.paths import as_path
 from kafjax.core.records import Corpus, Passage, Prediction, Question
 from kafjax.core.rundir import Run, find_run, open_run, read_object
 from kafjax.core.text import visible
@@ -74,13 +75,13 @@ def run(config: configs.Answer) -> None:
     settings = dataclasses.replace(
         config.settings, train=dataclasses.replace(config.settings.train, seed=config.seed)
     )
-    stored = _stored(Path(config.run)) if config.run else {}
+    stored = _stored(as_path(config.run)) if config.run else {}
     corpus = _open_corpus(config, stored)
     template = build.open_template(config.model.model, config.model.chat)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     indexed = _without_asking(config)
     if config.run:
-        folder = Run(Path(config.run))
+        folder = Run(as_path(config.run))
         if build.CORPUS_HASH in stored and stored[build.CORPUS_HASH] != also.get(build.CORPUS_HASH):
             raise UserError(
                 f"{config.corpus.corpus} has changed since {folder.path} learned it; start a new run"
@@ -164,7 +165,7 @@ def _take_over() -> dict[str, Any]:
     contradicts them."""
     if flags.FLAGS.run is None:
         return {}
-    path = Path(flags.FLAGS.run)
+    path = as_path(flags.FLAGS.run)
     stored = _stored(path)
     known = {leaf.flag for leaf in leaves(configs.Answer())}
     # The run's own limit is made for its questions.

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from experiments.configs import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
-from kafjax.core import trees
+from kafjax.core import paths, trees
 from kafjax.core.config import (
     Config,
     changed,
@@ -71,10 +71,7 @@ def start(
     def main(_: list[str]) -> None:
         values = dict(base())
         if flags.FLAGS.config is not None:
-            file = Path(flags.FLAGS.config)
-            values |= read_record(
-                experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE}
-            )
+            values |= read_config(experiment, paths.as_path(flags.FLAGS.config))
         run(from_flags(experiment, values))
 
     if asked_for(sys.argv[1:]):
@@ -83,6 +80,12 @@ def start(
     define(experiment)
     pin_precision()
     run_main(main)
+
+
+def read_config(experiment: type[Config], file: Path) -> dict[str, Any]:
+    """Reads the settings by flag of a run's config.json. Raises `UserError` for one of another
+    experiment."""
+    return read_record(experiment, read_object(file), file, ignore={CORPUS_HASH, CHAT_TEMPLATE})
 
 
 def next_command(module: str, experiment: type[Config], config: Config, **changes: Any) -> str:

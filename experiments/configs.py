@@ -26,6 +26,7 @@ from kafjax.parallel.distributed import TIMEOUT_SECONDS
 from kafjax.retrieval.config import RetrievalConfig
 from kafjax.training.config import LEARNING_RATE, TrainConfig
 from kafjax.training.optimizers import OPTIMIZERS
+from kafjax.training.track import MODES
 
 FLOAT = "float"
 AUTO, ON, OFF = "auto", "on", "off"
@@ -112,7 +113,9 @@ class RunConfig(Config):
     name: str | None = option(
         None, "Name of the run's folder (default: a hash of the configuration).", record=False
     )
-    runs: str = option("runs", "Folder that runs are written to.", record=False, path=True)
+    runs: str = option(
+        "runs", "Folder that runs are written to.", record=False, path=True, bucket=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +204,7 @@ class Answer(Config):
         "Folder of a run of experiments.compare or experiments.finetune whose work is used.",
         record=False,
         path=True,
+        bucket=True,
     )
     runs: str = option(
         "runs", "Folder in which an index is kept, without --run.", record=False, path=True
@@ -233,8 +237,11 @@ class Finetune(Config):
     )
     mesh: str = option("auto", MESH, identity=False)
     budget: str | None = _budget()
-    wandb: bool = option(
-        False, "Mirror the metrics to an offline wandb run in the run's folder.", record=False
+    wandb: str = option(
+        "off",
+        "Mirror of metrics, figures and answers to wandb: offline in the run's folder, for `wandb sync`, or online.",
+        choices=MODES,
+        record=False,
     )
     processes: Processes = nested(Processes())
     run: RunConfig = nested(RunConfig())
@@ -368,7 +375,10 @@ class Report(Config):
     """A table of many runs, with paired tests."""
 
     folder: tuple[str, ...] = option(
-        (), "Folders of runs, or folders that hold such; separated by commas.", path=True
+        (),
+        "Folders of runs, or folders that hold such; separated by commas.",
+        path=True,
+        bucket=True,
     )
     baseline: str | None = option(
         None,

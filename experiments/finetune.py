@@ -3,7 +3,7 @@
     python -m experiments.finetune                                   a LoRA adapter for invented biographies
     python -m experiments.finetune --method=full --epochs=6          all weights of the blocks instead
     python -m experiments.finetune --corpus=DIR --name=mine          your own documents and questions (FlashRAG's format)
-    python -m experiments.finetune --rank=64 --lr=3e-4 --wandb       other settings, mirrored to an offline wandb run
+    python -m experiments.finetune --rank=64 --lr=3e-4 --wandb=offline     other settings, mirrored to a wandb run
     python -m experiments.finetune --dora --init=pissa --lora_plus=8 variants of LoRA, which go together (docs/lora.md)
     python -m experiments.finetune --targets=attention --rank_pattern='q_proj:32' --train_also='norm/scale'     more of one, less of another
     python -m experiments.finetune --base=nf4                        an adapter beside a base of 4-bit integers (docs/quantized.md)
@@ -41,6 +41,7 @@ from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.config import config_hash, record
 from kafjax.core.errors import UserError
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import say
 from kafjax.core.records import Question
 from kafjax.core.rundir import Run, environment, find_run, open_run, write_atomic, write_json
@@ -65,9 +66,10 @@ from kafjax.training import (
 )
 from kafjax.training.checksum import weights_hash
 from kafjax.training.forecast import forecast, measure, renewing
+from kafjax.training.loop import refuse_checkpoints
 from kafjax.training.packed import PackedRows, tokenizer_checksum
 from kafjax.training.took import Took
-from kafjax.training.track import tracker
+from kafjax.training.track import Track, tracker
 
 N_SHOWN = 3  # questions asked at the end
 
@@ -92,6 +94,7 @@ def _finetune(config: Finetune) -> None:
         raise UserError(
             f"--method=full trains the kernels, which --base={config.model.base} stores as integers; use --method=lora or --base={FLOAT}"
         )
+    refuse_checkpoints(as_path(config.run.runs), config.train)
     train_config = dataclasses.replace(config.train, learning_rate=config.lr)
     template, tokenizer = (
         build.open_template(config.model.model, config.model.chat),
@@ -121,7 +124,7 @@ def _finetune(config: Finetune) -> None:
     where = {"prefix": f"finetune-{config.method}", "also": {**lesson.identity, **chat}}
     opened = open_run if distributed.is_main() else find_run
     run = distributed.together(
-        lambda: opened(Path(config.run.runs), config.run.name, config, **where)
+        lambda: opened(as_path(config.run.runs), config.run.name, config, **where)
     )
     # before a full training takes them over
     code = environment() | {"weights": weights_hash(params)}
@@ -132,7 +135,8 @@ def _finetune(config: Finetune) -> None:
     else:
         say("finetune", f"{lesson.told}; writing to {run.path}")
         planning.tell("finetune", expected, "for less of it: --budget=10m, --epochs or --steps")
-        with tracker(run.path, config.wandb and distributed.is_main(), record(config)) as track:
+        mode = config.wandb if distributed.is_main() else "off"
+        with tracker(run.path, mode, record(config)) as track:
 
             def log(**row: Any) -> None:
                 run.log(method=config.method, **row)
@@ -143,7 +147,7 @@ def _finetune(config: Finetune) -> None:
             result = train(
                 model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept
             )
-            _save(run, config.method, code, result)
+            save_result(run, config.method, code, result, track)
     distributed.wait_for_all("saved")
     learned = _learned(run, config.method, model, params, mesh)
     _show(
@@ -224,7 +228,10 @@ def _open_rows(config: Finetune, tokenizer: Tokenizer, chat: Mapping[str, str]) 
     )
 
 
-def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> None:
+def save_result(
+    run: Run, method: str, code: dict[str, Any], result: TrainResult, track: Track
+) -> None:
+    """Writes what was learned and what it took, `result.json` last, and drops the checkpoints."""
     if result.spec is None:
         hub.save_trained(run.path, result.trainable)
     else:
@@ -236,6 +243,8 @@ def _save(run: Run, method: str, code: dict[str, Any], result: TrainResult) -> N
     png = io.BytesIO()
     loss_curves({**row, "method": method} for row in result.curve).savefig(png, format="png")
     write_atomic(run.file("loss.png"), png.getvalue())
+    track.figure("loss", png.getvalue())
+    track.summary(result.record())
     write_json(run.file("result.json"), {**result.record(), "environment": code})
     discard_checkpoints(run.path)
 
@@ -286,7 +295,10 @@ def _show(
     )
     print(f"Next: ask it more with python -m experiments.answer --run={run.path},")
     if config.rows is None:
-        values = {"methods": ("base", "rag", config.method), f"lr_{config.method}": config.lr}
+        values: dict[str, Any] = {"methods": ("base", "rag", config.method)}
+        values[f"lr_{config.method}"] = config.lr
+        if is_address(config.run.runs):
+            values["runs"] = None  # a comparison keeps an index, which no bucket can
         print("or see what training buys, costs and forgets beside retrieval:")
         print(
             build.next_command(

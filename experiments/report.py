@@ -26,6 +26,7 @@ from experiments.comparison import load_arm
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
+from kafjax.core.paths import as_path
 from kafjax.core.progress import say
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, read_object, write_atomic
@@ -51,7 +52,7 @@ def run(config: configs.Report) -> list[Arm]:
     if not config.folder:
         raise UserError("--folder is empty: give folders of runs, or folders that hold such")
     found = arms.arms_of(
-        [trial for folder in config.folder for trial in trials_under(Path(folder))]
+        [trial for folder in config.folder for trial in trials_under(as_path(folder))]
     )
     if config.choose:
         found = arms.chosen(found, config.choose, config.most_forgotten)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from kafjax.core.config import Config, option
 
-ENGINES = ("local", "ray", "slurm", "jobset")
+ENGINES = ("local", "ray", "slurm", "jobset", "queued")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,10 @@ class Launch(Config):
         path=True,
     )
     folder: str | None = option(
-        None, "Folder of the sweep, which all its workers share (default: sweeps/NAME).", path=True
+        None,
+        "Folder of the sweep, which all its workers share: gs://BUCKET/..., s3:// or a path (default: sweeps/NAME).",
+        path=True,
+        bucket=True,
     )
     set: tuple[str, ...] = option(
         (),
@@ -48,6 +51,12 @@ class Launch(Config):
         least=0,
     )
     devices_per_run: int = option(1, "Devices of one run, out of --devices.", least=1)
+    lanes: int = option(
+        8,
+        "Most LoRA runs that share one program, if they differ only in what lanes can vary. 1: each alone, equal to the bit.",
+        least=1,
+        most=1024,
+    )
     retries: int = option(
         2, "Attempts after the first failed one. Preemptions are not counted.", least=0
     )
@@ -68,7 +77,7 @@ class Launch(Config):
     )
     engine: str = option(
         "local",
-        "Who starts the workers: this process, a Ray cluster, or a file that is written for sbatch (slurm) or kubectl (jobset).",
+        "Who starts the workers: this process, a Ray cluster, or a file that is written for sbatch (slurm), kubectl (jobset) or gcloud (queued).",
         choices=ENGINES,
     )
     workers: int = option(
@@ -88,13 +97,16 @@ class Launch(Config):
         above=0,
     )
     image: str | None = option(
-        None, "Kubernetes: container image that holds this checkout and its environment."
+        None, "Kubernetes and TPU VMs: container image of this checkout (launch/Containerfile)."
     )
     volume: str | None = option(
         None,
         "Kubernetes: CLAIM:/PATH, a persistent volume claim and where it is mounted, here and in pods.",
     )
     queue: str | None = option(None, "Kubernetes: Kueue's local queue.")
+    project: str | None = option(None, "TPU VMs: Google Cloud project.")
+    zone: str | None = option(None, "TPU VMs: zone, such as us-central2-b.")
+    spot: bool = option(False, "TPU VMs: spot capacity, which is cheaper and taken away at times.")
     only: str | None = option(
         None,
         "Id of one run, which this process runs once; or many do together, as a scheduler starts them.",

@@ -13,11 +13,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments import build, configs
 from experiments.finetune import open_lesson
 from experiments.sweep_grid import grid
 from kafjax import hub, lora
-from kafjax.core.config import Config, changed, config_hash, leaves, read_record
+from kafjax.core import trees
+from kafjax.core.config import Config, changed, config_hash, leaves
 from kafjax.core.errors import UserError
 from kafjax.evaluation.results import BASE
 from kafjax.methods import parts
@@ -28,9 +31,8 @@ from kafjax.training import TrainConfig
 from kafjax.training.demand import training_demand
 from kafjax.training.loop import batches_of
 from launch.ledger import DONE, State
-from launch.spec import Run, experiment_named
-
-_VARIED_BY_LANES = ("rank", "alpha", "lr", "targets")
+from launch.packs import config_of
+from launch.spec import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Cost:
       flops, tokens: of all its trainings.
       memory: bytes on each device, of the largest of them.
       seconds: from `source`: finished runs, or the formulas.
+      base_bytes: of the base's weights in the model's dtype.
     """
 
     flops: float | None = None
@@ -48,6 +51,7 @@ class Cost:
     memory: float | None = None
     seconds: float | None = None
     source: str = ""
+    base_bytes: float | None = None
 
 
 def costs(
@@ -72,14 +76,6 @@ def costs(
         if states[run.id].name == DONE and states[run.id].attempts[-1].outcome is not None
     }
     return {run.id: _with_seconds(by_formula[run.id], run.id, measured, by_formula) for run in runs}
-
-
-def config_of(run: Run) -> Config | None:
-    """Returns the run's configuration; None for an experiment that is not of `experiments`."""
-    if not run.module.startswith("experiments."):
-        return None
-    kind = experiment_named(run.module.removeprefix("experiments."))
-    return changed(kind(), **read_record(kind, run.record, f"run {run.id}"))
 
 
 def _with_seconds(
@@ -120,6 +116,7 @@ def _by_formula(config: Config, opened: _Opened, topology: Slice | None) -> Cost
         memory,
         seconds if topology else None,
         f"formula, {topology.name}" if topology else "",
+        float(trees.count(model.abstract_params()) * np.dtype(model.dtype).itemsize),
     )
 
 
@@ -183,22 +180,3 @@ class _Opened:
             lesson = open_lesson(finetune, model, tokenizer, prompts, build.chat_identity(template))
             self._steps[key] = len(batches_of(lesson.examples, train, 1))
         return self._steps[key]
-
-
-def lane_programs(runs: Sequence[Run]) -> int | None:
-    """Counts the programs that the runs would be as lanes of `experiments.sweep_lora`; None if any
-    of them is no LoRA training.
-
-    Lanes share their texts: a generated corpus differs from seed to seed, a folder of documents
-    does not.
-    """
-    keys = set()
-    for run in runs:
-        config = config_of(run)
-        if not isinstance(config, configs.Finetune) or config.method != "lora":
-            return None
-        free = (*_VARIED_BY_LANES, *(() if config.corpus.is_generated else ("seed",)))
-        keys.add(
-            config_hash({name: value for name, value in run.record.items() if name not in free})
-        )
-    return len(keys)

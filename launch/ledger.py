@@ -13,7 +13,8 @@ the run, and may do so when N has an outcome that leaves it open, or has shown n
 the seconds that it promised. Clocks of machines are not compared: a watcher waits that long itself.
 So workers may race, die and come back at any time; a worker that was only slow finds the next
 attempt and gives up. A run that two processes still write is kept whole by the lock of its folder
-(`kafjax/core/lock.py`).
+(`kafjax/core/lock.py`). The folder may lie in a bucket: an object can be made by one process, too
+(`kafjax/core/paths.py`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from kafjax.core import paths
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
 from kafjax.core.rundir import read_object, write_atomic, write_json
-from kafjax.core.schema import Amount, read
+from kafjax.core.schema import Amount, Count, read
 from launch.spec import Run
 
 DONE, RUNNING, FAILED, PENDING = "done", "running", "failed", "pending"
@@ -42,13 +44,18 @@ _SPEC, _RUNS, _LEDGER = "sweep.json", "runs", "ledger"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """End of an attempt. `last_lines` are the end of what a failed one printed."""
+    """End of an attempt.
+
+    `last_lines` are the end of what a failed one printed. `packed` runs shared its program;
+    `seconds` are its share of theirs.
+    """
 
     how: Literal["done", "failed", "preempted"]
     exit_code: int
     seconds: Amount
     last_lines: tuple[str, ...] = ()
     git_sha: str | None = None
+    packed: Count = 1
 
     @property
     def last_line(self) -> str:
@@ -91,7 +98,8 @@ class State:
             return f"{last.worker} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last.since))}"
         if self.name == DONE:
             done = next(a for a in self.attempts if a.outcome is not None and a.outcome.how == DONE)
-            return f"{done.outcome.seconds:.3g} s on {done.host}"
+            shared = f", one of {n} in a program" if (n := done.outcome.packed) > 1 else ""
+            return f"{done.outcome.seconds:.3g} s on {done.host}{shared}"
         ended = [attempt.outcome for attempt in self.attempts if attempt.outcome is not None]
         counts = {
             "failed": self.count(FAILED),
@@ -124,8 +132,9 @@ class Ledger:
     """The runs of a sweep's folder. Making one writes nothing; `create` does."""
 
     def __init__(self, folder: Path, runs: Sequence[Run]):
-        self.folder, self.runs = folder.absolute(), tuple(runs)
+        self.folder, self.runs = paths.absolute(folder), tuple(runs)
         self._done: dict[str, State] = {}  # what is done stays done
+        self._ended: dict[tuple[str, int], Attempt] = {}  # and an attempt that has ended, too
 
     @classmethod
     def read(cls, folder: Path) -> Ledger:
@@ -209,15 +218,20 @@ class Ledger:
         numbers = sorted(
             int(file.stem.rpartition("-")[2]) for file in entry.glob("attempt-[0-9]*.json")
         )
-        return tuple(self._attempt(entry, number) for number in numbers)
+        return tuple(self._attempt(entry, run.id, number) for number in numbers)
 
-    def _attempt(self, entry: Path, number: int) -> Attempt:
+    def _attempt(self, entry: Path, id: str, number: int) -> Attempt:
+        if (id, number) in self._ended:
+            return self._ended[id, number]
         file = _outcome_file(entry, number)
         outcome = (
             read(Outcome, file, fix=f"delete {file} to run it again") if file.exists() else None
         )
         lease = _read_lease(_lease_file(entry, number))
-        return Attempt(number, lease.host, lease.pid, lease.since, outcome)
+        attempt = Attempt(number, lease.host, lease.pid, lease.since, outcome)
+        if outcome is not None:
+            self._ended[id, number] = attempt
+        return attempt
 
     def claim(self, run: Run, pulse: Pulse, *, retries: int, lease_seconds: float) -> Claim | None:
         """Takes a run that is open, or whose worker is dead. None if it is neither, or another
@@ -250,7 +264,7 @@ class Pulse:
         """True once the lease has not changed for the seconds that it promised, counted from the
         first look at it."""
         try:
-            content = lease.read_bytes()
+            content = paths.read(lease)
         except OSError:
             return False  # a disk that cannot be reached now is no proof of death
         now = time.monotonic()
@@ -280,14 +294,9 @@ class Claim:
         refuses."""
         file = _lease_file(self.ledger.entry(self.run), self.number)
         try:
-            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return False
+            return paths.create(file, self._content(0))
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror or error}") from error
-        with open(fd, "wb") as lease:
-            lease.write(self._content(0))
-        return True
 
     def beat(self, number: int) -> bool:
         """Shows a sign of life. False if another worker has taken the run: this one must give it

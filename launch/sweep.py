@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -32,17 +32,19 @@ from absl import flags
 
 from kafjax.core.config import arguments_of, define, from_flags
 from kafjax.core.errors import Preempted, UserError, run_main
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import LINE_SECONDS, Progress
 from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
 from kafjax.parallel.place import find_place
-from launch import estimate
+from launch import estimate, packs
 from launch.config import Launch
-from launch.engines import jobset, slurm
+from launch.engines import jobset, queued, slurm
 from launch.engines.ray import RayPool
 from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
+from launch.spec import Run
 from launch.worker import Pool, follow, slots
 
 _ORDER = (DONE, RUNNING, FAILED, PENDING)
@@ -72,7 +74,9 @@ def run(config: Launch) -> None:
         if config.engine == "ray":
             work(ledger, config, RayPool(ledger, config, Path.cwd(), worker_arguments(config)))
         else:
-            work(ledger, config, Pool(ledger, config, places, environment()["git_sha"]))
+            shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
+            sha = environment()["git_sha"]
+            work(ledger, config, Pool(ledger, config, places, sha, programs=shared))
 
 
 def open_ledger(config: Launch) -> Ledger:
@@ -82,11 +86,25 @@ def open_ledger(config: Launch) -> Ledger:
             raise UserError("give a SPEC, such as rank_rate_seed, or the --folder of a sweep")
         if config.set:
             raise UserError("--set changes a spec: give that, too")
-        return Ledger.read(Path(config.folder))
+        return Ledger.read(as_path(config.folder))
     sweep = open_spec(config.spec, config.set)
-    ledger = Ledger(Path(config.folder or Path("sweeps") / name_of(config.spec)), sweep.runs())
+    folder = as_path(config.folder or Path("sweeps") / name_of(config.spec))
+    ledger = Ledger(folder, sweep.runs())
     ledger.check()
+    if is_address(folder):
+        _check_bucket(ledger)
     return ledger
+
+
+def _check_bucket(ledger: Ledger) -> None:
+    """Raises `UserError` for runs that keep an index in their folder, which is mapped into
+    memory."""
+    others = {run.module for run in ledger.runs if run.module.startswith("experiments.")}
+    if others := sorted(others - {"experiments.finetune"}):
+        raise UserError(
+            f"{others[0]} maps files of its folder into memory, which those of {ledger.folder} cannot be; "
+            "give a --folder of this machine, or one where the bucket is mounted"
+        )
 
 
 def prepare(ledger: Ledger, config: Launch) -> str:
@@ -97,7 +115,15 @@ def prepare(ledger: Ledger, config: Launch) -> str:
       UserError: settings that the engine needs and lacks.
     """
     arguments = worker_arguments(config)
+    left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
+    if config.engine == "queued":
+        return _queued(ledger, left, config, arguments)
     if config.engine == "slurm":
+        if is_address(ledger.folder):
+            raise UserError(
+                f"--engine=slurm writes its script and logs beside the runs, and {ledger.folder} is in a bucket; "
+                "give a --folder that the nodes share"
+            )
         name, submit = "sweep.sbatch", "sbatch"
         text = slurm.script(ledger.folder, Path.cwd(), config.workers, arguments)
     else:
@@ -106,14 +132,32 @@ def prepare(ledger: Ledger, config: Launch) -> str:
                 "--engine=jobset needs --topology, such as v5e-16: the slices of one run"
             )
         name, submit = "jobset.yaml", "kubectl apply -f"
-        left = [run for run in ledger.runs if ledger.state(run, config.retries).name != DONE]
-        text = jobset.manifests(
-            ledger.folder, left, config, parse_slice(config.topology), arguments
-        )
-    file = ledger.folder / name
+        topology = parse_slice(config.topology)
+        text = jobset.manifests(ledger.folder, left, config, topology, arguments)
+        if is_address(ledger.folder) and topology.n_slices == 1:
+            lines = jobset.submissions(ledger.folder, left, config, topology, arguments)
+            other = _here(ledger) / "gcluster.sh"
+            write_atomic(other, lines)
+            submit = f"sh {shlex.quote(str(other))}, or {submit}"
+    file = _here(ledger) / name
     ledger.create()
     write_atomic(file, text)
     return f"Next: {submit} {shlex.quote(str(file))}"
+
+
+def _here(ledger: Ledger) -> Path:
+    """Returns the folder for files that are submitted from this machine."""
+    return Path("sweeps") / ledger.folder.name if is_address(ledger.folder) else ledger.folder
+
+
+def _queued(ledger: Ledger, left: Sequence[Run], config: Launch, arguments: Sequence[str]) -> str:
+    if config.topology is None:
+        raise UserError("--engine=queued needs --topology, such as v5e-16: the slice of one run")
+    made = queued.scripts(ledger.folder, left, config, parse_slice(config.topology), arguments)
+    ledger.create()
+    for name, text in made.items():
+        write_atomic(_here(ledger) / name, text)
+    return f"Next: bash {shlex.quote(str(_here(ledger) / 'queued.sh'))}"
 
 
 def worker_arguments(config: Launch) -> list[str]:
@@ -123,6 +167,7 @@ def worker_arguments(config: Launch) -> list[str]:
         "cores_per_run",
         "devices",
         "devices_per_run",
+        "lanes",
         "retries",
         "fail_fast",
         "lease_seconds",
@@ -272,14 +317,33 @@ def dry_run(ledger: Ledger, config: Launch) -> str:
         lines.append(
             "How long they take is known once one is done, or for a --topology by formula."
         )
-    if (programs := estimate.lane_programs(ledger.runs)) is not None and programs < len(
-        ledger.runs
-    ):
-        lines.append(
-            f"As lanes of experiments.sweep_lora they would be {programs} programs instead of {len(ledger.runs)}."
-        )
+    lines += _packed(ledger, states, costs, config)
     lines += _code_differences(states) + _weights_differences(ledger, states)
     return "\n".join([render(ledger, config, costs), *lines])
+
+
+def _packed(
+    ledger: Ledger, states: Mapping[str, State], costs: Mapping[str, estimate.Cost], config: Launch
+) -> list[str]:
+    """Says which runs will share a program, and what that saves."""
+    shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
+    groups: dict[str, list[str]] = {}
+    for run in ledger.runs:
+        if states[run.id].name not in (DONE, FAILED) and shared.get(run.id, run.id) != run.id:
+            groups.setdefault(shared[run.id], []).append(run.id)
+    lines, n_saved = [], 0
+    for ids in groups.values():
+        n = -(-len(ids) // config.lanes)
+        n_saved += len(ids) - n
+        lines.append(f"{n} program{'s' * (n > 1)} for {len(ids)} runs: {', '.join(ids)}.")
+    if n_saved:
+        weights = next((c.base_bytes for c in costs.values() if c.base_bytes), 0)
+        lines.append(
+            f"Sharing saves {n_saved} compilations and as many copies of the base"
+            + (f" of {table.number(weights / 1e9)} GB" if weights else "")
+            + " (--lanes=1: each run alone)."
+        )
+    return lines
 
 
 def _code_differences(states: Mapping[str, State]) -> list[str]:

@@ -13,19 +13,36 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kafjax.core.errors import UserError
+from kafjax.core.paths import is_address, upload
 from kafjax.core.progress import say
+from kafjax.core.rundir import write_atomic
 from kafjax.core.text import visible
+from launch import packs
 from launch.config import Launch
-from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Claim, Ledger, Outcome, Pulse
+from launch.ledger import (
+    DONE,
+    FAILED,
+    PENDING,
+    PREEMPTED,
+    RUNNING,
+    Claim,
+    Ledger,
+    Outcome,
+    Pulse,
+    State,
+)
 from launch.spec import Run
 
 GRACE_SECONDS = 300.0  # that an experiment has to save after SIGTERM
+_SHOW_SECONDS = 1.0  # in a bucket five times that: each look asks it about every run
 _LOOK_SECONDS = 0.1  # between two looks at a process that runs
 _N_LAST, _MOST_TAIL_BYTES = 20, 20_000
 _PREEMPTED_CODES = (143, -signal.SIGTERM, 130, -signal.SIGINT)
@@ -105,6 +122,7 @@ class Pool:
     Args:
       git_sha: code that runs are computed by, to be noted.
       environ: variables of the processes beside those of this one.
+      programs: program of each run, by id; runs of one may be started together.
     """
 
     def __init__(
@@ -114,9 +132,12 @@ class Pool:
         places: Sequence[Slot],
         git_sha: str | None = None,
         environ: Mapping[str, str] | None = None,
+        programs: Mapping[str, str] | None = None,
     ):
         self.ledger, self.config, self._git_sha = ledger, config, git_sha
-        self._environ = {**os.environ, **(environ or {})}
+        group = {"WANDB_RUN_GROUP": ledger.folder.name}
+        self._environ = {**group, **os.environ, **(environ or {})}
+        self._programs = programs or {}
         self._slots, self._stop = places, threading.Event()
         self._error: BaseException | None = None
 
@@ -137,7 +158,7 @@ class Pool:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             show()
-            until = time.monotonic() + 1.0
+            until = time.monotonic() + _SHOW_SECONDS * (5 if is_address(self.ledger.folder) else 1)
             while time.monotonic() < until and any(thread.is_alive() for thread in threads):
                 time.sleep(_LOOK_SECONDS)  # and not `join`, which signals cannot interrupt
         show()
@@ -147,67 +168,111 @@ class Pool:
     def _work(self, slot: Slot) -> None:
         pulse = Pulse()
         try:
-            while not self._stop.is_set() and (claim := self._next(pulse)) is not None:
-                self._attempt(claim, slot)
+            while not self._stop.is_set() and (claims := self._next(pulse)):
+                self._attempt(claims, slot)
                 if self.config.only is not None:
                     return
         except BaseException as error:  # told of by the thread that waits
             self._error = error
             self._stop.set()
 
-    def _next(self, pulse: Pulse) -> Claim | None:
-        """Waits for a run to claim. None when there will be none: all are settled, or a failed one
-        ends the sweep."""
+    def _next(self, pulse: Pulse) -> list[Claim]:
+        """Waits for a run to claim, and claims those that can share its program. Empty when there
+        will be none: all are settled, or a failed one ends the sweep."""
         while not self._stop.is_set():
-            names = [self.ledger.state(run, self.config.retries).name for run in self.ledger.runs]
+            states = {
+                run.id: self.ledger.state(run, self.config.retries) for run in self.ledger.runs
+            }
+            names = [state.name for state in states.values()]
             if self.config.fail_fast and FAILED in names:
-                return None
+                return []
             for run, name in zip(self.ledger.runs, names, strict=True):
-                if name in (PENDING, RUNNING):
-                    claim = self.ledger.claim(
-                        run,
-                        pulse,
-                        retries=self.config.retries,
-                        lease_seconds=self.config.lease_seconds,
-                    )
-                    if claim is not None:
-                        return claim
+                if name in (PENDING, RUNNING) and (claim := self._claim(run, pulse)) is not None:
+                    return [claim, *self._beside(run, states, pulse)]
             if PENDING not in names and (RUNNING not in names or not self.config.wait):
-                return None
+                return []
             self._stop.wait(min(self.config.lease_seconds / 5, 2.0))
-        return None
+        return []
 
-    def _attempt(self, claim: Claim, slot: Slot) -> None:
-        run, began = claim.run, time.monotonic()
-        command = command_of(self.ledger, run, self.config)
+    def _claim(self, run: Run, pulse: Pulse) -> Claim | None:
+        return self.ledger.claim(
+            run, pulse, retries=self.config.retries, lease_seconds=self.config.lease_seconds
+        )
+
+    def _beside(self, first: Run, states: Mapping[str, State], pulse: Pulse) -> list[Claim]:
+        """Claims open runs that share a program with `first`, as many as leave some for each slot.
+        A run that has failed goes alone, so that it takes no other with it."""
+        program = self._programs.get(first.id, first.id)
+        if program == first.id or states[first.id].count(FAILED):
+            return []
+        others = [
+            run
+            for run in self.ledger.runs
+            if run.id != first.id
+            and self._programs.get(run.id) == program
+            and states[run.id].name in (PENDING, RUNNING)
+            and not states[run.id].count(FAILED)
+        ]
+        most = min(self.config.lanes, -(-(1 + len(others)) // len(self._slots))) - 1
+        claims: list[Claim] = []
+        for run in others:
+            if len(claims) < most and (claim := self._claim(run, pulse)) is not None:
+                claims.append(claim)
+        return claims
+
+    def _attempt(self, claims: list[Claim], slot: Slot) -> None:
+        runs, began = [claim.run for claim in claims], time.monotonic()
+        if len(runs) == 1:
+            command = command_of(self.ledger, runs[0], self.config)
+        else:
+            files = {run.id: self.ledger.config_file(run) for run in runs}
+            command = packs.command(self.ledger.run_folders, runs, files)
+            say("sweep", f"{len(runs)} runs share a program: {', '.join(run.id for run in runs)}")
+            for claim in claims[1:]:
+                write_atomic(claim.log, f"in one program with {runs[0].id}: {claims[0].log}\n")
+        with Output(claims[0].log) as output:
+            process = self._start(command, slot, output)
+            lost, asked = self._watch(process, claims, output)
+            for claim in claims:
+                if claim.run.id in lost:
+                    say("sweep", f"{claim.run.id}: another worker has taken it over")
+                else:
+                    seconds = (time.monotonic() - began) / len(claims)
+                    self._end(claim, process.returncode, asked, seconds, len(claims), output)
+
+    def _start(self, command: list[str], slot: Slot, output: Output) -> subprocess.Popen:
         try:
-            with open(claim.log, "wb") as log:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**self._environ, **slot.environment()},
-                    start_new_session=True,  # Ctrl-C in the terminal reaches it through us, once
-                )
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output.file,
+                stderr=subprocess.STDOUT,
+                env={**self._environ, **slot.environment()},
+                start_new_session=True,  # Ctrl-C in the terminal reaches it through us, once
+            )
         except OSError as error:
             raise UserError(f"cannot start {command[0]}: {error.strerror or error}") from error
         if hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):  # it may have ended
                 os.sched_setaffinity(process.pid, slot.cores)
-        lost, asked = self._watch(process, claim)
-        seconds = time.monotonic() - began
-        if lost:
-            say("sweep", f"{run.id}: another worker has taken it over")
-            return
-        how = _how(process.returncode, asked)
-        lines = _tail(claim.log) if how != DONE else ()
-        if how == FAILED and process.returncode < 0:
-            lines = (
-                *lines,
-                f"killed by signal {-process.returncode} ({signal.strsignal(-process.returncode)})",
-            )
-        outcome = Outcome(how, process.returncode, round(seconds, 3), lines, self._git_sha)
+        return process
+
+    def _end(
+        self, claim: Claim, code: int, asked: bool, seconds: float, packed: int, output: Output
+    ) -> None:
+        """Notes how a run's attempt ended."""
+        run = claim.run
+        if packed > 1 and (self.ledger.run_folders / run.id / "result.json").exists():
+            code = 0
+        elif packed > 1 and code == 0:
+            code = 1  # the program has left it out
+        how = _how(code, asked)
+        lines = output.last_lines() if how != DONE else ()
+        # a program tells of each of its runs by name
+        lines = tuple(line for line in lines if run.id in line) or lines
+        if how == FAILED and code < 0:
+            lines = (*lines, f"killed by signal {-code} ({signal.strsignal(-code)})")
+        outcome = Outcome(how, code, round(seconds, 3), lines, self._git_sha, packed)
         claim.end(outcome)
         if how == FAILED:
             say(
@@ -217,11 +282,15 @@ class Pool:
         elif how == PREEMPTED:
             say("sweep", f"{run.id}: preempted; it goes on where it was when it is started again")
 
-    def _watch(self, process: subprocess.Popen, claim: Claim) -> tuple[bool, bool]:
-        """Waits for the process with signs of life. Returns whether the run was lost to another
-        worker, and whether it was asked to end."""
-        beats, next_beat = 0, time.monotonic() + claim.lease_seconds / 5
-        lost, deadline = False, None
+    def _watch(
+        self, process: subprocess.Popen, claims: list[Claim], output: Output
+    ) -> tuple[set[str], bool]:
+        """Waits for the process with signs of life. Returns the ids of the runs that were lost to
+        another worker, and whether it was asked to end."""
+        pause = claims[0].lease_seconds / 5
+        beats, next_beat = 0, time.monotonic() + pause
+        lost: set[str] = set()
+        deadline = None
         while True:
             try:
                 process.wait(_LOOK_SECONDS)
@@ -230,13 +299,45 @@ class Pool:
                 pass
             now = time.monotonic()
             if now >= next_beat:
-                beats, next_beat = beats + 1, now + claim.lease_seconds / 5
-                lost = lost or not claim.beat(beats)
+                beats, next_beat = beats + 1, now + pause
+                lost |= {claim.run.id for claim in claims if not claim.beat(beats)}
+                output.show()
             if deadline is None and (lost or self._stop.is_set()):
                 process.terminate()
                 deadline = now + GRACE_SECONDS
             elif deadline is not None and now > deadline:
                 process.kill()
+
+
+class Output:
+    """Output of an attempt: a file, which in a bucket is a copy of one of this machine."""
+
+    def __init__(self, log: Path):
+        self._log = log
+        here = tempfile.NamedTemporaryFile(prefix="kafjax-log-") if is_address(log) else None
+        self.file: Any = open(log, "wb") if here is None else here
+        self._shown = 0
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show()
+        self.file.close()
+
+    def show(self) -> None:
+        """Uploads what is new in a log of a bucket."""
+        n_bytes = os.fstat(self.file.fileno()).st_size
+        if is_address(self._log) and n_bytes > self._shown:
+            with contextlib.suppress(OSError):  # the next time it may be reached
+                upload(Path(self.file.name), self._log)
+                self._shown = n_bytes
+
+    def last_lines(self) -> tuple[str, ...]:
+        with open(self.file.name, "rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - _MOST_TAIL_BYTES, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+        return tuple(visible(line) for line in lines if line.strip())[-_N_LAST:]
 
 
 def follow(ledger: Ledger, run: Run, config: Launch) -> int:
@@ -255,10 +356,3 @@ def _how(code: int, asked: bool) -> str:
     if code == 0:
         return DONE
     return PREEMPTED if asked or code in _PREEMPTED_CODES else FAILED
-
-
-def _tail(log: Path) -> tuple[str, ...]:
-    with open(log, "rb") as file:
-        file.seek(max(os.fstat(file.fileno()).st_size - _MOST_TAIL_BYTES, 0))
-        lines = file.read().decode(errors="replace").splitlines()
-    return tuple(visible(line) for line in lines if line.strip())[-_N_LAST:]

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from tests import compiling, seconds
+from tests.buckets import amazon, google, place  # noqa: F401
 
 # Before any test module imports the libraries that read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

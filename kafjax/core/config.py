@@ -27,7 +27,6 @@ import hashlib
 import json
 import math
 import numbers
-import re
 import shlex
 import sys
 import types
@@ -37,6 +36,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
+from kafjax.core import paths
 from kafjax.core.errors import UserError, check_text, nearest
 from kafjax.core.text import shortened
 
@@ -67,6 +67,7 @@ class Option:
     added: bool = False
     repeat: bool = False
     path: bool = False
+    bucket: bool = False
 
 
 def option(default: Any, help: str, **about: Any) -> Any:
@@ -87,6 +88,7 @@ def option(default: Any, help: str, **about: Any) -> Any:
       repeat: a tuple of strings that hold commas, given by repeating the flag.
       path: a file or folder of this machine. `gs://bucket/x` would become a folder named `gs:`, and
         is refused.
+      bucket: a path that may also be an address of a bucket, opened by `paths.as_path`.
     """
     metadata = {_OPTION: Option(help, **about)}
     if isinstance(default, Mapping):
@@ -491,8 +493,8 @@ def _check(name: str, value: Any, hint: Any, about: Option) -> None:
             raise UserError(
                 f"unknown {name} '{str(one)[:60]}'. {nearest(str(one), map(str, about.choices))}"
             )
-        if about.path and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", one):
-            instead = "give a folder of this machine, or one mounted on it"
+        if about.path and not about.bucket and paths.is_address(one):
+            instead = "copy it to a folder of this machine, or mount the bucket, and give that"
             raise UserError(
                 f"{name}='{one[:60]}': buckets cannot be read or written here; {instead}"
             )

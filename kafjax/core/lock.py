@@ -10,6 +10,7 @@ it every few seconds. Whoever wants it meanwhile is refused and told who holds i
 - Machines whose `flock` does not reach each other (FUSE mounts of buckets): a lock is taken over
   after `SILENCE` seconds in which its file did not change. Clocks are not compared. Two machines
   that ask within the same second may both get it.
+- Folders in buckets: `kafjax/core/bucket_lock.py`.
 
 Readers take no lock and write nothing.
 """
@@ -31,7 +32,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from kafjax.core import bucket_lock
+from kafjax.core.bucket_lock import BucketLock
 from kafjax.core.errors import UserError
+from kafjax.core.paths import as_path, is_address, refuse_address
 from kafjax.core.progress import say
 
 BEAT = 5.0  # seconds between two signs of life
@@ -39,15 +43,20 @@ SILENCE = 20.0  # seconds without one after which the lock of another machine is
 _LOOK = 0.2  # seconds between two looks at a lock that is waited for
 _NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
+MOUNT = (
+    "what this needs is only read and written in folders of this machine; copy it there, or mount "
+    "the bucket and give its path"
+)
+
 _guard = threading.Lock()
-_files: dict[Path, _File] = {}
+_files: dict[Path, _File | BucketLock] = {}
 
 
 class Lock:
     """A lock held by this process until `release`, or until its block, the object or the process
     ends."""
 
-    def __init__(self, file: _File):
+    def __init__(self, file: _File | BucketLock):
         self.release = weakref.finalize(self, _drop, file)
 
     def __enter__(self) -> Lock:
@@ -70,8 +79,10 @@ def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
       UserError: another process or thread is writing (naming host and pid), the disk refuses, or
         `path` is an address.
     """
-    refuse_address(path)
-    path = Path(path).resolve()
+    path = as_path(path)
+    if not is_address(path):
+        refuse_address(path, MOUNT)
+        path = path.resolve()
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
@@ -79,23 +90,13 @@ def hold(path: Path | str, *, wait_seconds: float = 0.0) -> Lock:
                 taken = _take(path)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-        if isinstance(taken, _File):
+        if not isinstance(taken, str):
             return Lock(taken)
         if time.monotonic() >= deadline:
             raise UserError(
                 f"{path} is being written by {taken}; wait until it is done, or stop it"
             )
         time.sleep(_LOOK)
-
-
-def refuse_address(path: Path | str) -> None:
-    """Raises `UserError` for an address such as `gs://bucket/runs`, which `Path` would turn into a
-    local folder `gs:`."""
-    first = Path(path).parts[:1]
-    if "://" in str(path) or (first and len(first[0]) > 2 and first[0].endswith(":")):
-        raise UserError(
-            f"'{path}' is an address; only folders of this machine are read and written, so mount the bucket and give its path"
-        )
 
 
 @dataclasses.dataclass
@@ -127,13 +128,18 @@ class _File:
                 self.beat(number)
 
 
-def _take(path: Path) -> _File | str:
-    """Returns the lock's file, or a text that names its holder."""
+def _take(path: Path) -> _File | BucketLock | str:
+    """Returns the lock, or a text that names its holder."""
     if (mine := _files.get(path)) is not None and mine.pid == os.getpid():
         if mine.thread != threading.get_ident():
             return "another thread of this process"
         mine.users += 1
         return mine
+    if is_address(path):
+        taken = bucket_lock.take(path)
+        if not isinstance(taken, str):
+            _files[path] = taken
+        return taken
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -179,12 +185,17 @@ def _refused_by(fd: int, lock: Path) -> str | None:
     return None
 
 
-def _drop(file: _File) -> None:
+def _drop(file: _File | BucketLock) -> None:
     if file.pid != os.getpid():
         return  # a forked child: the lock is its parent's
     with _guard:
         file.users -= 1
         if file.users:
+            return
+        _files.pop(file.path, None)
+        if isinstance(file, BucketLock):
+            with contextlib.suppress(OSError):  # it is free after a while, too
+                file.drop()
             return
         file.ended.set()
         lock = file.path.with_name(f".{file.path.name}.lock")
@@ -192,7 +203,6 @@ def _drop(file: _File) -> None:
             if _is_same_file(file.fd, lock):
                 lock.unlink()
         os.close(file.fd)
-        _files.pop(file.path, None)
 
 
 def _record(fd: int) -> dict[str, Any]:

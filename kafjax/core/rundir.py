@@ -16,11 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kafjax.core import paths
 from kafjax.core.config import (
     Config,
     changed,
@@ -32,9 +32,14 @@ from kafjax.core.config import (
     unused,
 )
 from kafjax.core.errors import UserError
-from kafjax.core.lock import Lock, hold
+from kafjax.core.lock import MOUNT, Lock, hold
+from kafjax.core.paths import temporary_beside
 
 PROBE_BYTES = 1_000_000
+NO_RENAME = (
+    "this folder is renamed when it is whole, which a bucket cannot; make it in a folder of this "
+    "machine, and copy that"
+)
 OLD_SECONDS = 3600.0  # a temporary file of this age has no writer any more
 MOST_JSON_BYTES, MOST_JSONL_BYTES = 200_000_000, 20_000_000_000
 PACKAGES = (
@@ -51,24 +56,13 @@ PACKAGES = (
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file through a temporary neighbour and a rename, so that a kill leaves the old file
-    or the new one.
+    """Writes a file so that a kill leaves the old one or the new one.
 
     Raises `UserError` if it cannot be written; the old file is then as it was.
     """
-    temporary = temporary_beside(path)
-    data = content.encode() if isinstance(content, str) else content
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         clear_temporaries(path, older_than=OLD_SECONDS)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        paths.write(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -78,9 +72,10 @@ def new_folder(folder: Path) -> Generator[Path]:
     """Yields an empty folder that is renamed to `folder` when the block succeeds. A kill or an
     error leaves no finished-looking one.
 
-    Raises `UserError` if `folder` is a file or holds something, cannot be written, or is being
-    written by another process.
+    Raises `UserError` if `folder` is a file or holds something, cannot be written, is being
+    written by another process, or is an address: a bucket has no rename.
     """
+    paths.refuse_address(folder, NO_RENAME)
     with hold(folder):
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise UserError(f"{folder} exists already; choose another folder, or delete it")
@@ -97,30 +92,20 @@ def new_folder(folder: Path) -> Generator[Path]:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def temporary_beside(path: Path) -> Path:
-    """Returns the name of a temporary file or folder beside `path`: hidden, and unique across
-    processes, containers and hosts."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
 def clear_temporaries(path: Path, *, older_than: float = 0.0) -> None:
-    """Deletes the temporaries that killed writers of `path` left beside it.
+    """Deletes the temporaries that killed writers of `path` left beside it; in a bucket there are
+    none.
 
     Args:
       older_than: seconds since their last change. Only the holder of the lock of `path` may pass 0.
     """
+    if paths.is_address(path):
+        return
     path = path.absolute()
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime >= older_than:
-                _delete(left)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+                paths.delete(left)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -132,16 +117,22 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Reads a file of at most `most` bytes. Raises `UserError` naming what cannot be read: a
     folder, no permission, too large."""
     try:
+        if paths.is_address(path):
+            if paths.size(path) > most:
+                raise UserError(_too_large(path, most))
+            return paths.read(path)
         with open(path, "rb") as file:
             # Asked of the open file, and not by reading one byte too many: for that Python would
             # set aside `most` bytes.
             if os.fstat(file.fileno()).st_size > most:
-                raise UserError(
-                    f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have"
-                )
+                raise UserError(_too_large(path, most))
             return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _too_large(path: Path, most: int) -> str:
+    return f"{path} is larger than the {most / 1e6:.0f} MB that such a file may have"
 
 
 def read_json(path: Path) -> Any:
@@ -186,9 +177,13 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Appends a row. A last line cut short by a kill or a full disk is dropped first, so that the
     new row starts a line.
 
-    Raises `UserError` if it cannot be written.
+    In a bucket it waits for a few seconds, and for whatever is written next. Raises `UserError` if
+    it cannot be written.
     """
     try:
+        if paths.is_address(path):
+            paths.append(path, _line(row))
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
             if file.tell():
@@ -269,6 +264,7 @@ class Run:
 
     def close(self) -> None:
         """Releases the lock, so that others can write."""
+        paths.forget(self.path)
         if self.lock is not None:
             self.lock.release()
 
@@ -299,6 +295,8 @@ def find_run(
       UserError: the name is no plain folder name, or the folder holds a run of another identity
         (naming the first difference), so that two experiments never mix in one folder.
     """
+    if not paths.is_address(root):
+        paths.refuse_address(root, MOUNT)
     own = json.loads(json.dumps({**identity(config), **(also or {})}))
     if name is None:
         candidates = sorted(root.glob(f"{prefix}-{'[0-9a-f]' * 12}/config.json"))
@@ -349,9 +347,10 @@ def open_run(
     # once more: another may have made it meanwhile
     run = Run(find_run(root, name, config, prefix=prefix, also=also).path, lock)
     try:
-        run.path.mkdir(exist_ok=True)
-        for left in run.path.rglob(".*.tmp"):
-            _delete(left)
+        paths.make_folder(run.path)
+        if not paths.is_address(run.path):
+            for left in run.path.rglob(".*.tmp"):
+                paths.delete(left)
         check_writable(run.path)
     except OSError as error:
         raise UserError(f"cannot write {run.path}: {error.strerror or error}") from error
@@ -366,7 +365,7 @@ def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
 
     Quotas and limits on file sizes are only noticed up to `PROBE_BYTES`, by writing that much.
     """
-    free = shutil.disk_usage(folder).free
+    free = math.inf if paths.is_address(folder) else shutil.disk_usage(folder).free
     if free < n_bytes:
         raise UserError(
             f"cannot write {folder}: {free / 1e6:,.0f} MB are free on that disk, {n_bytes / 1e6:,.0f} MB are needed"
@@ -374,9 +373,9 @@ def check_writable(folder: Path, n_bytes: int = PROBE_BYTES) -> None:
     probe = temporary_beside(folder / "probe")
     try:
         try:
-            probe.write_bytes(bytes(PROBE_BYTES))
+            paths.write(probe, bytes(PROBE_BYTES))
         finally:
-            probe.unlink(missing_ok=True)
+            paths.delete(probe)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
 

@@ -15,6 +15,7 @@ import pydantic
 from safetensors import SafetensorError, safe_open
 
 from kafjax.core.errors import UserError
+from kafjax.core.paths import local
 from kafjax.core.schema import read
 
 INDEX = "model.safetensors.index.json"
@@ -58,7 +59,7 @@ def read_tensors(folder: Path, stem: str = "model") -> Iterator[tuple[str, Store
     for file_name, promised in _files(folder / f"{stem}.safetensors", index).items():
         path = folder / file_name
         try:
-            with safe_open(path, framework="numpy") as file:
+            with local(path) as here, safe_open(here, framework="numpy") as file:
                 names = list(file.keys())
                 if lost := sorted(promised - set(names)):
                     raise UserError(

@@ -12,13 +12,14 @@ a mesh and read back onto one.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from kafjax.core import trees
+from kafjax.core import paths, trees
 from kafjax.core.errors import UserError
 from kafjax.hub.safetensors_in import StoredTensor, read_tensors
 from kafjax.hub.safetensors_out import SHARD_BYTES, write_tensors
@@ -42,13 +43,19 @@ def save_trained(folder: Path, trained: trees.Tree, *, shard_bytes: int = SHARD_
             pass
         return trees.n_bytes(trained)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(folder)
         for file in folder.glob(f"{STEM}*.safetensors*"):
             file.unlink()  # of an earlier attempt, which may have had shards
-        write_tensors(folder, tensors, stem=STEM, shard_bytes=shard_bytes)
+        if paths.is_address(folder):
+            with tempfile.TemporaryDirectory(prefix="kafjax-") as here:
+                write_tensors(Path(here), tensors, stem=STEM, shard_bytes=shard_bytes)
+                for file in sorted(Path(here).iterdir(), key=lambda file: file.suffix == ".json"):
+                    paths.upload(file, folder / file.name)  # the index last
+        else:
+            write_tensors(folder, tensors, stem=STEM, shard_bytes=shard_bytes)
+        return sum(map(paths.size, folder.glob(f"{STEM}*.safetensors*")))
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    return sum(file.stat().st_size for file in folder.glob(f"{STEM}*.safetensors*"))
 
 
 def load_trained(folder: Path, params: trees.Tree) -> trees.Tree:

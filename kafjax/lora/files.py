@@ -24,6 +24,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from kafjax.core.errors import UserError
+from kafjax.core.paths import local
 from kafjax.core.rundir import write_atomic
 from kafjax.lora.spec import Spec
 from kafjax.lora.transform import Adapters, check_adapters
@@ -68,11 +69,13 @@ def load(path: Path, params: Mapping[str, Any]) -> tuple[Adapters, Spec]:
     if not path.is_file():
         raise UserError(f"no adapter at {path}")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with local(path) as here, safe_open(here, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or truncated safetensors file ({error})") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if metadata.get("format") != _FORMAT:
         raise UserError(
             f"{path}: not an adapter that kafjax wrote (format {metadata.get('format')!r}, expected {_FORMAT!r})"

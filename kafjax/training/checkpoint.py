@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from kafjax.core import paths
 from kafjax.core.errors import SaveFailed, UserError
 from kafjax.parallel import distributed
 from kafjax.training.checksum import checksums
@@ -49,7 +50,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, fingerprint: str, keep: int = 2):
         logging.getLogger("absl").addFilter(_not_of_orbax)
-        self.folder = folder.resolve()
+        self.folder = folder if paths.is_address(folder) else folder.resolve()
         self._fingerprint, self._keep = fingerprint, keep
         self._saving: int | None = None  # the step that may still be on its way to the disk
         self._failed = False
@@ -103,7 +104,8 @@ class Checkpoints:
 
         def write() -> None:
             # First the journal: a checkpoint that is whole never refers to lines that are not
-            # there.
+            # there. Rows of metrics, likewise, are there up to the step that is resumed from.
+            paths.flush()
             noted = {**notes, "history": self._journal.append(history)}
             noted = json.loads(json.dumps(noted))  # as it is now: it is written later
             items = ocp.args.Composite(
@@ -207,7 +209,7 @@ class Checkpoints:
         self._manager.close()
         aside = self.folder.with_name(f"{self.folder.name}-damaged") / f"{step}-{time.time_ns()}"
         if distributed.is_main():
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            paths.make_folder(aside.parent)
             (self.folder / str(step)).rename(aside)
         distributed.wait_for_all("set aside")
         self._manager = self._open()

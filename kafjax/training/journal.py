@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from kafjax.core import paths
 from kafjax.parallel.distributed import is_main
 
 _NOTHING = {"bytes": 0, "crc": 0, "counts": {}}
@@ -24,6 +25,7 @@ class Journal:
     def __init__(self, path: Path):
         self._path = path
         self._end: dict[str, Any] = _NOTHING
+        self._held = b""  # of an object of a bucket, which is written anew with each save
 
     def append(self, history: dict[str, Any]) -> dict[str, Any]:
         """Writes the items that are new since the last call (or `read`) and returns the note for a
@@ -40,7 +42,10 @@ class Journal:
         ]
         data = "".join(json.dumps(line) + "\n" for line in new).encode()
         start = self._end["bytes"]
-        if is_main():
+        if is_main() and paths.is_address(self._path):
+            self._held = self._held[:start] + data
+            paths.write(self._path, self._held)
+        elif is_main():
             with open(self._path, "r+b" if start else "wb") as file:
                 file.truncate(start)
                 file.seek(start)
@@ -61,8 +66,11 @@ class Journal:
         end = noted["journal"]
         data = b""
         if end["bytes"]:
-            with open(self._path, "rb") as file:
-                data = file.read(end["bytes"])
+            if paths.is_address(self._path):
+                data = self._held = paths.read(self._path)[: end["bytes"]]
+            else:
+                with open(self._path, "rb") as file:
+                    data = file.read(end["bytes"])
         if (len(data), zlib.crc32(data)) != (end["bytes"], end["crc"]):
             raise ValueError(f"{self._path.name} does not hold what it refers to")
         history = {**noted["rest"], **{name: [] for name in end["counts"]}}

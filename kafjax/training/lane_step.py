@@ -370,7 +370,7 @@ def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
         (sized := task.resized(n)).compile(*sized.abstract_inputs(batch)) for n in (unit, 2 * unit)
     ]
     needs = [program.argument_bytes + program.temporary_bytes for program in programs]
-    a_unit, free = max(needs[1] - needs[0], 1), _free_bytes() * 4 // 5
+    a_unit, free = max(needs[1] - needs[0], 1), free_bytes() * 4 // 5
     room = max(1, 1 + int((free - (needs[0] - base)) // a_unit)) * unit
     if room >= most:
         slots = -(-most // unit) * unit
@@ -381,7 +381,7 @@ def lanes_that_fit(task: LaneTask, batch: Batch, most: int) -> tuple[int, str]:
     return slots, f"{held}, so {most} lanes take {rounds} rounds"
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Free bytes on the fullest accelerator of this process, or in the machine's memory where the
     runtime does not count."""
     counted = [

@@ -43,6 +43,7 @@ from kafjax.training.feed import Source
 from kafjax.training.lane_state import drawn, padded, repack, smaller, take, unpadded
 from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask, optimizer_of
 from kafjax.training.loop import Log, batches_of, fingerprint_of, open_checkpoints
+from kafjax.training.memory import PeakMemory
 from kafjax.training.step import TrainState, new_state
 
 
@@ -82,6 +83,9 @@ class LaneResult:
       ending: finished, stopped (early) or diverged (its loss was no longer finite; the others go
         on).
       tokens: trained on, padding not counted.
+      seconds, compile_seconds: its share of the steps' and of the compiler's.
+      peak_memory_bytes: of the process, for all lanes together.
+      lanes: number of lanes that shared the program.
     """
 
     adapters: lora.Adapters
@@ -89,6 +93,10 @@ class LaneResult:
     checks: list[dict[str, float]]
     ending: str
     tokens: int
+    seconds: float
+    compile_seconds: float
+    peak_memory_bytes: int
+    lanes: int
 
 
 @dataclasses.dataclass
@@ -236,11 +244,13 @@ class _Run:
             seed: self.task.config.steps or len(batches) for seed, batches in self.data.items()
         }
         self.total = sum(self.n_steps[lane.seed] for lane in self.waiting)
+        self.n_lanes = len(self.waiting)
 
     def train_all(self) -> dict[str, LaneResult]:
         with (
             Preemption() as preemption,
             contextlib.ExitStack() as opened,
+            PeakMemory() as self.peak,
             Progress(self.label, self.total) as bar,
         ):
             self.opened, self.bar = opened, bar
@@ -320,8 +330,17 @@ class _Run:
         curve = occupant.history["curve"]
         tokens = sum(row["tokens"] for row in curve)
         adapters = jax.tree.map(jnp.asarray, state.trainable)
+        compiling = sum(program.seconds for program in self.programs.values())
         result = LaneResult(
-            adapters, curve, occupant.history.get("checks", []), ending, int(tokens)
+            adapters=adapters,
+            curve=curve,
+            checks=occupant.history.get("checks", []),
+            ending=ending,
+            tokens=int(tokens),
+            seconds=occupant.history["seconds"],
+            compile_seconds=compiling / self.n_lanes,
+            peak_memory_bytes=self.peak.n_bytes,
+            lanes=self.n_lanes,
         )
         self.results[occupant.lane.name] = result
         self.bar.advance(occupant.n_steps - occupant.done)

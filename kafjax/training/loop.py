@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kafjax import lora
-from kafjax.core import rundir, trees
+from kafjax.core import paths, rundir, trees
 from kafjax.core.errors import Preempted, UserError
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
@@ -303,7 +302,7 @@ class _Run:
 def discard_checkpoints(run_dir: Path) -> None:
     """Deletes the checkpoints of `train` in `run_dir`. They are of no use once the result is saved,
     and several times its size."""
-    shutil.rmtree(run_dir / _CHECKPOINTS, ignore_errors=True)
+    paths.delete(run_dir / _CHECKPOINTS)
 
 
 def batches_of(variants: Data, config: TrainConfig, groups: int) -> Source:
@@ -333,6 +332,15 @@ def batches_of(variants: Data, config: TrainConfig, groups: int) -> Source:
     return batches
 
 
+def refuse_checkpoints(run_dir: Path, config: TrainConfig) -> None:
+    """Raises `UserError` for checkpoints in a bucket that orbax does not write to (tried: 0.12.8)."""
+    if config.checkpoint_every > 0 and str(run_dir).startswith("s3:"):
+        raise UserError(
+            f"checkpoints are not written to {run_dir}: orbax knows gs:// and folders; "
+            "give --checkpoint_every=0, or mount the bucket and give its path"
+        )
+
+
 def open_checkpoints(
     run_dir: Path | None, config: TrainConfig, fingerprint: str
 ) -> contextlib.AbstractContextManager[Checkpoints | None]:
@@ -342,6 +350,7 @@ def open_checkpoints(
         raise UserError(
             "checkpoint_every is set, but there is no run directory to put checkpoints in"
         )
+    refuse_checkpoints(run_dir, config)
     return Checkpoints(run_dir / _CHECKPOINTS, fingerprint)
 
 

@@ -25,6 +25,8 @@ class Took:
       argument_bytes, temporary_bytes: of the compiled step, on one device.
       peak_memory_bytes: see `PeakMemory`.
       final_loss: nats per token, of the last step.
+      lanes: number of runs that trained in one program. If several, the seconds are this one's
+        share, and the FLOPs those of the run alone.
     """
 
     steps: Count
@@ -41,6 +43,7 @@ class Took:
     temporary_bytes: Count | None = None
     peak_memory_bytes: Count
     final_loss: float | None = None
+    lanes: Count = 1
 
     def record(self) -> dict[str, Any]:
         """Returns what is written as JSON: the fields of `Took`, also of a result that has more."""

@@ -9,13 +9,15 @@ counting; what fails otherwise is counted up to `retries`.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kafjax.core.errors import UserError
+from kafjax.core.paths import is_address
 from kafjax.parallel.chips import Slice
 from launch.config import Launch
 from launch.spec import Run
@@ -41,15 +43,16 @@ def manifests(
     """
     if not topology.is_tpu:
         raise UserError(f"--engine=jobset books slices of TPUs; --topology={topology.name} is none")
-    for name in ("image", "volume", "queue"):
+    in_bucket = is_address(folder)
+    for name in ("image", "queue") if in_bucket else ("image", "volume", "queue"):
         if getattr(config, name) is None:
             raise UserError(f"--engine=jobset needs --{name}")
     if not re.fullmatch(_LABEL, config.queue):
         raise UserError(
             f"--queue='{config.queue[:60]}' is no name of a queue in Kubernetes (small letters, digits and '-')"
         )
-    claim, _, mount = config.volume.partition(":")
-    if (
+    claim, _, mount = (config.volume or "").partition(":")
+    if not in_bucket and (
         not re.fullmatch(_LABEL, claim)
         or not mount.startswith("/")
         or not folder.is_relative_to(mount)
@@ -57,8 +60,42 @@ def manifests(
         raise UserError(
             f"--volume='{config.volume[:60]}': write CLAIM:/PATH, where {folder} lies under /PATH here and in the pods"
         )
-    made = [_jobset(folder, run, config, topology, arguments, claim, mount) for run in runs]
+    shared = None if in_bucket else (claim, mount)
+    made = [_jobset(folder, run, config, topology, arguments, shared) for run in runs]
     return yaml.safe_dump_all(made, sort_keys=False)
+
+
+def command(folder: Path, run: Run, arguments: Sequence[str]) -> list[str]:
+    """Lists the words that each host of a run's slices starts."""
+    words = ["python", "-m", "launch.sweep", f"--folder={folder}", f"--only={run.id}"]
+    return [*words, *arguments]
+
+
+def submissions(
+    folder: Path, runs: Sequence[Run], config: Launch, topology: Slice, arguments: Sequence[str]
+) -> str:
+    """Writes the same runs as commands of Google's Cluster Toolkit, which makes JobSets itself: for
+    one slice a run and a folder in a bucket. Words are quoted."""
+    lines = [
+        shlex.join(
+            [
+                *("gcluster", "job", "submit", f"--name={name_of(folder.name)}-{run.id}"),
+                *(f"--image={config.image}", f"--queue={config.queue}"),
+                f"--compute-type={accelerator(topology)}",
+                f"--topology={'x'.join(map(str, topology.shape))}",
+                f"--command={shlex.join(command(folder, run, arguments))}",
+            ]
+        )
+        for run in runs
+    ]
+    return "\n".join(["#!/bin/sh", "set -e", *lines, ""])
+
+
+def accelerator(topology: Slice) -> str:
+    """Returns Google's name of a slice: `v5litepod-16`, `v5p-32`."""
+    chips = topology.n_chips // topology.n_slices
+    n = chips * (2 if topology.chip.counted == "cores" else 1)
+    return f"{'v5litepod' if topology.chip.compiler == 'v5e' else topology.chip.compiler}-{n}"
 
 
 def hosts_of(topology: Slice) -> tuple[int, int]:
@@ -75,34 +112,25 @@ def _jobset(
     config: Launch,
     topology: Slice,
     arguments: Sequence[str],
-    claim: str,
-    mount: str,
+    shared: tuple[str, str] | None,
 ) -> dict[str, Any]:
     hosts, chips = hosts_of(topology)
     labels = {"kueue.x-k8s.io/queue-name": config.queue}
-    metadata: dict[str, Any] = {"name": f"{_name(folder.name)}-{run.id}", "labels": labels}
+    metadata: dict[str, Any] = {"name": f"{name_of(folder.name)}-{run.id}", "labels": labels}
     if topology.n_slices > 1:
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
-    container = {
+    container: dict[str, Any] = {
         "name": "run",
         "image": config.image,
-        "command": [
-            "python",
-            "-m",
-            "launch.sweep",
-            f"--folder={PurePosixPath(folder)}",
-            f"--only={run.id}",
-            *arguments,
-        ],
+        "command": command(folder, run, arguments),
         "resources": {
             "requests": {"google.com/tpu": str(chips)},
             "limits": {"google.com/tpu": str(chips)},
         },
-        "volumeMounts": [{"name": "shared", "mountPath": mount}],
     }
-    pod = {
+    pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "nodeSelector": {
@@ -110,8 +138,11 @@ def _jobset(
             "cloud.google.com/gke-tpu-topology": "x".join(map(str, topology.shape)),
         },
         "containers": [container],
-        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}],
     }
+    if shared is not None:  # a bucket needs no volume
+        claim, mount = shared
+        container["volumeMounts"] = [{"name": "shared", "mountPath": mount}]
+        pod["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}]
     preempted = [
         {
             "action": "FailJob",
@@ -146,6 +177,6 @@ def _jobset(
     }
 
 
-def _name(text: str) -> str:
+def name_of(text: str) -> str:
     """Makes a name that Kubernetes takes and that leaves room for the numbers of Jobs and pods."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:24].strip("-") or "sweep"

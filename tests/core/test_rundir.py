@@ -14,7 +14,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from kafjax.core import rundir
+from kafjax.core import paths, rundir
 from kafjax.core.config import Config, changed, option
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import (
@@ -351,11 +351,11 @@ def test_a_run_is_opened_by_one_process_at_a_time(tmp_path):
 
 
 def test_a_disk_that_takes_no_results_is_told_at_the_start(tmp_path, monkeypatch):
-    def refuse(self, data):
+    def refuse(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", refuse)
+        patch.setattr(paths, "write", refuse)
         with pytest.raises(UserError, match=r"cannot write .*first: No space left on device"):
             opened(tmp_path)
     usage = rundir.shutil.disk_usage(tmp_path)

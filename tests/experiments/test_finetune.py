@@ -33,7 +33,12 @@ VARIANTS = (
 @pytest.mark.parametrize(("method", "rate"), [("lora", "1e-2"), ("full", "3e-3")])
 def test_trains_saves_shows_and_is_not_run_again(finetune, world, tmp_path, method, rate):
     own = (*SETTINGS, *(VARIANTS if method == "lora" else ()), f"--method={method}", f"--lr={rate}")
-    arguments = (*world.flags(runs=tmp_path, embedder=None), *own, "--name=tuned", "--wandb")
+    arguments = (
+        *world.flags(runs=tmp_path, embedder=None),
+        *own,
+        "--name=tuned",
+        "--wandb=offline",
+    )
     done = finetune(*arguments)
     assert done.code == 0, done.err
     run = tmp_path / "tuned"
@@ -174,6 +179,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(finetune, world, tmp_path, arg
 @pytest.mark.multiprocess
 def test_wandb_that_is_not_installed_is_told(finetune, world, tmp_path):
     outcome = finetune(
-        *world.flags(runs=tmp_path / "runs", embedder=None), *SETTINGS, "--wandb", hidden=("wandb",)
+        *world.flags(runs=tmp_path / "runs", embedder=None),
+        *SETTINGS,
+        "--wandb=offline",
+        hidden=("wandb",),
     )
     assert "pip install wandb" in refused(outcome)

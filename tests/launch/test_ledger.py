@@ -22,6 +22,7 @@ from launch.config import Launch
 from launch.ledger import Ledger, Pulse
 from launch.spec import Points, Sweep, product
 from launch.worker import Pool, Slot, slots
+from tests.launch import killed
 from tests.launch.toy import Toy
 
 ROOT = Path(__file__).parents[2]
@@ -275,6 +276,29 @@ def test_racing_workers_share_the_runs(tmp_path):
 
 
 @pytest.mark.multiprocess
+def test_sweep_killed_twenty_times_and_raced_equals_one_left_alone(tmp_path):
+    points = product(rank=range(1, 7), seed=range(4))
+    whole, other = (toys(tmp_path / name, points, steps=2, seconds=0.1) for name in ("a", "b"))
+    for ledger in (whole, other):
+        ledger.create()
+    Pool(whole, Launch(**FAST), [Slot((core,)) for core in os.sched_getaffinity(0)]).run(
+        lambda: None
+    )
+    ended = killed.disturb(other.folder, killed.N_KILLS, (0.2, 1.2), lanes=1)
+    assert len(other.runs) == killed.N_RUNS and ended.total() >= killed.N_KILLS - 2
+    assert len(ended) == 3 and names(other) == ["done"] * killed.N_RUNS
+    told = killed.attempts(other)
+    assert told["done"] == killed.N_RUNS and told["failed"] == 0 and told["lost"] > 0
+    for run in other.runs:
+        results, steps = [], []
+        for ledger in (whole, other):
+            folder = ledger.run_folders / run.id
+            results.append({**read_json(folder / "result.json"), "ended": None})
+            steps.append([row["step"] for row in read_jsonl(folder / "metrics.jsonl")])
+        assert results[0] == results[1] and steps[0] == steps[1] == [0, 1]
+
+
+@pytest.mark.multiprocess
 def test_run_of_a_killed_worker_is_taken_over_when_its_orphan_is_done(tmp_path):
     ledger = toys(tmp_path, product(rank=[1]), steps=8, seconds=0.5)
     ledger.create()
@@ -321,7 +345,7 @@ def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(tmp_path):
         ([], "give a SPEC"),
         (["--folder=nowhere"], "nowhere holds no sweep"),
         (["rank_rate_sed"], "Did you mean 'rank_rate_seed'?"),
-        (["rank_rate_seed", "--folder=gs://b/r"], "buckets cannot be read or written here"),
+        (["rank_rate_seed", "--folder=hf://b/r"], "hf:// is not read or written here"),
         (["rank_rate_seed", "depth_retriever"], "unexpected argument 'depth_retriever'"),
         (["rank_rate_seed", "--retry=3"], "Unknown command line flag 'retry'"),
     ],

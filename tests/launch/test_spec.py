@@ -67,7 +67,7 @@ def test_identity_is_free_of_mesh_and_folder_and_knows_everything_else():
             name="x",
             attention="cudnn",
             checkpoint_every=5,
-            wandb=True,
+            wandb="online",
         ),
     )
     assert same(one, changed(one, lr=1e-3))  # what LoRA's rate is by default
@@ -88,8 +88,12 @@ def test_numbers_of_any_kind_are_one_run():
 
 
 def test_runs_hold_the_whole_configuration_and_flags_that_no_record_holds():
-    (run,) = Sweep(changed(Finetune(), wandb=True, steps=7), product(rank=[2])).runs()
-    assert run.record["steps"] == 7 and run.record["rank"] == 2 and run.arguments == ("--wandb",)
+    (run,) = Sweep(changed(Finetune(), wandb="offline", steps=7), product(rank=[2])).runs()
+    assert (
+        run.record["steps"] == 7
+        and run.record["rank"] == 2
+        and run.arguments == ("--wandb=offline",)
+    )
     assert run.module == "experiments.finetune" and "runs" not in run.record
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from pathlib import Path
 
 from absl import flags
 
 from kafjax.core.config import Config, define, from_flags, option, read_record
 from kafjax.core.errors import Preempted, UserError, run_main
+from kafjax.core.paths import as_path
 from kafjax.core.rundir import append_jsonl, open_run, read_jsonl, read_object, write_json
 
 
@@ -27,11 +27,11 @@ class Toy(Config):
     preempts: int = option(0, "Starts that end as SIGTERM ends them.")
     mesh: str = option("auto", "Does not matter.", identity=False)
     name: str | None = option(None, "Of the folder.", record=False)
-    runs: str = option("runs", "Where it lies.", record=False, path=True)
+    runs: str = option("runs", "Where it lies.", record=False, path=True, bucket=True)
 
 
 def run(config: Toy) -> None:
-    run = open_run(Path(config.runs), config.name, config, prefix="toy")
+    run = open_run(as_path(config.runs), config.name, config, prefix="toy")
     seen = {
         "cores": sorted(os.sched_getaffinity(0)),
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -59,7 +59,7 @@ def main() -> None:
     define(Toy)
 
     def start(_: list[str]) -> None:
-        file = Path(flags.FLAGS.config)
+        file = as_path(flags.FLAGS.config)
         run(from_flags(Toy, read_record(Toy, read_object(file), file)))
 
     run_main(start)

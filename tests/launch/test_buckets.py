@@ -1,0 +1,163 @@
+"""Sweeps whose folder is in a bucket, and their trainings: killed and resumed, they end like those
+of a disk."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.numpy
+
+from experiments import answer, finetune, report
+from experiments.configs import Answer, Finetune, Report
+from kafjax.core import paths
+from kafjax.core.config import changed
+from kafjax.core.errors import UserError
+from kafjax.core.paths import as_path
+from kafjax.core.rundir import read_json, read_jsonl
+from launch import sweep
+from launch.config import Launch
+from launch.ledger import Ledger, Pulse
+from launch.spec import Sweep, product
+from tests import compiling, tiny
+from tests.buckets import names_under
+from tests.launch.toy import Toy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _from_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tiny.write_gemma(folder / "gemma")
+    tiny.write_corpus(folder / "corpus")
+    return folder
+
+
+def toys(folder: str, **axes: object) -> Ledger:
+    ledger = Ledger(as_path(folder), Sweep(Toy(), product(**axes), "tests.launch.toy").runs())
+    ledger.create()
+    return ledger
+
+
+@pytest.mark.parametrize("place", ["google", "amazon"], indirect=True)
+def test_sweep_in_a_bucket_runs_retries_and_remembers(place, capfd):
+    ledger = toys(place, fails=[0, 1, 9], rank=[3])
+    settings = {"folder": place, "cores_per_run": 1, "lease_seconds": 1.0}
+    with pytest.raises(UserError, match="1 of 3 runs failed"):
+        sweep.run(Launch(**settings))
+    assert [ledger.state(run, 2).name for run in ledger.runs] == ["done", "done", "failed"]
+    log = as_path(f"{place}/ledger/{ledger.runs[1].id}/attempt-0001.log")
+    assert b"error: told to fail at start 1" in paths.read(log)
+    sweep.run(Launch(folder=place, watch=True, retries=2))
+    assert "told to fail at start 3" in capfd.readouterr().out
+    # another machine's view is the same, and another sweep is refused
+    assert len(Ledger.read(as_path(place)).runs) == 3
+    with pytest.raises(UserError, match="holds another sweep"):
+        toys(place, fails=[7])
+
+
+def test_lease_in_a_bucket_is_taken_by_one_and_expires(google):
+    ledger = toys(f"{google}/{uuid.uuid4().hex}", rank=[1])
+    (run,) = ledger.runs
+    other = Pulse()
+    first = ledger.claim(run, Pulse(), retries=0, lease_seconds=0.3)
+    assert ledger.claim(run, other, retries=0, lease_seconds=0.3) is None
+    time.sleep(0.2)
+    assert first.beat(1) and ledger.claim(run, other, retries=0, lease_seconds=0.3) is None
+    time.sleep(0.5)
+    second = ledger.claim(run, other, retries=0, lease_seconds=0.3)
+    assert second.number == 2 and not first.beat(2)
+
+
+def settings(world: Path, runs: str, name: str, **more: object) -> Finetune:
+    small = {"steps": 6, "batch_rows": 2, "seq_len": 64, "checkpoint_every": 2, "rank": 2}
+    folders = {"model": str(world / "gemma"), "corpus": str(world / "corpus"), "runs": runs}
+    return changed(Finetune(), **{**small, **folders, "name": name, **more})
+
+
+def test_training_in_a_bucket_leaves_what_a_disk_holds(world, google, tmp_path, capsys):
+    bucket = f"{google}/{uuid.uuid4().hex}"
+    for method in ("lora", "full"):
+        for runs in (str(tmp_path), bucket):
+            finetune.run(settings(world, runs, method, method=method))
+    here, there = tmp_path / "lora", as_path(f"{bucket}/lora")
+    assert sorted(names_under(f"{bucket}/lora/")) == sorted(file.name for file in here.iterdir())
+    assert read_json(there / "config.json") == read_json(here / "config.json")
+    for name in ("lora/adapter", "full/weights"):
+        with paths.local(as_path(f"{bucket}/{name}.safetensors")) as file:
+            ours = safetensors.numpy.load_file(file)
+        for key, tensor in safetensors.numpy.load_file(tmp_path / f"{name}.safetensors").items():
+            np.testing.assert_array_equal(ours[key], tensor)
+    capsys.readouterr()
+    asked = {"run": f"{bucket}/lora", "method": "lora", "question": "Where was Mira Toll born?"}
+    taken = {leaf: getattr(settings(world, bucket, "x").model, leaf) for leaf in ("model",)}
+    answer.run(changed(Answer(), corpus=str(world / "corpus"), rank=2, **taken, **asked))
+    assert "known" in capsys.readouterr().out
+    arms = report.run(changed(Report(), folder=(bucket,), out=str(tmp_path / "report")))
+    assert len(arms) == 2
+
+
+@pytest.mark.multiprocess
+def test_training_in_a_bucket_is_killed_and_goes_on_to_the_bit(world, google, tmp_path):
+    spec = tmp_path / "one.yaml"
+    spec.write_text(
+        "experiment: finetune\n"
+        f"base: {{model: {world}/gemma, corpus: {world}/corpus, steps: 16, batch_rows: 2, "
+        "seq_len: 64, checkpoint_every: 2, warmup: 0}\nruns: {product: {rank: [2]}}\n"
+    )
+
+    def worker(folder: str) -> subprocess.Popen:
+        words = ["launch.sweep", str(spec), f"--folder={folder}", "--cores=1", "--lease_seconds=1"]
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", *words], env=compiling.environment()
+        )
+
+    folder = f"{google}/{uuid.uuid4().hex}"
+    assert worker(str(tmp_path / "alone")).wait(120) == 0
+    first = worker(folder)
+    until = time.monotonic() + 60
+    while not any(
+        name.endswith("/checkpoints/4/_CHECKPOINT_METADATA") for name in names_under(f"{folder}/")
+    ):
+        assert time.monotonic() < until and first.poll() is None
+        time.sleep(0.1)
+    for victim in [*psutil.Process(first.pid).children(recursive=True), first]:
+        victim.send_signal(signal.SIGKILL)
+    first.wait()
+    assert worker(folder).wait(200) == 0
+    (run,) = Ledger.read(as_path(folder)).runs
+    mine, expected = as_path(f"{folder}/runs/{run.id}"), tmp_path / "alone" / "runs" / run.id
+    rows = [
+        {row["step"]: row["loss"] for row in read_jsonl(one / "metrics.jsonl")}
+        for one in (mine, expected)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 16
+    state = Ledger.read(as_path(folder)).state(run, 0)
+    assert [attempt.outcome is None for attempt in state.attempts] == [True, False]
+    with paths.local(mine / "adapter.safetensors") as file:
+        ours = safetensors.numpy.load_file(file)
+    for key, tensor in safetensors.numpy.load_file(expected / "adapter.safetensors").items():
+        np.testing.assert_array_equal(ours[key], tensor)
+
+
+def test_what_cannot_lie_in_a_bucket_is_refused_by_name(world, google, amazon, tmp_path):
+    with pytest.raises(UserError, match="orbax knows gs:// and folders"):
+        finetune.run(settings(world, f"{amazon}/runs", "a"))
+    spec = tmp_path / "compare.yaml"
+    spec.write_text("experiment: compare\nruns: {product: {seed: [0, 1]}}\n")
+    with pytest.raises(UserError, match=r"experiments\.compare maps files of its folder"):
+        sweep.run(Launch(spec=str(spec), folder=f"{google}/{uuid.uuid4().hex}"))
