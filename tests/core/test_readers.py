@@ -145,13 +145,15 @@ def prediction() -> Prediction:
     )
 
 
-@pytest.mark.parametrize("file", ["arm.json", "predictions.jsonl"])
+@pytest.mark.parametrize("file", ["arm.json", "predictions.jsonl", "prompts.json"])
 def test_a_finished_arm(file, prediction, tmp_path, request):
     run = Run(tmp_path)
     cost = Cost(train_flops_measured=1e9, latency_seconds={"total": {"p50": 0.1}})
+    prediction = dataclasses.replace(prediction, prompts=("Question: a\nAnswer:", "b"))
     arm = Arm([prediction], cost, [1.5, 2.0], [3, 4], [prediction], "note", {"python": "3.11"})
     comparison.save_arm(run, "rag", arm)
-    assert comparison.load_arm(run, "rag") == arm
+    loaded = comparison.load_arm(run, "rag")
+    assert loaded == arm and loaded.predictions[0].prompts == prediction.prompts
     try_all(
         tmp_path / "arms" / "rag" / file,
         lambda: comparison.load_arm(run, "rag"),
