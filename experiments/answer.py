@@ -272,9 +272,8 @@ def _show(
             f"known     {visible(' | '.join(prediction.answers))}  ({'right' if prediction.correct else 'wrong'})"
         )
     for rank, passage in enumerate(passages, 1):
-        print(
-            f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(passage.id)}] {visible(passage.text)}"
-        )
+        text = visible(passage.text).replace("\n", f"\n{'':13}")
+        print(f"{'passages' if rank == 1 else '':8}  {rank}. [{visible(passage.id)}] {text}")
         if passage.source is not None:
             print(f"{'':13}from {visible(str(passage.source))}")
     calls = "" if prediction.calls == 1 else f", {prediction.calls} calls"
