@@ -117,6 +117,9 @@ class SlicePool:
             )
         except TimeoutError:
             return []
+        except (RuntimeError, ValueError) as error:
+            self._count(run, f"Ray reserves no slice for it ({str(error).splitlines()[0]})")
+            return []
         group = taken.placement_group
         ready, _ = ray.wait([group.ready()], timeout=_WAIT_SECONDS)
         if not ready:
@@ -162,13 +165,19 @@ class SlicePool:
 
     def _check(self, gang: _Gang) -> None:
         state = self._ledger.state(gang.run, self._config.retries)
-        empty = len(state.attempts) == gang.attempts and state.name != DONE
-        self._empty[gang.run.id] = self._empty.get(gang.run.id, 0) + 1 if empty else 0
-        if self._empty[gang.run.id] >= _MOST_EMPTY:
-            raise UserError(
-                f"{gang.run.id}: its processes end before they reach {self._ledger.folder}; "
-                "see Ray's session folder"
+        if len(state.attempts) > gang.attempts or state.name == DONE:
+            self._empty.pop(gang.run.id, None)
+        else:
+            self._count(
+                gang.run, "its processes end before they reach the ledger; see Ray's session folder"
             )
+
+    def _count(self, run: Run, reason: str) -> None:
+        """Counts starts in a row that reached nothing. Raises `UserError` for the last that is
+        tried."""
+        self._empty[run.id] = self._empty.get(run.id, 0) + 1
+        if self._empty[run.id] >= _MOST_EMPTY:
+            raise UserError(f"{run.id}: {reason}")
 
 
 def _functions() -> tuple[Callable[..., Any], Callable[..., Any]]:

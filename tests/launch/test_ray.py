@@ -118,7 +118,10 @@ def test_run_of_a_slice_goes_on_on_another_when_a_host_is_killed(tmp_path):
                     "ray.io/accelerator-type": "TPU-V5P",
                 }
                 hosts[number, host] = cluster.add_node(
-                    num_cpus=1, resources={"TPU": 4, **head}, labels=labels
+                    num_cpus=1,
+                    resources={"TPU": 4, **head},
+                    labels=labels,
+                    env_vars={"TPU_NAME": f"slice-{number}", "TPU_WORKER_ID": str(host)},
                 )
         words = [f"--folder={ledger.folder}", "--engine=ray", f"--address={cluster.address}"]
         words += ["--topology=v5p-16", "--workers=1", "--cores=1", "--lease_seconds=3"]
