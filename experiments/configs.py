@@ -399,6 +399,10 @@ class Report(Config):
         above=0,
         below=1,
     )
+    wandb_project: str | None = option(
+        None,
+        "ENTITY/PROJECT of wandb whose finished runs are read, too: their settings and losses.",
+    )
     out: str = option("report", "Folder that the report is written to.", path=True)
 
 

@@ -128,15 +128,16 @@ def _finetune(config: Finetune) -> None:
     )
     # before a full training takes them over
     code = environment() | {"weights": weights_hash(params)}
-    if distributed.of_main(run.file("result.json").exists()):
-        if distributed.is_main():
-            discard_checkpoints(run.path)  # of a start that ended in between
-        say("finetune", f"finished earlier; delete {run.path} to train again")
-    else:
-        say("finetune", f"{lesson.told}; writing to {run.path}")
-        planning.tell("finetune", expected, "for less of it: --budget=10m, --epochs or --steps")
-        mode = config.wandb if distributed.is_main() else "off"
-        with tracker(run.path, mode, record(config)) as track:
+    finished = distributed.of_main(run.file("result.json").exists())
+    mode = config.wandb if distributed.is_main() and not finished else "off"
+    with tracker(run.path, mode, record(config)) as track:
+        if finished:
+            if distributed.is_main():
+                discard_checkpoints(run.path)  # of a start that ended in between
+            say("finetune", f"finished earlier; delete {run.path} to train again")
+        else:
+            say("finetune", f"{lesson.told}; writing to {run.path}")
+            planning.tell("finetune", expected, "for less of it: --budget=10m, --epochs or --steps")
 
             def log(**row: Any) -> None:
                 run.log(method=config.method, **row)
@@ -148,16 +149,13 @@ def _finetune(config: Finetune) -> None:
                 model, params, examples, train_config, spec=spec, mesh=mesh, donate=True, **kept
             )
             save_result(run, config.method, code, result, track)
-    distributed.wait_for_all("saved")
-    learned = _learned(run, config.method, model, params, mesh)
-    _show(
-        config,
-        run,
-        Generator(model, tokenizer, mesh=mesh),
-        learned,
-        lesson.questions,
-        build.suited(prompts, lesson.questions),
-    )
+        distributed.wait_for_all("saved")
+        learned = _learned(run, config.method, model, params, mesh)
+        asking = Generator(model, tokenizer, mesh=mesh), learned, lesson.questions
+        shown = _ask(*asking, build.suited(prompts, lesson.questions))
+        track.table("answers", ("question", "model", "answer"), shown)
+    if distributed.is_main():
+        _show(config, run, shown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,19 +258,20 @@ def _learned(run: Run, method: str, model: Decoder, params: trees.Tree, mesh: Me
     )
 
 
-def _show(
-    config: Finetune,
-    run: Run,
-    generator: Generator,
-    params: trees.Tree,
-    questions: Sequence[Question],
-    write: Prompts,
-) -> None:
-    shown = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
-    prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in shown]
+def _ask(
+    generator: Generator, params: trees.Tree, questions: Sequence[Question], write: Prompts
+) -> list[tuple[str, str, str]]:
+    """Asks some of the questions. Returns each with the reply and an accepted answer."""
+    asked = questions[:: max(len(questions) // N_SHOWN, 1)][:N_SHOWN]
+    prompts = [write.closed_book_prefix() + write.closed_book(question.text) for question in asked]
     replies = generator.generate(params, prompts, Sampling(max_new_tokens=12))
-    if not distributed.is_main():
-        return
+    return [
+        (question.text, reply.text.strip(), question.answers[0])
+        for question, reply in zip(asked, replies, strict=True)
+    ]
+
+
+def _show(config: Finetune, run: Run, shown: Sequence[tuple[str, str, str]]) -> None:
     took = read(Took, run.file("result.json"), fix=f"delete {run.path} to train again")
     print(
         f"\nTrained {took.trainable_parameters:,} parameters for {took.steps} steps on {took.tokens:,} tokens"
@@ -287,8 +286,8 @@ def _show(
         print(
             f"  {executed:.3g} TFLOPs executed, {useful:.3g} of them useful: the rest are loss places without a target."
         )
-    for question, reply in zip(shown, replies, strict=True):
-        asked, said, known = map(visible, (question.text, reply.text.strip(), question.answers[0]))
+    for texts in shown:
+        asked, said, known = map(visible, texts)
         print(f"\n  {asked}\n    model:  {said}\n    answer: {known}")
     print(
         f"\nLook at {run.path}/loss.png. If the loss still falls at the end, train longer (--epochs); if it jumps, lower --lr."

@@ -49,11 +49,12 @@ def run(config: configs.Report) -> list[Arm]:
       UserError: a folder without runs, runs that cannot be told apart, an unknown baseline, or a
         disk that refuses.
     """
-    if not config.folder:
+    if not config.folder and config.wandb_project is None:
         raise UserError("--folder is empty: give folders of runs, or folders that hold such")
-    found = arms.arms_of(
-        [trial for folder in config.folder for trial in trials_under(as_path(folder))]
-    )
+    trials = [trial for folder in config.folder for trial in trials_under(as_path(folder))]
+    if config.wandb_project is not None:
+        trials += trials_of_wandb(config.wandb_project)
+    found = arms.arms_of(trials)
     if config.choose:
         found = arms.chosen(found, config.choose, config.most_forgotten)
     tables = [arms.quality_table(found)]
@@ -134,6 +135,44 @@ def trials_under(folder: Path) -> list[Trial]:
             say("report", f"{path} is not finished, and left out")
         trials += of_run
     return trials
+
+
+def trials_of_wandb(project: str) -> list[Trial]:
+    """Reads the finished runs of a project of wandb, by its public interface.
+
+    Raises:
+      UserError: wandb is not installed, cannot be reached or refuses, or there is no finished run.
+    """
+    try:
+        import wandb  # slow to import, and needed by few
+    except ImportError as error:
+        raise UserError("--wandb_project needs wandb; run: pip install wandb") from error
+    try:
+        runs = [
+            (dict(run.config), dict(run.summary), run.name)
+            for run in wandb.Api(timeout=10).runs(project)
+        ]
+    except Exception as error:  # of wandb, of requests, of its generated client
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"--wandb_project={project[:60]}: {reason}") from error
+    trials = [
+        trial
+        for run in runs
+        if (trial := trial_of_wandb(*run[:2], f"{project}/{run[2]}")) is not None
+    ]
+    if not trials:
+        raise UserError(f"--wandb_project={project[:60]} has no finished run")
+    return trials
+
+
+def trial_of_wandb(config: dict[str, Any], summary: dict[str, Any], source: str) -> Trial | None:
+    """Returns what the mirror of a training says; None if it is not finished."""
+    record = _settings(config)
+    seed, loss = record.pop(SEED, 0), summary.get("final_loss")
+    if not isinstance(loss, int | float):
+        say("report", f"{source} is not finished, and left out")
+        return None
+    return Trial(record, seed, (), float(loss), source)
 
 
 def _trials(path: Path) -> Iterator[Trial]:

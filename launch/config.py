@@ -88,7 +88,7 @@ class Launch(Config):
     )
     topology: str | None = option(
         None,
-        "Accelerators of one run, such as v5e-4 or 2*v5p-32: for the dry run's seconds by formula, and for --engine=jobset.",
+        "Accelerators of one run, such as v5e-4 or 2*v5p-32: for the dry run's seconds by formula, and for --engine=jobset, queued and ray.",
     )
     address: str = option("auto", "Ray: address of the cluster.")
     resources: Mapping[str, float] = option(

@@ -42,6 +42,7 @@ from launch import estimate, packs
 from launch.config import Launch
 from launch.engines import jobset, queued, slurm
 from launch.engines.ray import RayPool
+from launch.engines.ray_slices import SlicePool
 from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, State
 from launch.load import name_of, open_spec
 from launch.spec import Run
@@ -72,11 +73,18 @@ def run(config: Launch) -> None:
             return
         ledger.create()
         if config.engine == "ray":
-            work(ledger, config, RayPool(ledger, config, Path.cwd(), worker_arguments(config)))
+            work(ledger, config, _ray_pool(ledger, config))
         else:
             shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
             sha = environment()["git_sha"]
             work(ledger, config, Pool(ledger, config, places, sha, programs=shared))
+
+
+def _ray_pool(ledger: Ledger, config: Launch) -> RayPool | SlicePool:
+    arguments = worker_arguments(config)
+    if config.topology is None:
+        return RayPool(ledger, config, Path.cwd(), arguments)
+    return SlicePool(ledger, config, parse_slice(config.topology), Path.cwd(), arguments)
 
 
 def open_ledger(config: Launch) -> Ledger:
@@ -176,7 +184,7 @@ def worker_arguments(config: Launch) -> list[str]:
     return arguments_of(Launch, {name: getattr(config, name) for name in kept})
 
 
-def work(ledger: Ledger, config: Launch, pool: Pool | RayPool) -> None:
+def work(ledger: Ledger, config: Launch, pool: Pool | RayPool | SlicePool) -> None:
     """Runs the pool under a bar until nothing is open. SIGTERM and Ctrl-C end it, and leave what it
     was at to others."""
     came: list[int] = []

@@ -24,7 +24,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
-EXTRAS = ("bench", "chat", "data", "demo", "dev", "launch", "retrieval", "test", "tpu")
+EXTRAS = (
+    "bench",
+    "chat",
+    "data",
+    "demo",
+    "dev",
+    "gcs",
+    "launch",
+    "retrieval",
+    "s3",
+    "test",
+    "tpu",
+)
 UNLOCKED = ("cuda",)  # gigabytes of libraries, which jax pins itself
 # Held here, because a newer torch means another CUDA stack: raise it on purpose.
 HELD = ("torch==2.13.0",)

@@ -46,7 +46,7 @@ class RayPool:
           UserError: Ray is not installed, there is no cluster, or a worker ended in a way that the
             ledger does not tell.
         """
-        ray = _connected(self._config.address)
+        ray = connected(self._config.address)
         try:
             others = dict(self._config.resources)
             # Ray has a word of its own for GPUs
@@ -72,7 +72,9 @@ class RayPool:
             ray.shutdown()
 
 
-def _connected(address: str) -> Any:
+def connected(address: str) -> Any:
+    """Connects to a cluster and returns the module. Raises `UserError` if Ray is not installed, or
+    no cluster answers."""
     try:
         import ray
     except ImportError:

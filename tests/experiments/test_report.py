@@ -208,6 +208,17 @@ def test_trainings_have_a_loss_and_students_interval(tmp_path, capsys):
     assert "broken is not finished" in capsys.readouterr().err
 
 
+def test_mirror_of_a_training_is_the_same_trial(tmp_path):
+    config = record(changed(configs.Finetune(), seed=3, rank=4))
+    took = {**TOOK, "final_loss": 1.5}
+    write_json(tmp_path / "run" / "config.json", config)
+    write_json(tmp_path / "run" / "result.json", took)
+    (trial,) = report.trials_under(tmp_path / "run")
+    mirrored = report.trial_of_wandb(json.loads(json.dumps(config)), took, trial.source)
+    assert mirrored == trial
+    assert report.trial_of_wandb(config, {"lora/step": 3}, "x") is None  # not finished
+
+
 def test_lanes_of_a_sweep_are_trials(tmp_path):
     folder = tmp_path / "runs" / "sweep"
     write_json(folder / "config.json", record(configs.SweepLora()))
@@ -244,6 +255,7 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
     ("settings", "message"),
     [
         ({"folder": ()}, "--folder is empty"),
+        ({"wandb_project": "somebody/ranks"}, "--wandb_project=somebody/ranks: "),
         ({"folder": ("nowhere",)}, "nowhere is no folder"),
         ({"baseline": "rank=5"}, "--baseline='rank=5' is no arm. Did you mean 'rank=4'?"),
         ({"choose": ("rnk",)}, "--choose: the runs do not vary 'rnk'. Did you mean 'rank'?"),
@@ -253,8 +265,10 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_told_in_a_line_and_writes_nothing(tmp_path, settings, message):
+def test_bad_input_is_told_in_a_line_and_writes_nothing(tmp_path, monkeypatch, settings, message):
     fill(tmp_path / "runs")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody answers
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with pytest.raises(UserError) as error:
         report.run(
             configs.Report(

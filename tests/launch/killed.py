@@ -6,6 +6,7 @@ python -m tests.launch.killed      24 trainings of a tiny model, killed 20 times
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -21,9 +22,9 @@ import psutil
 import safetensors.numpy
 
 from kafjax.core.rundir import read_json, read_jsonl
-from launch import packs
+from launch import estimate, packs
 from launch.config import Launch
-from launch.ledger import DONE, Ledger
+from launch.ledger import DONE, PENDING, Ledger
 from launch.worker import Pool, Slot
 
 N_RUNS, N_KILLS, N_RACING = 24, 20, 3
@@ -98,7 +99,7 @@ def main() -> None:
         tiny.write_gemma(world / "gemma")
         tiny.write_corpus(world / "corpus")
         folders = {"model": str(world / "gemma"), "corpus": str(world / "corpus")}
-        sizes = {"steps": 60, "batch_rows": 2, "seq_len": 64, "checkpoint_every": 10}
+        sizes = {"steps": 20, "batch_rows": 2, "seq_len": 64, "checkpoint_every": 5}
         points = product(rank=[2, 4], lr=[1e-3, 3e-3, 1e-2], seed=range(4))
         runs = Sweep(changed(Finetune(), **folders, **sizes), points).runs()
         whole, killed = (Ledger(world / name, runs) for name in ("alone", "killed"))
@@ -108,8 +109,9 @@ def main() -> None:
         began = time.monotonic()
         start(whole.folder, 0, 8).join()
         print(f"Left alone: {time.monotonic() - began:.0f} s.", flush=True)
+        print(_estimate(whole), flush=True)
         began = time.monotonic()
-        ended = disturb(killed.folder, N_KILLS, (5.0, 20.0), 8)
+        ended = disturb(killed.folder, N_KILLS, (4.0, 12.0), 8)
         print(f"Killed {ended.total()} times ({dict(ended)}): {time.monotonic() - began:.0f} s.")
         print(f"Attempts: {dict(attempts(killed))}; alone: {dict(attempts(whole))}.")
         print(f"All done: {all(killed.state(run, 2).name == DONE for run in runs)}.")
@@ -118,6 +120,20 @@ def main() -> None:
         print(
             f"Largest difference of a step's loss {max(losses):.1e}, of a weight {max(weights):.1e}."
         )
+
+
+def _estimate(ledger: Ledger) -> str:
+    """Says what the dry run would have said after the first program, and what the others took."""
+    states = {run.id: ledger.state(run, 2) for run in ledger.runs}
+    after = {
+        run.id: states[run.id] if number < 8 else dataclasses.replace(states[run.id], name=PENDING)
+        for number, run in enumerate(ledger.runs)
+    }
+    costs = estimate.costs(ledger.runs, after, None)
+    left = ledger.runs[8:]
+    said = sum(costs[run.id].seconds or 0.0 for run in left)
+    took = sum(states[run.id].attempts[-1].outcome.seconds for run in left)
+    return f"After 8 runs the dry run says {said:.0f} s for the other {len(left)}; they took {took:.0f} s."
 
 
 def _differences(one: Path, other: Path) -> tuple[float, float]:

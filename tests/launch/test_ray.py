@@ -94,3 +94,72 @@ def test_run_of_a_killed_node_goes_on_on_another(tmp_path):
     assert [state.name for state in states] == ["done"] * 3 and len(states[0].attempts) == 2
     steps = [row["step"] for row in read_jsonl(metrics)]
     assert steps == list(range(16))  # it went on where it was
+
+
+@pytest.mark.ray
+@pytest.mark.multiprocess
+def test_run_of_a_slice_goes_on_on_another_when_a_host_is_killed(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    ledger = toys(tmp_path / "toys", steps=16, seconds=0.5)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    hosts = {}
+    try:
+        for number in range(2):
+            for host in range(2):
+                head = {"TPU-v5p-16-head": 1} if host == 0 else {}
+                labels = {
+                    "ray.io/tpu-slice-name": f"slice-{number}",
+                    "ray.io/tpu-worker-id": str(host),
+                    "ray.io/tpu-pod-type": "v5p-16",
+                    "ray.io/tpu-topology": "2x2x2",
+                    "ray.io/accelerator-type": "TPU-V5P",
+                }
+                hosts[number, host] = cluster.add_node(
+                    num_cpus=1,
+                    resources={"TPU": 4, **head},
+                    labels=labels,
+                    env_vars={"TPU_NAME": f"slice-{number}", "TPU_WORKER_ID": str(host)},
+                )
+        words = [f"--folder={ledger.folder}", "--engine=ray", f"--address={cluster.address}"]
+        words += ["--topology=v5p-16", "--workers=1", "--cores=1", "--lease_seconds=3"]
+        environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "launch.sweep", *words, "--retries=0"],
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        metrics = ledger.run_folders / ledger.runs[0].id / "metrics.jsonl"
+        until = time.monotonic() + 120
+        while not (metrics.exists() and len(read_jsonl(metrics, skip_broken_tail=True)) > 2):
+            assert time.monotonic() < until and driver.poll() is None, (
+                driver.stdout.read() if driver.poll() is not None else ""
+            )
+            time.sleep(0.1)
+        worker = psutil.Process(ledger.state(ledger.runs[0], 0).attempts[0].pid)
+        raylet = next(one for one in worker.parents() if one.name() == "raylet")
+        assert len({*_processes(ledger, 0), *_processes(ledger, 1)}) == 2  # one a host
+        for one in [*raylet.children(recursive=True), raylet]:
+            one.kill()
+        out = driver.communicate(timeout=200)[0]
+        assert driver.returncode == 0 and "a host of its slice is lost" in out, out
+    finally:
+        cluster.shutdown()
+    states = [ledger.state(run, 0) for run in ledger.runs]
+    assert [state.name for state in states] == ["done"] * 3 and len(states[0].attempts) == 2
+    assert [row["step"] for row in read_jsonl(metrics)] == list(range(16))
+
+
+def _processes(ledger: Ledger, number: int) -> list[int]:
+    """Process ids of the toy that has this number among those of its run."""
+    found = []
+    for one in psutil.process_iter(["cmdline", "environ"]):
+        words, environ = one.info["cmdline"] or [], one.info["environ"] or {}
+        if "tests.launch.toy" in words and f"--runs={ledger.run_folders}" in words:
+            found += [one.pid] * (environ.get("JAX_PROCESS_ID") == str(number))
+    return found
