@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from kafjax.core.records import Prediction
 from kafjax.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, holm, sign_flip, wilson
@@ -205,7 +205,7 @@ def t_interval(values: Sequence[float]) -> Interval:
     value = float(values_N.mean())
     if n == 1:
         return Interval(value, None, None, 1)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values_N.std(ddof=1) / math.sqrt(n))
+    half = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * values_N.std(ddof=1) / math.sqrt(n))
     return Interval(value, value - half, value + half, n)
 
 
@@ -248,7 +248,7 @@ def _difference(
         within = Interval(value, max(value - unseen, -1.0), min(value + unseen, 1.0), C)
         return within, p_value, None, (value - inner, value + inner)
     low, inner_low, inner_high, high = map(float, np.quantile(means_K, [0.025, 0.05, 0.95, 0.975]))
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(POWER))
+    z = float(special.ndtri(0.5 + CONFIDENCE / 2) + special.ndtri(POWER))
     return Interval(value, low, high, C), p_value, z * spread, (inner_low, inner_high)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -129,6 +129,8 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     a_N, b_N = _pair(a, b)
     if not (_binary(a_N) and _binary(b_N)):
         raise ValueError("McNemar's test needs 0/1 scores")
+    from scipy import stats  # half a second, which commands that only train do not pay
+
     wins, losses = int((a_N > b_N).sum()), int((a_N < b_N).sum())
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
@@ -183,6 +185,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def sign_flip(difference_N: np.ndarray) -> float:
     """Two-sided p-value of a permutation test that flips the signs of differences `[N]`: is their
     mean other than 0?"""
+    from scipy import stats
+
     if difference_N.size < 2 or not difference_N.any():
         return 1.0
     batch = max(1, _MAX_RESAMPLED_VALUES // difference_N.size)
@@ -204,6 +208,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Bounds of the paired bootstrap: BCa (Efron 1987), or percentile where BCa is undefined (very
     few distinct values)."""
+    from scipy import stats
+
     batch = max(1, _MAX_RESAMPLED_VALUES // data[0].size)
     for method in ("BCa", "percentile"):
         interval = stats.bootstrap(
