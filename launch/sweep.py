@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import jax
 from absl import flags
@@ -38,7 +39,7 @@ from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
 from kafjax.parallel.place import find_place
-from launch import estimate, packs
+from launch import packs
 from launch.config import Launch
 from launch.engines import jobset, queued, slurm
 from launch.engines.ray import RayPool
@@ -47,6 +48,9 @@ from launch.ledger import DONE, FAILED, PENDING, PREEMPTED, RUNNING, Ledger, Sta
 from launch.load import name_of, open_spec
 from launch.spec import Run
 from launch.worker import Pool, follow, slots
+
+if TYPE_CHECKING:
+    from launch import estimate
 
 _ORDER = (DONE, RUNNING, FAILED, PENDING)
 
@@ -306,6 +310,8 @@ def render(ledger: Ledger, config: Launch, costs: Mapping[str, estimate.Cost] | 
 def dry_run(ledger: Ledger, config: Launch) -> str:
     """Writes the table with estimates, their sum over what is left, and what else there is to know
     before it starts."""
+    from launch import estimate  # it imports the experiments, which a worker only starts
+
     topology = parse_slice(config.topology) if config.topology else None
     states = {run.id: ledger.state(run, config.retries) for run in ledger.runs}
     costs = estimate.costs(ledger.runs, states, topology)

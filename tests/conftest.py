@@ -3,6 +3,7 @@ machine cannot run."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -67,6 +68,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(
             lambda: shutil.rmtree(os.environ.pop("KAFJAX_CACHE"), ignore_errors=True)
         )
+
+
+def pytest_collection_finish() -> None:
+    """Takes what was imported out of the collector's sight. It lives as long as the session, and
+    going over half a million objects again and again took a fifth of the time of tracing."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,16 @@ float32."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +21,7 @@ import transformers
 
 from kafjax import hub
 from kafjax.core import trees
+from kafjax.hub.gguf_in import open_gguf
 from kafjax.models import Decoder, Encoder
 
 TINY_GEMMA = {
@@ -227,17 +232,29 @@ def gemma_gguf() -> Path:
     return Path(package.assemble(Path(folder.name) / package.MODEL_NAME))
 
 
+_read_once = functools.cache(lambda path, *_: open_gguf(Path(path)))
+
+
+@contextlib.contextmanager
+def _one_reading() -> Iterator[None]:
+    """Shares one reading of the GGUF file's fields: transformers reads them three times, 5 s each."""
+    with mock.patch.object(gguf, "GGUFReader", _read_once):
+        yield
+
+
 @functools.cache
 def hf_gemma_real() -> transformers.PreTrainedModel:
     """The real Gemma 3 270M in torch float32, dequantised by transformers (about 30 s)."""
     path = gemma_gguf()
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
+    with _one_reading():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        ).eval()
 
 
 @functools.cache
 def hf_gemma_tokenizer() -> transformers.PreTrainedTokenizerBase:
     """The tokenizer that transformers rebuilds from the same GGUF file (about 15 s)."""
     path = gemma_gguf()
-    return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    with _one_reading():
+        return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from kafjax.core.records import Prediction
 from kafjax.evaluation.intervals import (
@@ -214,7 +214,7 @@ def t_interval(values: Sequence[float]) -> Interval:
     value = float(values_N.mean())
     if n == 1:
         return Interval(value, None, None, 1)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values_N.std(ddof=1) / math.sqrt(n))
+    half = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * values_N.std(ddof=1) / math.sqrt(n))
     return Interval(value, value - half, value + half, n)
 
 
@@ -262,7 +262,7 @@ def _difference(
     low, inner_low, inner_high, high = map(
         float, np.quantile(means_K, [outer, inner, 1 - inner, 1 - outer])
     )
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, C - 1) + stats.t.ppf(POWER, C - 1))
+    reach = float(special.stdtrit(C - 1, 0.5 + CONFIDENCE / 2) + special.stdtrit(C - 1, POWER))
     smallest = reach * spread * math.sqrt(C / (C - 1))
     return Interval(value, low, high, C), p_value, smallest, (inner_low, inner_high)
 
@@ -274,8 +274,8 @@ def _tail(alpha: float, C: int) -> float:
     and Student's tails. The expanded ones (Hesterberg 2015, "What teachers should know about the
     bootstrap", section 5.3) make up for both, and are `alpha / 2` for many.
     """
-    reach = math.sqrt(C / (C - 1)) * stats.t.ppf(1 - alpha / 2, C - 1)
-    return float(stats.norm.cdf(-reach))
+    reach = math.sqrt(C / (C - 1)) * special.stdtrit(C - 1, 1 - alpha / 2)
+    return float(special.ndtr(-reach))
 
 
 def _resampled(sum_SxC: np.ndarray, count_SxC: np.ndarray) -> np.ndarray:

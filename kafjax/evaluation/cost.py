@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 TOTAL = "total"
 STAGES = ("embed", "search", "rerank", "prefill", "decode")
@@ -249,7 +249,7 @@ def break_even_interval(
         return None
     saved = dear["mean"] - cheap["mean"]
     error = math.sqrt(dear["sd"] ** 2 / dear["n"] + cheap["sd"] ** 2 / cheap["n"])
-    reach = float(stats.t.ppf(0.975, n - 1)) * error
+    reach = float(special.stdtrit(n - 1, 0.975)) * error
     return break_even(extra_once, saved + reach), break_even(extra_once, saved - reach)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -175,6 +175,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Bounds of the paired bootstrap: BCa (Efron 1987), or percentile where BCa is undefined (very
     few distinct values)."""
+    from scipy import stats
+
     batch = max(1, _MAX_RESAMPLED_VALUES // data[0].size)
     for method in ("BCa", "percentile"):
         interval = stats.bootstrap(

@@ -63,12 +63,8 @@ def label_points(
 def _best_offset(
     point: np.ndarray, half: np.ndarray, clearance: float, taken: Sequence[Bbox], inside: Bbox
 ) -> np.ndarray:
-    return min(
-        _offsets(*half, clearance),
-        key=lambda offset: _cost(
-            _around(point + offset, *half), offset, taken, inside, 2 * half[1]
-        ),
-    )
+    offsets = np.array(list(_offsets(*half, clearance)))
+    return offsets[_costs(point + offsets, half, offsets, taken, inside).argmin()]
 
 
 def _offsets(half_width: float, half_height: float, clearance: float) -> Iterable[np.ndarray]:
@@ -81,21 +77,23 @@ def _offsets(half_width: float, half_height: float, clearance: float) -> Iterabl
         yield from (np.array([x * side, y * step * row]) for x in (1, -1) for y in (1, -1))
 
 
-def _cost(
-    box: Bbox, offset: np.ndarray, taken: Iterable[Bbox], inside: Bbox, height: float
-) -> float:
-    """Overlap with what is there in label heights, plus a fraction of the distance; leaving the
-    axes costs the most."""
-    left, right = inside.x0 - box.x0, box.x1 - inside.x1
-    down, up = inside.y0 - box.y0, box.y1 - inside.y1
-    outside = sum(max(over, 0.0) for over in (left, right, down, up))
-    overlap = sum(
-        max(common.width, 0) + max(common.height, 0)
-        for other in taken
-        if (common := Bbox.intersection(box, other)) is not None
-    )
-    return (20 * outside + 3 * overlap + 0.2 * float(np.hypot(*offset))) / height + (
-        0.0 if offset[0] > 0 else 0.3
+def _costs(
+    centres: np.ndarray,
+    half: np.ndarray,
+    offsets: np.ndarray,
+    taken: Sequence[Bbox],
+    inside: Bbox,
+) -> np.ndarray:
+    """Cost of a label at each of the centres: its overlap with what is there in label heights, plus
+    a fraction of the distance. Leaving the axes costs the most."""
+    low, high = centres - half, centres + half
+    outside = np.maximum(inside.min - low, 0).sum(1) + np.maximum(high - inside.max, 0).sum(1)
+    others = np.array([box.extents for box in taken])
+    common = np.minimum(high[:, None], others[:, 2:]) - np.maximum(low[:, None], others[:, :2])
+    overlap = np.where((common >= 0).all(-1), common.sum(-1), 0.0).sum(1)
+    distance = np.hypot(*offsets.T)
+    return (20 * outside + 3 * overlap + 0.2 * distance) / (2 * half[1]) + np.where(
+        offsets[:, 0] > 0, 0.0, 0.3
     )
 
 

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -45,7 +44,7 @@ class Stops:
         tokens = {*eos_ids, *(i for i, text in enumerate(texts) if any(s in text for s in strings))}
         mask_V = np.zeros(vocab_size, bool)
         mask_V[list(tokens)] = True
-        return cls(tokenizer, eos_ids, strings, frozenset(tokens), jnp.asarray(mask_V))
+        return cls(tokenizer, eos_ids, strings, frozenset(tokens), jax.device_put(mask_V))
 
     @property
     def in_one_token(self) -> bool:

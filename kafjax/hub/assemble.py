@@ -71,7 +71,13 @@ def assemble(
     """
     leaves = trees.flatten(abstract)
     expected = table.pieces(abstract)
-    params: dict[str, jax.Array] = {}
+    stacked_leaves = {
+        piece.entry.path: leaves[piece.entry.path]
+        for pieces in expected.values()
+        for piece in pieces
+        if piece.index or isinstance(leaves[piece.entry.path], QuantizedKernel)
+    }
+    params: dict[str, Any] = _zeros(stacked_leaves)
     seen: set[str] = set()
     # of the piece before: devices take it while the next one is read
     pending: list[tuple[str, jax.Array]] = []
@@ -98,18 +104,19 @@ def assemble(
             part = tensor if len(pieces) == 1 else _Rows(tensor, piece.start, piece.stop)
             # What is put has no name here: it would live on while the next one is read.
             if isinstance(leaf, QuantizedKernel):
-                stacked = params.pop(path) if path in params else jax.tree.map(_zeros, leaf)
                 params[path], finite = write_quantized(
-                    stacked, _put(part, piece, leaf.values), piece.index, piece.entry.transpose
+                    params.pop(path),
+                    _put(part, piece, leaf.values),
+                    piece.index,
+                    piece.entry.transpose,
                 )
             elif not piece.index:
                 params[path], finite = _whole(
                     _put(part, piece, leaf), leaf.dtype, piece.entry.transpose
                 )
             else:
-                stacked = params.pop(path) if path in params else _zeros(leaf)
                 params[path], finite = write_layer(
-                    stacked, _put(part, piece, leaf), piece.index, piece.entry.transpose
+                    params.pop(path), _put(part, piece, leaf), piece.index, piece.entry.transpose
                 )
             _check(source, pending)
             pending = [(full_name, finite)]
@@ -126,8 +133,11 @@ def _check(source: str, pending: list[tuple[str, jax.Array]]) -> None:
             raise UserError(f"{source}: tensor '{name}' holds NaN or infinity; the file is damaged")
 
 
-def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+def _zeros(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Makes the parameters that are written layer by layer, in one program for all of them: one for
+    each shape takes longer to compile than a small model to load."""
+    make = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), leaves)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, leaves))()
 
 
 def _stored_shape(piece: Piece, leaves: dict[str, jax.ShapeDtypeStruct]) -> tuple[int, ...]:
@@ -144,7 +154,8 @@ def _put(tensor: Tensor, piece: Piece, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return part + np.float32(entry.offset) if entry.offset else part
 
     if leaf.sharding is None:
-        return jnp.asarray(read(...))
+        # `jnp.asarray` compiles a program for each shape of a numpy array
+        return jax.device_put(read(...), may_alias=False)
     spec = tuple(leaf.sharding.spec) + (None,) * (len(leaf.shape) - len(leaf.sharding.spec))
     spec = spec[len(piece.index) :]
     sharding = NamedSharding(

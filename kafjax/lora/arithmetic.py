@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -157,7 +158,7 @@ def _adapter(params: Mapping[str, Any], factors: Factors) -> tuple[Adapters, Spe
         layers = np.stack([np.pad(pair[part], room(pair[part])) for pair in factors[path]]).astype(
             np.float32
         )
-        return jnp.asarray(layers.reshape(*rank[path].shape, *layers.shape[1:]))
+        return jax.device_put(layers.reshape(*rank[path].shape, *layers.shape[1:]))
 
     usual = int(
         np.bincount(np.concatenate([own[own > 0] for own in map(np.ravel, rank.values())])).argmax()

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import qwix
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest
@@ -95,6 +94,8 @@ def quantize(kernel: jax.Array, format: str) -> QuantizedKernel:
         raise UserError(
             f"a kernel {list(kernel.shape)} cannot be stored in nf4: its {n_in} inputs are an odd number; use int8"
         )
+
+    import qwix  # half a second, which only quantising takes
 
     def of_layer(w: jax.Array) -> QuantizedKernel:
         if format == "int8":

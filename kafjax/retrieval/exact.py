@@ -43,7 +43,8 @@ class ExactIndex(Index):
         self._vectors_CxD = jnp.zeros((0, 0), jnp.float32)
 
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
-        self._vectors_CxD = jnp.asarray(_padded(vectors_NxD, capacity(len(ids))))
+        padded_CxD = _padded(vectors_NxD, capacity(len(ids)))
+        self._vectors_CxD = jax.device_put(padded_CxD, may_alias=False)
 
     def _append(self, ids: list[str], vectors_MxD: np.ndarray, first: int) -> None:
         m = len(ids)

@@ -23,9 +23,9 @@ from kafjax.parallel import constrainer, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
+from kafjax.training.counted import flops as xla_flops
 from kafjax.training.step import (
     Combine,
-    Step,
     TrainState,
     make_step,
     new_state,
@@ -240,37 +240,39 @@ class Task:
         """Compiles the step for batches of the shape of `batch`."""
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         began = time.perf_counter()
-        compiled = self.lower(batch).compile()
+        traced = self.trace(batch)
+        lowered = traced.lower()
+        compiled = lowered.compile()
         seconds = time.perf_counter() - began
         memory: Any = compiled.memory_analysis()
         return CompiledStep(
             compiled,
             seconds,
-            *self.flops(batch),
+            *self._flops(batch, traced, lowered),
             memory.argument_size_in_bytes,
             memory.temp_size_in_bytes,
         )
 
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """Lowers the step for batches of the shape of `batch`, which may be abstract, for the
-        devices of the mesh."""
-        return self._step(self.model, self.config.accumulate, self.config.loss_chunk).lower(
-            self.abstract, self.frozen, batch
-        )
-
-    def _step(self, model: Decoder, accumulate: int, chunk: int) -> Step:
-        return make_step(
-            model,
+    def trace(self, batch: Batch) -> jax.stages.Traced:
+        """Traces the step for batches of the shape of `batch`, which may be abstract."""
+        step = make_step(
+            self.model,
             self.combine,
             self.optimizer,
             self.schedule,
             mesh=self.mesh,
             state_shardings=places_of(self.abstract),
             frozen_shardings=places_of(self.frozen),
-            accumulate=accumulate,
-            chunk=chunk,
+            accumulate=self.config.accumulate,
+            chunk=self.config.loss_chunk,
             seed=self.config.seed,
         )
+        return step.trace(self.abstract, self.frozen, batch)
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """Lowers the step for batches of the shape of `batch`, which may be abstract, for the
+        devices of the mesh."""
+        return self.trace(batch).lower()
 
     def flops(self, batch: Batch) -> tuple[float, float]:
         """Computes the FLOPs of one step without the loss's products with the vocabulary, and those
@@ -278,22 +280,22 @@ class Task:
 
         The first is XLA's count, over all devices; the second is a formula.
         """
-        # XLA counts a loop's body once, so the program that is counted is one microbatch with its
-        # layers unrolled. The loop of the loss stays, and its one chunk a share is taken off.
-        n_micro = self.config.accumulate
-        if n_micro > 1:
-            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-        step = self._step(dataclasses.replace(self.model, unroll=True), 1, self.config.loss_chunk)
-        costs: Any = step.lower(self.abstract, self.frozen, batch).cost_analysis()
-        counted = float(costs["flops"])
+        traced = self.trace(batch)
+        return self._flops(batch, traced, traced.lower())
+
+    def _flops(
+        self, batch: Batch, traced: jax.stages.Traced, lowered: jax.stages.Lowered
+    ) -> tuple[float, float]:
+        counted = xla_flops(traced.jaxpr, lowered)
         table = (self.model.config.vocab_size, self.model.config.hidden_size)
         trains = any(x.shape == table for x in jax.tree.leaves(self.abstract.trainable))
         # logits, gradient of the hidden states, of the table
         a_place = 2.0 * (3 if trains else 2) * table[0] * table[1]
         n_sequence = self.mesh.shape["sequence"]
-        S, N = batch.places_SxN.shape
+        *_, S, N = batch.places_SxN.shape
+        # The loop of the loss counts once a microbatch, with one chunk a share: that is taken off.
         a_chunk = even_chunk(-(-N // n_sequence), self.config.loss_chunk) * S * n_sequence
-        return n_micro * (counted - a_chunk * a_place), a_place
+        return counted - self.config.accumulate * a_chunk * a_place, a_place
 
 
 def placement(

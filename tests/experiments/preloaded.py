@@ -10,6 +10,7 @@ python preloaded.py experiments.compare     then on stdin a line a command, {"ar
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -51,5 +52,6 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list)
 
 if __name__ == "__main__":
     main = importlib.import_module(sys.argv[1])
+    gc.freeze()  # children share the memory of what is imported as long as nobody writes there
     for line in sys.stdin:
         print(json.dumps(run(main, **json.loads(line))), flush=True)

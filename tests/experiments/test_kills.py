@@ -147,25 +147,29 @@ def test_a_command_killed_again_and_again_ends_like_one_left_alone(
     check(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.fixture(scope="module")
+def adapter_run(finetune, world: World, tmp_path_factory) -> Path:
+    """A finished run of LoRA, to be exported."""
+    runs = tmp_path_factory.mktemp("runs")
+    flags = [f"--model={world.gemma}", f"--corpus={world.corpus}", f"--runs={runs}", "--name=run"]
+    trained = finetune(*flags, "--method=lora", "--epochs=1", *TRAIN)
+    assert trained.code == 0, trained.err
+    return runs / "run"
+
+
 @pytest.mark.parametrize("name", ["export peft", "export merged", "pack_rows"])
 def test_a_folder_that_is_made_once_is_absent_or_whole(
-    name, request, finetune, world: World, tmp_path, record_property
+    name, request, world: World, tmp_path, record_property
 ):
     flags = [f"--model={world.gemma}", f"--corpus={world.corpus}"]
     if name == "pack_rows":
         pytest.importorskip("array_record", reason="array_record is not installed (extra [data])")
         flags += ["--seq_len=64"]
     else:
-        trained = finetune(
-            *flags,
-            f"--runs={tmp_path / 'runs'}",
-            "--name=run",
-            "--method=lora",
-            "--epochs=1",
-            *TRAIN,
-        )
-        assert trained.code == 0, trained.err
-        flags = [f"--run={tmp_path / 'runs' / 'run'}", f"--format={name.split()[1]}"]
+        flags = [
+            f"--run={request.getfixturevalue('adapter_run')}",
+            f"--format={name.split()[1]}",
+        ]
     command, made = request.getfixturevalue(name.split()[0]), tmp_path / "out"
     whole = command(*flags, f"--out={tmp_path / 'whole' / 'made'}", kill=(tmp_path / "whole", 0))
     assert whole.code == 0 and whole.operations > 3, whole.err

@@ -4,6 +4,7 @@ tokens."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,11 @@ import numpy as np
 import pytest
 
 from kafjax.core.errors import UserError
-from kafjax.generation import Generator, Sampling
+from kafjax.generation import Generation, Generator, Sampling
 from kafjax.generation.branches import n_shared, prefill_branches
 from kafjax.generation.decode import prefill
 from kafjax.models import Decoder
 
-pytestmark = pytest.mark.optimised  # one equality of decoding with the programs of a user
 LINES = [
     "A fox is an animal.\n",
     "The mill stood by the river.\n",
@@ -40,13 +40,38 @@ GROUPS = [
 ]
 
 
-@pytest.mark.parametrize("batch", [32, 4, 1])
-@pytest.mark.parametrize("prefix", [PREFIX, None])
-def test_replies_are_those_of_each_prompt_alone(model, tokenizer, params, batch, prefix):
+@pytest.fixture(scope="module")
+def replies_alone(generator, params):
+    """`replies_alone(prefix)`: replies to the prompts of each group, generated once per prefix."""
+
+    @functools.cache
+    def generate(prefix: str | None) -> list[list[Generation]]:
+        cached = None if prefix is None else generator.prefix(params, prefix)
+        return [generator.generate(params, prompts, GREEDY, cached) for prompts in GROUPS]
+
+    return generate
+
+
+@pytest.mark.parametrize(
+    ("prefix", "batch"),
+    [
+        (PREFIX, 32),
+        (PREFIX, 4),
+        (PREFIX, 1),
+        (None, 32),
+        (None, 4),
+        (None, 1),
+        # one equality of decoding with the programs of a user
+        pytest.param(PREFIX, 8, marks=pytest.mark.optimised),
+    ],
+)
+def test_replies_are_those_of_each_prompt_alone(
+    model, tokenizer, params, replies_alone, batch, prefix
+):
     generator = Generator(model, tokenizer, batch)
     cached = None if prefix is None else generator.prefix(params, prefix)
     branched = generator.generate_branches(params, GROUPS, GREEDY, cached)
-    alone = [generator.generate(params, prompts, GREEDY, cached) for prompts in GROUPS]
+    alone = replies_alone(prefix)
     assert len({reply.tokens for replies in alone for reply in replies}) > 5
     for ours, theirs in zip(branched, alone, strict=True):
         assert [(r.text, r.tokens, r.prompt_tokens) for r in ours] == [
@@ -83,6 +108,7 @@ def test_logits_of_a_branch_are_those_of_its_prompt(model, params, window):
         model, params, trunk[None].astype(np.int32), np.array([40]), None, np.int32(0), n_free=0
     )
     length_B = np.array([6, 2, 6, 1], np.int32)
+    apply = jax.jit(model.apply)
     last_BxD, _ = prefill_branches(
         model,
         params,
@@ -94,8 +120,9 @@ def test_logits_of_a_branch_are_those_of_its_prompt(model, params, window):
         n_free=4,
     )
     for row, (start, length) in enumerate(zip(start_B, length_B, strict=True)):
-        whole = np.concatenate([trunk[:start], ends[row, :length]]).astype(np.int32)
-        expected = model.apply(params, whole[None])[0, -1]
+        whole = np.zeros((1, 46), np.int32)  # one shape: what stands behind is not seen
+        whole[0, : start + length] = np.concatenate([trunk[:start], ends[row, :length]])
+        expected = apply(params, whole)[0, start + length - 1]
         np.testing.assert_allclose(model.logits(params, last_BxD[row]), expected, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from oracles import hf_gemma_real, hf_gemma_tokenizer, hf_logits
 
 from kafjax import hub
 
-pytestmark = [pytest.mark.slow, pytest.mark.optimised]
+pytestmark = pytest.mark.slow
 
 STRINGS = [
     "",

@@ -20,8 +20,6 @@ from kafjax.models import CONFIGS, Decoder
 from kafjax.ops import quantized
 from tests.devices import on_eight_devices
 
-pytestmark = pytest.mark.optimised
-
 
 @pytest.mark.parametrize(
     ("stored", "loaded"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
@@ -122,6 +120,7 @@ def test_a_quantised_base_is_what_quantising_the_floats_gives_and_its_floats_are
     assert most < n_integers + 2 * largest < n_floats
 
 
+@pytest.mark.optimised  # the optimisations determine the memory of a program
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_written_where_the_parameter_lies(dtype):
     stacked, tensor = (

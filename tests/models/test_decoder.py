@@ -325,12 +325,14 @@ def silenced_after(params, n_layers):
         if not path.startswith("layers/"):
             return leaf
         later = np.array(stacks.numbers(path, leaf.shape[0])) >= n_layers
-        if "layer_scalar" in path:
-            return leaf.at[later].set(1.0)
         adds = any(
             name in path for name in ("o_proj", "down_proj", "down_experts", "per_layer/proj")
         )
-        return leaf.at[later].set(0.0) if adds else leaf
+        if not adds and "layer_scalar" not in path:
+            return leaf
+        leaf = np.array(leaf)  # in JAX each number of layers would compile a program a shape
+        leaf[later] = 0.0 if adds else 1.0
+        return leaf
 
     return trees.map_with_path(silence, params)
 

@@ -20,6 +20,7 @@ from tests import compiling
 ROOT = Path(__file__).parents[2]
 WORKER = "tests.multiprocess.worker"
 FINETUNE = "experiments.finetune"
+STALLED_STEPS = 40  # of the training that is stopped in the middle: a second and more
 TIMEOUT = 300  # seconds, of a test's processes; far more than they take
 
 
@@ -66,13 +67,21 @@ class Crowd:
 
 
 class Launcher:
-    """`with Launcher() as launcher: launcher.run(WORKER, ["both", folder], n=2, log=folder)`.
+    """`with Launcher() as launcher: launcher.run(WORKER, ["learn", folder], n=2, log=folder)`.
 
     With `optimised` the processes compile as for a user.
     """
 
     def __init__(self, *, optimised: bool = False):
-        self._environ = compiling.environment(optimised=optimised)
+        # The first process compiles for all. The cache of programs is this worker's own: if another
+        # one wrote a program while the first process looks it up, the others would wait in vain.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "processes")
+        cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).with_name(f"xla-{worker}")
+        self._environ = compiling.environment(
+            optimised=optimised,
+            JAX_SHARE_BINARY_BETWEEN_HOSTS="true",
+            JAX_COMPILATION_CACHE_DIR=str(cache),
+        )
 
     def __enter__(self) -> Launcher:
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]

@@ -19,6 +19,7 @@ from kafjax.core.errors import UserError, run_main
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import distributed, make_mesh, watchdog
 from kafjax.training import Example, TrainConfig, train
+from tests.multiprocess.launch import STALLED_STEPS
 
 MODEL = Decoder(
     DecoderConfig(
@@ -73,9 +74,9 @@ def learn(
         (folder / f"{name}.json").write_text(json.dumps(result.curve))
 
 
-def both(folder: Path, mesh: str) -> None:
-    for kind, (config, spec) in KINDS.items():
-        learn(folder, kind, config, spec, mesh)
+def learned(folder: Path, mesh: str, *kinds: str) -> None:
+    for kind in kinds:
+        learn(folder, kind, *KINDS[kind], mesh)
 
 
 def resume(folder: Path, mesh: str, kind: str, stop_after: str) -> None:
@@ -99,11 +100,11 @@ def resume(folder: Path, mesh: str, kind: str, stop_after: str) -> None:
 
 def stall(folder: Path, mesh: str) -> None:
     """Sleeps long enough to be stopped in the middle."""
-    watchdog.STALL_SECONDS = 1.5
+    watchdog.STALL_SECONDS = 1.0
     learn(
         folder,
         "stalled",
-        dataclasses.replace(TRAIN, steps=100),
+        dataclasses.replace(TRAIN, steps=STALLED_STEPS),
         SPEC,
         mesh,
         run_dir=folder,
@@ -113,7 +114,7 @@ def stall(folder: Path, mesh: str) -> None:
 
 def _pace(folder: Path, **row) -> None:
     (folder / "step").write_text(str(row["step"]))
-    time.sleep(0.01)
+    time.sleep(0.03)
 
 
 def meet(folder: Path) -> None:
@@ -133,7 +134,7 @@ def fail(folder: Path) -> None:
 
 
 ACTIONS = {
-    "both": both,
+    "learn": learned,
     "resume": resume,
     "stall": stall,
     "meet": meet,

@@ -12,8 +12,6 @@ from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.retrieval import Embedder
 
-pytestmark = pytest.mark.optimised
-
 LENGTHS_IN_WORDS = (
     0,
     1,

@@ -13,6 +13,7 @@ from kafjax.models import Decoder
 from kafjax.ops.quantized import FORMATS, quantize_params
 from kafjax.parallel import make_mesh, shardings
 from kafjax.training.task import Task
+from tests import compiling
 from tests.training import multidevice_train as plain
 
 MODEL = plain.MODEL = Decoder(dataclasses.replace(plain.CONFIG, hidden_size=128, mlp_size=64))
@@ -23,6 +24,7 @@ def main() -> None:
     mesh = make_mesh("data:2,fsdp:2,tensor:2")
     params = jax.jit(MODEL.init)(jax.random.key(0))
     for format in FORMATS:
+        compiling.compile_quickly(format != "int8")  # one equality with the programs of a user
         base = quantize_params(params, format)
         mlp = Task.lora(MODEL, base, plain.TRAIN, mesh, 3, SPEC).frozen["layers"]["mlp"]
         up, down = mlp["up_proj"]["kernel"], mlp["down_proj"]["kernel"]

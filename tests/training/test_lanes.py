@@ -93,7 +93,7 @@ def test_fewer_slots_than_lanes_and_lengths_of_their_own(model, params, examples
     more rows or fewer."""
     config = dataclasses.replace(CONFIG, steps=None, epochs=3, batch_rows=2)
     variants = [examples, examples[:13]]
-    lanes = [dataclasses.replace(lane, seed=seed) for seed, lane in enumerate(LANES)]
+    lanes = [dataclasses.replace(lane, seed=seed) for seed, lane in enumerate(LANES[:4])]
     rows = []
     results = train_lanes(
         model, params, variants, config, lanes, slots=2, log=lambda **row: rows.append(row)
