@@ -42,6 +42,11 @@ class Trained(ClosedBook):
         return None
 
     @property
+    def start(self) -> lora.Adapters | None:
+        """Adapters that training goes on from; None to begin with new ones."""
+        return None
+
+    @property
     def params(self) -> trees.Tree:
         if self._params is None:
             raise RuntimeError(f"{self.name} has not learned yet")
@@ -107,6 +112,7 @@ class Trained(ClosedBook):
             run_dir=self.folder,
             log=lambda **row: lab.log(method=self.name, **row),
             label=self.name,
+            start=self.start,
         )
         kept = self.save(result.trainable)
         formula = self.flops(result, round(sum(lengths) / len(lengths)))
