@@ -48,7 +48,7 @@ Step = tuple[Change, ...]
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What there is to know.
+    """Everything that there is to know.
 
     Attributes:
       subjects: with the values that they begin with; the first `n_start` are known from the start,

@@ -6,6 +6,7 @@ import abc
 from collections.abc import Sequence
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.core.progress import Advance, unshown
 from kafjax.core.records import Passage, Prediction, Question
 from kafjax.evaluation.cost import Cost
@@ -57,12 +58,16 @@ class Method(abc.ABC):
     def answer(self, questions: Sequence[Question], advance: Advance = unshown) -> list[Prediction]:
         """Answers questions, in their order, with scores. Call `learn` before."""
 
-    @abc.abstractmethod
     def weigh(
         self, questions: Sequence[Question], replies: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """Computes the log-likelihood (nats) of some replies to each question, their end included,
-        behind the prompt that `answer` asks with. Call `learn` before."""
+        behind the prompt that `answer` asks with. Call `learn` before.
+
+        Raises:
+          UserError: the method has no such prompt.
+        """
+        raise UserError(f"{self.name} cannot tell how likely a reply is")
 
     def cost(self) -> Cost:
         """Returns the cost of learning and of keeping its result. The cost of asking is measured
