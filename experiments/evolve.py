@@ -31,8 +31,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, configs
-from experiments.configs import Evolve
+from experiments import build
+from experiments.evolve_config import PROFILES, Evolve
 from experiments.latency import alone
 from kafjax import hub
 from kafjax.core.config import changed, config_hash
@@ -61,7 +61,7 @@ from kafjax.training.checksum import weights_hash
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What a step cost a way: its update, and the seconds of single queries about new facts."""
+    """Cost of a step to a way: its update, and the seconds of single queries about new facts."""
 
     update: Update
     latencies: list[Amount]
@@ -286,7 +286,7 @@ def _write_results(
 
 def _profile() -> dict[str, Any]:
     # an unknown one is refused by the configuration
-    return configs.EVOLVE_PROFILES.get(flags.FLAGS.profile, {})
+    return PROFILES.get(flags.FLAGS.profile, {})
 
 
 def main() -> None:

@@ -216,9 +216,8 @@ class Generator:
         )
         replies: list[list[Generation]] = [[] for _ in groups]
         longest = max((len(given) for group in tokens for given in group), default=1)
-        at_a_time = max(
-            1, rows_of(longest, self.batch, self.batch_tokens) // max(map(len, groups), default=1)
-        )
+        most = max([1, *map(len, groups)])
+        at_a_time = max(1, rows_of(longest, self.batch, self.batch_tokens) // most)
         for at in range(0, len(by_length), at_a_time):
             chosen = by_length[at : at + at_a_time]
             made = iter(

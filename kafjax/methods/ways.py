@@ -25,7 +25,7 @@ from kafjax.core.records import Corpus
 from kafjax.core.schema import Amount, Count
 from kafjax.corpus.stream import Snapshot
 from kafjax.lora.files import ADAPTER
-from kafjax.methods import BASE, READERS, WEIGHTS, parts
+from kafjax.methods import BASE, READERS, READING, WEIGHTS, parts
 from kafjax.methods.lab import Lab
 from kafjax.methods.lora import LoRA
 from kafjax.methods.method import Method
@@ -80,6 +80,8 @@ def way(name: str) -> Way:
         raise UserError(
             f"'{name}' is told the passage that answers, so it follows no change; choose rag or hyde"
         )
+    if weights in READING:
+        raise UserError(f"'{name}': {weights} learns to read, no facts, so it follows no change")
     if dash and weights == BASE:
         raise UserError(f"'{name}' is never trained; choose lora-{follows} or full-{follows}")
     return Way(name, weights, None if weights == BASE else follows or AGAIN, read_by)

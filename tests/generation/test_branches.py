@@ -40,6 +40,11 @@ GROUPS = [
 ]
 
 
+def test_groups_without_prompts_get_no_replies(model, tokenizer, params):
+    generator = Generator(model, tokenizer)
+    assert generator.generate_branches(params, [[], []], GREEDY) == [[], []]
+
+
 @pytest.mark.parametrize("batch", [32, 4, 1])
 @pytest.mark.parametrize("prefix", [PREFIX, None])
 def test_replies_are_those_of_each_prompt_alone(model, tokenizer, params, batch, prefix):
