@@ -6,6 +6,7 @@ one command, one table, one figure.
     python -m experiments.ablate_depth --corpus=DIR --retriever=hybrid       your own documents, found by meaning and by words
     python -m experiments.ablate_depth --reranker=FOLDER                     the same, read again by a cross-encoder
     python -m experiments.ablate_depth --method=lora+rag                     with weights that are trained first
+    python -m experiments.ablate_depth --method=raft+rag --seeds=0,1,2       with a reader trained among distractors, on other subjects
 
 The first table has a row for each depth: accuracy, recall@k, MRR and nDCG, and the paired
 difference to k=1 and to the best depth; the second one prompt tokens and latency. Intervals and
@@ -19,25 +20,28 @@ question, so its numbers differ.) Worked examples are the same at every depth, k
 compared with the shared ones.
 
 A last table puts the passage with the answer at each place among --places of them, and leaves it
-out: does the model prefer a place, does it abstain, or copy a wrong passage?
+out: does the model prefer a place, does it abstain, or copy a wrong passage? The others are the
+nearest, random ones, or contradict it (--distractors).
 
 The run's folder, runs/NAME, holds config.json, predictions.jsonl (every answer), results.json,
-table.md and depth.png. The same command again goes on where a broken run stopped.
+table.md, depth.png and places.png. The same command again goes on where a broken run stopped; more
+--seeds add to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import build, configs
+from experiments.arranged import answer_shared, at_depths, at_places, prefix_of, write_prompt
 from experiments.compiling import compiling
-from experiments.configs import AblateDepth
+from experiments.depth_config import AblateDepth
 from kafjax import hub
+from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say
 from kafjax.core.records import Passage, Prediction, Question
@@ -52,20 +56,22 @@ from kafjax.core.rundir import (
 )
 from kafjax.core.schema import Amount, Count, read, read_rows
 from kafjax.corpus import open_corpus
+from kafjax.corpus.distractors import (
+    CONTRADICTING,
+    NEAR,
+    RANDOM,
+    contradiction,
+    random_passages,
+)
 from kafjax.evaluation import depth, table
 from kafjax.evaluation.results import headline
-from kafjax.generation import Sampling
-from kafjax.hub.text import Prompt
 from kafjax.methods import BASE, Lab, open_method, parts
 from kafjax.methods.rag import RAG, Found
-from kafjax.prompts import prompt
 from kafjax.retrieval import Hit
 from kafjax.training.checksum import weights_hash
 
 PART = 32
 """Questions that are answered at all depths before their answers are written."""
-SHOTS = 3
-"""Passages in each worked example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +84,21 @@ class Alone:
     asked: Count
 
 
+@dataclasses.dataclass(frozen=True)
+class OfSeed:
+    """Everything that one seed answered: predictions by arrangement, single queries, prompt tokens
+    by how they are computed, and notes: of trained weights, of the retriever, the base's checksum."""
+
+    seed: int
+    answers: dict[str, list[Prediction]]
+    alone: Alone
+    tokens: dict[str, int]
+    notes: tuple[str, str, str]
+
+
 def run(config: AblateDepth) -> dict[str, Any]:
-    """Answers at every depth, resuming what an earlier start of the same run has finished. Returns
-    the contents of results.json.
+    """Answers at every depth with every seed, resuming what an earlier start of the same run has
+    finished. Returns the contents of results.json.
 
     Raises:
       UserError: anything that the user can mend, before the first file is written wherever it can
@@ -89,38 +107,53 @@ def run(config: AblateDepth) -> dict[str, Any]:
     depths = sorted(set(config.depths))
     if not depths or depths[-1] == 0:
         raise UserError("--depths needs a depth of 1 or more, such as --depths=0,1,2,3,5,10,20")
+    seeds = list(dict.fromkeys(config.seeds or (config.settings.seed,)))
     weights, _ = parts(config.method)
-    corpus = open_corpus(config.corpus, config.settings.seed)
-    config = build.with_limit(config, corpus, hub.tokenizer(config.model.model), label="depth")
-    settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
+    corpora = {seed: open_corpus(config.corpus, seed) for seed in seeds}
+    first = corpora[seeds[0]]
+    config = build.with_limit(config, first, hub.tokenizer(config.model.model), label="depth")
     template = build.open_template(config.model.model, config.model.chat)
     where = {
         "prefix": "depth",
-        "also": build.corpus_identity(config.corpus, corpus) | build.chat_identity(template),
+        "also": build.corpus_identity(config.corpus, first) | build.chat_identity(template),
     }
     root, name = Path(config.run.runs), config.run.name
     found = find_run(root, name, config, **where)
-    lab = build.open_lab(
-        config.model, settings, config.mesh, found, corpus, template, trains=weights != BASE
-    )
-    method = open_method(lab, config.method)
-    if not isinstance(method, RAG):
-        raise UserError(
-            f"--method={config.method} searches for nothing, so it has no depth; choose rag, hyde or WEIGHTS+rag"
+    run: Run | None = None
+    answered = []
+    for seed, corpus in corpora.items():
+        own = found if seed == config.settings.seed else Run(found.file(f"seed-{seed}"))
+        settings = dataclasses.replace(
+            changed(config.settings, seed=seed), document_parts=config.corpus.document_parts
         )
-    method.check()
-    questions = _questions(lab, weights, config.n_questions)
-    if not questions:
-        raise UserError(f"{corpus.name} has no questions to ask")
-    run = open_run(root, name, config, **where)
-    say(
-        "depth",
-        f"{corpus.name}: {len(questions)} questions, k = {', '.join(map(str, depths))}; writing to {run.path}",
-    )
-    method.learn()
-    answers = _answer_all(run, method, questions, depths, config.places)
-    alone = _ask_alone(run, method, questions, depths, answers, config.latency_queries)
-    results = _write_results(run, lab, method, questions, depths, answers, alone)
+        lab = build.open_lab(
+            config.model, settings, config.mesh, own, corpus, template, trains=weights != BASE
+        )
+        method = open_method(lab, config.method)
+        if not isinstance(method, RAG):
+            raise UserError(
+                f"--method={config.method} searches for nothing, so it has no depth; choose rag, hyde or WEIGHTS+rag"
+            )
+        method.check()
+        questions = _questions(lab, weights, config.n_questions)
+        if not questions:
+            raise UserError(f"{corpus.name} has no questions to ask")
+        run = run or open_run(root, name, config, **where)
+        say(
+            "depth",
+            f"{corpus.name}, seed {seed}: {len(questions)} questions, k = {', '.join(map(str, depths))}; writing to {own.path}",
+        )
+        method.learn()
+        answers = _answer_all(own, method, questions, depths, config)
+        alone = _ask_alone(own, method, questions, depths, answers, config.latency_queries)
+        n_prefix = method.prefix(prefix_of(lab)).n_tokens
+        deep = [answers[f"k={k}"] for k in depths]
+        tokens = prefill_tokens(list(zip(*deep, strict=True)), n_prefix)
+        trained = "" if weights == BASE else method.weights.note
+        notes = (trained, lab.retriever_note, weights_hash(lab.params))
+        answered.append(OfSeed(seed, answers, alone, tokens, notes))
+    assert run is not None
+    results = _write_results(run, config.method, depths, answered)
     print(f"\n{table.render(all_tables(results), results['notes'])}")
     print(f"Look at {run.path}/depth.png, or at {run.path}/predictions.jsonl for every answer.")
     methods = tuple(dict.fromkeys((config.method, "lora", "full")))
@@ -134,7 +167,7 @@ def run(config: AblateDepth) -> dict[str, Any]:
 
 def _questions(lab: Lab, weights: str, most: int | None) -> list[Question]:
     """Lists what is asked: all questions of the corpus, or where weights are trained those about
-    subjects they were not asked about."""
+    subjects that no training question is about."""
     questions = list(lab.corpus.questions)
     if weights != BASE:
         split = headline({question.split for question in questions})
@@ -144,81 +177,12 @@ def _questions(lab: Lab, weights: str, most: int | None) -> list[Question]:
     return [questions[i * len(questions) // most] for i in range(most)]
 
 
-def write_prompt(
-    lab: Lab, question: Question, passages: Sequence[Passage]
-) -> tuple[Prompt, tuple[Passage, ...]]:
-    """Writes the question behind passages, the first one first. Returns the prompt and the passages
-    that the model's context holds."""
-    generator, write = lab.generator, lab.prompts
-    room = (
-        lab.model.config.max_length
-        - lab.settings.generation.limit
-        - generator.count(prefix_of(lab))
-        - 1
-    )
-    reading = functools.partial(write.reading, best_last=False)
-    kept = prompt.fit(question.text, [p.text for p in passages], room, generator.count, reading)
-    return reading(question.text, kept), tuple(passages[: len(kept)])
-
-
-def prefix_of(lab: Lab) -> Prompt:
-    """The worked examples before every question, whatever its depth."""
-    return lab.prompts.reading_prefix(SHOTS, best_last=False)
-
-
-def at_depths(hits: Sequence[Hit], depths: Sequence[int]) -> dict[str, list[Passage]]:
-    """Lists the first k passages for each depth, by the name of the depth."""
-    return {f"k={k}": [hit.passage for hit in hits[:k]] for k in depths}
-
-
-def at_places(
-    hits: Sequence[Hit], gold: Sequence[Passage], places: int
-) -> dict[str, list[Passage]]:
-    """Puts the first gold passage at each place among the best others, and leaves it out. Empty
-    where there are too few others."""
-    ids = {passage.id for passage in gold}
-    others = [hit.passage for hit in hits if hit.passage.id not in ids][:places]
-    if not (gold and places and len(others) == places):
-        return {}
-    put = {
-        f"gold at {i + 1}": [*others[:i], gold[0], *others[i : places - 1]] for i in range(places)
-    }
-    return {**put, "no gold": others}
-
-
-def answer_shared(
+def _answer_all(
+    run: Run,
     method: RAG,
     questions: Sequence[Question],
-    found: Found,
-    arranged: Sequence[dict[str, list[Passage]]],
-) -> list[list[Prediction]]:
-    """Answers each question once for each arrangement of its passages, from one prefill for all
-    that begin alike."""
-    lab = method.lab
-    written = [
-        [(name, *write_prompt(lab, question, passages)) for name, passages in of_question.items()]
-        for question, of_question in zip(questions, arranged, strict=True)
-    ]
-    sampling = Sampling(max_new_tokens=lab.settings.generation.limit, seed=lab.settings.seed)
-    groups = [[asked for _, asked, _ in of_question] for of_question in written]
-    replies = lab.generator.generate_branches(
-        method.params, groups, sampling, method.prefix(prefix_of(lab))
-    )
-    answered = []
-    for question, calls, of_question, of_reply in zip(
-        questions, found.calls, written, replies, strict=True
-    ):
-        answered.append([])
-        for (name, _, passages), reply in zip(of_question, of_reply, strict=True):
-            # nothing is searched for no passage
-            before, seconds = (calls, found.seconds) if passages else ([], {})
-            prediction = method.prediction(question, [*before, reply], passages, **seconds)
-            answered[-1].append(dataclasses.replace(prediction, method=name))
-    return answered
-
-
-def _answer_all(
-    run: Run, method: RAG, questions: Sequence[Question], depths: Sequence[int], places: int
+    depths: Sequence[int],
+    config: AblateDepth,
 ) -> dict[str, list[Prediction]]:
     """Answers part by part; a part whose file is there was answered by an earlier start. Returns
     predictions by arrangement."""
@@ -230,13 +194,14 @@ def _answer_all(
             file = run.file("answers") / f"{at:06d}.jsonl"
             if not file.exists():
                 gold = [[by_id[id] for id in question.passages] for question in asked]
-                found = method.find(asked, max(depths[-1], places + max(map(len, gold))))
+                wanted = config.places + 1 + max(map(len, gold))
+                found = method.find(asked, max(depths[-1], wanted))
                 deep = answer_shared(
                     method, asked, found, [at_depths(hits, depths) for hits in found.hits]
                 )
                 put = [
-                    at_places(hits, of_question, places)
-                    for hits, of_question in zip(found.hits, gold, strict=True)
+                    _placed(method.lab, question, of_question, hits, config)
+                    for question, hits, of_question in zip(asked, found.hits, gold, strict=True)
                 ]
                 placed = answer_shared(method, asked, found, put)
                 write_jsonl(
@@ -251,6 +216,42 @@ def _answer_all(
                 answers.setdefault(prediction.method, []).append(prediction)
             bar.advance(len(asked), "answering")
     return answers
+
+
+def _placed(
+    lab: Lab,
+    question: Question,
+    gold: Sequence[Passage],
+    hits: Sequence[Hit],
+    config: AblateDepth,
+) -> dict[str, list[Passage]]:
+    """Puts the first gold passage at each place among each kind of others, by `KIND: PLACE`."""
+    ids, seed = {passage.id for passage in gold}, lab.settings.seed
+    near = [hit.passage for hit in hits if hit.passage.id not in ids]
+    others = {
+        NEAR: lambda: near,
+        RANDOM: lambda: random_passages(question, lab.corpus.passages, config.places, seed),
+        CONTRADICTING: lambda: [*_contradiction(lab, question, gold, near), *near],
+    }
+    first = gold[0] if gold else None
+    return {
+        f"{kind}: {place}": passages
+        for kind in (config.distractors if config.places else ())
+        for place, passages in at_places(first, others[kind](), config.places).items()
+    }
+
+
+def _contradiction(
+    lab: Lab, question: Question, gold: Sequence[Passage], near: list[Passage]
+) -> list[Passage]:
+    """Returns a passage that contradicts the gold one; none, and no others either, where it cannot
+    be made."""
+    made = (
+        contradiction(question, gold[0], lab.corpus.questions, lab.settings.seed) if gold else None
+    )
+    if made is None:
+        near.clear()
+    return [] if made is None else [made]
 
 
 def _ask_alone(
@@ -322,42 +323,59 @@ def prefill_tokens(predictions: Sequence[Sequence[Prediction]], n_prefix: int) -
 
 
 def _write_results(
-    run: Run,
-    lab: Lab,
-    method: RAG,
-    questions: Sequence[Question],
-    depths: Sequence[int],
-    answers: dict[str, list[Prediction]],
-    alone: Alone,
+    run: Run, method: str, depths: Sequence[int], answered: Sequence[OfSeed]
 ) -> dict[str, Any]:
-    subjects = {question.id: question.subject or question.id for question in questions}
-    deep = {k: answers[f"k={k}"] for k in depths}
-    results = depth.collect(deep, subjects, {k: alone.seconds[str(k)] for k in depths})
-    placed = {name: rows for name, rows in answers.items() if not name.startswith("k=")}
-    results["places"] = depth.collect_places(
-        placed, subjects, {p.id: p.text for p in lab.corpus.passages}
-    )
-    tokens = prefill_tokens(
-        list(zip(*deep.values(), strict=True)), method.prefix(prefix_of(lab)).n_tokens
-    )
+    names = dict.fromkeys(name for one in answered for name in one.answers)
+    by_name = {
+        name: {one.seed: one.answers[name] for one in answered if name in one.answers}
+        for name in names
+    }
+    latencies = {
+        k: [seconds for one in answered for seconds in one.alone.seconds[str(k)]] for k in depths
+    }
+    results = depth.collect({k: by_name[f"k={k}"] for k in depths}, latencies)
+    placed = {
+        tuple(name.split(": ")): trials
+        for name, trials in by_name.items()
+        if not name.startswith("k=")
+    }
+    results["places"] = depth.collect_places(placed)
+    tokens = {
+        way: sum(one.tokens[way] for one in answered)
+        for way in ("alone", "behind_examples", "shared")
+    }
     times, behind = (tokens[name] / tokens["shared"] for name in ("alone", "behind_examples"))
+    asked, identical = (
+        sum(getattr(one.alone, name) for one in answered) for name in ("asked", "identical")
+    )
+    trained, found_by, checksum = answered[0].notes
     notes = [
-        f"{method.name}: passages found by {lab.retriever_note}, in the order of their rank, the best first",
+        f"{method}: passages found by {found_by}, in the order of their rank, the best first",
+        *([f"read by: {trained}"] if trained else []),
         f"prefill: {tokens['shared']:,} prompt tokens computed instead of {tokens['alone']:,}, {times:.1f} times fewer; "
         f"{behind:.2f} times fewer than behind worked examples that are computed once",
-        f"replies of {alone.asked} prompts asked alone: {alone.identical} identical",
+        f"replies of {asked} prompts asked alone: {identical} identical",
     ]
     results |= {
+        "seeds": [one.seed for one in answered],
         "prefill_tokens": tokens,
-        "alone": {"asked": alone.asked, "identical": alone.identical},
+        "alone": {"asked": asked, "identical": identical},
         "notes": notes,
+        "environment": environment() | {"weights": checksum},
     }
-    results |= {"environment": environment() | {"weights": weights_hash(lab.params)}}
     write_jsonl(
-        run.file("predictions.jsonl"), [p.to_json() for rows in answers.values() for p in rows]
+        run.file("predictions.jsonl"),
+        [
+            {"seed": one.seed, **p.to_json()}
+            for one in answered
+            for rows in one.answers.values()
+            for p in rows
+        ],
     )
     write_atomic(run.file("table.md"), table.render(all_tables(results), notes))
     depth.draw(results, run.file("depth.png"))
+    if results["places"]:
+        depth.draw_places(results["places"], run.file("places.png"))
     write_json(run.file("results.json"), results)  # last: a run with this file is whole
     return results
 

@@ -4,11 +4,10 @@ read, not run again."""
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.compiling import compiling
+from experiments.latency import alone
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say
 from kafjax.core.records import Corpus, Prediction, Question
@@ -65,17 +64,9 @@ def _latencies(method: Method, questions: Sequence[Question], n: int) -> list[di
     told = "one at a time, for the latency"
     with Progress(method.name, len(chosen), unit="query", text=told) as bar:
         for question in chosen:
-            with compiling() as compiled:
-                latency = _latency(method, question)
-            latencies.append(_latency(method, question) if compiled else latency)
+            latencies.append(alone(method, question))
             bar.advance(1)
     return latencies
-
-
-def _latency(method: Method, question: Question) -> dict[str, float]:
-    began = time.perf_counter()
-    (prediction,) = method.answer([question])
-    return {**prediction.seconds, "total": time.perf_counter() - began}
 
 
 def _with_queries(

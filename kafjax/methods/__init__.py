@@ -20,6 +20,7 @@ from kafjax.methods.lora import LoRA
 from kafjax.methods.method import Method
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.rag import RAG
+from kafjax.methods.reading import READING, Reading
 from kafjax.methods.settings import REPLAY, TRAIN, Settings
 
 BASE = "base"
@@ -27,6 +28,7 @@ WEIGHTS: dict[str, Callable[[Lab, str], Method]] = {
     BASE: Base,
     **dict.fromkeys(VARIANTS, LoRA),
     "full": Full,
+    **dict.fromkeys(READING, Reading),
 }
 READERS: dict[str, Callable[[Lab, str, Method], Method]] = {
     "oracle": Oracle,
@@ -98,6 +100,7 @@ def in_running_order(names: list[str]) -> list[str]:
 __all__ = [
     "METHODS",
     "READERS",
+    "READING",
     "REPLAY",
     "TRAIN",
     "WEIGHTS",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
 from kafjax.core.progress import Advance, unshown, waiting
-from kafjax.core.records import Corpus
+from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
 from kafjax.core.schema import Amount, Count, read
 from kafjax.evaluation.cost import DecoderShape, encoder_flops
@@ -85,6 +85,15 @@ class Lab:
     progress: Callable[[str, int], Any]
     prompts: Prompts = prompt
     index: Path | None = None
+
+    def over(self, corpus: Corpus, folder: Path) -> Lab:
+        """Returns a lab with the same models over another corpus, which keeps what it learns in
+        `folder`. Models that are loaded stay loaded."""
+        other = dataclasses.replace(self, corpus=corpus, folder=folder)
+        for name in ("generator", "embedder", "scorer"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        return other
 
     @property
     def embedder_name(self) -> str:
@@ -172,7 +181,7 @@ class Lab:
             {
                 "seconds": seconds,
                 "engine": config.retriever if store.index is None else store.index.engine,
-                "flops": 0.0 if store.index is None else self._embedding_flops(),
+                "flops": 0.0 if store.index is None else self.embedding_flops(passages),
                 "peak_memory_bytes": peak.n_bytes,
             },
         )
@@ -237,20 +246,21 @@ class Lab:
             engine, flops = (
                 (LEXICAL, 0.0)
                 if self.store.index is None
-                else (self.store.index.engine, self._embedding_flops())
+                else (self.store.index.engine, self.embedding_flops(self.corpus.passages))
             )
             return IndexRecord(seconds=0.0, engine=engine, flops=flops, peak_memory_bytes=0)
         path = self.folder / "index" / "built.json"
         return read(IndexRecord, path, fix=f"delete {path.parent} to build it again")
 
-    def _embedding_flops(self) -> float:
+    def embedding_flops(self, passages: Sequence[Passage]) -> float:
+        """Computes the FLOPs of embedding passages, by formula."""
         model, params = hub.load(self.embedder_name)
         kernels = {
             path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("kernel")
         }
         lengths = [
             min(n, self.embedder.max_length)
-            for n in self.embedder.lengths([p.text for p in self.corpus.passages])
+            for n in self.embedder.lengths([p.text for p in passages])
         ]
         config = model.config
         return sum(

@@ -6,6 +6,7 @@ import abc
 from collections.abc import Sequence
 
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.core.progress import Advance, unshown
 from kafjax.core.records import Passage, Prediction, Question
 from kafjax.evaluation.cost import Cost
@@ -57,6 +58,17 @@ class Method(abc.ABC):
     def answer(self, questions: Sequence[Question], advance: Advance = unshown) -> list[Prediction]:
         """Answers questions, in their order, with scores. Call `learn` before."""
 
+    def weigh(
+        self, questions: Sequence[Question], replies: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Computes the log-likelihood (nats) of some replies to each question, their end included,
+        behind the prompt that `answer` asks with. Call `learn` before.
+
+        Raises:
+          UserError: the method has no such prompt.
+        """
+        raise UserError(f"{self.name} cannot tell how likely a reply is")
+
     def cost(self) -> Cost:
         """Returns the cost of learning and of keeping its result. The cost of asking is measured
         from predictions."""
@@ -74,6 +86,17 @@ class Method(abc.ABC):
         sampling = Sampling(max_new_tokens=max_new_tokens, seed=self.lab.settings.seed)
         return self.lab.generator.generate(
             self.params, prompts, sampling, self.prefix(prefix), advance
+        )
+
+    def likelihoods(
+        self, prefix: Prompt, prompts: Sequence[Prompt], replies: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Computes the log-likelihood (nats) of some replies to each prompt. All begin with
+        `prefix`."""
+        write = self.lab.prompts
+        written = [[write.answer(text) for text in of_prompt] for of_prompt in replies]
+        return self.lab.generator.log_likelihoods(
+            self.params, prompts, written, self.prefix(prefix)
         )
 
     def prefix(self, text: Prompt) -> Prefix:
@@ -98,12 +121,17 @@ class ClosedBook(Method):
     """Answers from the weights alone."""
 
     def answer(self, questions, advance=unshown):
-        write = self.lab.prompts
-        prompts = [write.closed_book(question.text) for question in questions]
         replies = self.generate(
-            write.closed_book_prefix(), prompts, self.lab.settings.generation.limit, advance
+            *self._asked(questions), self.lab.settings.generation.limit, advance
         )
         return [
             self.prediction(question, [reply])
             for question, reply in zip(questions, replies, strict=True)
         ]
+
+    def weigh(self, questions, replies):
+        return self.likelihoods(*self._asked(questions), replies)
+
+    def _asked(self, questions: Sequence[Question]) -> tuple[Prompt, list[Prompt]]:
+        write = self.lab.prompts
+        return write.closed_book_prefix(), [write.closed_book(q.text) for q in questions]

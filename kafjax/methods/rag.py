@@ -12,6 +12,7 @@ from kafjax.core.records import Passage, Prediction, Question
 from kafjax.core.stopwatch import stages
 from kafjax.evaluation.cost import Cost
 from kafjax.generation import Generation
+from kafjax.hub.text import Prompt
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import Method
 from kafjax.prompts import prompt
@@ -55,6 +56,24 @@ class Reader(Method):
     ) -> list[Prediction]:
         """Answers each question from its passages, best first. `earlier` are calls already made for
         it, `seconds` stages already run."""
+        prefix, prompts, fitted = self.write(questions, passages, n_passages)
+        replies = self.generate(prefix, prompts, self.lab.settings.generation.limit, advance)
+        earlier = earlier or [[]] * len(questions)
+        return [
+            self.prediction(question, [*before, reply], found[:n_kept], **seconds)
+            for question, reply, found, n_kept, before in zip(
+                questions, replies, passages, fitted, earlier, strict=True
+            )
+        ]
+
+    def write(
+        self,
+        questions: Sequence[Question],
+        passages: Sequence[Sequence[Passage]],
+        n_passages: int,
+    ) -> tuple[Prompt, list[Prompt], list[int]]:
+        """Writes the prompts of questions behind their passages, best first. Returns what all begin
+        with, the prompts, and how many passages of each the model's context holds."""
         generator, settings, write = self.lab.generator, self.lab.settings, self.lab.prompts
         prefix = write.reading_prefix(n_passages)
         room = (
@@ -80,14 +99,7 @@ class Reader(Method):
             write.reading(question.text, kept)
             for question, kept in zip(questions, fitted, strict=True)
         ]
-        replies = self.generate(prefix, prompts, settings.generation.limit, advance)
-        earlier = earlier or [[]] * len(questions)
-        return [
-            self.prediction(question, [*before, reply], found[: len(kept)], **seconds)
-            for question, reply, found, kept, before in zip(
-                questions, replies, passages, fitted, earlier, strict=True
-            )
-        ]
+        return prefix, prompts, [len(kept) for kept in fitted]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +148,12 @@ class RAG(Reader):
         found = self.find(questions, k)
         passages = [[hit.passage for hit in hits] for hits in found.hits]
         return self.read(questions, passages, k, found.calls, advance, **found.seconds)
+
+    def weigh(self, questions, replies):
+        k = self.lab.settings.retrieval.k
+        passages = [[hit.passage for hit in hits] for hits in self.find(questions, k).hits]
+        prefix, prompts, _ = self.write(questions, passages, k)
+        return self.likelihoods(prefix, prompts, replies)
 
     def cost(self) -> Cost:
         cost, record = super().cost(), self.lab.index_record

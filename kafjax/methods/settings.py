@@ -42,6 +42,18 @@ class Settings(Config):
         "Training: share of examples about other matters mixed in. It softens forgetting.",
         **REPLAY,
     )
+    raft_gold: float = option(
+        0.8,
+        "raft: share of its training examples in which a passage answers.",
+        least=0,
+        most=1,
+        added=True,
+    )
+    raft_abstains: bool = option(
+        False,
+        "raft: where no passage answers, the reply that it learns is 'unknown' instead of the answer.",
+        added=True,
+    )
     document_parts: int = 1
 
     @property

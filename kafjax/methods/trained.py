@@ -15,7 +15,7 @@ from kafjax.evaluation.cost import Cost
 from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
-from kafjax.training import TrainConfig, TrainResult, discard_checkpoints, train
+from kafjax.training import Example, TrainConfig, TrainResult, discard_checkpoints, train
 from kafjax.training.took import Took
 
 
@@ -39,6 +39,18 @@ class Trained(ClosedBook):
     @property
     def spec(self) -> lora.Spec | None:
         """The adapter's spec; None where all weights are trained."""
+        return None
+
+    def examples(self) -> list[list[Example]]:
+        """Makes what is trained on: lists of examples, one an epoch, in turn."""
+        lab = self.lab
+        return training_examples(
+            lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts
+        )
+
+    @property
+    def start(self) -> lora.Adapters | None:
+        """Adapters that training goes on from; None to begin with new ones."""
         return None
 
     @property
@@ -95,9 +107,7 @@ class Trained(ClosedBook):
 
     def _train(self) -> None:
         lab = self.lab
-        variants = training_examples(
-            lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts
-        )
+        variants = self.examples()
         lengths = [len(example.tokens) for examples in variants for example in examples]
         result = train(
             lab.model,
@@ -109,6 +119,7 @@ class Trained(ClosedBook):
             run_dir=self.folder,
             log=lambda **row: lab.log(method=self.name, **row),
             label=self.name,
+            start=self.start,
         )
         kept = self.save(result.trainable)
         formula = self.flops(result, round(sum(lengths) / len(lengths)))

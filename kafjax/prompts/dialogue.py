@@ -46,8 +46,9 @@ class Dialogue:
     def hyde(self, question: str) -> Marked:
         return self._last(_hyde(question))
 
-    def without_prefix(self, question: str) -> Marked:
-        return self.template.asked([question.strip()])
+    def without_prefix(self, question: str, passages: Sequence[str] = ()) -> Marked:
+        asked = _reading(question, passages, best_last=True) if passages else question.strip()
+        return self.template.asked([asked])
 
     def answer(self, text: str) -> Marked:
         return self.template.reply(text.strip())

@@ -40,8 +40,9 @@ class Prompts(Protocol):
 
     def hyde(self, question: str) -> Prompt: ...
 
-    def without_prefix(self, question: str) -> Prompt:
-        """A closed-book question without worked examples, as it is trained."""
+    def without_prefix(self, question: str, passages: Sequence[str] = ()) -> Prompt:
+        """A question without worked examples, as it is trained: closed-book, or behind passages,
+        given best first."""
 
     def answer(self, text: str) -> Prompt:
         """An answer behind any of these, with what ends it."""
@@ -63,8 +64,8 @@ def closed_book(question: str) -> str:
     return QUESTION.format(question)
 
 
-def without_prefix(question: str) -> str:
-    return closed_book(question)
+def without_prefix(question: str, passages: Sequence[str] = ()) -> str:
+    return reading(question, passages)
 
 
 def answer(text: str) -> str:
@@ -186,8 +187,8 @@ class Plain:
     def hyde(self, question: str) -> str:
         return hyde(question)
 
-    def without_prefix(self, question: str) -> str:
-        return without_prefix(question)
+    def without_prefix(self, question: str, passages: Sequence[str] = ()) -> str:
+        return without_prefix(question, passages)
 
     def answer(self, text: str) -> str:
         return answer(text)

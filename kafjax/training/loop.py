@@ -70,6 +70,7 @@ def train(
     log: Log | None = None,
     label: str = "train",
     donate: bool = False,
+    start: lora.Adapters | None = None,
 ) -> TrainResult:
     """Trains all parameters of `model`, or with `spec` a LoRA adapter. `params` stays as it was,
     unless it is donated.
@@ -87,9 +88,10 @@ def train(
       label: names this training in messages and logs.
       donate: hands the memory of the trainable part of `params` to the training. Its arrays cannot
         be read afterwards.
+      start: adapters of `spec` to go on from; by default new ones are drawn.
 
     Raises:
-      UserError: nothing to train on, tokens beyond the vocabulary, sizes that do not fit the mesh,
+      UserError: nothing to train on, adapters to go on from that are none of `spec`, tokens beyond the vocabulary, sizes that do not fit the mesh,
         a loss that is no longer finite, a checkpoint of another training in `run_dir`, a disk that
         takes no checkpoint.
       Preempted: SIGTERM came, and the step that it came in is saved, if checkpoints are. In all
@@ -106,7 +108,7 @@ def train(
         if spec is None:
             task = Task.full(model, params, config, mesh, n_steps, donate)
         else:
-            task = Task.lora(model, params, config, mesh, n_steps, spec)
+            task = Task.lora(model, params, config, mesh, n_steps, spec, start)
         restored = None if checkpoints is None else checkpoints.restore(task.abstract)
         begin: tuple[TrainState, dict[str, Any]] = restored or (
             task.new_state(),

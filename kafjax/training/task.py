@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import trees
+from kafjax.core.errors import UserError
 from kafjax.lora import Spec
 from kafjax.models import Decoder
 from kafjax.ops.loss import even_chunk
@@ -130,12 +131,23 @@ class Task:
         mesh: Mesh,
         n_steps: int,
         spec: Spec,
+        start: Any = None,
     ) -> Task:
-        """Makes the task of training a LoRA adapter, drawn from `config.seed`, beside `params`,
-        which may be quantised (`ops.quantized`).
+        """Makes the task of training a LoRA adapter, drawn from `config.seed` or going on from the
+        adapters `start`, beside `params`, which may be quantised (`ops.quantized`).
 
-        PiSSA and OLoRA train beside the residual base: a second copy of the adapted kernels.
+        PiSSA and OLoRA train beside the residual base: a second copy of the adapted kernels. They
+        cannot go on: what they have left is an ordinary adapter of twice the rank.
+
+        Raises:
+          UserError: `start` is none of `spec` for these `params`, or `spec` changes the base.
         """
+        if start is not None:
+            if spec.changes_base:
+                raise UserError(
+                    f"init={spec.init!r} cannot go on from an adapter; train it anew, or go on with init='lora'"
+                )
+            lora.check(params, start, spec)
 
         def attach(adapters: Any, base: Any, key: Any) -> Any:
             return lora.attach(base, adapters, spec, key)
@@ -151,6 +163,8 @@ class Task:
         initial = program(params) if spec.changes_base and not _is_abstract(params) else None
 
         def draw() -> Any:
+            if start is not None:
+                return jax.tree.map(jnp.copy, start)
             return program(params) if initial is None else jax.tree.map(jnp.copy, initial)
 
         def finished(adapters: Any) -> tuple[Any, Spec | None]:

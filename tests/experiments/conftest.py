@@ -61,6 +61,7 @@ compare, answer, finetune, build_index, sweep_lora = map(
     _main, ("compare", "answer", "finetune", "build_index", "sweep_lora")
 )
 plan_pod = _main("plan_pod")
+evolve = _main("evolve")
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ablate_depth, build
-from experiments.configs import AblateDepth
+from experiments import ablate_depth, arranged, build
+from experiments.depth_config import AblateDepth
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage, Prediction
 from kafjax.core.rundir import Run
 from kafjax.corpus import open_corpus
+from kafjax.corpus.distractors import DISTRACTORS
 from kafjax.methods import open_method
-from kafjax.retrieval import Hit
 
 TINY = {"engine": "exact", "max_new_tokens": 4, "latency_queries": 1, "batch": 16, "places": 2}
 DEPTHS = (0, 1, 2, 5)
@@ -66,17 +66,18 @@ def test_a_row_a_depth_with_quality_cost_and_comparisons(config, results):
     predictions = [
         json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()
     ]
-    expected = {**{f"k={k}": k for k in DEPTHS}, "gold at 1": 2, "gold at 2": 2, "no gold": 2}
+    placed = [(kind, place) for kind in DISTRACTORS for place in ("1", "2", "none")]
+    expected = {f"k={k}": k for k in DEPTHS} | {": ".join(one): 2 for one in placed}
     assert {p["method"]: len(p["passages"]) for p in predictions} == expected
-    assert [row["place"] for row in results["places"]] == ["gold at 1", "gold at 2", "no gold"]
-    assert all(
-        p["passages"][0] in p["gold_passages"] for p in predictions if p["method"] == "gold at 1"
-    )
-    assert not any(
-        set(p["passages"]) & set(p["gold_passages"])
-        for p in predictions
-        if p["method"] == "no gold"
-    )
+    assert [(row["distractors"], row["place"]) for row in results["places"]] == placed
+    assert (folder / "places.png").stat().st_size > 5_000
+    for p in predictions:
+        kind, _, place = p["method"].partition(": ")
+        if place:
+            gold = [i for i, id in enumerate(p["passages"], 1) if id in p["gold_passages"]]
+            assert gold == ([] if place == "none" else [int(place)])
+        others = [id for id in p["passages"] if id.endswith("/contradicting")]
+        assert len(others) == (kind == "contradicting")
 
 
 def test_replies_are_those_of_separate_runs(config, results):
@@ -90,19 +91,21 @@ def test_replies_are_those_of_separate_runs(config, results):
     questions = lab.corpus.questions
     by_id = {passage.id: passage for passage in lab.corpus.passages}
     found = rag.find(questions, 6)
-    deep = [ablate_depth.at_depths(hits, DEPTHS) for hits in found.hits]
+    deep = [arranged.at_depths(hits, DEPTHS) for hits in found.hits]
     placed = [
-        ablate_depth.at_places(hits, [by_id[id] for id in q.passages], 3)
+        arranged.at_places(
+            by_id[q.passages[0]], [h.passage for h in hits if h.passage.id not in q.passages], 3
+        )
         for q, hits in zip(questions, found.hits, strict=True)
     ]
-    for arranged in (deep, placed):
-        shared = ablate_depth.answer_shared(rag, questions, found, arranged)
-        for question, of_question, predictions in zip(questions, arranged, shared, strict=True):
+    for of_all in (deep, placed):
+        shared = arranged.answer_shared(rag, questions, found, of_all)
+        for question, of_question, predictions in zip(questions, of_all, shared, strict=True):
             prompts = [
-                ablate_depth.write_prompt(lab, question, passages)[0]
+                arranged.write_prompt(lab, question, passages)[0]
                 for passages in of_question.values()
             ]
-            replies = rag.generate(ablate_depth.prefix_of(lab), prompts, 4)
+            replies = rag.generate(arranged.prefix_of(lab), prompts, 4)
             assert [(p.answer, p.prompt_tokens) for p in predictions] == [
                 (r.text.strip(), r.prompt_tokens) for r in replies
             ]
@@ -110,18 +113,43 @@ def test_replies_are_those_of_separate_runs(config, results):
 
 def test_the_passage_with_the_answer_is_put_at_each_place_and_left_out():
     gold, *others = (Passage(id, id) for id in "gabcd")
-    hits = [Hit(passage, 0.0) for passage in (others[0], gold, *others[1:])]
-    put = ablate_depth.at_places(hits, [gold], 3)
+    put = arranged.at_places(gold, others, 3)
     assert {name: "".join(p.id for p in passages) for name, passages in put.items()} == {
-        **{"gold at 1": "gab", "gold at 2": "agb", "gold at 3": "abg"},
-        "no gold": "abc",
+        **{"1": "gab", "2": "agb", "3": "abg"},
+        "none": "abc",
     }
     assert (
-        ablate_depth.at_places(hits, [], 3)
-        == ablate_depth.at_places(hits, [gold], 0)
-        == ablate_depth.at_places(hits, [gold], 5)
+        arranged.at_places(None, others, 3)
+        == arranged.at_places(gold, others, 0)
+        == arranged.at_places(gold, others, 5)
         == {}
     )
+
+
+def test_more_seeds_add_to_a_run_and_are_put_into_one_table(config, results):
+    more = ablate_depth.run(changed(config, seeds=(0, 1)))
+    assert more["seeds"] == [0, 1] and results["seeds"] == [0]
+    n = [one["depths"][0]["n_questions"] for one in (results, more)]
+    assert n[1] == 2 * n[0]
+    # a folder of documents asks every seed the same: their subjects are the same, too
+    assert more["depths"][0]["accuracy"]["n"] == results["depths"][0]["accuracy"]["n"]
+    folder = Path(config.run.runs) / "depth"
+    assert list((folder / "seed-1" / "answers").iterdir()) and not (folder / "seed-0").exists()
+
+
+def test_a_reader_among_distractors_is_trained_first_and_asked_about_others(config, world):
+    trained = changed(
+        config,
+        **{"method": "raft+rag", "name": "raft", "depths": (0, 1), "places": 0},
+        **{"epochs": 1, "rank": 4, "seq_len": 128, "batch_rows": 4, "raft_abstains": True},
+    )
+    found = ablate_depth.run(trained)
+    assert [row["k"] for row in found["depths"]] == [0, 1] and found["places"] == []
+    assert "5 passages, in 80% with the one that answers, else 'unknown'" in found["notes"][1]
+    asked = open_corpus(config.corpus, 0)
+    trained_on = {q.passages for q in asked.training_questions}
+    rows = (Path(config.run.runs) / "raft" / "predictions.jsonl").read_text().splitlines()
+    assert rows and not {tuple(json.loads(row)["gold_passages"]) for row in rows} & trained_on
 
 
 def test_a_broken_run_goes_on_where_it_stopped(config, results):

@@ -12,6 +12,8 @@ import pytest
 from absl import flags
 
 from experiments import build, compare, configs
+from experiments.depth_config import AblateDepth
+from experiments.evolve_config import Evolve
 from kafjax.core.config import changed, define, from_flags, identity, leaves, read_record
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import find_run
@@ -199,7 +201,8 @@ MAINS = (
         configs.Answer,
         configs.Finetune,
         configs.SweepLora,
-        configs.AblateDepth,
+        AblateDepth,
+        Evolve,
         configs.PlanPod,
     ),
     *(configs.BuildIndex, configs.PackRows, configs.BuildDataset),

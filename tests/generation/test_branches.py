@@ -40,6 +40,11 @@ GROUPS = [
 ]
 
 
+def test_groups_without_prompts_get_no_replies(model, tokenizer, params):
+    generator = Generator(model, tokenizer)
+    assert generator.generate_branches(params, [[], []], GREEDY) == [[], []]
+
+
 @pytest.fixture(scope="module")
 def replies_alone(generator, params):
     """`replies_alone(prefix)`: replies to the prompts of each group, generated once per prefix."""
