@@ -149,7 +149,7 @@ def draw(
             for subject in newcomers
             for name, value in subject.facts.items()
         ]
-        free = sorted(key for key in state if not subjects[key[0]].trained)
+        free = sorted(key for key in state if not subjects[key[0]].asked_in_training)
         rng.shuffle(free)
         edits: list[Change] = []
         for key in free:

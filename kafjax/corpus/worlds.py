@@ -95,7 +95,7 @@ def factbook_world(
             facts={
                 name: (before if number < n_start else after)[code].facts[name] for name in names
             },
-            trained=number < n_start and number % 2 == 0,
+            asked_in_training=number < n_start and number % 2 == 0,
         )
         for number, code in enumerate(codes[: n_start + n_later])
     )
@@ -112,6 +112,6 @@ def factbook_world(
 
 def _untrained_later(everyone: Sequence[Subject], n_start: int) -> tuple[Subject, ...]:
     return tuple(
-        Subject(person.id, person.name, person.facts, person.trained and number < n_start)
+        Subject(person.id, person.name, person.facts, person.asked_in_training and number < n_start)
         for number, person in enumerate(everyone)
     )

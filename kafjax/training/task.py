@@ -147,7 +147,7 @@ class Task:
                 raise UserError(
                     f"init={spec.init!r} cannot go on from an adapter; train it anew, or go on with init='lora'"
                 )
-            lora.check(params, start, spec)
+            lora.check_adapters(params, start, spec)
 
         def attach(adapters: Any, base: Any, key: Any) -> Any:
             return lora.attach(base, adapters, spec, key)

@@ -94,7 +94,7 @@ def test_more_steps_change_no_earlier_one(sizes):
 @given(SIZES)
 def test_subjects_with_training_questions_never_change_and_values_never_come_back(sizes):
     world, steps = make(sizes)
-    trained = {subject.id for subject in world.subjects if subject.trained}
+    trained = {subject.id for subject in world.subjects if subject.asked_in_training}
     had = {key: [value] for key, value in start(world).items()}
     for step in steps:
         for change in step:
