@@ -79,7 +79,8 @@ def refuse_address(path: Path | str, what: str) -> None:
     first = Path(path).parts[:1]
     # pathlib makes `gs:/bucket` of an address that was not opened by `as_path`
     if is_address(path) or (first and len(first[0]) > 2 and first[0].endswith(":")):
-        raise UserError(f"'{path}' is an address: {what}")
+        address = path if is_address(path) else str(path).replace(":/", "://", 1)
+        raise UserError(f"'{address}' is an address: {what}")
 
 
 def absolute(path: Path) -> Path:
