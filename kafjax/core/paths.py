@@ -128,6 +128,12 @@ def read(path: Path) -> bytes:
         return cast(bytes, _fs(path).cat_file(str(path)))
 
 
+def exists(path: Path) -> bool:
+    """True if there is a file or folder. Raises `OSError` where that cannot be known."""
+    with telling(path):
+        return path.exists()
+
+
 def size(path: Path) -> int:
     """Returns the bytes of a file. Raises `OSError`."""
     if not is_address(path):
@@ -242,7 +248,7 @@ def telling(path: Path) -> Generator[None]:
     """Raises as `OSError` whatever the clients of buckets raise, in one line."""
     try:
         yield
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:
         raise OSError(_reason(error)) from error
