@@ -15,8 +15,8 @@ that of full fine-tuning. Out of memory? Keep --batch_rows and raise --accumulat
 step in so many parts. The model forgets what it does not see: --replay mixes other matters in.
 
 On many hosts start the same command on each, under srun, in a Kubernetes Job or on all hosts of a
-TPU slice (docs/scale.md), with --runs in a folder that all of them see. SIGTERM saves, and exits
-with 143.
+TPU slice (docs/scale.md), with --runs in a folder that all of them see, which may be in a bucket
+(--runs=gs://BUCKET/runs, docs/launch.md). SIGTERM saves, and exits with 143.
 
 The run's folder, runs/NAME, holds config.json, metrics.jsonl (a row a step), loss.png, result.json
 (what it took) and what was learned: adapter.safetensors, or weights.safetensors with the trained

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from kafjax.core import paths
+from kafjax.core import bucket_lock, paths
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
 from kafjax.core.rundir import read_object, write_atomic, write_json
@@ -204,7 +204,11 @@ class Ledger:
         have."""
         if run.id in self._done:
             return self._done[run.id]
-        attempts = self._attempts(run)
+        try:
+            with paths.telling(self.folder):
+                attempts = self._attempts(run)
+        except OSError as error:
+            raise UserError(f"cannot read {self.entry(run)}: {error.strerror or error}") from error
         state = State(PENDING, attempts)
         if any(attempt.outcome is not None and attempt.outcome.how == DONE for attempt in attempts):
             self._done[run.id] = State(DONE, attempts)
@@ -244,11 +248,14 @@ class Ledger:
         state, entry = self.state(run, retries), self.entry(run)
         if state.name in (DONE, FAILED):
             return None
-        if state.name == RUNNING and not (
-            pulse.is_silent(_lease_file(entry, state.attempts[-1].number))
-            and _is_free(self.run_folders / run.id)
-        ):
-            return None
+        if state.name == RUNNING:
+            folder = self.run_folders / run.id
+            silent = pulse.is_silent(_lease_file(entry, state.attempts[-1].number))
+            if not silent and paths.is_address(folder):
+                with contextlib.suppress(OSError):
+                    bucket_lock.look(folder)  # so that it is known to be free once the lease is
+            if not silent or not _is_free(folder):
+                return None
         number = state.attempts[-1].number + 1 if state.attempts else 1
         claim = Claim(self, run, number, lease_seconds)
         return claim if claim.take() else None
@@ -302,10 +309,10 @@ class Claim:
         """Shows a sign of life. False if another worker has taken the run: this one must give it
         up."""
         entry = self.ledger.entry(self.run)
-        if _lease_file(entry, self.number + 1).exists():
-            return False
-        # a disk that is full now may not be so at the next beat
-        with contextlib.suppress(UserError):
+        # a disk that is full or far away now may not be so at the next beat
+        with contextlib.suppress(UserError, OSError):
+            if paths.exists(_lease_file(entry, self.number + 1)):
+                return False
             write_atomic(_lease_file(entry, self.number), self._content(number))
         return True
 

@@ -188,7 +188,7 @@ class Pool:
                 return []
             for run, name in zip(self.ledger.runs, names, strict=True):
                 if name in (PENDING, RUNNING) and (claim := self._claim(run, pulse)) is not None:
-                    return [claim, *self._beside(run, states, pulse)]
+                    return [claim, *self._beside(claim, states, pulse)]
             if PENDING not in names and (RUNNING not in names or not self.config.wait):
                 return []
             self._stop.wait(min(self.config.lease_seconds / 5, 2.0))
@@ -199,16 +199,17 @@ class Pool:
             run, pulse, retries=self.config.retries, lease_seconds=self.config.lease_seconds
         )
 
-    def _beside(self, first: Run, states: Mapping[str, State], pulse: Pulse) -> list[Claim]:
-        """Claims open runs that share a program with `first`, as many as leave some for each slot.
+    def _beside(self, first: Claim, states: Mapping[str, State], pulse: Pulse) -> list[Claim]:
+        """Claims open runs that share a program with the run of `first`, as many as leave some for each slot.
         A run that has failed goes alone, so that it takes no other with it."""
-        program = self._programs.get(first.id, first.id)
-        if program == first.id or states[first.id].count(FAILED):
+        id = first.run.id
+        program = self._programs.get(id, id)
+        if program == id or states[id].count(FAILED):
             return []
         others = [
             run
             for run in self.ledger.runs
-            if run.id != first.id
+            if run.id != id
             and self._programs.get(run.id) == program
             and states[run.id].name in (PENDING, RUNNING)
             and not states[run.id].count(FAILED)
@@ -218,6 +219,8 @@ class Pool:
         for run in others:
             if len(claims) < most and (claim := self._claim(run, pulse)) is not None:
                 claims.append(claim)
+                for earlier in (first, *claims):  # whether a run is free may take a while to know
+                    earlier.beat(len(claims))
         return claims
 
     def _attempt(self, claims: list[Claim], slot: Slot) -> None:

@@ -23,6 +23,7 @@ from kafjax.core.progress import say
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one after which the lock is free
 _LOOK = 1.0  # seconds between two looks at a lock that may be free
+_seen: dict[str, tuple[str | None, float]] = {}
 TAKEN_OVER = 143  # exit code of a holder that lost its lock: it was not its fault
 
 
@@ -74,14 +75,22 @@ class BucketLock:
         return True
 
 
+def look(path: Path) -> None:
+    """Notes what the lock of a folder is now, so that a later `take` has less to wait. Raises
+    `OSError`."""
+    where = _object(path)
+    _seen_since(where, paths.version(where))
+
+
 def take(path: Path) -> BucketLock | str:
     """Takes the lock of a folder, or returns a text that names its holder. Raises `OSError`."""
-    where = path.with_name(f".{path.name}.lock")
+    where = _object(path)
     before = paths.version(where)
     held = b"" if before is None else paths.read(where)
     if held:
-        say("lock", f"{where}: watching for {SILENCE:g} s whether {_named(held)} is alive")
-        until = time.monotonic() + SILENCE
+        until = _seen_since(where, before) + SILENCE
+        if (left := until - time.monotonic()) > 0:
+            say("lock", f"{where}: watching for {left:.0f} s whether {_named(held)} is alive")
         while time.monotonic() < until:
             time.sleep(_LOOK)
             if paths.version(where) != before:
@@ -93,6 +102,18 @@ def take(path: Path) -> BucketLock | str:
     lock = BucketLock(path, where, paths.version(where) or "", threading.get_ident())
     threading.Thread(target=lock.keep_alive, daemon=True).start()
     return lock
+
+
+def _object(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _seen_since(where: Path, version: str | None) -> float:
+    """Returns the time from which on this process has seen the object in this version."""
+    known = _seen.get(str(where))
+    if known is None or known[0] != version:
+        known = _seen[str(where)] = (version, time.monotonic())
+    return known[1]
 
 
 def _record(beat: int) -> bytes:

@@ -79,7 +79,8 @@ def refuse_address(path: Path | str, what: str) -> None:
     first = Path(path).parts[:1]
     # pathlib makes `gs:/bucket` of an address that was not opened by `as_path`
     if is_address(path) or (first and len(first[0]) > 2 and first[0].endswith(":")):
-        raise UserError(f"'{path}' is an address: {what}")
+        address = path if is_address(path) else str(path).replace(":/", "://", 1)
+        raise UserError(f"'{address}' is an address: {what}")
 
 
 def absolute(path: Path) -> Path:
@@ -125,6 +126,12 @@ def read(path: Path) -> bytes:
     _rows.flush(str(path))
     with telling(path):
         return cast(bytes, _fs(path).cat_file(str(path)))
+
+
+def exists(path: Path) -> bool:
+    """True if there is a file or folder. Raises `OSError` where that cannot be known."""
+    with telling(path):
+        return path.exists()
 
 
 def size(path: Path) -> int:
@@ -241,7 +248,7 @@ def telling(path: Path) -> Generator[None]:
     """Raises as `OSError` whatever the clients of buckets raise, in one line."""
     try:
         yield
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:
         raise OSError(_reason(error)) from error

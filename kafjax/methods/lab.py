@@ -18,6 +18,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
+from kafjax.core.paths import refuse_address
 from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
@@ -121,6 +122,11 @@ class Lab:
         brought up to the corpus."""
         if self.index is not None:
             return self._open_given(self.index)
+        refuse_address(
+            self.folder,
+            "an index is mapped into memory; make one in a folder of this machine "
+            "(experiments.build_index) and give it by --index, or copy the run",
+        )
         path = self.folder / "index"
         if not (path / "built.json").exists():
             with hold(path):

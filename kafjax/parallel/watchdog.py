@@ -12,6 +12,7 @@ from types import TracebackType
 
 import jax
 
+from kafjax.core import paths
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import write_atomic
 
@@ -59,9 +60,10 @@ class Watchdog:
         if self._n > 1:
             for thread in self._threads:
                 thread.join()
-            self._file(self._me).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the last one takes the folder with it
-                self._folder.rmdir()
+            paths.delete(self._file(self._me))
+            if not paths.is_address(self._folder):  # a bucket has no folders
+                with contextlib.suppress(OSError):  # the last one takes the folder with it
+                    self._folder.rmdir()
 
     def reached(self, step: int) -> None:
         """Notes that this process begins `step` (counted from 1). A thread writes it down, so the
@@ -135,6 +137,6 @@ class _Seen:
 
     def _read(self) -> str:
         try:
-            return self._file.read_text()
+            return paths.read(self._file).decode()
         except OSError:
             return ""
