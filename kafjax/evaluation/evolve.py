@@ -271,7 +271,7 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
         panels: list[Axes] = list(figure.subplots(2, 3).flat)
         styles = list(METHOD_STYLE.values())
         for number_, (name, found) in enumerate(results.items()):
-            colour, marker = METHOD_STYLE.get(name) or styles[number_ % len(styles)]
+            colour, marker = styles[number_ % len(styles)]
             beside = 0.06 * (number_ - (len(results) - 1) / 2)
             rows = found["steps"]
             for panel, key in zip(panels, shown, strict=False):
