@@ -11,7 +11,8 @@ folder that may be moved.
 
 Documents are cut into passages by --chunk. --delete comes before --append, so that both together
 replace a document, and --query last. A change appears whole or not at all; a folder that holds
-anything but an index is left alone.
+anything but an index is left alone. What a killed command has embedded lies beside it, and the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +53,7 @@ def run(config: BuildIndex) -> None:
     writes = not opens or changes
     embedder = functools.cache(lambda: open_embedder(config.retrieval.embedder))
     check_kind(config.retrieval.retriever)
+    parts = out.resolve().parent / f".{out.name}.parts"
     with_vectors = config.retrieval.retriever != LEXICAL
     if with_vectors:
         embedder()  # refused before the index is touched
@@ -61,7 +64,7 @@ def run(config: BuildIndex) -> None:
         if opens:
             store = Store.load(out, embedder().fingerprint if with_vectors else None)
         else:
-            store = _build(config, embedder)
+            store = _build(config, embedder, parts)
         if config.delete:
             store.delete(_passage_ids(config.delete, store.ids))
         if config.append:
@@ -70,9 +73,11 @@ def run(config: BuildIndex) -> None:
                 store.append(passages)
             else:
                 with _timed(len(passages)) as advance:
-                    store.append(passages, embed_passages(embedder(), passages, advance))
+                    vectors_MxD = embed_passages(embedder(), passages, advance, parts)
+                store.append(passages, vectors_MxD)
         if writes:
             store.save(out)
+            shutil.rmtree(parts, ignore_errors=True)
             vectors = (
                 "no vectors"
                 if store.index is None
@@ -101,7 +106,7 @@ def open_embedder(name: str) -> Embedder:
     return Embedder(model, params, hub.tokenizer(name))
 
 
-def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
+def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Path) -> Store:
     corpus = dataclasses.replace(
         config.corpus, corpus=config.corpus.corpus or CorpusConfig().corpus
     )
@@ -114,7 +119,9 @@ def _build(config: BuildIndex, open_embedder: Callable[[], Embedder]) -> Store:
     if settings.retriever == LEXICAL:
         return build_store(passages, settings.retriever, settings.engine, open_embedder)
     with _timed(len(passages)) as advance:
-        return build_store(passages, settings.retriever, settings.engine, open_embedder, advance)
+        return build_store(
+            passages, settings.retriever, settings.engine, open_embedder, advance, parts
+        )
 
 
 @contextlib.contextmanager

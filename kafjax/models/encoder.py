@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kafjax.core import trees
@@ -59,13 +60,22 @@ class EncoderLayer(nnx.Module):
         self.n_heads = H
 
     def __call__(self, x, mask_BxTxT):
+        # Products are in the dtype of the kernels; what is added up and normed is float32.
         def heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], self.n_heads, -1)
 
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        y = x.astype(self.q_proj.kernel.get_value().dtype)
+        q, k, v = heads(self.q_proj(y)), heads(self.k_proj(y)), heads(self.v_proj(y))
         attended = attend(q, [k], [v], [mask_BxTxT], q.shape[-1] ** -0.5).reshape(x.shape)
-        x = self.attn_norm(x + self.o_proj(attended))
-        return self.mlp_norm(x + self.down_proj(jax.nn.gelu(self.up_proj(x), approximate=False)))
+        x = self.attn_norm(x + self.o_proj(attended).astype(jnp.float32))
+        hidden = gelu(self.up_proj(x.astype(y.dtype)).astype(jnp.float32))
+        return self.mlp_norm(x + self.down_proj(hidden.astype(y.dtype)).astype(jnp.float32))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """`x * Phi(x)` (Hendrycks & Gimpel 2016) by `erf`, whose polynomial is half the work of the
+    `erfc` in `jax.nn.gelu`, which is more exact far below zero, where it is nearly nothing."""
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +84,7 @@ class Encoder:
     arrays."""
 
     config: EncoderConfig
-    unroll: bool = True
+    unroll: bool = False
 
     @functools.cached_property
     def _embeddings(self) -> Split:

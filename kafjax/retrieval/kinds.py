@@ -8,6 +8,7 @@ retriever = open_retriever(store, "hybrid", lambda: embedder)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from kafjax.retrieval.embed import Embedder
 from kafjax.retrieval.hybrid import Hybrid
 from kafjax.retrieval.index import open_index
 from kafjax.retrieval.lexical import Lexical, check_installed
+from kafjax.retrieval.parts import embed_in_parts
 from kafjax.retrieval.rerank import CrossScorer, Reranked
 from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.store import Store
@@ -33,6 +35,7 @@ def build_store(
     engine: str,
     open_embedder: Callable[[], Embedder],
     advance: Advance = unshown,
+    parts: Path | None = None,
 ) -> Store:
     """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no
     vectors and serves that kind alone.
@@ -44,6 +47,8 @@ def build_store(
       engine: of the vectors' index, a name in `ENGINES`.
       open_embedder: called only where vectors are made.
       advance: told of every n passages embedded.
+      parts: folder that keeps what is embedded, so that a killed build goes on from there; the
+        caller deletes it once the store is saved.
 
     Raises:
       UserError: an unknown kind or engine, ids that are not unique strings, a text that the encoder
@@ -53,7 +58,8 @@ def build_store(
     if kind == LEXICAL:
         return Store(None, passages)
     index, embedder = open_index(engine), open_embedder()
-    index.build([passage.id for passage in passages], embed_passages(embedder, passages, advance))
+    vectors_NxD = embed_passages(embedder, passages, advance, parts)
+    index.build([passage.id for passage in passages], vectors_NxD)
     return Store(index, passages, embedder.fingerprint)
 
 
@@ -73,11 +79,17 @@ def changes(store: Store, passages: Sequence[Passage]) -> tuple[list[str], list[
 
 
 def embed_passages(
-    embedder: Embedder, passages: Sequence[Passage], advance: Advance = unshown
+    embedder: Embedder,
+    passages: Sequence[Passage],
+    advance: Advance = unshown,
+    parts: Path | None = None,
 ) -> np.ndarray:
-    """Embeds the texts of passages, float32 `[N, D]`. Raises `UserError` as `Embedder.embed`
-    does."""
-    return embedder.embed_documents([passage.text for passage in passages], advance)
+    """Embeds the texts of passages, float32 `[N, D]`, from and into the folder `parts` where one is
+    given. Raises `UserError` as `Embedder.embed` does."""
+    texts = [passage.text for passage in passages]
+    if parts is None:
+        return embedder.embed_documents(texts, advance)
+    return embed_in_parts(embedder, texts, parts, advance)
 
 
 def open_retriever(

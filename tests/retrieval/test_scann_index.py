@@ -90,6 +90,32 @@ def test_updated_tree_finds_nearly_all(updated_oracle, tmp_path):
     assert agreement(load_index(tmp_path / "a"), updated_oracle) == (first, recall)
 
 
+def test_a_tenth_appended_costs_no_recall_beside_a_tree_built_anew():
+    """Vectors without clusters are the hard case: a tree of them finds fewer however it was made,
+    and appended ones fit its leaves least."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(4_700, D)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    vectors, queries, n = drawn[:4_400], drawn[4_400:], 4_000
+    ids = names(len(vectors))
+    grown, anew, exact = ScannIndex(tree_from=1_000), ScannIndex(tree_from=1_000), ExactIndex()
+    grown.build(ids[:n], vectors[:n])
+    grown.append(ids[n:], vectors[n:])
+    for index in (anew, exact):
+        index.build(ids, vectors)
+    true_ids, _ = exact.search(queries, K)
+
+    def recall(index: Index, among: set[str]) -> float:
+        """Share of the true neighbours in `among` that are found."""
+        found_ids, _ = index.search(queries, K)
+        pairs = [(set(a), set(b) & among) for a, b in zip(found_ids, true_ids, strict=True)]
+        return sum(len(a & b) for a, b in pairs) / sum(len(b) for _, b in pairs)
+
+    assert recall(anew, set(ids)) > 0.75
+    for among, margin in ((set(ids), 0.04), (set(ids[n:]), 0.08)):
+        assert recall(grown, among) >= recall(anew, among) - margin
+
+
 @pytest.mark.parametrize(("k", "enough"), [(60, 0.9), (150, 0.98), (1_000, 0.98), (N, 1.0)])
 def test_tree_gives_as_many_as_asked_for(tree, oracle, k, enough):
     """Numbers lie past the default reordering, past the first leaves' contents, and at
