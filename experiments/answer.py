@@ -31,6 +31,7 @@ from experiments.compiling import compiling
 from kafjax.core.config import changed, command_of, given, leaves, read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
 from kafjax.core.paths import as_path
+from kafjax.core.progress import LINE_SECONDS, waiting
 from kafjax.core.records import Corpus, Passage, Prediction, Question
 from kafjax.core.rundir import Run, find_run, open_run, read_object
 from kafjax.core.text import visible
@@ -232,7 +233,7 @@ def _converse(method: Method, corpus: Corpus) -> None:
 
 def _ask(method: Method, corpus: Corpus, text: str) -> None:
     question = _question(method, corpus, text)
-    with compiling() as compiled:
+    with compiling() as compiled, waiting("answer", "reading and writing", after=LINE_SECONDS):
         began = time.perf_counter()
         (prediction,) = method.answer([question])
         seconds = time.perf_counter() - began

@@ -27,7 +27,7 @@ from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
 from kafjax.core.paths import as_path
-from kafjax.core.progress import say
+from kafjax.core.progress import LINE_SECONDS, say, waiting
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, read_object, write_atomic
 from kafjax.core.schema import read, read_rows
@@ -51,6 +51,12 @@ def run(config: configs.Report) -> list[Arm]:
     """
     if not config.folder and config.wandb_project is None:
         raise UserError("--folder is empty: give folders of runs, or folders that hold such")
+    # which draws thousands of times for each interval
+    with waiting("report", "computing intervals, tests and figures", after=LINE_SECONDS):
+        return _report(config)
+
+
+def _report(config: configs.Report) -> list[Arm]:
     trials = [trial for folder in config.folder for trial in trials_under(as_path(folder))]
     if config.wandb_project is not None:
         trials += trials_of_wandb(config.wandb_project)
