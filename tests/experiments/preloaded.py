@@ -52,6 +52,7 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list)
 
 if __name__ == "__main__":
     main = importlib.import_module(sys.argv[1])
+    importlib.import_module("scipy.stats")  # kafjax imports it late
     gc.freeze()  # children share the memory of what is imported as long as nobody writes there
     for line in sys.stdin:
         print(json.dumps(run(main, **json.loads(line))), flush=True)

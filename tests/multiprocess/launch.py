@@ -73,15 +73,7 @@ class Launcher:
     """
 
     def __init__(self, *, optimised: bool = False):
-        # The first process compiles for all. The cache of programs is this worker's own: if another
-        # one wrote a program while the first process looks it up, the others would wait in vain.
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "processes")
-        cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).with_name(f"xla-{worker}")
-        self._environ = compiling.environment(
-            optimised=optimised,
-            JAX_SHARE_BINARY_BETWEEN_HOSTS="true",
-            JAX_COMPILATION_CACHE_DIR=str(cache),
-        )
+        self._environ = compiling.environment(optimised=optimised)
 
     def __enter__(self) -> Launcher:
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
