@@ -38,6 +38,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import read_object, write_json
 from kafjax.models import Decoder, DecoderConfig, named
+from kafjax.ops.attention import NAMES, kernel_for
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import Slice, parse_slice
 from kafjax.parallel.estimate import (
@@ -268,7 +269,9 @@ def run(asked: PlanPod) -> None:
     planned."""
     if asked.topology is None:
         raise UserError("say on what: --topology=v5e-16, for instance (--help lists the forms)")
-    pod, model = parse_slice(asked.topology), Decoder(_config(asked.model), dtype=jnp.bfloat16)
+    pod = parse_slice(asked.topology)
+    kernel = kernel_for("auto", "tpu" if pod.is_tpu else "gpu")
+    model = Decoder(_config(asked.model), dtype=jnp.bfloat16, attention=kernel)
     if pod.is_tpu:
         # compiling takes no TPU, and one that is here may be at work
         jax.config.update("jax_platforms", "cpu")
@@ -296,6 +299,8 @@ def run(asked: PlanPod) -> None:
         f"{what}, batch {asked.batch} x {asked.seq_len} tokens, remat {asked.remat}, computed in bfloat16"
     )
     print(f"mesh {reason}")
+    in_ring = "; by XLA round a ring where sequence splits the tokens" if pod.is_tpu else ""
+    print(f"attention by {NAMES[kernel]}{in_ring}")
     print(f"judged by {_judge_name(pod, devices)}")
     for sizes in candidates:
         verdicts = [judge(program, sizes, pod, devices) for program in planned]
