@@ -133,7 +133,7 @@ def define_flags() -> None:
         ["none", "full"],
         "full: both sides compute each layer again in the backward pass.",
     )
-    flags.DEFINE_enum("attention", "xla", ATTENTION, "Ours; torch chooses for itself.")
+    flags.DEFINE_enum("attention", "auto", ATTENTION, "Ours; torch chooses for itself.")
     flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
 
 

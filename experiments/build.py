@@ -44,6 +44,7 @@ from kafjax.methods import Lab, Settings
 from kafjax.methods.examples import check_texts
 from kafjax.models import Decoder
 from kafjax.ops import quantized
+from kafjax.ops.attention import NAMES, kernel_for
 from kafjax.parallel import make_mesh, shard, shardings
 from kafjax.prompts import shots
 from kafjax.prompts.dialogue import Dialogue
@@ -227,6 +228,8 @@ def describe_decoder(config: ModelConfig) -> Decoder:
     """Opens the model without its weights. Raises `UserError` for a model that writes no text."""
     with waiting("model", f"reading what {config.model} is", after=1.0):
         model = hub.describe_decoder(config.model, dtype=DTYPES[config.dtype])
+    kernel = NAMES[kernel_for(config.attention, jax.default_backend())]
+    say("model", f"attention among new tokens by {kernel}")
     return dataclasses.replace(model, attention=config.attention)
 
 

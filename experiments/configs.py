@@ -98,8 +98,8 @@ class ModelConfig(Config):
         choices=(FLOAT, *FORMATS),
     )
     attention: str = option(
-        "xla",
-        "Attention: by XLA, or on NVIDIA GPUs in bfloat16 by cuDNN's fused kernel.",
+        "auto",
+        "Attention: by the platform's kernel, by XLA, or on NVIDIA GPUs in bfloat16 by cuDNN's fused kernel.",
         choices=ATTENTION,
         identity=False,
     )

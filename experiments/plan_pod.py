@@ -39,6 +39,7 @@ from kafjax.core.errors import UserError
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import read_object, write_json
 from kafjax.models import Decoder, DecoderConfig, named
+from kafjax.ops.attention import NAMES, kernel_for
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import Slice, parse_slice
 from kafjax.parallel.estimate import (
@@ -276,7 +277,8 @@ def run(asked: PlanPod) -> None:
     if asked.method == "search":
         devices = None if asked.formula else pods.devices_of(pod)
         return plan_search.run_search(asked, pod, devices, _judge_name(pod, devices))
-    model = Decoder(_config(asked.model), dtype=jnp.bfloat16)
+    kernel = kernel_for("auto", "tpu" if pod.is_tpu else "gpu")
+    model = Decoder(_config(asked.model), dtype=jnp.bfloat16, attention=kernel)
     config = TrainConfig(
         batch_rows=asked.batch,
         seq_len=asked.seq_len,
@@ -301,6 +303,8 @@ def run(asked: PlanPod) -> None:
         f"{what}, batch {asked.batch} x {asked.seq_len} tokens, remat {asked.remat}, computed in bfloat16"
     )
     print(f"mesh {reason}")
+    in_ring = "; by XLA round a ring where sequence splits the tokens" if pod.is_tpu else ""
+    print(f"attention by {NAMES[kernel]}{in_ring}")
     print(f"judged by {_judge_name(pod, devices)}")
     for sizes in candidates:
         verdicts = [judge(program, sizes, pod, devices) for program in planned]

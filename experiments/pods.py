@@ -22,7 +22,7 @@ from kafjax.core.errors import UserError
 from kafjax.generation import decode
 from kafjax.generation.sample import Sampling
 from kafjax.models import Cache, Decoder
-from kafjax.parallel import BATCH_AXES, constrainer, n_data_shares
+from kafjax.parallel import BATCH_AXES, Constrain, n_data_shares
 from kafjax.parallel.chips import Slice, chip_of
 from kafjax.parallel.hlo import Collective, collectives
 from kafjax.training import Batch, TrainConfig
@@ -159,7 +159,7 @@ def lower_prefill(
     model: Decoder, mesh: jax.sharding.Mesh, rows: int, length: int
 ) -> jax.stages.Lowered:
     """Prompts of `length` tokens, at once."""
-    model = dataclasses.replace(model, constrain=constrainer(mesh))
+    model = dataclasses.replace(model, constrain=Constrain(mesh))
     tokens, lengths, start = _on(mesh, (rows, length)), _on(mesh, (rows,)), _on(mesh, ())
     return decode.prefill.lower(
         model, _serving_params(model, mesh), tokens, lengths, None, start, n_free=0
@@ -171,7 +171,7 @@ def lower_decode(
 ) -> jax.stages.Lowered:
     """The loop that writes a token a turn, with a cache of `slots` positions that is updated in
     place."""
-    model = dataclasses.replace(model, constrain=constrainer(mesh))
+    model = dataclasses.replace(model, constrain=Constrain(mesh))
     key = jax.eval_shape(
         lambda: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows))
     )

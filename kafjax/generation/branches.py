@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kafjax.core import trees
-from kafjax.models import Cache, Decoder
+from kafjax.models import Cache, Decoder, caches
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_free"))
@@ -36,7 +36,7 @@ def prefill_branches(
 
     Args:
       tokens_BxT: int32, padded on the right; `length_B` tokens of each row are real.
-      trunks: cache of the trunks, `[L, R, S, K, Dh]`.
+      trunks: cache of the trunks, `[L, R, S, K, Dh]`, whole in sliding layers, too.
       trunk_B: the trunk of each row.
       start_B: slots of it that the row sees; its first token takes the next one. The trunk's
         further slots are overwritten, or masked until they are.
@@ -48,13 +48,12 @@ def prefill_branches(
     hidden_BxTxD, new = model.hidden(params, tokens_BxT, positions_BxT, past=past)
     last_BxD = jnp.take_along_axis(hidden_BxTxD, (length_B - 1)[:, None, None], axis=1)[:, 0]
 
-    def join(past_LxBxSxKxD: jax.Array, new_LxBxTxKxD: jax.Array) -> jax.Array:
-        cache = jnp.pad(past_LxBxSxKxD, ((0, 0), (0, 0), (0, T + n_free), (0, 0), (0, 0)))
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-        cache = jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(cache, new_LxBxTxKxD, start_B)
-        return model.constrain(cache, (None, "batch", None, "kv_heads", None))
-
-    return model.constrain(last_BxD, ("batch", None)), jax.tree.map(join, past, new)
+    slots = caches.longest(past) + T + n_free
+    cache = caches.extended(model.config, past, new, start_B, start_B + length_B, slots)
+    axes = (None, "batch", None, "kv_heads", None)
+    return model.constrain(last_BxD, ("batch", None)), jax.tree.map(
+        lambda block: model.constrain(block, axes), cache
+    )
 
 
 def n_shared(tokens: Sequence[int], trunk: Sequence[int]) -> int:

@@ -1,8 +1,8 @@
 """Batched prefill and one compiled decode loop over a key-value cache.
 
-Slot s of the cache holds position s of its row, so rows of different lengths share one program and
-padding is never seen: slots at and above a row's next position are masked, and overwritten before
-they come into sight. Lengths are rounded up to buckets, so a new prompt length finds its program
+A slot of the cache follows from the position in its row (`models.caches`), so rows of different
+lengths share one program and padding is never kept: slots at and above a row's next position are
+masked, and overwritten before they come into sight. Lengths are rounded up to buckets, so a new prompt length finds its program
 compiled.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from kafjax.core import trees
 from kafjax.generation.sample import Sampling, next_token
-from kafjax.models import Cache, Decoder
+from kafjax.models import Cache, Decoder, caches
 
 STRIDE = 16
 """Room for replies comes in steps of so many tokens, and after so many the text is searched for
@@ -39,7 +39,7 @@ class State(NamedTuple):
     key_B: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_free"))
+@functools.partial(jax.jit, static_argnames=("model", "n_free", "whole"))
 def prefill(
     model: Decoder,
     params: trees.Tree,
@@ -48,6 +48,7 @@ def prefill(
     past: Cache | None,
     start: jax.Array,
     n_free: int,
+    whole: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Runs the prompts at once. Returns hidden states `[B, D]` of each row's last token, and the
     cache.
@@ -58,6 +59,7 @@ def prefill(
         without a prefix.
       start: position of the first new token.
       n_free: slots left empty for the tokens to come.
+      whole: sliding layers keep all positions, so that others may branch off (`branches`).
     """
     B, T = tokens_BxT.shape
     positions_BxT = _within(model, jnp.broadcast_to(start + jnp.arange(T, dtype=jnp.int32), (B, T)))
@@ -66,15 +68,11 @@ def prefill(
     hidden_BxTxD, new = model.hidden(params, tokens_BxT, positions_BxT, past=past)
     last_BxD = jnp.take_along_axis(hidden_BxTxD, (length_B - 1)[:, None, None], axis=1)[:, 0]
 
-    def join(new_LxBxTxKxD, past_LxBxSxKxD=None):
-        n_past = 0 if past_LxBxSxKxD is None else past_LxBxSxKxD.shape[2]
-        L, _, _, K, Dh = new_LxBxTxKxD.shape
-        cache = jnp.zeros((L, B, n_past + T + n_free, K, Dh), new_LxBxTxKxD.dtype)
-        if past_LxBxSxKxD is not None:
-            cache = cache.at[:, :, :n_past].set(past_LxBxSxKxD)
-        return jax.lax.dynamic_update_slice(cache, new_LxBxTxKxD, (0, 0, start, 0, 0))
-
-    cache = jax.tree.map(join, new) if past is None else jax.tree.map(join, new, past)
+    start_B = jnp.broadcast_to(start, (B,))
+    slots = caches.longest(past) + T + n_free
+    cache = caches.extended(
+        model.config, past, new, start_B, start_B + length_B, slots, whole=whole
+    )
     return model.constrain(last_BxD, ("batch", None)), _constrained(model, cache)
 
 
@@ -123,7 +121,6 @@ def decode(
 
     `stops_V` is True for tokens that end a reply. A finished row is still computed, and writes EOS.
     """
-    rows = jnp.arange(state.done_B.shape[0])
 
     def step(carry: tuple[State, Cache]) -> tuple[State, Cache]:
         state, cache = carry
@@ -131,11 +128,7 @@ def decode(
         hidden_Bx1xD, new = model.hidden(
             params, token_Bx1, _within(model, state.position_B)[:, None], past=cache
         )
-        cache = jax.tree.map(
-            lambda block, of_token: block.at[:, rows, state.position_B].set(of_token[:, :, 0]),
-            cache,
-            new,
-        )
+        cache = caches.written(cache, new, state.position_B)
         token_B = _draw(model, params, hidden_Bx1xD[:, 0], state.key_B, state.step, sampling)
         token_B = jnp.where(state.done_B, model.config.text_end, token_B)
         out_BxN = state.out_BxN.at[:, state.step].set(token_B)

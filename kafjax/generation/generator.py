@@ -26,7 +26,7 @@ from kafjax.generation.sample import Sampling
 from kafjax.generation.stops import Stops
 from kafjax.hub.text import Prompt, check_ids, content, continued, prompt_ids
 from kafjax.models import Cache, Decoder
-from kafjax.parallel import constrainer, replicated, shard
+from kafjax.parallel import Constrain, replicated, shard
 
 BATCH_TOKENS = 8192
 LIKELIHOOD_ROWS = 8
@@ -109,7 +109,7 @@ class Generator:
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
         self.model = (
-            model if mesh is None else dataclasses.replace(model, constrain=constrainer(mesh))
+            model if mesh is None else dataclasses.replace(model, constrain=Constrain(mesh))
         )
         self.tokenizer, self.batch, self.mesh, self.batch_tokens = (
             tokenizer,
@@ -319,6 +319,7 @@ class Generator:
             past,
             self._place(np.int32(n_cached)),
             n_free=0,
+            whole=True,
         )
         tokens_BxT, length_B = _pad(
             [given[kept:] for (_, _, given), kept in zip(flat, shared, strict=True)], n + fill

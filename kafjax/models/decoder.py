@@ -31,7 +31,9 @@ import numpy as np
 from flax import nnx
 
 from kafjax.core import trees
-from kafjax.core.errors import UserError
+from kafjax.models import caches
+from kafjax.models.attending import KEYS, QUERIES, attend_on, over_either
+from kafjax.models.caches import Cache
 from kafjax.models.config import DecoderConfig, LayerShape
 from kafjax.models.layers import Embedding, Projection, RMSNorm, Scale, parameter
 from kafjax.models.per_layer import PerLayerEmbedding, PerLayerInput
@@ -39,19 +41,12 @@ from kafjax.models.remat import rematerialised
 from kafjax.models.sight import Sight, pick
 from kafjax.models.split import Split, random_params, split
 from kafjax.models.stacks import Block, Stack, blocks, joined, of_stack
-from kafjax.ops.attention import attend, attend_fused, soft_cap
+from kafjax.ops.attention import kernel_for, soft_cap
 from kafjax.ops.experts import mixture, route
 from kafjax.ops.linear import factors
 from kafjax.ops.norms import rms_norm
 from kafjax.ops.rope import rotate
-from kafjax.parallel.sharding import Constrain, unconstrained
-
-Cache = dict[str, Any]
-"""Keys and values of past tokens: `{"k": [L, B, S, K, Dh], "v": [L, B, S, K, Dh]}`; slot s holds
-position s.
-
-Of several stacks it is `{name: {"k": .., "v": ..}}`, without those that share the keys and values
-of others."""
+from kafjax.parallel.sharding import ONE_DEVICE, Constrain
 
 RESIDUAL = ("batch", "length", None)
 
@@ -105,12 +100,9 @@ class Attention(nnx.Module):
         x_BxTxD,
         angles,
         growth_BxTx1x1,
-        mask_BxTxT,
-        past_kv,
-        past_mask_BxTxS,
         shared_kv,
         constrain,
-        attention,
+        attend,
     ):
         def heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], -1, self.head_dim)
@@ -121,41 +113,21 @@ class Attention(nnx.Module):
         q = rotate(normed(self.q_norm, self.q_proj(x_BxTxD)), angles)
         q = constrain(
             q if growth_BxTx1x1 is None else q * growth_BxTx1x1.astype(q.dtype),
-            ("batch", "length", "heads", None),
+            QUERIES,
         )
-        # Every query sees keys and values of the whole row: where its tokens are split, here they
-        # are gathered.
         if self.shape.shares_kv:
             k, v = shared_kv["k"], shared_kv["v"]
         else:
             projected = self.k_proj(x_BxTxD)
-            k = constrain(
-                rotate(normed(self.k_norm, projected), angles), ("batch", None, "kv_heads", None)
-            )
+            k = constrain(rotate(normed(self.k_norm, projected), angles), KEYS)
             v = heads(projected if self.shape.keys_as_values else self.v_proj(x_BxTxD))
             v = (
                 v
                 if self.value_eps is None
                 else rms_norm(v, jnp.float32(1), self.value_eps, offset=0.0)
             )
-            v = constrain(v, ("batch", None, "kv_heads", None))
-        if past_kv is not None:
-            out = attend(
-                q,
-                [past_kv["k"], k],
-                [past_kv["v"], v],
-                [past_mask_BxTxS, mask_BxTxT],
-                self.scale,
-                self.cap,
-            )
-        elif attention == "cudnn":
-            if self.cap is not None:
-                raise UserError(
-                    "cuDNN attention does not cap scores, as this model does; leave --attention at xla"
-                )
-            out = attend_fused(q, k, v, mask_BxTxT, self.scale)
-        else:
-            out = attend(q, [k], [v], [mask_BxTxT], self.scale, self.cap)
+            v = constrain(v, KEYS)
+        out = attend(q, k, v, scale=self.scale, cap=self.cap)
         return self.o_proj(out.reshape(*x_BxTxD.shape[:2], -1)), None if self.shape.shares_kv else {
             "k": k,
             "v": v,
@@ -233,18 +205,13 @@ class Layer(nnx.Module):
         x,
         angles,
         growth,
-        mask,
-        past_kv,
-        past_mask,
         shared_kv,
         per_layer_BxTxP,
         constrain,
-        attention,
+        attend,
     ):
         normed = _normed(self.attn_norm, x)
-        attended, kv = self.attn(
-            normed, angles, growth, mask, past_kv, past_mask, shared_kv, constrain, attention
-        )
+        attended, kv = self.attn(normed, angles, growth, shared_kv, constrain, attend)
         x = x + _normed(self.attn_post_norm, constrain(attended, RESIDUAL))
         x = x + _normed(
             self.mlp_post_norm, constrain(self.mlp(_normed(self.mlp_norm, x), constrain), RESIDUAL)
@@ -274,15 +241,15 @@ class Decoder:
     the layers out one after another instead of scanning them: slightly faster steps on a CPU, four
     times the compile. `remat` says what of a layer is kept for the backward pass: a name in
     `REMAT`. `attention`, a name in `ATTENTION`, says who computes it among new tokens; over a cache
-    it is always XLA. `constrain` states where activations lie; by default the compiler decides.
+    it is always XLA. `constrain` states where activations lie; by default there is one device.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     unroll: bool = False
     remat: str = "none"
-    attention: str = "xla"
-    constrain: Constrain = unconstrained
+    attention: str = "auto"
+    constrain: Constrain = ONE_DEVICE
 
     @functools.cached_property
     def _blocks(self) -> tuple[Block, ...]:
@@ -336,15 +303,8 @@ class Decoder:
         return {**ends, "layers": joined({stack.name: layers(stack) for stack in self._stacks})}
 
     def cache_shapes(self, rows: int, slots: int) -> Cache:
-        """Shapes of a cache of `slots` positions, in the dtype of activations."""
-
-        def of_stack(stack: Stack) -> Cache:
-            shape = (len(stack.numbers), rows, slots, stack.shape.n_kv_heads, stack.shape.head_dim)
-            return {name: jax.ShapeDtypeStruct(shape, self.dtype) for name in ("k", "v")}
-
-        return joined(
-            {stack.name: of_stack(stack) for stack in self._stacks if not stack.shape.shares_kv}
-        )
+        """Shapes of a cache for `slots` positions, in the dtype of activations."""
+        return caches.shapes(self.config, rows, slots, self.dtype)
 
     def apply(self, params: trees.Tree, tokens_BxT: jax.Array) -> jax.Array:
         """Tokens int32 -> logits float32 `[B, T, V]`, each position from the ones up to it."""
@@ -375,13 +335,15 @@ class Decoder:
         segments_BxT: jax.Array | None = None,
         past: Cache | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Final hidden states `[B, T, D]` and the keys and values of the new tokens `[L, B, T, K,
-        Dh]`.
+        """Final hidden states `[B, T, D]` and the keys and values of the new tokens, `[L, B, T, K,
+        Dh]` in the structure of a cache.
 
         Args:
-          positions_BxT: int32, ascending within a segment; 0, 1, 2 ... if not given.
-          segments_BxT: int32 ids of packed sequences; tokens see their own segment only.
-          past: a cache, of which each row sees the slots below its first new position.
+          positions_BxT: int32, each one above the last within a segment; 0, 1, 2 ... if not given.
+          segments_BxT: int32 ids of packed sequences; tokens see their own segment only. Not with a
+            cache.
+          past: a cache (`models.caches`), of which each row sees what lies before its first new
+            position.
         """
         cfg = self.config
         B, T = tokens_BxT.shape
@@ -392,12 +354,7 @@ class Decoder:
         if cfg.scale_embedding:
             x = x * jnp.sqrt(jnp.float32(cfg.hidden_size)).astype(self.dtype)
         x = self.constrain(x, RESIDUAL)
-        sight = Sight.of(
-            cfg,
-            positions_BxT,
-            segments_BxT,
-            None if past is None else jax.tree.leaves(past)[0].shape[2],
-        )
+        sight = Sight.of(cfg, positions_BxT, segments_BxT)
         per_layer_LxBxTxP = ends.per_layer(tokens_BxT, x) if cfg.per_layer_size else None
         new: dict[str, Any] = {}
         # by whether they slide: past and new keys and values of the last layer that has its own
@@ -408,7 +365,9 @@ class Decoder:
             for stack in (stack for stack in block if cfg.n_sharing and stack.name in new):
                 both = of_stack(past, stack.name), new[stack.name]
                 shared[cfg.sliding[stack.numbers.start]] = jax.tree.map(lambda leaf: leaf[-1], both)
-        return ends.final_norm(x), joined(new)
+        return ends.final_norm(x), joined(
+            {s.name: caches.by_kind(cfg, s, new[s.name]) for s in self._stacks if s.name in new}
+        )
 
     def _run(
         self,
@@ -428,13 +387,14 @@ class Decoder:
             rows = slice(stack.numbers.start, stack.numbers.stop, stack.numbers.step)
             flags = [
                 None if of_layers is None else jnp.array(of_layers[rows])
-                for of_layers in (cfg.sliding, cfg.rotated)
+                for of_layers in (cfg.sliding, cfg.rotated, caches.within_kind(cfg))
             ]
             vectors = None if per_layer_LxBxTxP is None else per_layer_LxBxTxP[rows]
-            return of_stack(layers, stack.name), *flags, of_stack(past, stack.name), vectors
+            own_past = None if caches.is_mixed(cfg, stack) else of_stack(past, stack.name)
+            return of_stack(layers, stack.name), *flags, own_past, vectors
 
         def layer(stack: Stack, x, scanned):
-            layer_params, sliding, rotated, layer_past, vectors_BxTxP = scanned
+            layer_params, sliding, rotated, number, layer_past, vectors_BxTxP = scanned
             kinds = {cfg.sliding[i] for i in stack.numbers}
             kind = kinds.pop() if len(kinds) == 1 else sliding
             layer_past, shared_kv = (
@@ -442,25 +402,33 @@ class Decoder:
                 if stack.shape.shares_kv
                 else (layer_past, None)
             )
-            turn, mask, past_mask = (
-                pick(pair, kind) for pair in (sight.angles, sight.masks, sight.past_masks)
-            )
+            turn = pick(sight.angles, kind)
             if rotated is not None:
                 turn = jax.tree.map(
                     lambda angle, none: jnp.where(rotated, angle, none), turn, (1.0, 0.0)
                 )
+            attend = functools.partial(
+                attend_on,
+                self.constrain,
+                segments_BxT=sight.segments_BxT,
+                window=cfg.window,
+                kernel=kernel_for(self.attention, self.constrain.platform),
+            )
+            if past is not None and caches.is_mixed(cfg, stack):
+                attend = functools.partial(
+                    over_either, attend, sight, of_stack(past, stack.name), number, sliding
+                )
+            else:
+                attend = functools.partial(attend, past=sight.past(layer_past), sliding=kind)
             run = self._splits[stack.name].module(layer_params)
             return run(
                 x,
                 turn,
                 sight.growth,
-                mask,
-                layer_past,
-                past_mask,
                 shared_kv,
                 vectors_BxTxP,
                 self.constrain,
-                self.attention,
+                attend,
             )
 
         runs = {

@@ -1,16 +1,16 @@
-"""Masks and rotations that the layers of a decoder share, for layers that slide and for those that
-do not."""
+"""What the layers of a decoder share: rotations, those of layers that slide and of those that do
+not, and what tokens see of each other."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kafjax.models.config import DecoderConfig
+from kafjax.ops.attention import Past, ages
 from kafjax.ops.rope import rope_angles
 
 Pair = tuple[Any, Any]
@@ -19,32 +19,29 @@ Pair = tuple[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sight:
-    """Masks `[B, T, T]` among new tokens and `[B, T, S]` over the cache (None without one),
-    rotations, and the growth of queries."""
+    """Rotations and growth of queries, segments (None where a row is one text), and the position
+    of each row's first new token."""
 
-    masks: Pair
-    past_masks: Pair
     angles: Pair
     growth: jax.Array | None
+    segments_BxT: jax.Array | None
+    next_B: jax.Array
 
     @classmethod
     def of(
-        cls,
-        cfg: DecoderConfig,
-        positions_BxT: jax.Array,
-        segments_BxT: jax.Array | None,
-        n_slots: int | None,
+        cls, cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None
     ) -> Sight:
-        """Computes them for these positions, with `n_slots` in the cache; tokens see their own
-        segment only."""
+        """Computes them for tokens at these positions; they see their own segment only."""
         return cls(
-            masks=_masks(cfg, positions_BxT, segments_BxT),
-            past_masks=(None, None)
-            if n_slots is None
-            else _past_masks(cfg, positions_BxT, n_slots),
             angles=_angles(cfg, positions_BxT),
             growth=None if cfg.query_growth is None else cfg.query_growth.at(positions_BxT),
+            segments_BxT=segments_BxT,
+            next_B=positions_BxT[:, 0],
         )
+
+    def past(self, kv: Any) -> Past | None:
+        """The cache `{"k", "v"}` of a layer as attention reads it."""
+        return None if kv is None else Past(kv["k"], kv["v"], ages(self.next_B, kv["k"].shape[1]))
 
 
 def pick(pair: Pair, sliding: jax.Array | bool) -> Any:
@@ -62,36 +59,3 @@ def _angles(cfg: DecoderConfig, positions_BxT: jax.Array) -> tuple[Any, Any]:
     if cfg.rope_theta_sliding is None:
         return full, full
     return full, rope_angles(positions_BxT, cfg.rotary_dim or cfg.head_dim, cfg.rope_theta_sliding)
-
-
-def _masks(
-    cfg: DecoderConfig, positions_BxT: jax.Array, segments_BxT: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, T]` among the new tokens; one and the same where all layers are
-    of one kind."""
-    T = positions_BxT.shape[1]
-    causal = jnp.arange(T)[:, None] >= jnp.arange(T)[None, :]
-    full = jnp.broadcast_to(causal, (positions_BxT.shape[0], T, T))
-    if segments_BxT is not None:
-        full = full & (segments_BxT[:, :, None] == segments_BxT[:, None, :])
-    return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - positions_BxT[:, None, :])
-
-
-def _past_masks(
-    cfg: DecoderConfig, positions_BxT: jax.Array, n_slots: int
-) -> tuple[jax.Array, jax.Array]:
-    """(full, sliding) masks `[B, T, S]` over the cache: slots below the first new position of the
-    row are filled."""
-    slots = jnp.arange(n_slots)
-    full = jnp.broadcast_to(slots < positions_BxT[:, :1, None], (*positions_BxT.shape, n_slots))
-    return _with_window(cfg, full, lambda: positions_BxT[:, :, None] - slots)
-
-
-def _with_window(
-    cfg: DecoderConfig, full: jax.Array, distance: Callable[[], jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    if not any(cfg.sliding):
-        return full, full
-    window: Any = cfg.window  # never None where a layer slides
-    sliding = full & (distance() < window)
-    return (sliding, sliding) if all(cfg.sliding) else (full, sliding)

@@ -8,9 +8,10 @@ that into `PartitionSpec(None, "fsdp", "tensor")`. Activations name theirs where
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,13 +35,49 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 BATCH_AXES = RULES["batch"]
 """Mesh axes that the rows of a batch are split over."""
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-"""`constrain(x, axes)` is `x`, laid over the mesh as its logical axes say."""
+Axes = tuple[str | None, ...]
+"""Logical axes of an array, one a dimension; None for one that is not split."""
 
 
-def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Leaves `x` where the compiler puts it: the `Constrain` of one device."""
-    return x
+@dataclasses.dataclass(frozen=True)
+class Constrain:
+    """`constrain(x, axes)` is `x`, laid over `mesh` as its logical axes say. Without a mesh, and on
+    one device, it is `x` as it lies.
+
+    A dimension that its mesh axes do not divide is left whole. Raises `KeyError` for an axis
+    without a rule.
+    """
+
+    mesh: Mesh | None = None
+
+    @property
+    def is_split(self) -> bool:
+        return self.mesh is not None and self.mesh.size > 1
+
+    @property
+    def platform(self) -> str:
+        """Platform of the devices that a program is made for."""
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    def spec(self, shape: Sequence[int], axes: Axes) -> PartitionSpec:
+        """How an array of this shape lies on the mesh."""
+        mesh = cast(Mesh, self.mesh)
+        rules = [None if name is None else RULES[name] for name in axes]
+        return PartitionSpec(
+            *(
+                rule if size % _product(mesh, rule) == 0 else None
+                for rule, size in zip(rules, shape, strict=True)
+            )
+        )
+
+    def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
+        if not self.is_split:
+            return x
+        place = NamedSharding(cast(Mesh, self.mesh), self.spec(x.shape, axes))
+        return jax.lax.with_sharding_constraint(x, place)
+
+
+ONE_DEVICE = Constrain()
 
 
 def shardings(axes: Mapping[str, Any], abstract: Mapping[str, Any], mesh: Mesh) -> Any:
@@ -109,27 +146,6 @@ def _spec(
                 )
         spec.append(rule)
     return PartitionSpec(*spec)
-
-
-def constrainer(mesh: Mesh) -> Constrain:
-    """Returns a function that constrains the sharding of an activation: `constrain(x, ("batch",
-    "length", None))`.
-
-    A dimension that its mesh axes do not divide is left whole. On one device it does nothing.
-    Raises `KeyError` for an axis without a rule.
-    """
-    if mesh.size == 1:
-        return lambda x, axes: x
-
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        rules = [None if name is None else RULES[name] for name in axes]
-        fits = [
-            rule if size % _product(mesh, rule) == 0 else None
-            for rule, size in zip(rules, x.shape, strict=True)
-        ]
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fits)))
-
-    return constrain
 
 
 def _product(mesh: Mesh, rule: str | tuple[str, ...] | None) -> int:

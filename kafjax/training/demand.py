@@ -13,8 +13,11 @@ from jax.sharding import Mesh
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.evaluation import cost
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder, DecoderConfig, caches
 from kafjax.models.config import LayerShape
+from kafjax.ops.attention import kernel_for
+from kafjax.ops.blockwise import BLOCK
+from kafjax.ops.splash import LARGEST
 from kafjax.parallel import make_mesh
 from kafjax.parallel.chips import UNKNOWN, chip_of
 from kafjax.parallel.estimate import Demand, choose, show
@@ -90,15 +93,12 @@ def training_demand(
     else:
         flops = cost.train_flops_lora(shape, tokens, tokens, config.seq_len, adapter_params=adapter)
     again = {"none": 0.0, "dots": 0.0, "full": 1.0, "offload": 1.0}[config.remat]
-    # attention computes what the mask hides, too
-    all_pairs = 4 * shape.heads * shape.head_dims * config.seq_len
-    masked = (
-        tokens * all_pairs - cost.attention_flops(shape, config.seq_len) * tokens / config.seq_len
-    )
-    attention_again = 0.0 if config.remat == "none" else tokens * all_pairs
-    scores = 4.0 * shape.heads * config.seq_len
+    kernel = _Kernel.of(model)
+    pairs = rows * kernel.flops(shape, config.seq_len)
+    needed = 3 * cost.attention_flops(shape, config.seq_len) * rows
+    computed = pairs * (kernel.products / 2 + (config.remat != "none"))
     kept = {
-        "none": c * axes.inner + 3 * scores,
+        "none": c * axes.inner + 4.0 * shape.heads,
         "dots": c * (axes.dots + axes.hidden),
         "full": c * axes.hidden,
         "offload": 0.0,
@@ -106,7 +106,7 @@ def training_demand(
     passes = 3 + again
     return Demand(
         model_flops=flops,
-        flops=flops + again * 2 * shape.block_params * tokens + 3 * masked + attention_again,
+        flops=flops + again * 2 * shape.block_params * tokens + computed - needed,
         state=trained * (trained_size + _STATE_MOMENTS[config.optimizer](trained_size)),
         gradients=trained * (trained_size + (4 if config.accumulate > 1 else 0)),
         frozen=(everything - (0 if spec else trained)) * c,
@@ -121,14 +121,14 @@ def training_demand(
         residual=axes.hidden * c,
         kept=kept,
         kept_is_split=config.remat in ("none", "dots"),
-        transient=2 * c * axes.widest + 3 * scores,
+        transient=2 * c * axes.widest + kernel.transient(shape, config.seq_len),
         kv=2 * axes.kv * c,
         loss=min(config.loss_chunk, tokens) * shape.vocab * 4.0 * 2,
         weight_reads=passes if spec is None else passes - 1,
         gathers=2,
         # backward before q, k, v, gate and up: the compilers do not add these up first
         reduces=2 + 5 + 2 * again,
-        traffic=2 * passes * c * axes.inner + 4 * passes * scores,
+        traffic=2 * passes * c * axes.inner + passes * kernel.traffic(shape, config.seq_len, c),
         limits=axes.limits(model, config.seq_len),
         lanes=lanes,
     )
@@ -141,12 +141,20 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
     `past=0` is prefill, `new=1` a step of decoding. Weights are kept in the compute dtype."""
     c, shape, axes = jnp.dtype(model.dtype).itemsize, decoder_shape(model), _Widths.of(model)
     flops = rows * cost.query_flops(shape, past + new, 1, past)
-    scores = 4.0 * shape.heads * (past + new)
+    kernel, scores = _Kernel.of(model), 4.0 * shape.heads * (past + new)
     all_pairs = new * 4 * shape.heads * shape.head_dims * (past + new)
-    cache = 2 * axes.kv * c * (past + new) / new  # of a new token, for the whole row's
+    computed = all_pairs if past else kernel.flops(shape, new)
+    slots = _mean(
+        [
+            _of_layer(model.config, model.config.shape(i))[0]
+            * caches.n_slots(model.config, slides, past + new)
+            for i, slides in enumerate(model.config.sliding)
+        ]
+    )
+    cache = 2 * c * slots / new  # of a new token, for the whole row's
     return Demand(
         model_flops=flops,
-        flops=flops + rows * (all_pairs - cost.attention_flops(shape, past + new, past)),
+        flops=flops + rows * (computed - cost.attention_flops(shape, past + new, past)),
         state=0.0,
         gradients=0.0,
         frozen=trees.count(model.abstract_params()) * c,
@@ -161,16 +169,65 @@ def serving_demand(model: Decoder, rows: int, past: int, new: int) -> Demand:
         residual=axes.hidden * c,
         kept=cache * (2 if past else 1),  # for some shapes XLA for TPUs has the loop work on a copy
         kept_is_split=True,
-        # attention or the MLP, whichever is larger
-        transient=max(2 * c * axes.widest, 1.5 * scores),
+        # a token of decoding has its scores over the whole cache
+        transient=max(2 * c * axes.widest, 1.5 * scores)
+        if past
+        else 2 * c * axes.widest + kernel.transient(shape, new),
         kv=0.0,
         loss=rows * shape.vocab * 4.0 * 2,
         weight_reads=1,
         gathers=1,
         reduces=2,
-        traffic=2 * c * axes.inner + cache + 4 * scores,
+        traffic=2 * c * axes.inner
+        + cache
+        + (4 * scores if past else kernel.traffic(shape, new, c)),
         limits=axes.limits(model, 1),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """Attention among new tokens: tokens of a block, products of forward and backward pass, and
+    whether scores are in memory at all."""
+
+    block: int
+    products: int
+    stores_scores: bool
+
+    @classmethod
+    def of(cls, model: Decoder) -> _Kernel:
+        """What the model's devices compute attention with. Both backward passes compute the scores
+        again, and splash does it twice, for queries and for keys."""
+        if kernel_for(model.attention, model.constrain.platform) == "splash":
+            return cls(LARGEST, 2 + 7, stores_scores=False)
+        return cls(BLOCK, 2 + 5, stores_scores=True)
+
+    def flops(self, shape: cost.DecoderShape, length: int) -> float:
+        """FLOPs of the forward pass over a row: whole blocks, of which the mask hides a part."""
+        full = (shape.layers - shape.sliding_layers) * (shape.full_head_dim or shape.head_dim)
+        sliding = shape.sliding_layers * shape.head_dim
+        seen = full * self._pairs(length, length) + sliding * self._pairs(length, shape.window)
+        return 4.0 * shape.heads * seen
+
+    def transient(self, shape: cost.DecoderShape, length: int) -> float:
+        """Bytes of a token for the scores of the blocks that are alive."""
+        block = min(self.block, length)
+        return 3 * 4.0 * shape.heads * block * block / length if self.stores_scores else 0.0
+
+    def traffic(self, shape: cost.DecoderShape, length: int, itemsize: int) -> float:
+        """Bytes of a token, layer and pass: scores, or the keys and values that each block of
+        queries reads."""
+        of_all = self.flops(shape, length) / (4 * shape.heads * shape.head_dims * length)
+        if self.stores_scores:
+            return 4 * 4.0 * shape.heads * of_all
+        return 2 * shape.heads * shape.head_dim * itemsize * of_all / min(self.block, length)
+
+    def _pairs(self, length: int, window: int) -> int:
+        """Pairs of a query and a key that are computed for one head."""
+        block = min(self.block, length)
+        starts = range(0, length, block)
+        visited = ((i + block) // block - max(i - window + 1, 0) // block for i in starts)
+        return sum(n * block * block for n in visited)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,7 @@ def lane_losses(
             lora.lanes.attach(frozen, adapters, scales), tokens_BxT, positions_BxT, segments_BxT
         )[0]
 
-    hidden_NxBxTxD = jax.vmap(hidden)(
+    hidden_NxBxTxD = jax.vmap(hidden, spmd_axis_name="lane" if lane_shards > 1 else None)(
         adapters, scales, batch.tokens_BxT, batch.positions_BxT, batch.segments_BxT
     )
     N, S, P = batch.places_SxN.shape

@@ -20,7 +20,7 @@ from kafjax.lora import Spec
 from kafjax.models import Decoder
 from kafjax.ops.loss import even_chunk
 from kafjax.ops.quantized import QuantizedKernel, refuse_quantized
-from kafjax.parallel import constrainer, shard, shardings
+from kafjax.parallel import Constrain, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
@@ -202,7 +202,7 @@ class Task:
         shapes: Any,
         trainable_axes: Any,
     ) -> Task:
-        model = dataclasses.replace(model, remat=config.remat, constrain=constrainer(mesh))
+        model = dataclasses.replace(model, remat=config.remat, constrain=Constrain(mesh))
         schedule = optimizers.warmup_cosine(
             config.learning_rate,
             n_steps,

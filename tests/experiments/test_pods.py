@@ -175,3 +175,35 @@ def test_a_search_fuses_the_choice_into_the_product_and_sends_one_gather_of_k(dt
     assert held <= memory.argument_size_in_bytes < 1.01 * held + 200_000
     # the scores, [64, vectors of a device] float32, are nowhere
     assert memory.temp_size_in_bytes < 0.5 * 4 * 64 * 1_000_000 / 16
+
+
+SLIDING = dataclasses.replace(
+    MODEL.config, sliding=(True, False, True), window=128, n_kv_heads=2, attention_cap=30.0
+)
+
+
+@pytest.mark.parametrize(("topology", "head_dim"), [("v5e-4", 64), ("v5p-8", 256), ("v6e-4", 128)])
+def test_attention_is_the_splash_kernel_and_keeps_no_scores(topology, head_dim):
+    """Layers that slide and layers that do not, in one scan, split over rows and heads."""
+    pod = parse_slice(topology)
+    mesh = make_mesh("fsdp:2,tensor:2", pods.devices_of(pod))
+    config = dataclasses.replace(TRAIN, batch_rows=2, seq_len=2048)
+    model = Decoder(dataclasses.replace(SLIDING, head_dim=head_dim), dtype=jnp.bfloat16)
+    program = pods.lower_training(model, config, mesh, None).compile()
+    # forward, forward again, gradients of queries and of keys; of either kind of layer
+    assert program.as_text().count('custom_call_target="tpu_custom_call"') == 8
+    scores = 4 * 2048**2 * SLIDING.n_heads // 2  # of the one row and the heads of a device
+    assert program.memory_analysis().temp_size_in_bytes < scores
+
+
+def test_32k_tokens_of_a_row_go_round_a_ring():
+    pod = parse_slice("v5p-8")
+    mesh = make_mesh("sequence:4", pods.devices_of(pod))
+    config = dataclasses.replace(TRAIN, batch_rows=1, seq_len=32_768)
+    program = pods.lower_training(MODEL, config, mesh, None).compile()
+    shape = MODEL.config
+    keys = 2 * config.seq_len // 4 * shape.n_kv_heads * shape.head_dim  # of a device, bfloat16
+    sent = [c for c in collectives(program.as_text()) if c.kind == "collective-permute"]
+    assert {keys} <= {c.n_bytes for c in sent}
+    scores = 4 * (config.seq_len // 4) * config.seq_len * shape.n_heads
+    assert program.memory_analysis().temp_size_in_bytes < scores / 8

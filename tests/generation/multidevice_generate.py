@@ -48,7 +48,11 @@ def sizes_of_parts(generator: Generator, params: trees.Tree) -> set[float]:
     """Shares of the cache that the devices hold after prefill."""
     tokens_BxT, length_B = np.ones((8, 32), np.int32), np.full(8, 32, np.int32)
     _, cache = prefill(generator.model, params, tokens_BxT, length_B, None, np.int32(0), n_free=16)
-    return {part.data.size / cache["k"].size for part in cache["k"].addressable_shards}
+    return {
+        part.data.size / block.size
+        for block in jax.tree.leaves(cache)
+        for part in block.addressable_shards
+    }
 
 
 if __name__ == "__main__":

@@ -110,7 +110,14 @@ def test_logits_of_a_branch_are_those_of_its_prompt(model, params, window):
     trunk, ends = rng.integers(3, 300, 40), rng.integers(3, 300, (4, 6))
     start_B = np.array([3, 17, 39, 40], np.int32)
     _, cache = prefill(
-        model, params, trunk[None].astype(np.int32), np.array([40]), None, np.int32(0), n_free=0
+        model,
+        params,
+        trunk[None].astype(np.int32),
+        np.array([40]),
+        None,
+        np.int32(0),
+        n_free=0,
+        whole=True,
     )
     length_B = np.array([6, 2, 6, 1], np.int32)
     apply = jax.jit(model.apply)

@@ -13,6 +13,7 @@ from oracles import hf_gemma_real
 from kafjax import corpus, hub
 from kafjax.generation import Generator, Sampling
 from kafjax.generation.decode import prefill
+from kafjax.models import caches
 
 pytestmark = pytest.mark.slow
 
@@ -77,9 +78,7 @@ def test_decoding_past_the_window_gives_the_logits_of_a_full_forward(loaded, lon
         hidden_1x1xD, new = model.hidden(
             params, token[None, None], position[None, None], past=cache
         )
-        return {
-            name: cache[name].at[:, :, position].set(new[name][:, :, 0]) for name in cache
-        }, model.logits(params, hidden_1x1xD)[0, 0]
+        return caches.written(cache, new, position[None]), model.logits(params, hidden_1x1xD)[0, 0]
 
     prompt_1xT = jnp.asarray([tokens[:n_prompt] + [0] * 12])  # padded as a batch would be
     _, cache = prefill(

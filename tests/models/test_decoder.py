@@ -25,7 +25,7 @@ from kafjax.core import stacks, trees
 from kafjax.core.errors import UserError
 from kafjax.hub.names import TABLES
 from kafjax.hub.safetensors_out import hf_tensors
-from kafjax.models import Cache, Decoder
+from kafjax.models import Cache, Decoder, caches
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -434,9 +434,11 @@ def empty_cache(model: Decoder, batch: int, slots: int) -> Cache:
     )
 
 
-def write(cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
-    rows = jnp.arange(positions_BxT.shape[0])[:, None]
-    return jax.tree.map(lambda old, x: old.at[:, rows, positions_BxT].set(x), cache, new)
+def write(model: Decoder, cache: Cache, new: Cache, positions_BxT: jax.Array) -> Cache:
+    if positions_BxT.shape[1] == 1:
+        return caches.written(cache, new, positions_BxT[:, 0])
+    ends = positions_BxT[:, 0], positions_BxT[:, -1] + 1
+    return caches.extended(model.config, cache, new, *ends, caches.longest(cache))
 
 
 @pytest.mark.parametrize("chunks", [(1,) * 16, (8,) + (1,) * 8, (4, 8, 4)], ids=str)
@@ -450,7 +452,7 @@ def test_cached_decoding_equals_the_full_forward(tiny, apply, hidden, chunks):
     for size in chunks:
         positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
         h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)
-        cache = write(cache, new, positions)
+        cache = write(model, cache, new, positions)
         assert_close(model.logits(params, h), expected[:, start : start + size])
         start += size
 
@@ -483,7 +485,7 @@ def test_cached_decoding_equals_the_full_forward_in_every_family(family, overrid
     for size in (7,) + (1,) * 7:
         positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
         h, new = hidden(params, tokens[:, start : start + size], positions, past=cache)
-        cache = write(cache, new, positions)
+        cache = write(model, cache, new, positions)
         assert_close(model.logits(params, h), expected[:, start : start + size])
         start += size
 
@@ -500,7 +502,7 @@ def test_rows_of_different_length_decode_from_one_cache(tiny, apply, hidden):
         h, new = hidden(
             params, jnp.take_along_axis(tokens, positions, axis=1), positions, past=cache
         )
-        cache = write(cache, new, positions)
+        cache = write(model, cache, new, positions)
         assert_close(
             model.logits(params, h)[:, 0],
             jnp.take_along_axis(expected, positions[..., None], axis=1)[:, 0],
