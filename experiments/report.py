@@ -178,7 +178,7 @@ def trial_of_wandb(config: dict[str, Any], summary: dict[str, Any], source: str)
     if not isinstance(loss, int | float):
         say("report", f"{source} is not finished, and left out")
         return None
-    return Trial(record, seed, (), float(loss), source)
+    return Trial(record, seed, (), float(loss), source, Path(source))
 
 
 def _trials(path: Path) -> Iterator[Trial]:
