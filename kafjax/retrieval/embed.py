@@ -124,18 +124,21 @@ class Embedder:
     def embed_documents(self, texts: Sequence[str], advance: Advance = unshown) -> np.ndarray:
         """Embeds passages, each behind the encoder's document prompt, and tells how many are not
         read to their end."""
-        prompted = [self.config.document_prompt + text for text in texts]
-        vectors_NxD, n_cut = self._embed(prompted, advance)
+        return self._told(texts, self.config.document_prompt, "passages", advance)
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds questions, each behind the encoder's query prompt, and tells how many are not read
+        to their end."""
+        return self._told(texts, self.config.query_prompt, "questions", unshown)
+
+    def _told(self, texts: Sequence[str], prompt: str, what: str, advance: Advance) -> np.ndarray:
+        vectors_NxD, n_cut = self._embed([prompt + text for text in texts], advance)
         if n_cut:
             say(
                 "embedding",
-                f"{n_cut} of {len(texts)} passages are longer than {self.max_length} tokens and are not read to their end",
+                f"{n_cut} of {len(texts)} {what} are longer than {self.max_length} tokens and are not read to their end",
             )
         return vectors_NxD
-
-    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds questions, each behind the encoder's query prompt."""
-        return self.embed([self.config.query_prompt + text for text in texts])
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Counts the tokens of each text, special ones included, without truncation."""

@@ -23,7 +23,7 @@ from kafjax.retrieval.lexical import Lexical, check_installed
 from kafjax.retrieval.parts import embed_in_parts
 from kafjax.retrieval.rerank import CrossScorer, Reranked
 from kafjax.retrieval.retriever import Retriever
-from kafjax.retrieval.store import Store
+from kafjax.retrieval.store import Store, check_texts
 
 DENSE, LEXICAL, HYBRID = "dense", "lexical", "hybrid"
 KINDS = (DENSE, LEXICAL, HYBRID)
@@ -51,10 +51,11 @@ def build_store(
         caller deletes it once the store is saved.
 
     Raises:
-      UserError: an unknown kind or engine, ids that are not unique strings, a text that the encoder
-        cannot read.
+      UserError: an unknown kind or engine, ids that are not unique strings, a passage that is empty or
+        that the encoder cannot read.
     """
     check_kind(kind)
+    check_texts(passages)  # before hours of embedding
     if kind == LEXICAL:
         return Store(None, passages)
     index, embedder = open_index(engine), open_embedder()

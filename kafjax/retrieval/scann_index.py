@@ -172,7 +172,7 @@ def why_unavailable() -> str | None:
     try:
         import scann  # noqa: F401
     except ModuleNotFoundError:
-        return "ScaNN is not installed; pip install 'kafjax[retrieval]' (Linux wheels only)"
+        return "ScaNN is not installed; pip install 'kafjax[retrieval]' (Linux wheels only), or --engine=exact"
     except ImportError as error:
         return (
             f"ScaNN cannot be imported ({error}); pip install --force-reinstall 'kafjax[retrieval]'"

@@ -45,12 +45,14 @@ class Store:
     def __init__(self, index: Index | None, passages: Iterable[Passage], encoder: str = ""):
         """`encoder` is the fingerprint of the embedder that made the vectors, "" if unknown.
 
-        Raises `UserError` naming an id that is in only one of the two, or twice.
+        Raises `UserError` naming an id that is in only one of the two, or twice, or whose passage
+        is empty.
         """
         self.index = index
         self.encoder = encoder
         self.n_changes = 0
         passages = list(passages)
+        check_texts(passages)
         self._rows, self._texts = Rows(checked_ids([passage.id for passage in passages])), Texts()
         self._texts.add(passages)
         differing = set(index.ids) ^ self._rows.number.keys() if index is not None else ()
@@ -109,6 +111,7 @@ class Store:
         """Adds passages, with their vectors where the store has an index, without a rebuild. Errors
         are those of `Index.append`."""
         ids = checked_ids([passage.id for passage in passages])
+        check_texts(passages)
         if (self.index is None) != (vectors_MxD is None):
             raise UserError(
                 "passages need vectors where the others have some, and none where the others have none"
@@ -125,6 +128,7 @@ class Store:
     def upsert(self, passages: Sequence[Passage], vectors_MxD: np.ndarray | None = None) -> None:
         """Adds passages, in place of those of the same ids. Errors are those of `Index.upsert`."""
         ids = checked_ids([passage.id for passage in passages])
+        check_texts(passages)
         if (self.index is None) != (vectors_MxD is None):
             raise UserError(
                 "passages need vectors where the others have some, and none where the others have none"
@@ -238,3 +242,10 @@ class Store:
         if self.index is not None:
             self.index.write_new(path, ids)
         texts.write(path, (self._texts.line(id, self._rows.number[id]) for id in ids))
+
+
+def check_texts(passages: Iterable[Passage]) -> None:
+    """Raises `UserError` naming a passage without text: it would be found for no reason."""
+    for passage in passages:
+        if not passage.text or passage.text.isspace():
+            raise UserError(f"passage '{passage.id}' is empty; leave it out")

@@ -123,9 +123,10 @@ def test_bad_queries_are_refused_in_one_line(opened, store, arguments, message):
     [
         ([Passage(7, "x")], "ids must be strings, got 7"),
         ([Passage("a", "x"), Passage("a", "y")], "'a' is given twice"),
+        ([Passage("a", "x"), Passage("b", " \n")], "passage 'b' is empty; leave it out"),
     ],
 )
-def test_ids_are_unique_strings(kind, embedder, passages, message):
+def test_ids_are_unique_strings_and_texts_are_not_empty(kind, embedder, passages, message):
     with pytest.raises(UserError, match=message):
         build_store(passages, kind, "exact", lambda: embedder)
 
@@ -151,7 +152,7 @@ def test_a_dense_store_serves_every_kind_and_a_lexical_one_itself(embedder, tmp_
 
 
 def test_bm25_is_the_formula():
-    texts = ["red red fish", "blue fish", "a bird, and a red bird", "", "wholly unlike"]
+    texts = ["red red fish", "blue fish", "a bird, and a red bird", "...", "wholly unlike"]
     store = Store(None, [Passage(str(i), text) for i, text in enumerate(texts)])
     (hits,) = Lexical(store).search(["Red fish!"], 10)
     tokens = [words(text) for text in texts]
