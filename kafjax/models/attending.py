@@ -122,7 +122,7 @@ def over_either(
 
 
 def _copies(n_heads: int, n_kv_heads: int, n_devices: int) -> int:
-    """How often each key head is there, so that they divide over the devices that share the query
+    """Counts the copies of each key head, so that they divide over the devices that share the query
     heads."""
     if n_heads % n_devices:
         return 1

@@ -1,5 +1,5 @@
-"""What the layers of a decoder share: rotations, those of layers that slide and of those that do
-not, and what tokens see of each other."""
+"""Inputs that the layers of a decoder share: rotations, those of layers that slide and of those
+that do not, and what tokens see of each other."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def limit(window: int | None, sliding: jax.Array | bool) -> Any:
 
 
 def _seen(n_queries: int, age_BxS: jax.Array, window: Any) -> jax.Array:
-    """Which keys each query sees, `[B, T, S]`."""
+    """Mask `[B, T, S]`, True for the keys that each query sees."""
     distance_BxTxS = jnp.arange(n_queries, dtype=jnp.int32)[:, None] + age_BxS[:, None, :]
     return (distance_BxTxS >= 0) & (distance_BxTxS < window)
 

@@ -92,7 +92,7 @@ def in_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _visible(
     i: Any, j: Any, bq: int, age: jax.Array, segments: Any, window: jax.Array
 ) -> jax.Array:
-    """Which keys of block j the queries of block i see, `[B, 1, bq, 1, bk]`."""
+    """Mask `[B, 1, bq, 1, bk]`, True for the keys of block j that the queries of block i see."""
     t_bqx1 = i * bq + jnp.arange(bq, dtype=jnp.int32)[:, None]
     distance = t_bqx1 + age[j][:, None, :]
     seen = (distance >= 0) & (distance < window)
@@ -173,8 +173,7 @@ def partial_backward(
     along: jax.Array,
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What these keys add to the gradients of queries, and the gradients of keys and values, all
-    float32.
+    """Gradients through these keys alone, of queries, keys and values, all float32.
 
     Args:
       log_total: of all keys that a query sees, not of these alone.

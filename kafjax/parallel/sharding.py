@@ -60,7 +60,7 @@ class Constrain:
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def spec(self, shape: Sequence[int], axes: Axes) -> PartitionSpec:
-        """How an array of this shape lies on the mesh."""
+        """Returns the place on the mesh of an array of this shape."""
         mesh = cast(Mesh, self.mesh)
         rules = [None if name is None else RULES[name] for name in axes]
         return PartitionSpec(

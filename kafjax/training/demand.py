@@ -196,8 +196,8 @@ class _Kernel:
 
     @classmethod
     def of(cls, model: Decoder) -> _Kernel:
-        """What the model's devices compute attention with. Both backward passes compute the scores
-        again, and splash does it twice, for queries and for keys."""
+        """Finds the kernel of the model's devices. Both backward passes compute the scores again,
+        and splash does it twice, for queries and for keys."""
         if kernel_for(model.attention, model.constrain.platform) == "splash":
             return cls(LARGEST, 2 + 7, stores_scores=False)
         return cls(BLOCK, 2 + 5, stores_scores=True)

@@ -184,7 +184,9 @@ SLIDING = dataclasses.replace(
 
 @pytest.mark.parametrize(("topology", "head_dim"), [("v5e-4", 64), ("v5p-8", 256), ("v6e-4", 128)])
 def test_attention_is_the_splash_kernel_and_keeps_no_scores(topology, head_dim):
-    """Layers that slide and layers that do not, in one scan, split over rows and heads."""
+    """Layers that slide and layers that do not, in one scan, split over rows and heads, with the
+    precision that every main pins."""
+    pin_precision()
     pod = parse_slice(topology)
     mesh = make_mesh("fsdp:2,tensor:2", pods.devices_of(pod))
     config = dataclasses.replace(TRAIN, batch_rows=2, seq_len=2048)
