@@ -44,7 +44,7 @@ def test_results_have_every_method_with_its_quality_and_its_bill(results):
         assert method["cost"].keys() == {field.name for field in dataclasses.fields(Cost)}
         assert {"seen", "paraphrase", "untrained", "perplexity"} <= method["quality"].keys()
         for key, value in method["quality"].items():
-            assert value.keys() == {"value", "low", "high", "n"}, (name, key)
+            assert value.keys() == {"value", "low", "high", "n", "subjects"}, (name, key)
             assert value["low"] <= value["value"] <= value["high"] and value["n"] > 0, (name, key)
 
 
