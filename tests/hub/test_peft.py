@@ -381,8 +381,12 @@ def test_modules_that_came_to_differ_are_joined_in_blocks(bases, tmp_path, case)
         hf_logits(read_there("phi3", tmp_path / "adapter"), TOKENS), expected, atol=1e-4, rtol=0
     )
     back, read = hub.load_peft(tmp_path / "adapter", model, params)
+    # products of joined factors round in another order: 1e-5 of the largest logit
     np.testing.assert_allclose(
-        apply(merged(params, back, read), TOKENS), expected, atol=1e-5, rtol=0
+        apply(merged(params, back, read), TOKENS),
+        expected,
+        atol=1e-5 * float(np.abs(expected).max()),
+        rtol=0,
     )
 
 

@@ -105,11 +105,11 @@ def test_training_in_a_bucket_leaves_what_a_disk_holds(world, google, tmp_path, 
     capsys.readouterr()
     asked = {"run": f"{bucket}/lora", "method": "lora", "question": "Where was Mira Toll born?"}
     taken = {leaf: getattr(settings(world, bucket, "x").model, leaf) for leaf in ("model",)}
-    answer.run(changed(Answer(), corpus=str(world / "corpus"), rank=2, **taken, **asked))
+    answer.run(changed(Answer(), corpus=str(world / "corpus"), **taken, **asked))
     assert "known" in capsys.readouterr().out
     with pytest.raises(UserError, match="an index is mapped into memory"):
         words = {**asked, "method": "lora+rag", "retriever": "lexical"}
-        answer.run(changed(Answer(), corpus=str(world / "corpus"), rank=2, **taken, **words))
+        answer.run(changed(Answer(), corpus=str(world / "corpus"), **taken, **words))
     assert not any("index" in name for name in names_under(f"{bucket}/lora/"))
     arms = report.run(changed(Report(), folder=(bucket,), out=str(tmp_path / "report")))
     assert len(arms) == 2
