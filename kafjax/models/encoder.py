@@ -25,6 +25,7 @@ from kafjax.models.layers import Embedding, LayerNorm, Projection
 from kafjax.models.pooling import dense, normalised, pool
 from kafjax.models.split import Split, random_params, split
 from kafjax.ops.attention import attend
+from kafjax.ops.linear import dtype_of
 
 
 class Embeddings(nnx.Module):
@@ -64,7 +65,7 @@ class EncoderLayer(nnx.Module):
         def heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], self.n_heads, -1)
 
-        y = x.astype(self.q_proj.kernel.get_value().dtype)
+        y = x.astype(dtype_of(self.q_proj.kernel.get_value()))
         q, k, v = heads(self.q_proj(y)), heads(self.k_proj(y)), heads(self.v_proj(y))
         attended = attend(q, [k], [v], [mask_BxTxT], q.shape[-1] ** -0.5).reshape(x.shape)
         x = self.attn_norm(x + self.o_proj(attended).astype(jnp.float32))

@@ -79,6 +79,11 @@ def linear(
     return y if kernel.gain is None else y * kernel.gain.astype(x.dtype)
 
 
+def dtype_of(kernel: jax.Array | LoRAWeight) -> jnp.dtype:
+    """Dtype of a kernel of floats, or of the one that an adapter lies beside."""
+    return cast(jax.Array, kernel.base if isinstance(kernel, LoRAWeight) else kernel).dtype
+
+
 def lookup(table: jax.Array | LoRAWeight, ids: jax.Array) -> jax.Array:
     """Looks up rows `ids` of a table `[V, D]`. With an adapter: `base[ids] + a[ids] @ b`, without
     an array of the table's size."""
