@@ -200,7 +200,12 @@ def plain(
 
 def check_adapters(params: Mapping[str, Any], adapters: Mapping[str, Any], spec: Spec) -> None:
     """Raises `UserError` naming the first path where `adapters` do not fit `spec` and the base
-    `params`."""
+    `params`.
+
+    >>> base = {"q_proj": {"kernel": np.ones((4, 3), np.float32)}}
+    >>> spec = Spec(rank=2, targets="q_proj")
+    >>> check_adapters(base, init(spec, base, jax.random.key(0)), spec)
+    """
     expected = shapes(spec, params)
     for path in [*expected, *adapters]:
         if path not in adapters:

@@ -27,7 +27,7 @@ def _once_and_all(jaxpr: ClosedJaxpr, lowered: jax.stages.Lowered) -> tuple[floa
     traced again, a layer at a time.
     """
     costs: Any = lowered.cost_analysis()
-    once = total = float(costs["flops"])
+    once = total = float(costs.get("flops", 0.0))  # it is missing where nothing is computed
     for turns, in_program, body in _scans(jaxpr.jaxpr):
         inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in body.in_avals]
         function = jax.jit(jax.extend.core.jaxpr_as_fun(body))

@@ -273,7 +273,7 @@ def test_a_named_model_is_converted_once_and_equals_transformers(package, tmp_pa
         VOCAB["<bos>"],
         *sentencepiece_ids("abc a"),
     ]
-    assert capsys.readouterr().out.count("converting") == 1
+    assert capsys.readouterr().err.count("converting") == 1
     # no temporary folder is left
     assert [p.name[:12] for p in hub.cache_dir().iterdir()] == ["gemma3-270m-"]
 
