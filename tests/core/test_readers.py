@@ -194,7 +194,7 @@ NUMBERS |= {
     "targets": "q_proj",
     "seed": 1,
 }
-NUMBERS |= {"checks": [{"step": 1, "loss": 2.0}], "environment": {"git_sha": "0123"}}
+NUMBERS |= {"lanes": 2, "checks": [{"step": 1, "loss": 2.0}], "environment": {"git_sha": "0123"}}
 SIGNED = ("final_loss", "alpha", "learning_rate", "seed")
 
 

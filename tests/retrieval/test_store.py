@@ -17,7 +17,7 @@ TEXTS = [
     "plain",
     "two\nlines",
     'quotes " and \\',
-    "",
+    ".",
     "ends of lines: \u2028 \u0085 \x0b \r",
     "日本語 🜚",
 ]
@@ -221,7 +221,7 @@ def test_text_and_vectors_of_different_passages(store):
     with pytest.raises(UserError, match="'p0' has a vector but no text"):
         Store(store.index, PASSAGES[1:])
     with pytest.raises(UserError, match="'zz' has a text but no vector"):
-        Store(store.index, [*PASSAGES, Passage("zz", "")])
+        Store(store.index, [*PASSAGES, Passage("zz", "text")])
     with pytest.raises(UserError, match="'p0' is given twice"):
         Store(store.index, [*PASSAGES, PASSAGES[0]])
 
