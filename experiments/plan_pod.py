@@ -277,7 +277,9 @@ def run(asked: PlanPod) -> None:
     if asked.method == "search":
         devices = None if asked.formula else pods.devices_of(pod)
         return plan_search.run_search(asked, pod, devices, _judge_name(pod, devices))
-    kernel = kernel_for("auto", "tpu" if pod.is_tpu else "gpu")
+    # lanes leave attention to XLA (`LaneTask`)
+    platform = "tpu" if pod.is_tpu else "gpu"
+    kernel = "xla" if asked.method == "lanes" else kernel_for("auto", platform)
     model = Decoder(_config(asked.model), dtype=jnp.bfloat16, attention=kernel)
     config = TrainConfig(
         batch_rows=asked.batch,

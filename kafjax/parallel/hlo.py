@@ -178,6 +178,8 @@ def _collectives(instruction: re.Match[str], times: int) -> Iterator[Collective]
         arrays = [
             (_n_bytes(dtype, dims), f"{dtype}[{dims}]")
             for dtype, dims in _ARRAY.findall(instruction[2])
+            # the start of a permutation also gives two numbers by which its end knows it
+            if kind != "collective-permute" or (dtype, dims) != ("u32", "")
         ]
         largest, shape = max(arrays, default=(0, ""))
         total, group = sum(n for n, _ in arrays), _group(instruction[4])

@@ -159,8 +159,8 @@ class LaneTask:
             raise UserError(
                 "adapters beside a mixture of experts do not train in lanes; train them one by one (finetune)"
             )
-        if model.remat != config.remat:
-            model = dataclasses.replace(model, remat=config.remat)
+        # by XLA, which splits the lanes' axis over devices by itself; a kernel cannot be split so
+        model = dataclasses.replace(model, remat=config.remat, attention="xla")
         frozen = place_frozen(model, params, mesh)
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), shapes)
         axes = jax.tree.map(
