@@ -24,11 +24,15 @@ from kafjax.evaluation.intervals import (
     RESAMPLES,
     Interval,
     holm,
+    paired_bounds,
     sign_flip,
     wilson,
 )
 
 POWER = 0.8
+FEW = 6
+"""Subjects below which nothing can be shown: the signs of 5 flip in 32 ways, so no p-value is below
+1/16, and a bootstrap has too few ways to draw them."""
 _SEED = 0
 
 
@@ -134,8 +138,9 @@ def mean(arm: Cells) -> Interval:
     """Mean score over all seeds and questions, with the 95% interval over seeds and subjects; `n`
     counts subjects.
 
-    One seed and one question a subject: Wilson's interval. Scores that are all the same: Wilson's
-    for that many subjects, since a bootstrap would see no variance. Else a bootstrap that draws
+    One seed and one question a subject: Wilson's interval. Fewer than `FEW` subjects, or subjects
+    that all have the same score: Wilson's for that many subjects, which errs to the wide side, since
+    a bootstrap would see little variance or none. Else a bootstrap that draws
     seeds and subjects anew (Owen 2007, "The pigeonhole bootstrap"), with percentiles beyond 2.5 and
     97.5 where subjects are few (`_tail`). One subject alone has no interval. With two or three seeds it says little about the variance between
     seeds.
@@ -147,7 +152,9 @@ def mean(arm: Cells) -> Interval:
     asked = arm.count_SxC > 0
     # else a count, of tokens for instance
     is_score = bool(((arm.sum_SxC >= 0) & (arm.sum_SxC <= arm.count_SxC))[asked].all())
-    if is_score and (value in (0.0, 1.0) or (len(arm.seeds) == 1 and arm.count_SxC.max() == 1)):
+    alike = float(np.ptp(arm.sum_SxC[asked] / arm.count_SxC[asked])) == 0
+    once = len(arm.seeds) == 1 and arm.count_SxC.max() == 1
+    if is_score and (value in (0.0, 1.0) or once or (C > 1 and (alike or C < FEW))):
         return dataclasses.replace(wilson(value * C, C), value=value)
     if C == 1:
         return Interval(value, None, None, 1)
@@ -259,6 +266,12 @@ def _difference(
     p_value = sign_flip(difference_SxC.sum(0))
     if C == 1:
         return Interval(value, None, None, 1), p_value, None, None
+    if C < FEW:
+        by_subject_C = difference_SxC.sum(0) / count_SxC.sum(0)
+        (low, high), inner = (
+            paired_bounds(by_subject_C, confidence) for confidence in (CONFIDENCE, 0.9)
+        )
+        return Interval(value, min(low, value), max(high, value), C), p_value, None, inner
     means_K = _resampled(difference_SxC, count_SxC)
     spread = float(means_K.std())
     # no variance was seen, which is no proof that there is none: so many subjects may differ unseen

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kafjax.evaluation.clustered import FEW
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
 from kafjax.evaluation.intervals import ALPHA, MARGIN
@@ -198,7 +199,7 @@ def break_even_table(results: Mapping[str, Any]) -> Table | None:
                     split,
                     difference,
                     _p_value(accuracy["p_value"]),
-                    COMPARABLE[accuracy["verdict"]],
+                    _comparable(accuracy),
                 )
             )
             lead = ("", "", "", "")
@@ -220,6 +221,11 @@ def break_even_table(results: Mapping[str, Any]) -> Table | None:
         f"{100 * MARGIN:.0f} points. Where one is better the other is no substitute at any price.",
     )
     return Table("Break-even, queries", headers, tuple(rows), notes)
+
+
+def _comparable(accuracy: Mapping[str, Any]) -> str:
+    n = accuracy["difference"]["n"]
+    return COMPARABLE[accuracy["verdict"]] if n >= FEW else f"cannot be told: {n} subjects"
 
 
 def error_budget_table(results: Mapping[str, Any]) -> Table:
@@ -283,7 +289,7 @@ _MARKS = {"greater": "*", "less": "*", "equivalent": "="}
 def _power(smallest: Sequence[float]) -> list[str]:
     """Says how small a difference a comparison of this size finds, in four of five cases."""
     if not smallest:
-        return []
+        return [f"Fewer than {FEW} subjects can show no difference, whatever it is."]
     span = " to ".join(f"{100 * x:.0f}" for x in dict.fromkeys((min(smallest), max(smallest))))
     return [
         f"Smallest true difference that so many subjects show with a power of 80%, one comparison alone: {span} points, by pair."

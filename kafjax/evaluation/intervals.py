@@ -126,11 +126,18 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE
     value = float(difference_N.mean())
     if not (_binary(a_N) and _binary(b_N)) and np.ptp(difference_N) > 0:
         return Interval(value, *bootstrap((difference_N,), np.mean, confidence), n)
+    return Interval(value, *paired_bounds(difference_N, confidence), n)
+
+
+def paired_bounds(difference_N: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Bounds of Bonett and Price (2012) for the mean of differences `[N]` in [-1, 1]. Fractions vary
+    no more than the -1, 0, 1 of the same sums, for which it is made."""
+    n = difference_N.size
     wins = (np.maximum(difference_N, 0).sum() + 1) / (n + 2)
     losses = (np.maximum(-difference_N, 0).sum() + 1) / (n + 2)
     centre = wins - losses
     half = _z(confidence) * math.sqrt((wins + losses - centre**2) / (n + 2))
-    return Interval(value, max(float(centre - half), -1.0), min(float(centre + half), 1.0), n)
+    return max(float(centre - half), -1.0), min(float(centre + half), 1.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from kafjax.core.records import Prediction
 from kafjax.evaluation import clustered, intervals
-from kafjax.evaluation.clustered import Difference, cells, one_seed, subject_of
+from kafjax.evaluation.clustered import FEW, Difference, cells, one_seed, subject_of
 from kafjax.evaluation.cost import (
     TOTAL,
     Cost,
@@ -247,8 +247,8 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
 
     None is never; `queries_seconds` and its 95% interval over the queries that were timed are
     missing where latency was not measured. `accuracy` compares
-    the arms on each split; `comparable` is False where they differ significantly: then the cheaper
-    one is no substitute for that kind of question.
+    the arms on each split; `comparable` is False where they differ significantly, or subjects are
+    too few to show that they do: then the cheaper one is no substitute for that kind of question.
     """
     learn, look_up = arms[trained].cost, arms[retrieval].cost
     read = look_up.llm_tokens_per_query.prompt - look_up.llm_tokens_per_query.cached
@@ -273,7 +273,7 @@ def _break_even(arms: Mapping[str, Arm], trained: str, retrieval: str) -> dict[s
                 "difference": comparison.difference.to_json(),
                 "p_value": comparison.p_value,
                 "verdict": comparison.verdict,
-                "comparable": comparison.difference.n > 0
+                "comparable": comparison.difference.n >= FEW
                 and comparison.verdict in ("equivalent", "undecided"),
             }
             for split, comparison in accuracy.items()

@@ -299,3 +299,18 @@ def test_the_interval_covers_the_mean_where_subjects_are_few(C):
         found = mean(cells({0: answers([rng.binomial(1, p, 4).tolist() for p in chance_C])}))
         covered.append(found.low <= 0.5 <= found.high)
     assert np.mean(covered) >= 0.93
+
+
+def test_few_subjects_show_nothing_and_have_wide_intervals():
+    """Two subjects that agree are no proof, and neither are two that differ in one direction."""
+    alike = mean(cells({0: answers([[1, 1, 0], [1, 0, 1]])}))
+    assert (alike.low, alike.high) == pytest.approx((wilson(4 / 3, 2).low, wilson(4 / 3, 2).high))
+    good, bad = answers([[1, 1, 1], [1, 1, 0]]), answers([[0, 0, 0], [0, 0, 0]])
+    (compared,) = compare([(cells({0: good}), cells({0: bad}))])
+    assert compared.verdict == "undecided" and compared.smallest is None
+    assert compared.difference.low < 0 < compared.difference.value <= compared.difference.high
+
+
+def test_many_subjects_that_agree_have_no_interval_of_width_zero():
+    found = mean(cells({0: answers([[1, 0]] * 20)}))
+    assert found.value == 0.5 and found.low < 0.35 and found.high > 0.65

@@ -195,7 +195,9 @@ def test_attention_is_the_splash_kernel_and_keeps_no_scores(topology, head_dim):
     program = pods.lower_training(model, config, mesh, None).compile()
     # forward, forward again, gradients of queries and of keys; of either kind of layer
     assert program.as_text().count('custom_call_target="tpu_custom_call"') == 8
-    scores = 4 * config.seq_len**2 * SLIDING.n_heads // 2  # of the one row and the heads of a device
+    scores = (
+        4 * config.seq_len**2 * SLIDING.n_heads // 2
+    )  # of the one row and the heads of a device
     assert program.memory_analysis().temp_size_in_bytes < scores
 
 
