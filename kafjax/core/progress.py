@@ -50,8 +50,8 @@ class Progress:
     """A count towards `total`, of which `done` were done earlier: `with Progress("train", 100) as
     bar: bar.advance(1, "loss 1.2")`.
 
-    `total` is None where it is unknown. `text` stands beside the count from the start. A thread keeps printing while a step takes long, until the
-    block ends.
+    `total` is None where it is unknown. `text` stands beside the count from the start. A thread
+    keeps printing while a step takes long, until the block ends.
     """
 
     def __init__(
