@@ -16,6 +16,7 @@ a 95% bootstrap interval. Writes OUT/embed_speed.json and .md.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.lanes import ratio
+from benchmarks.turns import in_turns, ratio
 from kafjax import hub
 from kafjax.core.errors import UserError, nearest, run_main
-from kafjax.core.progress import Progress, say, waiting
+from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
 from kafjax.evaluation import table
 from kafjax.retrieval import Embedder
@@ -39,7 +40,6 @@ WORDS = (
     "who measure copper, weave sails and remember every harbour between winter and unhurried summer"
 ).split()
 SIDES = ("kafjax", "sentence-transformers")
-REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
 
 
 def define_flags() -> None:
@@ -95,21 +95,18 @@ def measure(words: int, dtype: str, threads: int) -> dict[str, Any]:
         sides = {"kafjax": ours(dtype), "sentence-transformers": theirs(dtype, threads)}
         vectors = {name: side(texts) for name, side in sides.items()}
     check_same_work(label, dtype, *vectors.values())
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    processor: dict[str, list[float]] = {name: [] for name in sides}
-    with Progress(label, values.rounds, unit="round") as bar:
-        for n in range(values.rounds):
-            for name in SIDES[:: 1 if n % 2 else -1]:
-                time.sleep(REST_SECONDS)
-                began, used = time.perf_counter(), time.process_time()
-                sides[name](texts)
-                wall[name].append(time.perf_counter() - began)
-                processor[name].append(time.process_time() - used)
-            bar.advance(1)
+
+    def processor_seconds(side: Callable[[Sequence[str]], np.ndarray]) -> float:
+        used = time.process_time()
+        side(texts)
+        return time.process_time() - used
+
+    turns = {name: functools.partial(processor_seconds, sides[name]) for name in SIDES}
+    wall, processor = in_turns(label, turns, values.rounds, warmup=0)
     return {
-        "wall": wall,
+        "wall": {name: taken.tolist() for name, taken in wall.items()},
         "processor": processor,
-        "ratio": ratio(*(np.array(wall[name]) for name in SIDES)),
+        "ratio": ratio(*(wall[name] for name in SIDES)),
         "processor_ratio": ratio(*(np.array(processor[name]) for name in SIDES)),
     }
 

@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.lanes import ratio
 from benchmarks.search_engines import ENGINES, Engine, K
+from benchmarks.turns import ratio
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.core.records import Passage

@@ -35,13 +35,12 @@ import transformers
 from absl import flags
 
 from benchmarks.peers import hf_model
-from benchmarks.turns import in_turns, ratio
+from benchmarks.turns import in_turns, listed, ratio, sample_tokens
 from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
-from kafjax.corpus import biographies
 from kafjax.evaluation import table
 from kafjax.generation.decode import decode, first_token, prefill
 from kafjax.generation.sample import Sampling
@@ -87,25 +86,21 @@ def main(_: list[str]) -> None:
         model, params = hub.load_decoder(values.model, dtype=ours)
         params = jax.tree.map(lambda x: x.astype(ours), params)
         peer = hf_model(model, params, theirs).eval()
-        tokens_N = sample_tokens(hub.tokenizer(values.model), 32 * max(values.prompt, SHORT_PROMPT))
+        tokens_N = sample_tokens(
+            hub.tokenizer(values.model), (32 * max(values.prompt, SHORT_PROMPT),)
+        )
     floor = seconds_a_token(params)
     rows = {case: measure(case, model, params, peer, tokens_N) for case in values.cases}
     settings = {name: values[name].value for name in ("model", "dtype", "prompt", "tokens")}
     settings |= {"threads": torch.get_num_threads(), "rounds": values.rounds}
     versions = {package.__name__: package.__version__ for package in (torch, transformers)}
     versions["jax"] = jax.__version__
-    text = table.render([speed_table(rows, floor)], [_listed(settings), _listed(versions)])
+    text = table.render([speed_table(rows, floor)], [listed(settings), listed(versions)])
     result = {"settings": settings, "cases": rows, "floor_seconds": floor, "versions": versions}
     file = Path(values.out) / f"serve_speed_{values.dtype}"
     write_json(file.with_suffix(".json"), result | {"environment": environment()})
     write_atomic(file.with_suffix(".md"), text)
     print(f"\n{text}")
-
-
-def sample_tokens(tokenizer: Any, n: int) -> np.ndarray:
-    """Ordinary text, int32 `[n]`."""
-    texts = (document.text for document in biographies(max(2, n // 128)).documents)
-    return np.resize(np.array(tokenizer.encode(" ".join(texts)).ids, np.int32), n)
 
 
 def seconds_a_token(params: trees.Tree) -> float:
@@ -264,10 +259,6 @@ def speed_table(rows: Mapping[str, Mapping[str, Any]], floor: float) -> table.Ta
             f"Of the floor: steps/s over those that reading all weights once would allow ({1e3 * floor:.1f} ms a step).",
         ),
     )
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 if __name__ == "__main__":

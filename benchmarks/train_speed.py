@@ -41,13 +41,12 @@ import transformers
 from absl import flags
 
 from benchmarks.peers import hf_model
-from benchmarks.turns import in_turns, ratio
+from benchmarks.turns import in_turns, listed, ratio, sample_tokens
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
-from kafjax.corpus import biographies
 from kafjax.evaluation import cost, table
 from kafjax.models import Decoder, named
 from kafjax.ops.attention import ATTENTION
@@ -158,7 +157,7 @@ def main(_: list[str]) -> None:
     settings |= {"threads": torch.get_num_threads(), "device": jax.devices()[0].device_kind}
     versions = {package.__name__: package.__version__ for package in (torch, transformers, peft)}
     text = table.render(
-        [speed_table(rows)], [_listed(settings), _listed({**versions, "jax": jax.__version__})]
+        [speed_table(rows)], [listed(settings), listed({**versions, "jax": jax.__version__})]
     )
     result = {"settings": settings, "cases": rows, "environment": environment(), "peers": versions}
     write_json(Path(values.out) / "train_speed.json", result)
@@ -192,7 +191,11 @@ def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
         )
     model, params = hub.load_decoder(values.model, dtype=dtype)
     model = dataclasses.replace(model, remat=values.remat, attention=values.attention)
-    return model, params, sample_tokens(hub.tokenizer(values.model), values.rows, values.seq_len)
+    return (
+        model,
+        params,
+        sample_tokens(hub.tokenizer(values.model), (values.rows, values.seq_len + 1)),
+    )
 
 
 def model_flops(case: str, model: Decoder) -> float:
@@ -216,10 +219,6 @@ def adapter_spec() -> lora.Spec:
 
 def mfu_text(side: Mapping[str, float]) -> str:
     return f", {side['mfu']:.0%} of the peak" if "mfu" in side else ""
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def measure(
@@ -260,15 +259,6 @@ def check_same_work(case: str, ours: tuple[float, float], theirs: tuple[float, f
         raise UserError(
             f"{case}: losses or gradients differ by more than {tolerance:g}; the two sides do not do the same work"
         )
-
-
-def sample_tokens(tokenizer: Any, rows: int, seq_len: int) -> np.ndarray:
-    """Ordinary text, int32 `[rows, seq_len + 1]`."""
-    n = rows * (seq_len + 1)
-    ids = tokenizer.encode(
-        " ".join(document.text for document in biographies(2 + n // 128).documents)
-    ).ids
-    return np.resize(np.array(ids, np.int32), (rows, seq_len + 1))
 
 
 def loss_batch(tokens_BxT1: np.ndarray, n_last: int | None) -> Batch:

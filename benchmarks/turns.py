@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from kafjax.core.progress import Progress
+from kafjax.corpus import biographies
 
 T = TypeVar("T")
 REST_SECONDS = 0.3  # OpenMP threads spin for 0.2 s after their work
@@ -57,3 +60,14 @@ def ratio(ours_R: np.ndarray, theirs_R: np.ndarray) -> dict[str, Any]:
     low, high = np.percentile(drawn_K, [2.5, 97.5])
     value = statistics.median(theirs_R) / statistics.median(ours_R)
     return {"value": float(value), "low": float(low), "high": float(high), "n": len(ours_R)}
+
+
+def sample_tokens(tokenizer: Tokenizer, shape: tuple[int, ...]) -> np.ndarray:
+    """Ordinary text, int32 of this shape."""
+    texts = (document.text for document in biographies(2 + math.prod(shape) // 128).documents)
+    return np.resize(np.array(tokenizer.encode(" ".join(texts)).ids, np.int32), shape)
+
+
+def listed(values: Mapping[str, Any]) -> str:
+    """Settings or versions in a line under a table."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())

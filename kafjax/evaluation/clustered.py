@@ -163,6 +163,13 @@ def mean(arm: Cells) -> Interval:
     return Interval(value, float(low), float(high), C)
 
 
+def mean_of_questions(predictions: Sequence[Prediction], values: Sequence[float]) -> Interval:
+    """Mean of a value of each question of one run, with the interval over subjects; `n` counts
+    questions."""
+    found = mean(one_seed(values, [subject_of(p) for p in predictions]))
+    return dataclasses.replace(found, n=len(values), subjects=found.n)
+
+
 def compare(
     pairs: Sequence[tuple[Cells, Cells]], *, margin: float = MARGIN, alpha: float = ALPHA
 ) -> list[Difference]:

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Sequence
 
 from kafjax.core.records import Prediction
-from kafjax.evaluation.clustered import mean, one_seed, subject_of
+from kafjax.evaluation.clustered import mean_of_questions
 from kafjax.evaluation.intervals import Interval
 
 FROM_PASSAGES = "from passages"
@@ -91,7 +90,7 @@ def error_budget(
     """Share of each cause among the attributed questions, for the causes that are possible in this
     arm; they sum to 1. Intervals are over subjects. See `attribute`."""
     causes = attribute(predictions, oracle, alone)
-    subjects = [subject_of(p) for p in predictions if p.id in causes]
+    attributed = [p for p in predictions if p.id in causes]
     found = set(causes.values())
     possible = (
         {FROM_PASSAGES, FROM_WEIGHTS, RETRIEVAL_MISS}
@@ -102,15 +101,10 @@ def error_budget(
         possible |= {DISTRACTOR_HARM, READER_MISS} if oracle else {GOLD_UNUSED}
         possible |= {EITHER, MISLED} if alone else set()
     return {
-        cause: _share([causes[p.id] == cause for p in predictions if p.id in causes], subjects)
+        cause: mean_of_questions(attributed, [float(causes[p.id] == cause) for p in attributed])
         for cause in CAUSES
         if cause in possible | found
     }
-
-
-def _share(of_cause: Sequence[bool], subjects: Sequence[str]) -> Interval:
-    share = mean(one_seed([float(x) for x in of_cause], subjects))
-    return dataclasses.replace(share, n=len(of_cause), subjects=share.n)
 
 
 def _by_id(predictions: Sequence[Prediction]) -> dict[str, bool]:

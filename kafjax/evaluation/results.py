@@ -26,7 +26,7 @@ from typing import Any
 
 from kafjax.core.records import Prediction
 from kafjax.evaluation import clustered, intervals
-from kafjax.evaluation.clustered import FEW, Difference, cells, one_seed, subject_of
+from kafjax.evaluation.clustered import FEW, Difference, cells, mean_of_questions
 from kafjax.evaluation.cost import (
     TOTAL,
     Cost,
@@ -111,7 +111,7 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
     quality: dict[str, Interval] = {}
     for split in dict.fromkeys(p.split for p in arm.predictions):
         of_split = [p for p in arm.predictions if p.split == split]
-        quality[split] = _mean(of_split, [float(p.correct) for p in of_split])
+        quality[split] = mean_of_questions(of_split, [float(p.correct) for p in of_split])
         for metric in dict.fromkeys(
             name for p in of_split for name in p.score if name != "contains"
         ):
@@ -311,13 +311,7 @@ def _oracle_for(arm: Arm, arms: Mapping[str, Arm]) -> Sequence[Prediction]:
 
 def _metric(predictions: Sequence[Prediction], metric: str) -> Interval:
     scored = [p for p in predictions if metric in p.score]
-    return _mean(scored, [p.score[metric] for p in scored])
-
-
-def _mean(predictions: Sequence[Prediction], values: Sequence[float]) -> Interval:
-    """Mean over questions, with the interval over subjects."""
-    found = clustered.mean(one_seed(values, [subject_of(p) for p in predictions]))
-    return dataclasses.replace(found, n=len(values), subjects=found.n)
+    return mean_of_questions(scored, [p.score[metric] for p in scored])
 
 
 def _split(predictions: Sequence[Prediction], split: str) -> list[Prediction]:

@@ -40,7 +40,7 @@ class DecoderConfig:
       rope_factor: divides the frequencies: all of them, or as `rope_stretch` says.
       query_growth: what later queries are multiplied by; None for nothing.
       attention_scale: of queries times keys.
-      attention_cap, logit_cap: bounds of attention scores and of logits (`ops.attention.soft_cap`);
+      attention_cap, logit_cap: bounds of attention scores and of logits (`ops.blockwise.soft_cap`);
         None for none.
       norm_offset: RMS norms multiply by `norm_offset + scale`.
       pre_norms: a norm before attention and MLP.

@@ -41,7 +41,8 @@ from kafjax.models.remat import rematerialised
 from kafjax.models.sight import Sight, pick
 from kafjax.models.split import Split, random_params, split
 from kafjax.models.stacks import Block, Stack, blocks, joined, of_stack
-from kafjax.ops.attention import kernel_for, soft_cap
+from kafjax.ops.attention import kernel_for
+from kafjax.ops.blockwise import soft_cap
 from kafjax.ops.experts import mixture, route
 from kafjax.ops.linear import factors
 from kafjax.ops.norms import rms_norm

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kafjax.core.errors import UserError
-from kafjax.ops.blockwise import NEVER, blockwise_attention
+from kafjax.ops.blockwise import NEVER, blockwise_attention, soft_cap
 from kafjax.ops.splash import splash_attention
 
 ATTENTION = ("auto", "xla", "cudnn")
@@ -177,12 +177,6 @@ def attend(
     )
     total_BxTxKxGx1 = jnp.transpose(total, (0, 3, 1, 2))[..., None]
     return (mixed / total_BxTxKxGx1).astype(q_BxTxHxD.dtype).reshape(B, T, H, D)
-
-
-def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Bounds `x` smoothly: `cap * tanh(x / cap)` (Gemma Team 2024, arXiv:2408.00118), or `x` itself
-    without a cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _cudnn(

@@ -112,9 +112,15 @@ def _bounds(
     return first, jnp.clip((offset + (i + 1) * bq + bk - 1) // bk, 0, n_keys)
 
 
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Bounds `x` smoothly: `cap * tanh(x / cap)` (Gemma Team 2024, arXiv:2408.00118), or `x` itself
+    without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def _scores(q: jax.Array, k: jax.Array, scale: float, cap: float | None) -> jax.Array:
     scores = jnp.einsum("bkqgd,bksd->bkqgs", q, k, preferred_element_type=jnp.float32) * scale
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
+    return soft_cap(scores, cap)
 
 
 def partial_forward(

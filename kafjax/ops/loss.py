@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kafjax.ops.attention import soft_cap
+from kafjax.ops.blockwise import soft_cap
 from kafjax.ops.linear import LoRAWeight, factors
 
 
