@@ -63,7 +63,7 @@ def _budget() -> str | None:
 
 
 def _index(help: str) -> str | None:
-    return option(None, help, path=True, added=True)
+    return option(None, help, path=True, bucket=True, added=True)
 
 
 def _chat() -> str:
@@ -207,7 +207,11 @@ class Answer(Config):
         bucket=True,
     )
     runs: str = option(
-        "runs", "Folder in which an index is kept, without --run.", record=False, path=True
+        "runs",
+        "Folder in which an index is kept, without --run.",
+        record=False,
+        path=True,
+        bucket=True,
     )
 
 
@@ -325,7 +329,7 @@ class BuildIndex(Config):
 
     corpus: CorpusConfig = nested(CorpusConfig(corpus="", held_out=0), without=("held_out",))
     seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
-    out: str | None = option(None, "Folder of the index.", record=False, path=True)
+    out: str | None = option(None, "Folder of the index.", record=False, path=True, bucket=True)
     retrieval: RetrievalConfig = nested(RetrievalConfig())
     append: str | None = option(
         None, "File of documents to add, in the format of corpus.jsonl.", record=False, path=True

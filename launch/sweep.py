@@ -109,12 +109,11 @@ def open_ledger(config: Launch) -> Ledger:
 
 
 def _check_bucket(ledger: Ledger) -> None:
-    """Raises `UserError` for runs that keep an index in their folder, which is mapped into
-    memory."""
+    """Raises `UserError` for experiments that write to folders of this machine only."""
     others = {run.module for run in ledger.runs if run.module.startswith("experiments.")}
-    if others := sorted(others - {"experiments.finetune"}):
+    if others := sorted(others - {"experiments.compare", "experiments.finetune"}):
         raise UserError(
-            f"{others[0]} maps files of its folder into memory, which those of {ledger.folder} cannot be; "
+            f"{others[0]} does not write to buckets, and {ledger.folder} is in one; "
             "give a --folder of this machine, or one where the bucket is mounted"
         )
 
