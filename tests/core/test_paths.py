@@ -185,7 +185,7 @@ def test_missing_package_is_told(monkeypatch):
 
 
 def test_bucket_that_wants_credentials_says_how_to_get_them(google, monkeypatch):
-    """As Google answers a caller without any."""
+    """Serves what Google answers a caller without any."""
     reason = "Anonymous caller does not have storage.objects.list access to the bucket."
     told = {"error": {"code": 401, "message": reason, "errors": [{"reason": "required"}]}}
 
