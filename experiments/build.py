@@ -16,7 +16,7 @@ from absl import flags
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from experiments.configs import FLOAT, OFF, ON, ModelConfig
+from experiments.configs.shared import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import paths, trees
 from kafjax.core.config import (

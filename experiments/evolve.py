@@ -32,7 +32,7 @@ from typing import Any
 from absl import flags
 
 from experiments import build
-from experiments.evolve_config import PROFILES, Evolve
+from experiments.configs.evolve import PROFILES, Evolve
 from experiments.latency import alone
 from kafjax import hub
 from kafjax.core.config import changed, config_hash

@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from experiments import build
-from experiments.configs import Finetune
+from experiments.configs.finetune import Finetune
 from experiments.finetune import open_lesson, save_result
 from kafjax import hub, lora
 from kafjax.core import paths, trees

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from experiments import build, finetune, finetune_pack
-from experiments.configs import Finetune
+from experiments.configs.finetune import Finetune
 from kafjax.core.config import changed, record
 from kafjax.core.errors import Preempted, UserError
 from kafjax.core.rundir import Run, read_json, read_jsonl, write_json

@@ -5,7 +5,9 @@ from __future__ import annotations
 import huggingface_hub
 import pytest
 
-from experiments import configs
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
 from kafjax.core.config import changed, record
 from kafjax.core.records import Prediction
@@ -32,13 +34,13 @@ def answered(split, n_right, n):
     ("experiment", "folder", "scores", "main"),
     [
         (
-            changed(configs.Compare(), lr_lora=0.02, name="x"),
+            changed(Compare(), lr_lora=0.02, name="x"),
             "artifacts/lora",
             "arms/lora",
             "python -m experiments.compare --lr_lora=0.02",
         ),
         (
-            changed(configs.SweepLora(), ranks=(2, 4)),
+            changed(SweepLora(), ranks=(2, 4)),
             "lanes/r2",
             "lanes/r2",
             "python -m experiments.sweep_lora --ranks=2,4",
@@ -71,7 +73,7 @@ NUMBERS += ("optimizer_bytes", "flops_measured", "peak_memory_bytes")
 
 
 def test_a_training_alone_has_its_loss(tmp_path):
-    write_json(tmp_path / "config.json", {**record(configs.Finetune()), "chat_template": "0123"})
+    write_json(tmp_path / "config.json", {**record(Finetune()), "chat_template": "0123"})
     write_json(
         tmp_path / "result.json",
         {**dict.fromkeys(NUMBERS, 1), "final_loss": 0.5, "steps": 7, "tokens": 1234},
