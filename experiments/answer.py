@@ -31,7 +31,9 @@ from experiments.compiling import compiling
 from experiments.configs.answer import Answer
 from experiments.configs.compare import Compare
 from experiments.configs.shared import OFF
-from kafjax.core.config import changed, command_of, given, leaves, read_record, record
+from kafjax.core.command_line import command_of, given
+from kafjax.core.config import changed, leaves
+from kafjax.core.config_record import read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
 from kafjax.core.paths import as_path
 from kafjax.core.progress import LINE_SECONDS, waiting

@@ -37,7 +37,8 @@ from experiments.comparison import (
 )
 from experiments.configs.compare import PROFILES, Compare
 from kafjax import hub
-from kafjax.core.config import command_of, record
+from kafjax.core.command_line import command_of
+from kafjax.core.config_record import record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.rundir import environment, find_run, open_run

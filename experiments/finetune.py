@@ -41,7 +41,7 @@ from experiments.configs.finetune import Finetune
 from experiments.configs.shared import FLOAT
 from kafjax import hub, lora
 from kafjax.core import trees
-from kafjax.core.config import config_hash, record
+from kafjax.core.config_record import config_hash, record
 from kafjax.core.errors import UserError
 from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import say

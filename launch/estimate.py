@@ -24,7 +24,8 @@ from experiments.finetune import open_lesson
 from experiments.sweep_grid import grid
 from kafjax import hub, lora
 from kafjax.core import trees
-from kafjax.core.config import Config, changed, config_hash, leaves
+from kafjax.core.config import Config, changed, leaves
+from kafjax.core.config_record import config_hash
 from kafjax.core.errors import UserError
 from kafjax.evaluation.results import BASE
 from kafjax.methods import parts

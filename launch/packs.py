@@ -12,7 +12,8 @@ from experiments import build
 from experiments.configs.finetune import Finetune
 from experiments.configs.shared import ModelConfig
 from experiments.finetune_pack import shared_by
-from kafjax.core.config import Config, changed, config_hash, read_record
+from kafjax.core.config import Config, changed
+from kafjax.core.config_record import config_hash, read_record
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder
 from launch.spec import Run, experiment_named

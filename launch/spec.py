@@ -33,16 +33,9 @@ from typing import Any
 from experiments.configs.compare import PROFILES, Compare
 from experiments.configs.finetune import Finetune
 from experiments.configs.sweep_lora import SweepLora
-from kafjax.core.config import (
-    Config,
-    arguments_of,
-    changed,
-    config_hash,
-    identity,
-    leaves,
-    read_record,
-    record,
-)
+from kafjax.core.command_line import arguments_of
+from kafjax.core.config import Config, changed, leaves
+from kafjax.core.config_record import config_hash, identity, read_record, record
 from kafjax.core.errors import UserError, nearest
 
 MOST_POINTS = 100_000

@@ -12,7 +12,7 @@ from experiments.configs.compare import Compare
 from experiments.configs.finetune import Finetune
 from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
-from kafjax.core.config import command_of
+from kafjax.core.command_line import command_of
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import read_object
 from kafjax.core.schema import read, read_rows

@@ -24,7 +24,7 @@ from experiments.configs.finetune import Finetune
 from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_lanes import TrainedLane
 from kafjax import hub, lora
-from kafjax.core.config import read_record, record
+from kafjax.core.config_record import read_record, record
 from kafjax.core.errors import LONGEST, UserError
 from kafjax.core.records import Passage, Prediction
 from kafjax.core.rundir import Run, find_run, read_object, write_json

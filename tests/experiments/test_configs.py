@@ -22,7 +22,9 @@ from experiments.configs.finetune import Finetune
 from experiments.configs.pack_rows import PackRows
 from experiments.configs.plan_pod import PlanPod
 from experiments.configs.sweep_lora import SweepLora
-from kafjax.core.config import changed, define, from_flags, identity, leaves, read_record
+from kafjax.core.command_line import define, from_flags
+from kafjax.core.config import changed, leaves
+from kafjax.core.config_record import identity, read_record
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import find_run
 

@@ -19,7 +19,8 @@ from experiments.configs.compare import Compare
 from experiments.configs.finetune import Finetune
 from experiments.configs.report import Report
 from experiments.configs.sweep_lora import SweepLora
-from kafjax.core.config import changed, record
+from kafjax.core.config import changed
+from kafjax.core.config_record import record
 from kafjax.core.errors import UserError
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, write_json, write_jsonl

@@ -9,7 +9,8 @@ from experiments.configs.compare import Compare
 from experiments.configs.finetune import Finetune
 from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
-from kafjax.core.config import changed, record
+from kafjax.core.config import changed
+from kafjax.core.config_record import record
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import write_json, write_jsonl
 from kafjax.evaluation.score import score
