@@ -17,7 +17,11 @@ import pytest
 import safetensors.numpy
 
 from experiments import answer, build_index, compare, finetune, report
-from experiments.configs import Answer, BuildIndex, Compare, Finetune, Report
+from experiments.configs.answer import Answer
+from experiments.configs.build_index import BuildIndex
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.report import Report
 from kafjax.core import paths
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
