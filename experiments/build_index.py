@@ -84,6 +84,7 @@ def run(config: BuildIndex) -> None:
                 else f"{store.index.dimension} dimensions, {store.index.engine}"
             )
             print(f"{out}: {len(store)} passages, {vectors}, {size_on_disk(out):,} bytes")
+            print(f"search: {store.stats.search}")
     if config.query:
         settings = config.retrieval
         retriever = open_retriever(store, settings.retriever, embedder, scorer, settings.candidates)
@@ -120,7 +121,13 @@ def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Pat
         return build_store(passages, settings.retriever, settings.engine, open_embedder)
     with _timed(len(passages)) as advance:
         return build_store(
-            passages, settings.retriever, settings.engine, open_embedder, advance, parts
+            passages,
+            settings.retriever,
+            settings.engine,
+            open_embedder,
+            advance,
+            parts,
+            settings.recall,
         )
 
 

@@ -44,7 +44,9 @@ def run(config: Rank) -> None:
         )
     embedder = functools.cache(lambda: open_embedder(settings.embedder))
     scorer = None if settings.reranker is None else open_scorer(settings.reranker)
-    store = build_store(corpus.passages, settings.retriever, settings.engine, embedder)
+    store = build_store(
+        corpus.passages, settings.retriever, settings.engine, embedder, recall=settings.recall
+    )
     retriever = open_retriever(
         store, settings.retriever, embedder, scorer, max(settings.candidates, _DEPTH * settings.k)
     )

@@ -41,6 +41,7 @@ from kafjax.retrieval.kinds import (
 )
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
+from kafjax.retrieval.scann_index import ScannIndex
 from kafjax.retrieval.store import Store
 from kafjax.training import make_batch, text_example
 from kafjax.training.batches import pack
@@ -144,10 +145,14 @@ class Lab:
         return None if self.settings.retrieval.retriever == LEXICAL else self.embedder.fingerprint
 
     def _open_given(self, path: Path) -> Store:
-        store, engine = Store.load(path, self._encoder), self.settings.retrieval.engine
-        if store.index is not None and engine not in ("auto", store.index.engine):
+        store, config = Store.load(path, self._encoder), self.settings.retrieval
+        if store.index is not None and config.engine not in ("auto", store.index.engine):
             raise UserError(
-                f"--engine={engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+                f"--engine={config.engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+            )
+        if isinstance(store.index, ScannIndex) and config.recall not in (None, store.index.recall):
+            raise UserError(
+                f"--recall={config.recall}: --index={path} was built with {store.index.recall or 'none'}; leave --recall out"
             )
         if self.corpus.passages:
             gone, new = changes(store, self.corpus.passages)
@@ -178,7 +183,12 @@ class Lab:
         began = time.perf_counter()
         with PeakMemory() as peak, self.progress("indexing passages", len(passages)) as bar:
             store = build_store(
-                passages, config.retriever, config.engine, lambda: self.embedder, bar.advance
+                passages,
+                config.retriever,
+                config.engine,
+                lambda: self.embedder,
+                bar.advance,
+                recall=config.recall,
             )
         seconds = time.perf_counter() - began
         store.save(path / "store")

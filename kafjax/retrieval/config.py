@@ -23,6 +23,14 @@ class RetrievalConfig(Config):
         "Retrieval: index engine; auto is ScaNN where it is installed, else exact.",
         choices=ENGINES,
     )
+    recall: float | None = option(
+        None,
+        "Retrieval: recall that a new ScaNN index of 10,000 passages or more aims at, such as 0.95, measured as it is built; the lower, the faster. "
+        "Default: half of its leaves, nearly 1.",
+        above=0,
+        most=1,
+        added=True,
+    )
     k: int = option(5, "Retrieval: passages put in the prompt.", least=1, most=10**6)
     retriever: str = option(
         DENSE,
