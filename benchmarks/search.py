@@ -156,7 +156,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
             name: {
                 form + clock: ratio(*np.array(pairs)[:, :, i].T[::-1])  # of ours to raw
                 for form, pairs in forms.items()
-                for i, clock in enumerate(("", "_processor"))
+                for i, clock in enumerate(("", ", processor"))
             }
             for name, forms in layer.items()
         },
@@ -366,9 +366,8 @@ def tables(case: Mapping[str, Any]) -> list[table.Table]:
         "Settings: " + "; ".join(f"{name} {f['setting']}" for name, f in case["engines"].items()),
     ]
     notes += [
-        f"The layer of {name} over raw ScaNN, same structure and settings: {table.ratio(ratios['batch'])} of the seconds of a batch, "
-        f"{table.ratio(ratios['batch_processor'])} of the processor's; {table.ratio(ratios['single'])} and "
-        f"{table.ratio(ratios['single_processor'])} of those of a single query."
+        f"Layer of {name}, its seconds over raw ScaNN's, same structure and settings: "
+        + "; ".join(f"{form} {table.ratio(ratio)}" for form, ratio in ratios.items())
         for name, ratios in layer.items()
     ]
     title = f"Search: {s['count']:,} x {s['dimension']} clustered vectors, float32, {s['threads']} threads"

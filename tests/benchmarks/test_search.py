@@ -40,7 +40,7 @@ def test_each_engine_is_measured_at_its_recall_and_a_store_is_opened(tmp_path):
     assert case["engines"]["scann"]["ratio"]["value"] == 1
     assert list(case["layer"]) == ["kafjax", "kafjax-0.95"]
     for ratios in case["layer"].values():
-        assert {*ratios} == {"batch", "batch_processor", "single", "single_processor"}
+        assert {*ratios} == {"batch", "batch, processor", "single", "single, processor"}
         assert all(0 < ratio["low"] <= ratio["high"] for ratio in ratios.values())
     done = benchmark("--open=2000", *sizes)
     assert done.returncode == 0, done.stderr
