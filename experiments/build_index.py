@@ -34,6 +34,7 @@ from kafjax.core.text import visible
 from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
 from kafjax.retrieval import Embedder, Store, build_store, folder, open_retriever, open_scorer
+from kafjax.retrieval.config import RetrievalConfig
 from kafjax.retrieval.folder import size_on_disk
 from kafjax.retrieval.kinds import LEXICAL, check_kind, embed_passages
 
@@ -51,7 +52,7 @@ def run(config: BuildIndex) -> None:
     changes = bool(config.append or config.delete)
     opens = not config.corpus.corpus and bool(changes or config.query)
     writes = not opens or changes
-    embedder = functools.cache(lambda: open_embedder(config.retrieval.embedder))
+    embedder = functools.cache(lambda: open_embedder(config.retrieval))
     check_kind(config.retrieval.retriever)
     parts = out.resolve().parent / f".{out.name}.parts"
     with_vectors = config.retrieval.retriever != LEXICAL
@@ -97,14 +98,15 @@ def run(config: BuildIndex) -> None:
             print("no passage holds a word of the query")
 
 
-def open_embedder(name: str) -> Embedder:
+def open_embedder(config: RetrievalConfig) -> Embedder:
     """Loads the embedding model. Raises `UserError` for a language model."""
+    name = config.embedder
     model, params = hub.load(name)
     if not isinstance(model, Encoder):
         raise UserError(
             f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)"
         )
-    return Embedder(model, params, hub.tokenizer(name))
+    return Embedder(model, params, hub.tokenizer(name), dtype=config.embedder_dtype)
 
 
 def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Path) -> Store:

@@ -115,7 +115,8 @@ class Lab:
             raise UserError(
                 f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)"
             )
-        return Embedder(model, params, hub.tokenizer(self.embedder_name))
+        dtype = self.settings.retrieval.embedder_dtype
+        return Embedder(model, params, hub.tokenizer(self.embedder_name), dtype=dtype)
 
     @functools.cached_property
     def store(self) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kafjax.core.config import Config, option
+from kafjax.retrieval.embed import AUTO, DTYPES
 from kafjax.retrieval.index import ENGINES
 from kafjax.retrieval.kinds import DENSE, KINDS
 
@@ -17,6 +18,13 @@ class RetrievalConfig(Config):
         "minilm",
         "Retrieval: embedding model: minilm, a folder of a BERT model, or ORG/NAME of the hub.",
         path=True,
+    )
+    embedder_dtype: str = option(
+        "float32",
+        "Retrieval: type of the embedding model's products. auto: the faster one here, measured; vectors of two types differ in the third decimal, "
+        "and an index keeps to one.",
+        choices=(*DTYPES, AUTO),
+        added=True,
     )
     engine: str = option(
         "auto",

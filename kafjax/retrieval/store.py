@@ -195,7 +195,7 @@ class Store:
         made_by = manifest.encoder
         if encoder is not None and made_by not in ("", encoder):
             raise UserError(
-                f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again"
+                f"{directory} was built with another embedding model; give the --embedder and --embedder_dtype it was built with, or build it again"
             )
         if manifest.format == 1:
             return cls._load_format_1(directory, manifest)
