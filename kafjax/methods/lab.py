@@ -19,6 +19,7 @@ from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
 from kafjax.core.paths import refuse_address
+from kafjax.core.programs import program
 from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
@@ -303,6 +304,6 @@ class Lab:
         return nll, tokens
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@program()
 def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss(model, params, batch)

@@ -218,9 +218,9 @@ def _backward(saved, cotangent):
     if kernel is not None:
         dx = _product(cotangent, kernel, 1)  # `kernel.T` would be a temporary of its size
     if x is not None:
-        dkernel = jax.lax.platform_dependent(
-            x, cotangent, cpu=_of_turned, default=_of_rows
-        ).astype(x.dtype)
+        dkernel = jax.lax.platform_dependent(x, cotangent, cpu=_of_turned, default=_of_rows).astype(
+            x.dtype
+        )
     return dx, dkernel
 
 
