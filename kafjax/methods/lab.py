@@ -18,6 +18,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
+from kafjax.core.programs import program
 from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
@@ -309,6 +310,6 @@ class Lab:
         return nll, tokens
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@program()
 def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss(model, params, batch)
