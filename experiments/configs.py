@@ -149,13 +149,13 @@ class Compare(Config):
     """All ways to add knowledge, on one corpus and one bill."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(controls=4))
     settings: Settings = nested(Settings())
     mesh: str = option("auto", MESH, identity=False)
     methods: tuple[str, ...] = option(
         METHODS,
         "Methods to compare: base, full, lora (or a variant: rslora, dora, pissa, olora); oracle, rag, hyde; or WEIGHTS+READER, "
-        "such as dora+rag.",
+        "such as dora+rag. Weights that train have regimes: lora-documents, lora-supervised, lora-single (docs/protocol.md).",
         identity=False,
     )
     profile: str = option(

@@ -3,7 +3,7 @@
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk
 from kafjax.corpus.config import NAMES, CorpusConfig
-from kafjax.corpus.factbook import capitals, factbook, prose
+from kafjax.corpus.factbook import factbook, prose
 from kafjax.corpus.folder import (
     is_dealt,
     load_folder,
@@ -21,7 +21,6 @@ __all__ = [
     "CorpusConfig",
     "CorpusStream",
     "biographies",
-    "capitals",
     "chunk",
     "control",
     "factbook",

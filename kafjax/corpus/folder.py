@@ -29,7 +29,7 @@ from typing import Any
 from absl import logging
 
 from kafjax.core.errors import UserError, nearest
-from kafjax.core.records import Corpus, Document, Passage, Question
+from kafjax.core.records import SUPERVISED, Corpus, Document, Passage, Question
 from kafjax.core.rundir import write_jsonl
 from kafjax.core.text import shortened
 from kafjax.core.words import has_more_words
@@ -43,12 +43,17 @@ SPLITS = (
     "seen",
     "paraphrase",
     "untrained",
+    "development",
+    "control",
+    SUPERVISED,
     "retention",
     "replay",
     "reversed",
     "two_hop",
     "update",
 )
+NOT_ASKED = ("train", "retention", "replay", SUPERVISED)
+"""Splits that are no part of the questions about the documents."""
 # A first line of `contents` up to this long is a title.
 TITLE_WORDS = 12
 Gold = Mapping[str, tuple[Passage, ...]]
@@ -80,9 +85,7 @@ def load_folder(
     questions = _questions(root, _gold_ids(documents, passages, kept), needed=needs_questions)
     by_split = defaultdict(list)
     for question in questions:
-        by_split[
-            question.split if question.split in ("train", "retention", "replay") else "asked"
-        ].append(question)
+        by_split[question.split if question.split in NOT_ASKED else "asked"].append(question)
     return Corpus(
         name=corpus_name(root),
         documents=tuple(documents),
@@ -93,6 +96,7 @@ def load_folder(
         held_out_texts=_texts(root, "held_out"),
         replay_texts=_texts(root, "replay"),
         replay_questions=tuple(by_split["replay"]),
+        supervised_questions=tuple(by_split[SUPERVISED]),
     )
 
 
@@ -166,6 +170,7 @@ def save_folder(corpus: Corpus, path: str | Path) -> None:
             *corpus.questions,
             *corpus.retention,
             *corpus.replay_questions,
+            *corpus.supervised_questions,
         ),
     )
 

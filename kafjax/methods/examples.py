@@ -32,6 +32,7 @@ def check_texts(corpus: Corpus, tokenizer: Tokenizer, vocab_size: int) -> None:
     for question in (
         *corpus.training_questions,
         *corpus.replay_questions,
+        *corpus.supervised_questions,
         *corpus.questions,
         *corpus.retention,
     ):
