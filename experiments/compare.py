@@ -123,7 +123,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
             # the notes come with the whole table
             so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())
             print(f"\n{table.to_markdown(so_far)}", flush=True)
-        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
+        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"), config.realign)
         arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(folder, pending[0], arms[pending[0]])
     results = write_results(folder, lab, names, arms, code, command)

@@ -167,6 +167,12 @@ class Compare(Config):
     latency_queries: int = option(
         12, "Queries asked one at a time to measure the latency.", least=0, most=10**6
     )
+    realign: int = option(
+        10,
+        "Questions on other matters that trained weights learn before retention is asked again: what comes back was not lost. 0: none.",
+        least=0,
+        most=1000,
+    )
     index: str | None = _index(
         "Folder of experiments.build_index with the passages of --corpus: searched instead of embedding them again."
     )

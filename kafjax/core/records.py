@@ -74,6 +74,17 @@ SUPERVISED = "supervised"
 """Split of questions that only supervised methods train on: see `Corpus`."""
 
 
+RELATIONS = ("capital", "currency", "continent")
+"""What retention questions about countries ask for. A question's id begins with it,
+`capital-fr`."""
+
+
+def relation_of(question_id: str) -> str | None:
+    """Reads the relation off a question's id. None for questions of a user's own."""
+    relation, dash, _ = question_id.partition("-")
+    return relation if dash and relation in RELATIONS else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A question with its accepted answers.

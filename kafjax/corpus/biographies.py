@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Passage, Question
@@ -127,7 +128,7 @@ def control(
     here is guessing and format.
     """
     subjects, attributes = _people(2 * n_people, n_attributes, seed)
-    asked = {
+    asked: dict[str, Any] = {
         "questions_per_fact": questions_per_fact,
         "seed": seed,
         "size": size,

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kafjax.core.records import Question
+from kafjax.core.records import RELATIONS, Question, relation_of
 from kafjax.corpus.factbook import Country, capital_halves
 
-RELATIONS = {
-    "capital": "What is the capital of {}?",
-    "currency": "What is the currency of {}?",
-    "continent": "On which continent is {}?",
-}
-"""Wordings by relation. The relation is the first part of a question's id."""
+WORDINGS = dict(
+    zip(
+        RELATIONS,
+        (
+            "What is the capital of {}?",
+            "What is the currency of {}?",
+            "On which continent is {}?",
+        ),
+        strict=True,
+    )
+)
 ALTERNATIVES = 3
 """Wrong answers that the right one is weighed against."""
 
@@ -41,19 +46,13 @@ def _ask(countries: Sequence[Country], split: str) -> tuple[Question, ...]:
         questions.append(
             Question(
                 id=f"{relation}-{country.code}",
-                text=RELATIONS[relation].format(country.name),
+                text=WORDINGS[relation].format(country.name),
                 answers=country.known[relation],
                 split=split,
                 subject=country.name,
             )
         )
     return tuple(questions)
-
-
-def relation_of(question_id: str) -> str | None:
-    """Reads the relation off a question's id. None for questions of a user's own."""
-    relation, dash, _ = question_id.partition("-")
-    return relation if dash and relation in RELATIONS else None
 
 
 def alternatives(questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:

@@ -97,7 +97,7 @@ class Trained(ClosedBook):
     @property
     @abc.abstractmethod
     def described(self) -> str:
-        """What trains, and how, for the note."""
+        """Tells what trains, and how, for the note."""
 
     def learn(self) -> None:
         if not self.is_trained:

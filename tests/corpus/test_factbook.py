@@ -5,10 +5,11 @@ import sys
 import pytest
 
 from kafjax.core.errors import UserError
+from kafjax.core.records import RELATIONS, relation_of
 from kafjax.corpus import country_fields
 from kafjax.corpus.factbook import capital_halves, countries, factbook, prose
 from kafjax.corpus.load import load
-from kafjax.corpus.retention import RELATIONS, alternatives, relation_of, world_questions
+from kafjax.corpus.retention import alternatives, world_questions
 
 # Written down by hand, from general knowledge.
 KNOWN = {
