@@ -37,8 +37,9 @@ from experiments.comparison import (
 )
 from kafjax import hub
 from kafjax.core.config import command_of, record
-from kafjax.core.errors import UserError
+from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import say
+from kafjax.core.records import Corpus
 from kafjax.core.rundir import environment, find_run, open_run
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import comparison_tables, table
@@ -65,6 +66,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
         open_corpus(config.corpus, config.settings.seed),
         hub.tokenizer(config.model.model),
     )
+    asking = _asking(corpus, config.ask)
     config = build.with_limit(config, corpus, tokenizer, label="compare")
     template = build.open_template(config.model.model, config.model.chat)
     if config.budget is not None:
@@ -90,6 +92,8 @@ def run(config: configs.Compare) -> dict[str, Any]:
         index=config.index,
         log=renewing(found.log, forecasts, "method"),
     )
+    # only now: limits and worked examples are those of all questions, whichever are asked
+    lab = dataclasses.replace(lab, corpus=asking)
     for name in names:
         open_method(lab, name).check()
     untrained = [name for name in names if not open_method(lab, name).is_trained]
@@ -105,7 +109,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
         "name": config.run.name,
     }
     command = command_of("experiments.compare", configs.Compare, values)
-    counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
+    counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(asking.questions)} questions"
     say(
         "compare",
         f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}",
@@ -145,6 +149,21 @@ def run(config: configs.Compare) -> dict[str, Any]:
         )
     )
     return results
+
+
+def _asking(corpus: Corpus, splits: tuple[str, ...]) -> Corpus:
+    """Returns the corpus with the questions of these splits; all of them for none. Raises
+    `UserError` with the nearest one for a split that nothing is asked in."""
+    known = list(dict.fromkeys(question.split for question in corpus.questions))
+    for split in splits:
+        if split not in known:
+            raise UserError(
+                f"--ask: {corpus.name} asks nothing in '{split[:60]}'. {nearest(split, known)}"
+            )
+    if not splits:
+        return corpus
+    kept = tuple(question for question in corpus.questions if question.split in splits)
+    return dataclasses.replace(corpus, questions=kept)
 
 
 def _profile() -> dict[str, Any]:

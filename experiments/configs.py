@@ -167,6 +167,11 @@ class Compare(Config):
     latency_queries: int = option(
         12, "Queries asked one at a time to measure the latency.", least=0, most=10**6
     )
+    ask: tuple[str, ...] = option(
+        (),
+        "Splits of questions about the documents to ask (default: all): development, where settings are chosen.",
+        added=True,
+    )
     realign: int = option(
         10,
         "Questions on other matters that trained weights learn before retention is asked again: what comes back was not lost. 0: none.",

@@ -175,12 +175,12 @@ def named(arms: Sequence[Arm], wanted: str) -> Arm:
     return found[0]
 
 
-def quality_table(arms: Sequence[Arm]) -> table.Table:
+def quality_table(arms: Sequence[Arm], *, grouped: bool = True) -> table.Table:
     """A row an arm: settings, seeds, final loss, and each split's share of right answers with its
     interval."""
     names, splits = list(arms[0].settings), splits_of(arms)
     split = headline(splits)
-    letters = _letters(arms, split) if split is not None else None
+    letters = _letters(arms, split) if grouped and split is not None else None
     measured = any(arm.forgotten for arm in arms)
     rows = []
     for index, arm in enumerate(arms):

@@ -86,8 +86,9 @@ def ordered(splits: Collection[str]) -> list[str]:
 
 def headline(splits: Collection[str]) -> str | None:
     """Picks the split that verdicts are about: `untrained`, else the first one there is in the
-    order of `ordered`."""
-    return next((split for split in ordered(splits) if split not in ASIDE), None)
+    order of `ordered`; `development` only where nothing else was asked."""
+    claims = [split for split in ordered(splits) if split not in ASIDE]
+    return next(iter(claims), DEVELOPMENT if DEVELOPMENT in splits else None)
 
 
 def splits_of(results: Mapping[str, Any]) -> list[str]:
@@ -341,7 +342,7 @@ def _causes_from(
     arm, (weights, plus, _) = arms[name], name.partition("+")
 
     def asked(predictions: Sequence[Prediction]) -> list[Prediction]:
-        return [p for p in predictions if p.split not in ASIDE and split in (None, p.split)]
+        return [p for p in predictions if (p.split == split if split else p.split not in ASIDE)]
 
     own = asked(arm.predictions)
     closed_book = arms.get(weights if plus else BASE) if retrieves(arm.predictions) else None

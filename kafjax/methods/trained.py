@@ -151,7 +151,12 @@ class Trained(ClosedBook):
             train_tokens=record.tokens,
             train_flops_formula=record.train_flops_formula,
             train_flops_measured=record.flops_measured,
-            train_seconds=record.seconds + record.compile_seconds,
+            train_flops_useful=record.flops_useful,
+            train_seconds=record.seconds,
+            compile_seconds=record.compile_seconds,
+            train_memory_bytes=None
+            if record.argument_bytes is None or record.temporary_bytes is None
+            else record.argument_bytes + record.temporary_bytes,
             peak_memory_bytes=record.peak_memory_bytes,
             artifact_bytes=record.artifact_bytes,
         )
