@@ -134,6 +134,8 @@ def run(config: configs.Compare) -> dict[str, Any]:
     print(
         f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}"
     )
+    if (told := comparison_tables.verdict(results)) is not None:
+        print(told)
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
     print(

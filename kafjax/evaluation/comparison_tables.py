@@ -14,9 +14,11 @@ from kafjax.evaluation.error_budget import CAUSES
 from kafjax.evaluation.intervals import ALPHA, MARGIN
 from kafjax.evaluation.results import (
     ALL,
+    BASE,
     CONTROL,
     DEVELOPMENT,
     LIKELIEST,
+    RAG,
     REALIGNED,
     RETENTION,
     headline,
@@ -339,6 +341,30 @@ def _power(smallest: Sequence[float]) -> list[str]:
     return [
         f"Smallest true difference that so many subjects show with a power of 80%, one comparison alone: {span} points, by pair."
     ]
+
+
+def verdict(results: Mapping[str, Any]) -> str | None:
+    """Says how the methods stand against rag, or else against base, on the headline split. None
+    where nothing was compared."""
+    split = headline({pair["split"] for pair in results["comparisons"]})
+    pairs = [pair for pair in results["comparisons"] if pair["split"] == split]
+    reference = next((name for name in (RAG, BASE) if any(p["b"] == name for p in pairs)), None)
+    if reference is None:
+        return None
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair["b"] == reference:
+            found.setdefault(_WORDS[pair["verdict"]], []).append(pair["a"])
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
+    return f"On {split}, against {reference}: {told}."
+
+
+_WORDS = {
+    "greater": "better",
+    "less": "worse",
+    "equivalent": "equal",
+    "undecided": "no difference shown",
+}
 
 
 def main_tables(results: Mapping[str, Any]) -> list[Table]:

@@ -162,6 +162,7 @@ def test_an_arm_that_wins_on_trained_questions_alone_is_not_called_better_on_doc
         "Who is better on untrained",
         "Who is better on paraphrase",
     ]
+    assert comparison_tables.verdict(collected) == "On untrained, against rag: worse: lora."
     assert "beat subjects of which only documents were trained: lora 66" in "\n".join(
         hints(collected)
     )
