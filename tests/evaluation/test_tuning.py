@@ -1,5 +1,5 @@
-"""What a study tries next, and what it chooses: the same effort for every arm, wider where the best
-lies at an edge."""
+"""Trials of a study and its choices: the same effort for every arm, wider where the best lies at an
+edge."""
 
 from __future__ import annotations
 
