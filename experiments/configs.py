@@ -37,6 +37,8 @@ PROFILES = {
         "retention": 6,
         "held_out": 2,
         "epochs": 5,
+        "controls": 1,
+        "realign": 0,
         "latency_queries": 1,
     },
     "default": {},
@@ -227,7 +229,7 @@ class Finetune(Config):
     """One training, full or LoRA."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     method: str = option(
         "lora", "What to train: a LoRA adapter, or all weights.", choices=tuple(LEARNING_RATE)
     )
@@ -269,7 +271,7 @@ class SweepLora(Config):
     """A grid of adapters that train as one program."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     ranks: tuple[int, ...] = option(
         (4, 16), "Grid: ranks, separated by commas.", least=1, identity=False
     )

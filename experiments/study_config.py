@@ -8,7 +8,7 @@ from experiments.configs import Compare
 from kafjax.core.config import Config, changed, nested, option
 
 SIZE = {
-    "subjects": 28,
+    "subjects": 24,
     "development": 8,
     "documents": 5,
     "epochs": 10,
