@@ -26,10 +26,11 @@ from pathlib import Path
 
 from experiments import build, planning, study_report
 from experiments.comparison import load_arm
-from experiments.configs import Compare
-from experiments.study_config import Study
+from experiments.configs.compare import Compare
+from experiments.configs.study import Study
 from kafjax import hub
-from kafjax.core.config import arguments_of, changed, leaves
+from kafjax.core.command_line import arguments_of
+from kafjax.core.config import changed, leaves
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.rundir import Run, read_object

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 
 from experiments.comparison import load_arm
-from experiments.study_config import Study
+from experiments.configs.study import Study
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, read_object, write_atomic, write_json
 from kafjax.evaluation import arms, clustered, table, tuning

@@ -13,7 +13,8 @@ from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capital_halves, factbook, prose
-from kafjax.corpus.folder import NOT_ASKED, corpus_name, load_folder, stream_folder
+from kafjax.corpus.folder import corpus_name, load_folder, stream_folder
+from kafjax.corpus.questions import NOT_ASKED
 from kafjax.corpus.retention import world_questions
 from kafjax.corpus.tfds_in import PREFIX, load_tfds
 

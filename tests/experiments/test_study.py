@@ -7,7 +7,7 @@ import pytest
 
 from experiments import study
 from experiments.comparison import save_arm
-from experiments.study_config import Study
+from experiments.configs.study import Study
 from experiments.study_report import arms_of, contrast_table
 from kafjax.core.config import changed
 from kafjax.core.records import Prediction

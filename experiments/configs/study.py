@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.configs import Compare
+from experiments.configs.compare import Compare
 from kafjax.core.config import Config, changed, nested, option
 
 SIZE = {
