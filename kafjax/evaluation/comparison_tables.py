@@ -293,7 +293,7 @@ def error_budget_table(results: Mapping[str, Any]) -> Table:
         + "; ".join(f"{cause}: {CAUSES[cause]}" for cause in causes)
         + ".",
     )
-    title = f"Error budget, % of {headline(splits_of(results))} questions"
+    title = f"Error budget, % of {headline(splits_of(results)) or ALL} questions"
     n = f" (n={next(iter(numbers.values()))})" if same else ""
     return Table(title + n, ("method", *causes), tuple(rows), notes)
 

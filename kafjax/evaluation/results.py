@@ -255,8 +255,12 @@ def contrasts(names: Sequence[str]) -> list[tuple[str, str]]:
     references = [name for name in (RAG, BASE) if name in names]
     if not references:
         return list(itertools.combinations(names, 2))
-    pairs = [(name, reference) for reference in references for name in names if name != reference]
-    return [pair for pair in pairs if pair != (BASE, RAG)] if len(references) == 2 else pairs
+    return [
+        (name, reference)
+        for reference in references
+        for name in names
+        if name != reference and (name, reference) != (BASE, RAG)
+    ]
 
 
 def _splits(arms: Iterable[Arm]) -> list[str]:

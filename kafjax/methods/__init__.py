@@ -1,9 +1,9 @@
 """The methods under comparison: weights, a reader, or weights with a reader, such as `lora`, `rag`,
 `lora+rag`.
 
-Weights say where answers come from without passages (those that train, in which regime: `regimes`); a reader puts passages into the prompt of some
-weights. Any two go together. A new one is a file with a `Method` and a line in `WEIGHTS` or
-`READERS`.
+Weights say where answers come from without passages, those that train also in which regime
+(`regimes`); a reader puts passages into the prompt of some weights. Any two go together. A new one
+is a file with a `Method` and a line in `WEIGHTS` or `READERS`.
 """
 
 from __future__ import annotations
