@@ -88,8 +88,11 @@ def arms_of(folders: Mapping[str, Path], n_seeds: int) -> list[arms.Arm]:
 
 def contrast_table(found: Sequence[arms.Arm], split: str) -> table.Table:
     """Tabulates each arm against rag and against base on a split. Holm's correction is over all of
-    them: the family was fixed before the first run."""
-    by_name = {str(arm.settings["arm"]): arm.cells(split) for arm in found}
+    them: the family was fixed before the first run. Arms that have one seed where others have
+    several are described, not tested."""
+    n_seeds = max(len(arm.trials) for arm in found)
+    tested = [arm for arm in found if len(arm.trials) == n_seeds]
+    by_name = {str(arm.settings["arm"]): arm.cells(split) for arm in tested}
     by_name = {name: cells for name, cells in by_name.items() if cells.n_questions}
     pairs = contrasts(list(by_name))
     compared = clustered.compare([(by_name[a], by_name[b]) for a, b in pairs])
@@ -156,6 +159,7 @@ def _draw(tried: Mapping[str, Sequence[Tried]], path: Path) -> None:
             axes.set_xscale("log")
             axes.set_xlabel("learning rate")
             axes.set_ylabel(what)
+        learned.set_ylim(0, 100)
         learned.legend(fontsize=8)
         save_figure(figure, path)
 
