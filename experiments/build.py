@@ -112,6 +112,8 @@ def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
     if config.is_generated:
         return {}
     contents = dataclasses.asdict(corpus)
+    if not contents["supervised_questions"]:
+        del contents["supervised_questions"]  # older releases had no such field
     for text in (*contents["documents"], *contents["passages"]):
         for name in ("source", "cuts", "format"):
             text.pop(name, None)
@@ -189,7 +191,11 @@ def suited(prompts: Plain | Dialogue, questions: Iterable[Question]) -> Plain | 
 def asked_of(corpus: Corpus) -> Iterator[Question]:
     """Yields all questions that a corpus asks or trains on."""
     return itertools.chain(
-        corpus.questions, corpus.training_questions, corpus.retention, corpus.replay_questions
+        corpus.questions,
+        corpus.training_questions,
+        corpus.retention,
+        corpus.replay_questions,
+        corpus.supervised_questions,
     )
 
 

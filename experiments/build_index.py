@@ -44,6 +44,7 @@ from kafjax.retrieval import (
     open_retriever,
     open_scorer,
 )
+from kafjax.retrieval.config import RetrievalConfig
 from kafjax.retrieval.folder import size_on_disk
 from kafjax.retrieval.kinds import LEXICAL, check_kind, embed_passages
 
@@ -61,7 +62,7 @@ def run(config: BuildIndex) -> None:
     changes = bool(config.append or config.delete)
     opens = not config.corpus.corpus and bool(changes or config.query)
     writes = not opens or changes
-    embedder = functools.cache(lambda: open_embedder(config.retrieval.embedder))
+    embedder = functools.cache(lambda: open_embedder(config.retrieval))
     check_kind(config.retrieval.retriever)
     home = mirror.copy_of(out) if is_address(out) else out.resolve()
     parts = home.parent / f".{home.name}.parts"
@@ -97,6 +98,7 @@ def run(config: BuildIndex) -> None:
             print(
                 f"{out}: {len(store)} passages, {vectors}, {size_on_disk(mirror.fetched(out)):,} bytes"
             )
+            print(f"search: {store.stats.search}")
     if config.query:
         settings = config.retrieval
         retriever = open_retriever(store, settings.retriever, embedder, scorer, settings.candidates)
@@ -109,14 +111,15 @@ def run(config: BuildIndex) -> None:
             print("no passage holds a word of the query")
 
 
-def open_embedder(name: str) -> Embedder:
+def open_embedder(config: RetrievalConfig) -> Embedder:
     """Loads the embedding model. Raises `UserError` for a language model."""
+    name = config.embedder
     model, params = hub.load(name)
     if not isinstance(model, Encoder):
         raise UserError(
             f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)"
         )
-    return Embedder(model, params, hub.tokenizer(name))
+    return Embedder(model, params, hub.tokenizer(name), dtype=config.embedder_dtype)
 
 
 def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Path) -> Store:
@@ -133,7 +136,13 @@ def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Pat
         return build_store(passages, settings.retriever, settings.engine, open_embedder)
     with _timed(len(passages)) as advance:
         return build_store(
-            passages, settings.retriever, settings.engine, open_embedder, advance, parts
+            passages,
+            settings.retriever,
+            settings.engine,
+            open_embedder,
+            advance,
+            parts,
+            settings.recall,
         )
 
 

@@ -18,6 +18,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
+from kafjax.core.programs import program
 from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
@@ -41,6 +42,7 @@ from kafjax.retrieval.kinds import (
 from kafjax.retrieval.mirror import fetched
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
+from kafjax.retrieval.scann_index import ScannIndex
 from kafjax.retrieval.store import Store
 from kafjax.training import make_batch, text_example
 from kafjax.training.batches import pack
@@ -114,7 +116,8 @@ class Lab:
             raise UserError(
                 f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)"
             )
-        return Embedder(model, params, hub.tokenizer(self.embedder_name))
+        dtype = self.settings.retrieval.embedder_dtype
+        return Embedder(model, params, hub.tokenizer(self.embedder_name), dtype=dtype)
 
     @functools.cached_property
     def store(self) -> Store:
@@ -139,10 +142,14 @@ class Lab:
         return None if self.settings.retrieval.retriever == LEXICAL else self.embedder.fingerprint
 
     def _open_given(self, path: Path) -> Store:
-        store, engine = Store.load(path, self._encoder), self.settings.retrieval.engine
-        if store.index is not None and engine not in ("auto", store.index.engine):
+        store, config = Store.load(path, self._encoder), self.settings.retrieval
+        if store.index is not None and config.engine not in ("auto", store.index.engine):
             raise UserError(
-                f"--engine={engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+                f"--engine={config.engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+            )
+        if isinstance(store.index, ScannIndex) and config.recall not in (None, store.index.recall):
+            raise UserError(
+                f"--recall={config.recall}: --index={path} was built with {store.index.recall or 'none'}; leave --recall out"
             )
         if self.corpus.passages:
             gone, new = changes(store, self.corpus.passages)
@@ -173,7 +180,12 @@ class Lab:
         began = time.perf_counter()
         with PeakMemory() as peak, self.progress("indexing passages", len(passages)) as bar:
             store = build_store(
-                passages, config.retriever, config.engine, lambda: self.embedder, bar.advance
+                passages,
+                config.retriever,
+                config.engine,
+                lambda: self.embedder,
+                bar.advance,
+                recall=config.recall,
             )
         seconds = time.perf_counter() - began
         store.save(path / "store")
@@ -298,6 +310,6 @@ class Lab:
         return nll, tokens
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@program()
 def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss(model, params, batch)

@@ -19,10 +19,10 @@ class LoRA(Trained):
 
     @property
     def spec(self) -> lora.Spec:
-        return dataclasses.replace(self.lab.settings.spec, **VARIANTS[self.name])
+        return dataclasses.replace(self.lab.settings.spec, **VARIANTS[self.kind])
 
     @property
-    def note(self) -> str:
+    def described(self) -> str:
         spec = self.spec
         on = [
             name

@@ -27,7 +27,8 @@ from kafjax.core.rundir import (
     temporary_beside,
     write_json,
 )
-from kafjax.core.schema import Count, checked, read
+from kafjax.core.schema import Count, Share, checked, read
+from kafjax.retrieval.tuning import Setting
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -168,6 +169,8 @@ class Manifest:
     engine: str = ""
     encoder: str = ""
     leaves: Count | None = None
+    recall: Share | None = None
+    tuned: tuple[Setting, ...] = ()
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     folders: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@ keep."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,12 +77,17 @@ class Store:
     @property
     def passages(self) -> list[Passage]:
         """All passages."""
-        return [self.passage(id) for id in self._rows.ids]
+        return self._read(self._rows.ids)
 
     def passage(self, id: str) -> Passage:
         """Reads the passage of an id. Raises `KeyError` for an id that is not there, `UserError`
         for a damaged line."""
-        return self._texts.passage(id, self._rows.number_of(id))
+        (passage,) = self._read([id])
+        return passage
+
+    def _read(self, ids: Sequence[str]) -> list[Passage]:
+        numbers = self._rows.numbers_of(ids)
+        return [self._texts.passage(id, number) for id, number in zip(ids, numbers, strict=True)]
 
     @property
     def stats(self) -> Stats:
@@ -103,8 +109,10 @@ class Store:
                 "these passages have no vectors; search them with --retriever=lexical, or build them with --retriever=dense"
             )
         ids, scores_QxK = self.index.search(queries_QxD, k)
+        once = list(dict.fromkeys(itertools.chain.from_iterable(ids)))  # questions share passages
+        passages = dict(zip(once, self._read(once), strict=True))
         return [
-            [Hit(self.passage(id), score) for id, score in zip(row, scores, strict=True)]
+            [Hit(passages[id], score) for id, score in zip(row, scores, strict=True)]
             for row, scores in zip(ids, scores_QxK.tolist(), strict=True)
         ]
 
@@ -187,7 +195,7 @@ class Store:
         made_by = manifest.encoder
         if encoder is not None and made_by not in ("", encoder):
             raise UserError(
-                f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again"
+                f"{directory} was built with another embedding model; give the --embedder and --embedder_dtype it was built with, or build it again"
             )
         if manifest.format == 1:
             return cls._load_format_1(directory, manifest)
