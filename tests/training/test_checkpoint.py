@@ -128,9 +128,7 @@ def test_another_fingerprint_is_refused_and_nothing_is_moved(folder):
 SAVE_FOREVER = """
     import sys, pathlib, jax.numpy as jnp
     from kafjax.training.checkpoint import Checkpoints
-    from kafjax.training.config import TrainConfig
-from kafjax.training.loop import refuse_checkpoints
-from kafjax.training.step import TrainState
+    from kafjax.training.step import TrainState
 
     with Checkpoints(pathlib.Path(sys.argv[1]), "fingerprint") as checkpoints:
         for step in range(1, 1000):
@@ -167,9 +165,7 @@ SAVE_ON_A_FULL_DISK = """
     import resource, sys, pathlib, numpy as np, jax.numpy as jnp
     from kafjax.core.errors import UserError
     from kafjax.training.checkpoint import Checkpoints
-    from kafjax.training.config import TrainConfig
-from kafjax.training.loop import refuse_checkpoints
-from kafjax.training.step import TrainState
+    from kafjax.training.step import TrainState
 
     noise = np.random.default_rng(0).standard_normal(500_000).astype(np.float32)
     state = lambda step: TrainState(jnp.int32(step), {"w": jnp.asarray(noise) + step}, ())
@@ -254,9 +250,7 @@ SAVE_WHERE_THE_FOLDER_IS_GONE = """
     import contextlib, pathlib, shutil, sys, jax.numpy as jnp
     from kafjax.core.errors import run_main
     from kafjax.training.checkpoint import Checkpoints
-    from kafjax.training.config import TrainConfig
-from kafjax.training.loop import refuse_checkpoints
-from kafjax.training.step import TrainState
+    from kafjax.training.step import TrainState
 
     def main(_):
         folder = pathlib.Path(sys.argv[0])
