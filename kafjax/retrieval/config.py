@@ -46,6 +46,13 @@ class RetrievalConfig(Config):
         choices=KINDS,
         added=True,
     )
+    dense_weight: float | None = option(
+        None,
+        "Retrieval: share of a hybrid's score that is by meaning, the rest by words, each stretched to 0 to 1. Default: ranks are fused.",
+        least=0,
+        most=1,
+        added=True,
+    )
     reranker: str | None = option(
         None,
         "Retrieval: cross-encoder that reads what was found again and keeps the best k: a folder of a BERT classifier, or ORG/NAME.",
