@@ -18,7 +18,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
-from kafjax.core.paths import refuse_address
+from kafjax.core.programs import program
 from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
@@ -39,6 +39,7 @@ from kafjax.retrieval.kinds import (
     embed_passages,
     open_retriever,
 )
+from kafjax.retrieval.mirror import fetched
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
 from kafjax.retrieval.scann_index import ScannIndex
@@ -124,11 +125,6 @@ class Lab:
         brought up to the corpus."""
         if self.index is not None:
             return self._open_given(self.index)
-        refuse_address(
-            self.folder,
-            "an index is mapped into memory; make one in a folder of this machine "
-            "(experiments.build_index) and give it by --index, or copy the run",
-        )
         path = self.folder / "index"
         if not (path / "built.json").exists():
             with hold(path):
@@ -257,8 +253,8 @@ class Lab:
 
     @property
     def store_folder(self) -> Path:
-        """The folder that the passages and their index lie in."""
-        return self.folder / "index" / "store" if self.index is None else self.index
+        """The folder of this machine that the passages and their index lie in."""
+        return fetched(self.folder / "index" / "store" if self.index is None else self.index)
 
     @property
     def index_record(self) -> IndexRecord:
@@ -319,6 +315,6 @@ class Lab:
         return nll, tokens
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@program()
 def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss(model, params, batch)

@@ -53,6 +53,11 @@ class RetrievalConfig(Config):
         most=1,
         added=True,
     )
+    best_last: bool = option(
+        True,
+        "Retrieval: the best passage stands last in the prompt, next to the question; else first.",
+        added=True,
+    )
     reranker: str | None = option(
         None,
         "Retrieval: cross-encoder that reads what was found again and keeps the best k: a folder of a BERT classifier, or ORG/NAME.",

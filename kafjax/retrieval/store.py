@@ -14,7 +14,7 @@ import numpy as np
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
 from kafjax.core.schema import read_rows
-from kafjax.retrieval import folder, segments, texts
+from kafjax.retrieval import folder, mirror, segments, texts
 from kafjax.retrieval.base import Index, Stats
 from kafjax.retrieval.folder import Manifest
 from kafjax.retrieval.index import index_for, load_index
@@ -40,7 +40,8 @@ class Store:
         'Ada paints bells.'
 
     On disk it is segments of ids, texts and vectors: see `kafjax.retrieval.segments`. Texts are
-    read from there when they are asked for.
+    read from there when they are asked for. A folder may be an address of a bucket
+    (`kafjax.retrieval.mirror`).
     """
 
     def __init__(self, index: Index | None, passages: Iterable[Passage], encoder: str = ""):
@@ -166,10 +167,9 @@ class Store:
         Saving again to the same folder costs what has changed. Raises `UserError` if the disk
         refuses, if the folder holds something else, or if another process has changed it since.
         """
-        before = self._rows.log
-        ids = segments.save(
-            directory, "store", self._rows, self._write_all, self._write_new, **self._fields()
-        )
+        before, writers = self._rows.log, (self._write_all, self._write_new)
+        with mirror.changing(directory) as path:
+            ids = segments.save(path, "store", self._rows, *writers, **self._fields())
         log = self._rows.log
         if log is None or log is before:
             return
@@ -187,7 +187,7 @@ class Store:
         embedder than `encoder`, the fingerprint of the one that will make the queries: their
         neighbours would mean nothing.
         """
-        return folder.reading(directory, lambda path: cls._load(path, encoder))
+        return folder.reading(mirror.fetched(directory), lambda path: cls._load(path, encoder))
 
     @classmethod
     def _load(cls, directory: Path, encoder: str | None) -> Self:

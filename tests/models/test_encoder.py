@@ -16,7 +16,6 @@ from sentence_transformers.models import Normalize, Pooling
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.models.encoder import as_bits
 
 LENGTHS = np.array([11, 4, 1])
 MASK = np.arange(11) < LENGTHS[:, None]
@@ -109,18 +108,6 @@ def test_scan_equals_unrolled(tiny):
         params, TOKENS, MASK
     )
     np.testing.assert_allclose(scanned, quick_jit(model.apply)(params, TOKENS, MASK), atol=1e-6)
-
-
-def test_kernels_as_bits_compute_what_bfloat16_kernels_do(tiny):
-    _, model, params = tiny
-    layers = trees.flatten(params["layers"])
-    both = []
-    for held in (lambda kernel: kernel.astype(jnp.bfloat16), as_bits):
-        kernels = {path: held(leaf) for path, leaf in layers.items() if path.endswith("/kernel")}
-        changed = {**params, "layers": trees.unflatten({**layers, **kernels})}
-        both.append(quick_jit(model.apply)(changed, TOKENS, MASK))
-    np.testing.assert_allclose(*both, atol=1e-5)
-    assert 0 < jnp.abs(both[0] - quick_jit(model.apply)(params, TOKENS, MASK)).max() < 0.1
 
 
 def test_more_tokens_than_positions_are_refused(tiny):
