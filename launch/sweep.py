@@ -304,7 +304,7 @@ def render(
                 *values,
                 state.name,
                 state.told,
-                *((programs.get(run.id, "alone"),) if programs else ()),
+                *((programs.get(run.id, table.NONE),) if programs else ()),
                 *(_cost_cells(costs[run.id]) if costs else ()),
             )
         )

@@ -76,7 +76,8 @@ class Arm:
 
 
 def arms_of(trials: Sequence[Trial]) -> list[Arm]:
-    """Groups trials by what differs between any of them.
+    """Groups trials by what differs between any of them, in the order of settings that are numbers:
+    folders of a sweep are named by hashes.
 
     Raises:
       UserError: two trials have the same settings and seed (naming both), or there is none.
@@ -96,7 +97,13 @@ def arms_of(trials: Sequence[Trial]) -> list[Arm]:
                 f"{trial.source} and {arm.trials[trial.seed].source} have the same settings and seed; leave one out"
             )
         found[repr(settings)] = Arm(settings, {**arm.trials, trial.seed: trial})
-    return list(found.values())
+    return sorted(found.values(), key=_numbers)
+
+
+def _numbers(arm: Arm) -> list[tuple[bool, float]]:
+    """Returns what arms are ordered by. Those that differ in words alone keep their order."""
+    are = [(value, isinstance(value, int | float)) for value in arm.settings.values()]
+    return [(not number, value if number else 0.0) for value, number in are]
 
 
 def splits_of(arms: Sequence[Arm]) -> list[str]:
