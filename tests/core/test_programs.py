@@ -1,4 +1,4 @@
-"""What XLA makes of bfloat16 on a CPU with our options."""
+"""The compiled text of bfloat16 programs on a CPU, with our options."""
 
 from __future__ import annotations
 
