@@ -416,14 +416,15 @@ def setting(results: Mapping[str, Any]) -> list[str]:
 
 
 def tellings(config: Mapping[str, Any]) -> list[str]:
-    """Says how often training tells each fact, of a generated corpus: the same for all methods that
-    train."""
+    """Says how often training tells each fact of a generated corpus, and of how many subjects
+    questions are trained: the same for all methods that train, but for regimes that say so."""
     epochs, documents = config.get("epochs"), config.get("documents")
-    if config.get("corpus") not in GENERATED or config.get("steps") or not epochs or not documents:
+    known = config.get("corpus") in GENERATED and epochs and documents and "subjects" in config
+    if not known or config.get("steps"):
         return []
     return [
         f"each fact is told {epochs} times in training: {documents} documents in other words and order, "
-        f"one of them a pass, {epochs} passes"
+        f"one of them a pass, {epochs} passes; {-(-config['subjects'] // 2)} subjects have trained questions"
     ]
 
 
