@@ -265,7 +265,8 @@ def open_lab(
       index: folder of an index that is there, searched instead of one of the run's own.
       log: takes the rows of metrics.jsonl (default: the run's own).
     """
-    if index is not None and not Path(index).is_dir():
+    given = None if index is None else paths.as_path(index)
+    if given is not None and not given.is_dir():
         raise UserError(
             f"--index={index} is no folder; make one with experiments.build_index --corpus=DIR --out={index}"
         )
@@ -292,5 +293,5 @@ def open_lab(
         log=log or run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
         prompts=suited(prompts, asked_of(corpus)),
-        index=None if index is None else Path(index),
+        index=given,
     )

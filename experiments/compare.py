@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -40,6 +39,7 @@ from kafjax import hub
 from kafjax.core.command_line import command_of
 from kafjax.core.config_record import record
 from kafjax.core.errors import UserError, nearest
+from kafjax.core.paths import as_path
 from kafjax.core.progress import say
 from kafjax.core.records import Corpus
 from kafjax.core.rundir import environment, find_run, open_run
@@ -80,7 +80,7 @@ def run(config: Compare) -> dict[str, Any]:
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     where = {"prefix": config.profile, "also": also}
-    root = Path(config.run.runs)
+    root = as_path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
     forecasts: dict[str, Forecast] = {}
     lab = build.open_lab(

@@ -30,7 +30,7 @@ from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
-from kafjax.core.paths import as_path
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import LINE_SECONDS, say, waiting
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, read_object, write_atomic
@@ -105,12 +105,20 @@ def _answers(found: Sequence[Arm]) -> str:
             f"{n:,} answers are too many for a page of {MOST_ANSWERS:,}: give fewer runs to look them up",
         )
         return ""
-    above = os.path.commonpath([trial.run.absolute().parent for trial in trials])
+    names = _names([trial.run for trial in trials])
     groups = [
-        Answered(trial.predictions, trial.causes, os.path.relpath(trial.run.absolute(), above))
-        for trial in trials
+        Answered(trial.predictions, trial.causes, name)
+        for trial, name in zip(trials, names, strict=True)
     ]
     return answers_section(groups, {})
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Names runs from the folder above all of them on; addresses in full."""
+    if any(is_address(run) for run in runs):
+        return [str(run) for run in runs]
+    above = os.path.commonpath([run.absolute().parent for run in runs])
+    return [os.path.relpath(run.absolute(), above) for run in runs]
 
 
 def _choice(config: Report, found: Sequence[Arm]) -> list[str]:
