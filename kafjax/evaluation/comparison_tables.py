@@ -105,6 +105,7 @@ def retention_table(results: Mapping[str, Any]) -> Table | None:
     notes = [
         "Said: in the reply. Likeliest: likelier than three wrong answers of its kind (by chance 25%). Realigned: said after "
         "the weights have learned a few questions about other countries: what comes back was out of form, not lost. "
+        "To be compared with base's, which gains by them, too. "
         "Methods that retrieve answer with passages in the prompt, as forced."
     ]
     return _method_table("What is kept of other matters", results, columns, notes)
