@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import build, configs, planning
+from experiments import build, planning
 from experiments.comparison import (
     clear_finished,
     load_arm,
@@ -35,10 +34,14 @@ from experiments.comparison import (
     save_arm,
     write_results,
 )
+from experiments.configs.compare import PROFILES, Compare
 from kafjax import hub
-from kafjax.core.config import command_of, record
-from kafjax.core.errors import UserError
+from kafjax.core.command_line import command_of
+from kafjax.core.config_record import record
+from kafjax.core.errors import UserError, nearest
+from kafjax.core.paths import as_path
 from kafjax.core.progress import say
+from kafjax.core.records import Corpus
 from kafjax.core.rundir import environment, find_run, open_run
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import comparison_tables, table
@@ -49,7 +52,7 @@ from kafjax.training.forecast import Forecast, renewing
 LESS = "for less of it: --budget=10m, --epochs, --steps, or --methods without those that train"
 
 
-def run(config: configs.Compare) -> dict[str, Any]:
+def run(config: Compare) -> dict[str, Any]:
     """Compares the methods, resuming what an earlier start of the same run has finished. Returns
     the contents of results.json.
 
@@ -65,6 +68,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
         open_corpus(config.corpus, config.settings.seed),
         hub.tokenizer(config.model.model),
     )
+    asking = _asking(corpus, config.ask)
     config = build.with_limit(config, corpus, tokenizer, label="compare")
     template = build.open_template(config.model.model, config.model.chat)
     if config.budget is not None:
@@ -76,7 +80,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     where = {"prefix": config.profile, "also": also}
-    root = Path(config.run.runs)
+    root = as_path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
     forecasts: dict[str, Forecast] = {}
     lab = build.open_lab(
@@ -90,6 +94,8 @@ def run(config: configs.Compare) -> dict[str, Any]:
         index=config.index,
         log=renewing(found.log, forecasts, "method"),
     )
+    # only now: limits and worked examples are those of all questions, whichever are asked
+    lab = dataclasses.replace(lab, corpus=asking)
     for name in names:
         open_method(lab, name).check()
     untrained = [name for name in names if not open_method(lab, name).is_trained]
@@ -104,8 +110,8 @@ def run(config: configs.Compare) -> dict[str, Any]:
         "runs": config.run.runs,
         "name": config.run.name,
     }
-    command = command_of("experiments.compare", configs.Compare, values)
-    counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
+    command = command_of("experiments.compare", Compare, values)
+    counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(asking.questions)} questions"
     say(
         "compare",
         f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}",
@@ -123,13 +129,15 @@ def run(config: configs.Compare) -> dict[str, Any]:
             # the notes come with the whole table
             so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())
             print(f"\n{table.to_markdown(so_far)}", flush=True)
-        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
+        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"), config.realign)
         arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(folder, pending[0], arms[pending[0]])
     results = write_results(folder, lab, names, arms, code, command)
     print(
         f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}"
     )
+    if (told := comparison_tables.verdict(results)) is not None:
+        print(told)
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
     print(
@@ -140,22 +148,35 @@ def run(config: configs.Compare) -> dict[str, Any]:
     one_thing = {"replay": 0.5} if trains else {"k": max(1, config.settings.retrieval.k // 2)}
     print("Next: change one thing, and put the tables side by side:")
     print(
-        build.next_command(
-            "experiments.compare", configs.Compare, config, profile="default", **one_thing
-        )
+        build.next_command("experiments.compare", Compare, config, profile="default", **one_thing)
     )
     return results
 
 
+def _asking(corpus: Corpus, splits: tuple[str, ...]) -> Corpus:
+    """Returns the corpus with the questions of these splits; all of them for none. Raises
+    `UserError` with the nearest one for a split that nothing is asked in."""
+    known = list(dict.fromkeys(question.split for question in corpus.questions))
+    for split in splits:
+        if split not in known:
+            raise UserError(
+                f"--ask: {corpus.name} asks nothing in '{split[:60]}'. {nearest(split, known)}"
+            )
+    if not splits:
+        return corpus
+    kept = tuple(question for question in corpus.questions if question.split in splits)
+    return dataclasses.replace(corpus, questions=kept)
+
+
 def _profile() -> dict[str, Any]:
     values = flags.FLAGS
-    if values.profile not in configs.PROFILES:
+    if values.profile not in PROFILES:
         return {}  # the configuration refuses it
-    return configs.PROFILES[values.profile]
+    return PROFILES[values.profile]
 
 
 def main() -> None:
-    build.start(configs.Compare, run, _profile)
+    build.start(Compare, run, _profile)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ against one, and response curves.
     python -m experiments.report --folder=sweeps/rank_rate_seed/runs                      every run of a sweep
     python -m experiments.report --folder=runs/a,runs/b --baseline=method=lora            tests of the others against an arm
     python -m experiments.report --folder=sweeps/variants_best_rate/runs --choose=lr_lora --baseline=method=lora
-                                                     each variant at its best rate, chosen on one half of the subjects
+                                                     each variant at its best rate, chosen on development subjects, or on one half
 
 An arm is what differs in nothing but the seed. Runs of compare, sweep_lora and finetune go
 together; those of finetune have a loss only. Questions are clustered by subject and crossed with
@@ -20,13 +20,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import build, configs
+from experiments import build
 from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
 from experiments.comparison import load_arm
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.report import Report
+from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
-from kafjax.core.paths import as_path
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import LINE_SECONDS, say, waiting
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, read_object, write_atomic
@@ -35,14 +39,14 @@ from kafjax.evaluation import arms, table
 from kafjax.evaluation.answers import Answered, answers_section
 from kafjax.evaluation.arms import METHOD, SEED, Arm, Trial
 from kafjax.evaluation.report import html_figures, html_table, write_page
-from kafjax.evaluation.results import BASE, RETENTION, causes_of, forgotten
+from kafjax.evaluation.results import BASE, DEVELOPMENT, RETENTION, causes_of, forgotten
 from kafjax.training.took import Took
 
 MOST_ANSWERS = 20_000
 """Answers on the page: a browser holds as many with ease."""
 
 
-def run(config: configs.Report) -> list[Arm]:
+def run(config: Report) -> list[Arm]:
     """Writes the report and prints its tables.
 
     Raises:
@@ -56,7 +60,7 @@ def run(config: configs.Report) -> list[Arm]:
         return _report(config)
 
 
-def _report(config: configs.Report) -> list[Arm]:
+def _report(config: Report) -> list[Arm]:
     trials = [trial for folder in config.folder for trial in trials_under(as_path(folder))]
     if config.wandb_project is not None:
         trials += trials_of_wandb(config.wandb_project)
@@ -71,7 +75,7 @@ def _report(config: configs.Report) -> list[Arm]:
             tables.append(arms.comparison_table(compared, baseline, split, config.margin))
     text = table.render(
         tables,
-        _choice(config),
+        _choice(config, found),
     )
     out = Path(config.out)
     figures = arms.draw(found, out / "figures")
@@ -101,15 +105,23 @@ def _answers(found: Sequence[Arm]) -> str:
             f"{n:,} answers are too many for a page of {MOST_ANSWERS:,}: give fewer runs to look them up",
         )
         return ""
-    above = os.path.commonpath([trial.run.absolute().parent for trial in trials])
+    names = _names([trial.run for trial in trials])
     groups = [
-        Answered(trial.predictions, trial.causes, os.path.relpath(trial.run.absolute(), above))
-        for trial in trials
+        Answered(trial.predictions, trial.causes, name)
+        for trial, name in zip(trials, names, strict=True)
     ]
     return answers_section(groups, {})
 
 
-def _choice(config: configs.Report) -> list[str]:
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Names runs from the folder above all of them on; addresses in full."""
+    if any(is_address(run) for run in runs):
+        return [str(run) for run in runs]
+    above = os.path.commonpath([run.absolute().parent for run in runs])
+    return [os.path.relpath(run.absolute(), above) for run in runs]
+
+
+def _choice(config: Report, found: Sequence[Arm]) -> list[str]:
     """Says what was chosen, by what."""
     if not config.choose:
         return []
@@ -119,7 +131,12 @@ def _choice(config: configs.Report) -> list[str]:
         else f", among those that forget at most {config.most_forgotten:g} nats a token of held-out prose"
     )
     what = " and ".join(config.choose)
-    return [f"For each arm the best {what} was chosen on one half of the subjects{bound}."]
+    on = (
+        "development subjects"
+        if DEVELOPMENT in arms.splits_of(found)
+        else "one half of the subjects"
+    )
+    return [f"For each arm the best {what} was chosen on {on}{bound}."]
 
 
 def trials_under(folder: Path) -> list[Trial]:
@@ -244,7 +261,7 @@ def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
 def _settings(record: dict[str, Any]) -> dict[str, Any]:
     """Returns what of a record can tell arms apart: not meshes, not which methods or lanes lie
     beside each other."""
-    kinds = (configs.Compare, configs.Finetune, configs.SweepLora)
+    kinds = (Compare, Finetune, SweepLora)
     beside = {leaf.flag for kind in kinds for leaf in leaves(kind()) if not leaf.about.identity}
     return {
         name: value
@@ -254,7 +271,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    build.start(configs.Report, run)
+    build.start(Report, run)
 
 
 if __name__ == "__main__":

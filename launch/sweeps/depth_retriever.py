@@ -3,11 +3,11 @@ finding better does."""
 
 from __future__ import annotations
 
-from experiments.configs import Compare
+from experiments.configs.compare import Compare
 from kafjax.core.config import changed
 from launch.spec import Sweep, product
 
 sweep = Sweep(
     changed(Compare(), methods=("oracle", "rag", "hyde")),
-    product(k=[1, 2, 5, 10, 20], engine=["exact", "scann"], seed=range(3)),
+    product(k=[1, 2, 5, 10, 20], retriever=["dense", "lexical", "hybrid"], seed=range(3)),
 )

@@ -1,11 +1,10 @@
-"""The configuration of `experiments.ablate_depth`: its flags, record and identity (see
-`experiments.configs`)."""
+"""The configuration of `experiments.ablate_depth`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from experiments.configs import MESH, ModelConfig, RunConfig
+from experiments.configs.shared import MESH, ModelConfig, RunConfig
 from kafjax.core.config import Config, nested, option
 from kafjax.corpus import CorpusConfig
 from kafjax.corpus.distractors import DISTRACTORS
@@ -17,7 +16,7 @@ class AblateDepth(Config):
     """One retrieving method at many depths: how many passages help, and what they cost."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     method: str = option(
         "rag",
         "Whose answers: rag, hyde, or WEIGHTS+READER, such as lora+rag; weights are trained first. reader+rag and raft+rag learn to read.",
