@@ -4,7 +4,7 @@
     python -m benchmarks.bench --quick                 seven rows, two turns, peers not compiled; 5 minutes
     python -m benchmarks.bench --rows='decode|LoRA r8'    the rows that this pattern is found in
     python -m benchmarks.bench --compare               the whole default compare beside the same work by hand, too
-    python -m benchmarks.bench --page=docs/bench.md    the table as a page
+    python -m benchmarks.bench --page=docs/bench.md    the table between the marks of that page, too
 
 Both sides of a row get the same weights, data, precision and threads, and each runs in a process of
 its own, which gives its peak memory. First their results are compared: losses and gradient norms,
@@ -23,6 +23,7 @@ import importlib.metadata
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from absl import flags
 
 from benchmarks import ceilings
 from benchmarks.bench_rows import COMPARE, Different, Row, rows
-from benchmarks.processes import Measured, Missing, measure
+from benchmarks.processes import COLD, Measured, Missing, measure
 from benchmarks.turns import listed, ratio
 from kafjax import hub
 from kafjax.core.errors import UserError, run_main
@@ -45,6 +46,8 @@ MEMORY = 0.8
 
 PEERS = ("torch", "transformers", "peft", "sentence-transformers", "faiss-cpu")
 SIDES = ("ours", "peer")
+MARKS = ("<!-- bench -->", "<!-- /bench -->")
+PAGE_WIDTH = 100
 
 
 def define_flags() -> None:
@@ -54,30 +57,41 @@ def define_flags() -> None:
     flags.DEFINE_string("rows", None, "Measure the rows that this regular expression is found in.")
     flags.DEFINE_boolean("quick", False, "Few rows, two turns, peers not compiled.")
     flags.DEFINE_boolean("compare", False, "Measure the whole default compare, too: an hour.")
+    flags.DEFINE_enum("profile", "default", ["default", "smoke"], "Size of --compare.")
     flags.DEFINE_integer("turns", None, "Turns of each side (default: 7, or 2).", lower_bound=1)
     flags.DEFINE_integer("threads", os.cpu_count() or 1, "Cores of both sides.", lower_bound=1)
-    flags.DEFINE_string("page", None, "File that the table is written to as a page.")
+    flags.DEFINE_string(
+        "page", None, f"Page that the table is written into, between {MARKS[0]} and {MARKS[1]}."
+    )
     flags.DEFINE_string("out", "benchmarks/results", "Folder that the results are written to.")
 
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
+    if values.page:
+        with_table(Path(values.page), "")  # refused now rather than after hours
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: values.threads])  # sides inherit it
     with tempfile.TemporaryDirectory() as temporary:
         scratch, model = Path(temporary), str(hub.folder_of(values.model).resolve())
-        made = rows(model, "float32", scratch, compiled=not values.quick)
+        options = {"compiled": not values.quick, "profile": values.profile}
+        made = rows(model, "float32", scratch, **options)
         names = [row.name for row in chosen(made, values.rows, values.quick, values.compare)]
         with waiting("machine", "measuring products and memory"):
             most = ceilings.measure(scratch)
         say("machine", told(most))
-        made = rows(model, most.best_dtype, scratch, compiled=not values.quick)
+        made = rows(model, most.best_dtype, scratch, **options)
         settings = {"model": values.model, "threads": len(os.sched_getaffinity(0))}
-        settings |= {"turns": values.turns or (2 if values.quick else 7), "quick": values.quick}
-        results = run([row for row in made if row.name in names], most, settings, scratch)
+        settings |= {
+            "turns": values.turns or (2 if values.quick else 7),
+            "quick": values.quick,
+            "profile": values.profile,
+        }
+        kept = [row for row in made if row.name in names]
+        results = run(kept, most, settings, scratch, Path(values.out))
     text = page(results)
     print(f"\n{text}")
     if values.page:
-        write_atomic(Path(values.page), f"# Beside its peers\n\n`make bench`:\n\n{text}")
+        write_atomic(Path(values.page), with_table(Path(values.page), text))
     if failed := [name for name, row in results["rows"].items() if row.get("failed")]:
         raise UserError(f"no ratio for {'; '.join(failed)}: see the notes under the table")
 
@@ -98,10 +112,13 @@ def chosen(made: Sequence[Row], pattern: str | None, quick: bool, compare: bool)
 
 
 def run(
-    made: Sequence[Row], most: ceilings.Ceilings, settings: Mapping[str, Any], scratch: Path
+    made: Sequence[Row],
+    most: ceilings.Ceilings,
+    settings: Mapping[str, Any],
+    scratch: Path,
+    out: Path,
 ) -> dict[str, Any]:
     """Measures rows and writes the results after each. Returns what OUT/bench.json holds."""
-    out = Path(flags.FLAGS.out)
     results: dict[str, Any] = {
         "settings": settings,
         "ceilings": {"flops": most.flops, "bandwidth": most.bandwidth},
@@ -111,7 +128,7 @@ def run(
     }
     for row in made:
         results["rows"][row.name] = told_of = outcome(row, most, settings["turns"], scratch)
-        say(row.name, told_of.get("failed") or f"ratio {table.ratio(told_of['ratio'])}")
+        say(row.name, reason(told_of) or f"ratio {table.ratio(told_of['ratio'])}")
         write_json(out / "bench.json", results)
         write_atomic(out / "bench.md", page(results))
     return results
@@ -122,11 +139,10 @@ def outcome(row: Row, most: ceilings.Ceilings, turns: int, scratch: Path) -> dic
     jobs = dict(zip(SIDES, (row.ours, row.peer), strict=True))
     folder = scratch / row.name.replace(" ", "_")
     told_of = {"against": row.against, "dtype": row.dtype, "target": row.target, "share": row.share}
-    warmup = 0 if row.once else 1
+    warmup = 0 if row.timed == COLD else 1
+    turns = min(turns, row.most_turns)
     try:
-        taken = measure(
-            row.name, jobs, row.timed, 1 if row.once else turns, warmup, row.check, folder
-        )
+        taken = measure(row.name, jobs, row.timed, turns, warmup, row.check, folder)
     except Missing as missing:
         return told_of | {"missing": str(missing)}
     except Different as error:
@@ -163,7 +179,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"the peer's, at most {MEMORY} wanted. Of the ceiling: the least time that the arithmetic, and "
         "in decoding the reading of the weights, takes at this machine's measured rates, over the time "
         "taken.",
-        *reasons(results["rows"]),
+        *(f"{name}: {why}" for name, row in results["rows"].items() if (why := reason(row))),
     ]
     headers = ("work", "against", "ours/s", "peer/s", "ratio", "at least")
     headers += ("MB, ours / peer", "memory", "of the ceiling, ours / peer", "peer's form")
@@ -173,6 +189,20 @@ def page(results: Mapping[str, Any]) -> str:
     processor = results["environment"]["processor"]
     footer = [listed(results["settings"]), f"{processor}: {told(most)}", listed(results["peers"])]
     return table.render([shown], footer)
+
+
+def with_table(file: Path, text: str) -> str:
+    """The contents of a page with `text` between its marks, wrapped. Raises `UserError` for a page
+    without them."""
+    if not file.is_file() or any(mark not in file.read_text() for mark in MARKS):
+        raise UserError(f"--page={file} has no lines {MARKS[0]} and {MARKS[1]} for the table")
+    before, _, rest = file.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    wrapped = "\n\n".join(
+        part if part.startswith("|") else textwrap.fill(part, PAGE_WIDTH)
+        for part in text.replace("\n- ", "\n\n- ").split("\n\n")
+    )
+    return f"{before}{MARKS[0]}\n\n{wrapped}\n\n{MARKS[1]}{after}"
 
 
 def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -202,17 +232,11 @@ def verdict(is_met: bool) -> str:
     return "met" if is_met else "missed"
 
 
-def reasons(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lines on rows that have no ratio."""
-    lines = []
-    for name, row in measured.items():
-        if "missing" in row:
-            lines.append(
-                f"{name}: {row['missing']} is not installed: pip install -e '.[test,bench]'"
-            )
-        elif "failed" in row:
-            lines.append(f"{name}: {row['failed']}")
-    return lines
+def reason(row: Mapping[str, Any]) -> str:
+    """Says why a row has no ratio; "" for one that has."""
+    if "missing" in row:
+        return f"{row['missing']} is not installed: pip install -e '.[test,bench]'"
+    return row.get("failed", "")
 
 
 def told(most: ceilings.Ceilings) -> str:

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: products of large matrices, and reading memory. Each
+"""Ceilings of this machine, measured: products of large matrices, and reading memory. Each
 by JAX and by torch in a process of its own; the higher figure counts."""
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def embedding(words: int, texts: int, dtype: str) -> Side:
 
 
 def first_token_of(folder: str, dtype: str) -> Side:
-    """From weights in a folder to the first token of a reply."""
+    """Loads weights from a folder and makes the first token of a reply."""
 
     def run() -> np.ndarray:
         model, params = hub.load(folder, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))

@@ -210,7 +210,7 @@ def _compile_config() -> transformers.CompileConfig:
 
 
 def regret(folder: str, batch: int, length: int, tokens: list[list[int]]) -> Side:
-    """How far greedy tokens are from greedy, by the float32 model: at each place the highest logit
+    """Distance of tokens from greedy ones, by the float32 model: at each place the highest logit
     less that of the token taken, over the largest magnitude of logits, `[B, N]`."""
     use_all_cores()
     peer, prompts_BxT = load(folder, "float32").eval(), tokens_of(folder, batch, length)
@@ -252,7 +252,7 @@ def encoder(dtype: str, threads: int) -> Callable[[Sequence[str]], np.ndarray]:
 
 
 def first_token_of(folder: str, dtype: str) -> Side:
-    """From weights in a folder to the first token of a reply."""
+    """Loads weights from a folder and makes the first token of a reply."""
     use_all_cores()
 
     def run() -> np.ndarray:
