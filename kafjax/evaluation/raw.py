@@ -1,0 +1,84 @@
+"""Raw results of a study, small enough to commit: which question each trial answered right, and its
+numbers. A line a trial.
+
+The texts of questions and replies are not kept; a checksum of each question tells whether two
+trials were asked the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kafjax.core.records import Prediction
+from kafjax.core.rundir import write_jsonl
+from kafjax.core.schema import read_rows
+from kafjax.evaluation.arms import METHOD, Arm, Trial, arms_of
+from kafjax.evaluation.clustered import subject_of
+
+
+@dataclasses.dataclass(frozen=True)
+class RawTrial:
+    """A line of the file. `answers` are [id, checksum of the question, split, subject, 1 if
+    right]; the other fields are those of a `Trial`."""
+
+    settings: dict[str, Any]
+    seed: int
+    final_loss: float | None
+    forgotten: float | None
+    numbers: dict[str, float]
+    curve: list[float]
+    answers: list[list[Any]]
+
+
+def write(path: Path, arms: Sequence[Arm]) -> None:
+    """Writes all trials of some arms."""
+    trials = [trial for arm in arms for trial in arm.trials.values()]
+    # only what tells arms apart: the rest is in the spec of the sweep
+    names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
+    write_jsonl(path, [dataclasses.asdict(_raw(trial, names)) for trial in trials])
+
+
+def read(path: Path) -> list[Arm]:
+    """Reads arms back. They score as those that were written. Raises `UserError` for a broken
+    file."""
+    return arms_of([_trial(row, path) for row in read_rows(RawTrial, path)])
+
+
+def _raw(trial: Trial, names: Sequence[str]) -> RawTrial:
+    answers = [
+        [p.id, f"{zlib.crc32(p.question.encode()):08x}", p.split, subject_of(p), int(p.correct)]
+        for p in trial.predictions
+    ]
+    settings = {name: trial.settings.get(name) for name in names}
+    return RawTrial(
+        settings,
+        trial.seed,
+        trial.final_loss,
+        trial.forgotten,
+        dict(trial.numbers),
+        [float(f"{loss:.5g}") for loss in trial.curve],
+        answers,
+    )
+
+
+def _trial(row: RawTrial, path: Path) -> Trial:
+    method = str(row.settings.get(METHOD, ""))
+    predictions = [
+        Prediction(id, method, split, question, "", (), subject=subject, correct=bool(right))
+        for id, question, split, subject, right in row.answers
+    ]
+    return Trial(
+        row.settings,
+        row.seed,
+        predictions,
+        row.final_loss,
+        str(path),
+        path,
+        forgotten=row.forgotten,
+        numbers=row.numbers,
+        curve=row.curve,
+    )
