@@ -58,7 +58,7 @@ _SAME = {
     "documents": 1,
     "retention": 0,
     "held_out": 0,
-    "epochs": 2,
+    "epochs": 1,
 }
 _OF_SCALE = {
     TINY: {"subjects": 40},
