@@ -36,10 +36,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import build, configs
+from experiments import build
 from experiments.arranged import answer_shared, at_depths, at_places, prefix_of, write_prompt
 from experiments.compiling import compiling
-from experiments.depth_config import AblateDepth
+from experiments.configs.ablate_depth import AblateDepth
+from experiments.configs.compare import Compare
 from kafjax import hub
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
@@ -161,7 +162,7 @@ def run(config: AblateDepth) -> dict[str, Any]:
         f"Next: --k={results['best']} is the best depth here; compare retrieval at that depth with training:"
     )
     values = {"k": results["best"], "methods": methods, "latency_queries": None}
-    print(build.next_command("experiments.compare", configs.Compare, config, **values))
+    print(build.next_command("experiments.compare", Compare, config, **values))
     return results
 
 

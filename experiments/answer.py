@@ -26,9 +26,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, configs
+from experiments import build
 from experiments.compiling import compiling
-from kafjax.core.config import changed, command_of, given, leaves, read_record, record
+from experiments.configs.answer import Answer
+from experiments.configs.compare import Compare
+from experiments.configs.shared import OFF
+from kafjax.core.command_line import command_of, given
+from kafjax.core.config import changed, leaves
+from kafjax.core.config_record import read_record, record
 from kafjax.core.errors import UserError, check_text, nearest, report
 from kafjax.core.paths import as_path
 from kafjax.core.progress import LINE_SECONDS, waiting
@@ -57,7 +62,7 @@ _OF_AN_INDEX = ("base", "rag", "hyde")
 """Methods that need no more than passages."""
 
 
-def run(config: configs.Answer) -> None:
+def run(config: Answer) -> None:
     """Answers one question, or those that are typed.
 
     Raises:
@@ -120,7 +125,7 @@ def run(config: configs.Answer) -> None:
         _converse(method, corpus)
 
 
-def _open_corpus(config: configs.Answer, stored: Mapping[str, Any]) -> Corpus:
+def _open_corpus(config: Answer, stored: Mapping[str, Any]) -> Corpus:
     """Opens the documents; none for an index, which is all that its methods need. What a run
     measured forgetting by belongs to its corpus."""
     if config.run:
@@ -134,19 +139,19 @@ def _open_corpus(config: configs.Answer, stored: Mapping[str, Any]) -> Corpus:
         raise UserError(
             f"--method={config.method} needs more than the passages of --index; it goes with {others}, or with --run"
         )
-    if config.corpus != configs.Answer().corpus:
+    if config.corpus != Answer().corpus:
         raise UserError(
             "--index holds the passages: leave --corpus and its settings out, or leave --index out"
         )
     return Corpus(name=config.index, documents=(), passages=(), training_questions=(), questions=())
 
 
-def _without_asking(config: configs.Answer) -> configs.Answer:
+def _without_asking(config: Answer) -> Answer:
     """Returns what names the folder of an index: it stays the same, however it is asked. BM25 alone
     has another kind of index."""
     asking = {
         leaf.flag: leaf.default
-        for leaf in leaves(configs.Answer())
+        for leaf in leaves(Answer())
         if leaf.flag in _ASKING and leaf.flag != "retriever"
     }
     # which earlier releases had as the default
@@ -168,26 +173,24 @@ def _take_over() -> dict[str, Any]:
         return {}
     path = as_path(flags.FLAGS.run)
     stored = _stored(path)
-    known = {leaf.flag for leaf in leaves(configs.Answer())}
+    known = {leaf.flag for leaf in leaves(Answer())}
     # The run's own limit is made for its questions.
     taken = read_record(
-        configs.Answer,
+        Answer,
         stored,
         path / "config.json",
         ignore={"max_new_tokens", *(stored.keys() - known)},
     )
-    for name, value in given(configs.Answer).items():
+    for name, value in given(Answer).items():
         if name in taken and name not in _ASKING and value != taken[name]:
             raise UserError(
                 f"--{name}={value} differs from {path}, which has {taken[name]!r}; leave the flag out, or start a new run"
             )
     # a record without it is of a release that asked in plain text
-    return {"chat": configs.OFF, **taken}
+    return {"chat": OFF, **taken}
 
 
-def _check_trained(
-    config: configs.Answer, method: Method, folder: Run, stored: dict[str, Any]
-) -> None:
+def _check_trained(config: Answer, method: Method, folder: Run, stored: dict[str, Any]) -> None:
     """Takes over what `experiments.finetune` has trained. Raises `UserError` if weights are missing
     that have to be trained first."""
     weights = getattr(method, "weights", method)
@@ -199,9 +202,9 @@ def _check_trained(
         weights.adopt(folder.path)
     if method.is_trained:
         return
-    known = {leaf.flag for leaf in leaves(configs.Compare())}
+    known = {leaf.flag for leaf in leaves(Compare())}
     of_run = {key: value for key, value in stored.items() if key in known}
-    values = {**read_record(configs.Compare, of_run, folder.path / "config.json"), **record(config)}
+    values = {**read_record(Compare, of_run, folder.path / "config.json"), **record(config)}
     # not the limit of a question asked alone
     values |= {"methods": (weights.name,), "max_new_tokens": stored.get("max_new_tokens")}
     then = "ask with --run=runs/NAME"
@@ -210,7 +213,7 @@ def _check_trained(
         then = "ask again"
     else:
         values["name"] = "NAME"
-    command = command_of("experiments.compare", configs.Compare, values)
+    command = command_of("experiments.compare", Compare, values)
     raise UserError(
         f"{method.name} has not been trained in {folder.path}; run: {command}, then {then}"
     )
@@ -291,7 +294,7 @@ def _show(
 
 
 def main() -> None:
-    build.start(configs.Answer, run, _take_over)
+    build.start(Answer, run, _take_over)
 
 
 if __name__ == "__main__":

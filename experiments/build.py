@@ -16,19 +16,12 @@ from absl import flags
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from experiments.configs import FLOAT, OFF, ON, ModelConfig
+from experiments.configs.shared import FLOAT, OFF, ON, ModelConfig
 from kafjax import hub
 from kafjax.core import paths, trees
-from kafjax.core.config import (
-    Config,
-    changed,
-    command_of,
-    config_hash,
-    define,
-    from_flags,
-    leaves,
-    read_record,
-)
+from kafjax.core.command_line import command_of, define, from_flags
+from kafjax.core.config import Config, changed, leaves
+from kafjax.core.config_record import config_hash, read_record
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.help import asked_for, help_text
 from kafjax.core.progress import Progress, say, waiting

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from experiments import build
-from experiments.configs import BuildIndex
+from experiments.configs.build_index import BuildIndex
 from kafjax import hub
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import Advance, Progress

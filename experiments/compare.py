@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, configs, planning
+from experiments import build, planning
 from experiments.comparison import (
     clear_finished,
     load_arm,
@@ -35,8 +35,10 @@ from experiments.comparison import (
     save_arm,
     write_results,
 )
+from experiments.configs.compare import PROFILES, Compare
 from kafjax import hub
-from kafjax.core.config import command_of, record
+from kafjax.core.command_line import command_of
+from kafjax.core.config_record import record
 from kafjax.core.errors import UserError
 from kafjax.core.progress import say
 from kafjax.core.rundir import environment, find_run, open_run
@@ -49,7 +51,7 @@ from kafjax.training.forecast import Forecast, renewing
 LESS = "for less of it: --budget=10m, --epochs, --steps, or --methods without those that train"
 
 
-def run(config: configs.Compare) -> dict[str, Any]:
+def run(config: Compare) -> dict[str, Any]:
     """Compares the methods, resuming what an earlier start of the same run has finished. Returns
     the contents of results.json.
 
@@ -104,7 +106,7 @@ def run(config: configs.Compare) -> dict[str, Any]:
         "runs": config.run.runs,
         "name": config.run.name,
     }
-    command = command_of("experiments.compare", configs.Compare, values)
+    command = command_of("experiments.compare", Compare, values)
     counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
     say(
         "compare",
@@ -140,22 +142,20 @@ def run(config: configs.Compare) -> dict[str, Any]:
     one_thing = {"replay": 0.5} if trains else {"k": max(1, config.settings.retrieval.k // 2)}
     print("Next: change one thing, and put the tables side by side:")
     print(
-        build.next_command(
-            "experiments.compare", configs.Compare, config, profile="default", **one_thing
-        )
+        build.next_command("experiments.compare", Compare, config, profile="default", **one_thing)
     )
     return results
 
 
 def _profile() -> dict[str, Any]:
     values = flags.FLAGS
-    if values.profile not in configs.PROFILES:
+    if values.profile not in PROFILES:
         return {}  # the configuration refuses it
-    return configs.PROFILES[values.profile]
+    return PROFILES[values.profile]
 
 
 def main() -> None:
-    build.start(configs.Compare, run, _profile)
+    build.start(Compare, run, _profile)
 
 
 if __name__ == "__main__":

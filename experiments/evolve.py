@@ -32,10 +32,11 @@ from typing import Any
 from absl import flags
 
 from experiments import build
-from experiments.evolve_config import PROFILES, Evolve
+from experiments.configs.evolve import PROFILES, Evolve
 from experiments.latency import alone
 from kafjax import hub
-from kafjax.core.config import changed, config_hash
+from kafjax.core.config import changed
+from kafjax.core.config_record import config_hash
 from kafjax.core.errors import UserError
 from kafjax.core.progress import Progress, say
 from kafjax.core.records import Corpus, Prediction

@@ -35,11 +35,13 @@ import jax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from experiments import build, configs, planning
-from experiments.configs import FLOAT, Finetune
+from experiments import build, planning
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.shared import FLOAT
 from kafjax import hub, lora
 from kafjax.core import trees
-from kafjax.core.config import config_hash, record
+from kafjax.core.config_record import config_hash, record
 from kafjax.core.errors import UserError
 from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import say
@@ -299,11 +301,7 @@ def _show(config: Finetune, run: Run, shown: Sequence[tuple[str, str, str]]) -> 
         if is_address(config.run.runs):
             values["runs"] = None  # a comparison keeps an index, which no bucket can
         print("or see what training buys, costs and forgets beside retrieval:")
-        print(
-            build.next_command(
-                "experiments.compare", configs.Compare, config, budget=None, **values
-            )
-        )
+        print(build.next_command("experiments.compare", Compare, config, budget=None, **values))
 
 
 def main() -> None:

@@ -20,20 +20,13 @@ import jax
 from jax.sharding import Mesh
 
 from experiments import build
-from experiments.configs import Finetune
+from experiments.configs.finetune import Finetune
 from experiments.finetune import open_lesson, save_result
 from kafjax import hub, lora
 from kafjax.core import paths, trees
-from kafjax.core.config import (
-    Config,
-    changed,
-    config_hash,
-    define,
-    from_flags,
-    leaves,
-    option,
-    record,
-)
+from kafjax.core.command_line import define, from_flags
+from kafjax.core.config import Config, changed, leaves, option
+from kafjax.core.config_record import config_hash, record
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import Run, environment, open_run

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import build, plan_search, pods
-from experiments.configs import PlanPod
+from experiments.configs.plan_pod import PlanPod
 from kafjax import lora
 from kafjax.core.errors import UserError
 from kafjax.core.progress import waiting

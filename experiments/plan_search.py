@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import pods
-from experiments.configs import PlanPod
+from experiments.configs.plan_pod import PlanPod
 from kafjax.core.progress import waiting
 from kafjax.core.rundir import write_json
 from kafjax.parallel.chips import Slice

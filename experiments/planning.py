@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from experiments.configs import Compare
+from experiments.configs.compare import Compare
 from kafjax.core.config import Config, changed, leaves
 from kafjax.core.progress import say, waiting
 from kafjax.core.records import Corpus

@@ -20,9 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import build, configs
+from experiments import build
 from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
 from experiments.comparison import load_arm
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.report import Report
+from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
@@ -42,7 +46,7 @@ MOST_ANSWERS = 20_000
 """Answers on the page: a browser holds as many with ease."""
 
 
-def run(config: configs.Report) -> list[Arm]:
+def run(config: Report) -> list[Arm]:
     """Writes the report and prints its tables.
 
     Raises:
@@ -56,7 +60,7 @@ def run(config: configs.Report) -> list[Arm]:
         return _report(config)
 
 
-def _report(config: configs.Report) -> list[Arm]:
+def _report(config: Report) -> list[Arm]:
     trials = [trial for folder in config.folder for trial in trials_under(as_path(folder))]
     if config.wandb_project is not None:
         trials += trials_of_wandb(config.wandb_project)
@@ -109,7 +113,7 @@ def _answers(found: Sequence[Arm]) -> str:
     return answers_section(groups, {})
 
 
-def _choice(config: configs.Report) -> list[str]:
+def _choice(config: Report) -> list[str]:
     """Says what was chosen, by what."""
     if not config.choose:
         return []
@@ -244,7 +248,7 @@ def _lanes(path: Path, record: dict[str, Any]) -> Iterator[Trial]:
 def _settings(record: dict[str, Any]) -> dict[str, Any]:
     """Returns what of a record can tell arms apart: not meshes, not which methods or lanes lie
     beside each other."""
-    kinds = (configs.Compare, configs.Finetune, configs.SweepLora)
+    kinds = (Compare, Finetune, SweepLora)
     beside = {leaf.flag for kind in kinds for leaf in leaves(kind()) if not leaf.about.identity}
     return {
         name: value
@@ -254,7 +258,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    build.start(configs.Report, run)
+    build.start(Report, run)
 
 
 if __name__ == "__main__":

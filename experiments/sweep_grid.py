@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from experiments.configs import SweepLora
+from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
 from kafjax.core.errors import UserError
 from kafjax.training.lanes import Lane

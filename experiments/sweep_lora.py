@@ -29,8 +29,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import build, configs
-from experiments.configs import SweepLora
+from experiments import build
+from experiments.configs.compare import Compare
+from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_grid import grid
 from experiments.sweep_lanes import BASE, TrainedLane, answer_missing, train_missing
 from kafjax import hub
@@ -140,7 +141,7 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     # lanes are an axis that only a sweep has
     values |= {"targets": best.get("targets", config.targets[0]), "mesh": None}
     print("Next: see the best cell beside retrieval and full fine-tuning, and what it forgets:")
-    print(build.next_command("experiments.compare", configs.Compare, config, **values))
+    print(build.next_command("experiments.compare", Compare, config, **values))
     return results
 
 

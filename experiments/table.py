@@ -22,8 +22,8 @@ from typing import Any
 import matplotlib
 
 from experiments.build import CHAT_TEMPLATE, CORPUS_HASH
-from experiments.configs import SideBySide
-from kafjax.core.config import define, from_flags
+from experiments.configs.table import SideBySide
+from kafjax.core.command_line import define, from_flags
 from kafjax.core.errors import UserError, run_main
 from kafjax.core.help import asked_for, help_text
 from kafjax.core.rundir import read_object, write_atomic

@@ -15,12 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments import build, configs
+from experiments import build
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.shared import ModelConfig
+from experiments.configs.sweep_lora import SweepLora
 from experiments.finetune import open_lesson
 from experiments.sweep_grid import grid
 from kafjax import hub, lora
 from kafjax.core import trees
-from kafjax.core.config import Config, changed, config_hash, leaves
+from kafjax.core.config import Config, changed, leaves
+from kafjax.core.config_record import config_hash
 from kafjax.core.errors import UserError
 from kafjax.evaluation.results import BASE
 from kafjax.methods import parts
@@ -98,7 +103,7 @@ def _with_seconds(
 def _by_formula(config: Config, opened: _Opened, topology: Slice | None) -> Cost:
     model_config = getattr(config, "model", None)
     trainings = _trainings(config)
-    if not trainings or not isinstance(model_config, configs.ModelConfig):
+    if not trainings or not isinstance(model_config, ModelConfig):
         return Cost()
     model = opened.model(model_config)
     chip, n_devices = (topology.device, topology.n_devices) if topology else (UNKNOWN, 1)
@@ -122,11 +127,11 @@ def _by_formula(config: Config, opened: _Opened, topology: Slice | None) -> Cost
 
 def _trainings(config: Config) -> list[tuple[TrainConfig, lora.Spec | None]]:
     """Lists what a run trains: full fine-tuning has no spec."""
-    if isinstance(config, configs.Finetune):
+    if isinstance(config, Finetune):
         return [(config.train, config.spec if config.method == "lora" else None)]
-    if isinstance(config, configs.SweepLora):
+    if isinstance(config, SweepLora):
         return [(config.train, lane.spec) for lane in grid(config)]
-    if isinstance(config, configs.Compare):
+    if isinstance(config, Compare):
         weights = dict.fromkeys(parts(name)[0] for name in config.methods)
         return [
             (config.settings.train, None if name == "full" else config.settings.spec)
@@ -140,10 +145,10 @@ class _Opened:
     """Models and numbers of steps, each looked up once for all runs that share it."""
 
     def __init__(self) -> None:
-        self._models: dict[configs.ModelConfig, Decoder] = {}
+        self._models: dict[ModelConfig, Decoder] = {}
         self._steps: dict[str, int] = {}
 
-    def model(self, config: configs.ModelConfig) -> Decoder:
+    def model(self, config: ModelConfig) -> Decoder:
         if config not in self._models:
             self._models[config] = build.describe_decoder(config)
         return self._models[config]
@@ -165,9 +170,9 @@ class _Opened:
         }
         key = config_hash(texts)
         if key not in self._steps:
-            flags = {leaf.flag for leaf in leaves(configs.Finetune())}
+            flags = {leaf.flag for leaf in leaves(Finetune())}
             finetune = changed(
-                configs.Finetune(),
+                Finetune(),
                 **{
                     name: texts[name] for name in texts if name in flags and texts[name] is not None
                 },

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from absl import flags
 
-from kafjax.core.config import define, given
+from kafjax.core.command_line import define, given
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.rundir import read_bytes
 from launch import sweeps

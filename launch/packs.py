@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import build, configs
+from experiments import build
+from experiments.configs.finetune import Finetune
+from experiments.configs.shared import ModelConfig
 from experiments.finetune_pack import shared_by
-from kafjax.core.config import Config, changed, config_hash, read_record
+from kafjax.core.config import Config, changed
+from kafjax.core.config_record import config_hash, read_record
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder
 from launch.spec import Run, experiment_named
@@ -29,12 +32,12 @@ def config_of(run: Run) -> Config | None:
 def programs(runs: Sequence[Run]) -> dict[str, str]:
     """Names the program of each run by its id; runs of one name may share it. Those that share
     with no other have a name of their own, their id."""
-    models: dict[configs.ModelConfig, Decoder] = {}
+    models: dict[ModelConfig, Decoder] = {}
     names = {}
     for run in runs:
         name = None
         config = config_of(run)
-        if isinstance(config, configs.Finetune) and all(
+        if isinstance(config, Finetune) and all(
             argument.startswith(_PACKED_ARGUMENTS) for argument in run.arguments
         ):
             try:

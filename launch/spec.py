@@ -1,4 +1,4 @@
-"""A sweep's runs, in plain Python over the configurations of `experiments/configs.py`.
+"""A sweep's runs, in plain Python over the configurations in `experiments/configs`.
 
     sweep = Sweep(Finetune(), product(rank=[1, 4, 16, 64], lr=logspace(-4, -2, 5), seed=range(5)))
 
@@ -30,20 +30,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments import configs
-from kafjax.core.config import (
-    Config,
-    arguments_of,
-    changed,
-    config_hash,
-    identity,
-    leaves,
-    read_record,
-    record,
-)
+from experiments.configs.compare import PROFILES, Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.sweep_lora import SweepLora
+from kafjax.core.command_line import arguments_of
+from kafjax.core.config import Config, changed, leaves
+from kafjax.core.config_record import config_hash, identity, read_record, record
 from kafjax.core.errors import UserError, nearest
 
 MOST_POINTS = 100_000
+SWEPT = (Compare, Finetune, SweepLora)
+"""Experiments that a sweep can run, each run of it in a folder of its own."""
+
 Point = Mapping[str, Any]
 
 
@@ -240,24 +238,14 @@ class Sweep:
 def identity_of(module: str, config: Config) -> str:
     """Hashes what tells two runs apart. A learning rate that is left to its method counts as that
     method's."""
-    resolved = config.resolved() if isinstance(config, configs.Finetune) else config
+    resolved = config.resolved() if isinstance(config, Finetune) else config
     return config_hash({"module": module, **identity(resolved)})
 
 
 def experiment_named(name: str) -> type[Config]:
     """Finds the configuration of `experiments/NAME.py` that a sweep can run. Raises `UserError`
     with the nearest name."""
-    kinds = [
-        kind
-        for kind in vars(configs).values()
-        if isinstance(kind, type) and issubclass(kind, Config) and kind is not Config
-    ]
-    known = {
-        _snake(kind.__name__): kind
-        for kind in kinds
-        if {"runs", "name"} <= {leaf.flag for leaf in leaves(kind())}
-    }
-    known = {name_: kind for name_, kind in known.items() if kind is not configs.RunConfig}
+    known = {_snake(kind.__name__): kind for kind in SWEPT}
     if name not in known:
         raise UserError(
             f"'{str(name)[:60]}' is no experiment that can be swept. {nearest(str(name), known)}"
@@ -274,7 +262,7 @@ def _with(config: Config, settings: Point, source: str) -> Config:
         for name, value in settings.items()
     }
     values = read_record(type(config), plain, source)
-    profile = configs.PROFILES.get(values.get("profile", ""), {})
+    profile = PROFILES.get(values.get("profile", ""), {})
     try:
         return changed(config, **{**profile, **values})
     except UserError as error:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import jax
 from absl import flags
 
-from kafjax.core.config import arguments_of, define, from_flags
+from kafjax.core.command_line import arguments_of, define, from_flags
 from kafjax.core.errors import Preempted, UserError, run_main
 from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import LINE_SECONDS, Progress

@@ -21,7 +21,7 @@ import urllib.request
 from pathlib import Path
 
 from experiments import build
-from experiments.configs import BuildDataset
+from experiments.configs.build_dataset import BuildDataset
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.lock import hold
 from kafjax.core.progress import say, waiting

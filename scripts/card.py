@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import configs
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
-from kafjax.core.config import command_of
+from kafjax.core.command_line import command_of
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import read_object
 from kafjax.core.schema import read, read_rows
@@ -89,10 +91,10 @@ def _variant(spec: lora.Spec) -> str:
 def _command(stored: Mapping[str, Any]) -> str:
     """The command of the run that left this record."""
     if "method" in stored:
-        return command_of("experiments.finetune", configs.Finetune, stored)
+        return command_of("experiments.finetune", Finetune, stored)
     if "ranks" in stored:
-        return command_of("experiments.sweep_lora", configs.SweepLora, stored)
-    return command_of("experiments.compare", configs.Compare, stored)
+        return command_of("experiments.sweep_lora", SweepLora, stored)
+    return command_of("experiments.compare", Compare, stored)
 
 
 def _scores(run: Path, trained: Path) -> str:

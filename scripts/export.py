@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import build
-from experiments.configs import Export
+from experiments.configs.export import Export
 from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import build
-from experiments.configs import Finetune, PackRows
+from experiments.configs.finetune import Finetune
+from experiments.configs.pack_rows import PackRows
 from kafjax import hub
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError

@@ -13,7 +13,7 @@ import dataclasses
 import json
 
 from experiments import build
-from experiments.configs import ListPassages
+from experiments.configs.passages import ListPassages
 from kafjax.core.text import shortened, visible
 from kafjax.core.words import words
 from kafjax.corpus import open_corpus

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments import build
 from experiments.build_index import open_embedder
-from experiments.configs import Rank
+from experiments.configs.rank import Rank
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import write_atomic, write_json
 from kafjax.corpus import open_corpus

@@ -294,6 +294,6 @@ def test_allowed_imports_pass(tmp_path):
         "kafjax/hub/auto_tokenizer.py": "def f():\n    from transformers import AutoTokenizer",
         "kafjax/methods/rag.py": "from kafjax import hub, lora, retrieval\nfrom kafjax.core.trees import count",
         "experiments/compare.py": "import kafjax.methods\nfrom kafjax.evaluation import table",
-        "launch/ray.py": "import ray\nfrom experiments import configs\n" + "x = 1\n" * 448,
+        "launch/ray.py": "import ray\nfrom experiments import build\n" + "x = 1\n" * 448,
     }
     assert problems(write(tmp_path, files)) == []

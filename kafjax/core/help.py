@@ -8,7 +8,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from kafjax.core.config import CONFIG, Config, Leaf, default_text, explained, leaves
+from kafjax.core.command_line import CONFIG, default_text, explained
+from kafjax.core.config import Config, Leaf, leaves
 
 WIDTH = 120
 INDENT = "      "

@@ -21,16 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from kafjax.core import paths
-from kafjax.core.config import (
-    Config,
-    changed,
-    config_hash,
-    identity,
-    leaves,
-    read_record,
-    record,
-    unused,
-)
+from kafjax.core.config import Config, changed, leaves, unused
+from kafjax.core.config_record import config_hash, identity, read_record, record
 from kafjax.core.errors import UserError
 from kafjax.core.lock import MOUNT, Lock, hold
 from kafjax.core.paths import temporary_beside

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from kafjax.core.config import Config, option
-from kafjax.generation.generator import BATCH_TOKENS
+from kafjax.generation.batching import BATCH_TOKENS
 
 SHORTEST_LIMIT, LONGEST_LIMIT = 12, 128
 """Bounds of a limit that nobody chose. A question that is asked alone gets the upper one."""

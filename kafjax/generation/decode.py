@@ -23,11 +23,6 @@ STRIDE = 16
 stop strings."""
 
 
-def bucket(length: int) -> int:
-    """The smallest power of two, from 32 on, that holds `length`."""
-    return max(32, 1 << (length - 1).bit_length())
-
-
 class State(NamedTuple):
     """State of the decode loop. `out` holds `step` tokens of each reply and EOS behind them; the
     last token has not been run yet."""

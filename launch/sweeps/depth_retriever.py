@@ -3,7 +3,7 @@ finding better does."""
 
 from __future__ import annotations
 
-from experiments.configs import Compare
+from experiments.configs.compare import Compare
 from kafjax.core.config import changed
 from launch.spec import Sweep, product
 

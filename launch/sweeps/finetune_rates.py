@@ -3,7 +3,7 @@ asked."""
 
 from __future__ import annotations
 
-from experiments.configs import Finetune
+from experiments.configs.finetune import Finetune
 from launch.spec import Sweep, chain, logspace, product
 
 full = product(method=["full"], lr=logspace(-5, -3, 5))

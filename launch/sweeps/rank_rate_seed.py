@@ -6,7 +6,7 @@ python -m launch.sweep rank_rate_seed --set=corpus=DIR --set=model=gemma3-270m
 
 from __future__ import annotations
 
-from experiments.configs import Compare
+from experiments.configs.compare import Compare
 from kafjax.core.config import changed
 from launch.spec import Sweep, logspace, product
 

@@ -6,7 +6,7 @@ the result on the other half.
 
 from __future__ import annotations
 
-from experiments.configs import Compare
+from experiments.configs.compare import Compare
 from kafjax.core.config import changed
 from launch.spec import Sweep, logspace, product
 

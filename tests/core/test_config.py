@@ -13,20 +13,9 @@ import hypothesis.strategies as st
 import pytest
 from absl import flags
 
-from kafjax.core.config import (
-    Config,
-    changed,
-    command_of,
-    config_hash,
-    define,
-    from_flags,
-    identity,
-    leaves,
-    nested,
-    option,
-    read_record,
-    record,
-)
+from kafjax.core.command_line import command_of, define, from_flags
+from kafjax.core.config import Config, changed, leaves, nested, option
+from kafjax.core.config_record import config_hash, identity, read_record, record
 from kafjax.core.errors import UserError
 
 

@@ -6,18 +6,23 @@ import re
 
 import pytest
 
-from experiments import configs
+from experiments.configs.answer import Answer
+from experiments.configs.build_index import BuildIndex
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.report import Report
+from experiments.configs.sweep_lora import SweepLora
 from kafjax.core.config import leaves, unused
 from kafjax.core.help import WIDTH, help_text
 
 TRAINING = {"epochs", "rank", "lr_lora", "replay", "batch_rows", "batch", "held_out", "retention"}
 KINDS = (
-    configs.Compare,
-    configs.Answer,
-    configs.Finetune,
-    configs.SweepLora,
-    configs.BuildIndex,
-    configs.Report,
+    Compare,
+    Answer,
+    Finetune,
+    SweepLora,
+    BuildIndex,
+    Report,
 )
 
 
@@ -29,14 +34,14 @@ def test_every_flag_stands_there_once(kind):
 
 
 def test_asking_lists_no_flag_of_training_or_of_batches():
-    named = set(re.findall(r"^  --(?:\[no\])?(\w+)$", help_text(configs.Answer), re.MULTILINE))
+    named = set(re.findall(r"^  --(?:\[no\])?(\w+)$", help_text(Answer), re.MULTILINE))
     assert not named & TRAINING and {"k", "seed", "max_new_tokens"} <= named
-    assert {*TRAINING, "alpha", "warmup"} <= unused(configs.Answer()) and "seed" in named
+    assert {*TRAINING, "alpha", "warmup"} <= unused(Answer()) and "seed" in named
 
 
 def test_flags_stand_under_what_they_are_about():
     sections = dict(
-        part.split(":\n", 1) for part in help_text(configs.Compare).split("\n\n") if ":\n" in part
+        part.split(":\n", 1) for part in help_text(Compare).split("\n\n") if ":\n" in part
     )
     under = {
         flag: heading

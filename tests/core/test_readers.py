@@ -18,10 +18,13 @@ import pytest
 import tiny
 from safetensors import safe_open
 
-from experiments import comparison, configs
+from experiments import comparison
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_lanes import TrainedLane
 from kafjax import hub, lora
-from kafjax.core.config import read_record, record
+from kafjax.core.config_record import read_record, record
 from kafjax.core.errors import LONGEST, UserError
 from kafjax.core.records import Passage, Prediction
 from kafjax.core.rundir import Run, find_run, read_object, write_json
@@ -109,9 +112,7 @@ def try_all(
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize(
-    "experiment", [configs.Compare, configs.Finetune, configs.SweepLora], ids=lambda e: e.__name__
-)
+@pytest.mark.parametrize("experiment", [Compare, Finetune, SweepLora], ids=lambda e: e.__name__)
 def test_config_json_of_a_run(experiment, tmp_path, request):
     config = experiment()
     path = tmp_path / "mine" / "config.json"

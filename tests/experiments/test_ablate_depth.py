@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import ablate_depth, arranged, build
-from experiments.depth_config import AblateDepth
+from experiments.configs.ablate_depth import AblateDepth
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage, Prediction

@@ -12,7 +12,8 @@ import sys
 import jax
 import pytest
 
-from experiments import build, configs
+from experiments import build
+from experiments.configs.answer import Answer
 from kafjax.core.config import changed
 from kafjax.core.rundir import Run, read_jsonl
 from kafjax.corpus import open_corpus
@@ -192,7 +193,7 @@ def test_a_reply_that_its_limit_cuts_says_so(answer, run):
 
 def test_weights_that_only_answer_lie_in_the_type_they_are_computed_with(world, tmp_path):
     config = changed(
-        configs.Answer(),
+        Answer(),
         model=str(world.gemma),
         corpus=str(world.corpus),
         embedder=str(world.bert),

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from experiments import configs
+from experiments.configs.pack_rows import PackRows
 from kafjax.core.config import changed
 from kafjax.core.rundir import read_json
 from scripts import pack_rows
@@ -71,7 +71,7 @@ def test_what_a_finetuned_instruct_model_shows_is_asked_through_its_template(
 def test_rows_are_packed_and_trained_in_one_form(finetune, world, gemma, tmp_path):
     pytest.importorskip("array_record")
     packed = changed(
-        configs.PackRows(),
+        PackRows(),
         model=str(gemma),
         corpus=str(world.corpus),
         seq_len=64,

@@ -11,10 +11,20 @@ import shlex
 import pytest
 from absl import flags
 
-from experiments import build, compare, configs
-from experiments.depth_config import AblateDepth
-from experiments.evolve_config import Evolve
-from kafjax.core.config import changed, define, from_flags, identity, leaves, read_record
+from experiments import build, compare
+from experiments.configs.ablate_depth import AblateDepth
+from experiments.configs.answer import Answer
+from experiments.configs.build_dataset import BuildDataset
+from experiments.configs.build_index import BuildIndex
+from experiments.configs.compare import Compare
+from experiments.configs.evolve import Evolve
+from experiments.configs.finetune import Finetune
+from experiments.configs.pack_rows import PackRows
+from experiments.configs.plan_pod import PlanPod
+from experiments.configs.sweep_lora import SweepLora
+from kafjax.core.command_line import define, from_flags
+from kafjax.core.config import changed, leaves
+from kafjax.core.config_record import identity, read_record
 from kafjax.core.errors import UserError
 from kafjax.core.rundir import find_run
 
@@ -119,8 +129,8 @@ ALSO = {"corpus_hash": "08b6ce6f68cd"}
 @pytest.mark.parametrize(
     ("experiment", "stored", "prefix", "another"),
     [
-        (configs.Compare, OLD_COMPARE, "default", {"lr_lora": 0.02}),
-        (configs.Finetune, OLD_FINETUNE, "finetune-lora", {"warmup": 0.1}),
+        (Compare, OLD_COMPARE, "default", {"lr_lora": 0.02}),
+        (Finetune, OLD_FINETUNE, "finetune-lora", {"warmup": 0.1}),
     ],
 )
 def test_a_run_of_the_release_before_is_found_and_resumed(
@@ -144,10 +154,8 @@ def test_a_run_of_the_release_before_is_found_and_resumed(
 def test_a_record_may_hold_what_a_command_has_no_use_for_and_names_the_same_run(tmp_path):
     stored = {k: v for k, v in OLD_COMPARE.items() if k not in ("latency_queries", "lr")}
     with pytest.raises(UserError, match="'latency_queries' is no setting of this experiment"):
-        read_record(configs.Answer, OLD_COMPARE, "config.json", ignore=ALSO)
-    config = changed(
-        configs.Answer(), **read_record(configs.Answer, stored, "config.json", ignore=ALSO)
-    )
+        read_record(Answer, OLD_COMPARE, "config.json", ignore=ALSO)
+    config = changed(Answer(), **read_record(Answer, stored, "config.json", ignore=ALSO))
     assert config.settings.retrieval.k == 2 and config.settings.spec.rank == 16
     (tmp_path / "answer-0123456789ab").mkdir()
     (tmp_path / "answer-0123456789ab" / "config.json").write_text(json.dumps(stored))
@@ -156,7 +164,7 @@ def test_a_record_may_hold_what_a_command_has_no_use_for_and_names_the_same_run(
 
 
 def test_what_says_where_and_how_fast_is_no_part_of_a_runs_identity():
-    config = configs.Finetune()
+    config = Finetune()
     assert identity(config) == identity(
         changed(config, mesh="fsdp:8", remat="full", num_processes=4, name="x", loss_chunk=64)
     )
@@ -164,7 +172,7 @@ def test_what_says_where_and_how_fast_is_no_part_of_a_runs_identity():
 
 
 def test_comparing_reaches_every_setting_of_the_adapter_and_of_training():
-    flags = {leaf.flag for leaf in leaves(configs.Compare())}
+    flags = {leaf.flag for leaf in leaves(Compare())}
     assert {
         "dora",
         "rslora",
@@ -187,7 +195,7 @@ def test_comparing_reaches_every_setting_of_the_adapter_and_of_training():
 
 
 def test_an_experiment_is_a_function_and_refuses_before_it_writes(tmp_path):
-    config = changed(configs.Compare(), runs=str(tmp_path / "runs"), methods=("base", "rga"))
+    config = changed(Compare(), runs=str(tmp_path / "runs"), methods=("base", "rga"))
     with pytest.raises(UserError, match="unknown method 'rga'"):
         compare.run(config)
     with pytest.raises(UserError, match="--methods is empty"):
@@ -197,15 +205,15 @@ def test_an_experiment_is_a_function_and_refuses_before_it_writes(tmp_path):
 
 MAINS = (
     *(
-        configs.Compare,
-        configs.Answer,
-        configs.Finetune,
-        configs.SweepLora,
+        Compare,
+        Answer,
+        Finetune,
+        SweepLora,
         AblateDepth,
         Evolve,
-        configs.PlanPod,
+        PlanPod,
     ),
-    *(configs.BuildIndex, configs.PackRows, configs.BuildDataset),
+    *(BuildIndex, PackRows, BuildDataset),
 )
 
 
@@ -241,7 +249,7 @@ def test_the_next_command_carries_every_flag_that_the_other_experiment_knows():
         return from_flags(kind, values=values)
 
     given = changed(
-        configs.Compare(),
+        Compare(),
         corpus="my documents",
         runs="elsewhere",
         name="a",
@@ -251,10 +259,10 @@ def test_the_next_command_carries_every_flag_that_the_other_experiment_knows():
         index="idx",
         k=4,
     )
-    command = build.next_command("experiments.compare", configs.Compare, given, k=2)
-    assert parsed(command, configs.Compare) == changed(given, k=2, name=None)
+    command = build.next_command("experiments.compare", Compare, given, k=2)
+    assert parsed(command, Compare) == changed(given, k=2, name=None)
     tuned = changed(
-        configs.Finetune(),
+        Finetune(),
         corpus="x",
         runs="elsewhere",
         rank=4,
@@ -264,7 +272,7 @@ def test_the_next_command_carries_every_flag_that_the_other_experiment_knows():
         mesh="fsdp:2",
         lr=0.1,
     )
-    command = build.next_command("experiments.compare", configs.Compare, tuned, lr_lora=0.1)
+    command = build.next_command("experiments.compare", Compare, tuned, lr_lora=0.1)
     shared = {
         "corpus": "x",
         "runs": "elsewhere",
@@ -275,4 +283,4 @@ def test_the_next_command_carries_every_flag_that_the_other_experiment_knows():
         "mesh": "fsdp:2",
         "lr_lora": 0.1,
     }
-    assert parsed(command, configs.Compare) == changed(configs.Compare(), **shared)
+    assert parsed(command, Compare) == changed(Compare(), **shared)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import evolve as experiment
-from experiments.evolve_config import Evolve
+from experiments.configs.evolve import Evolve
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from kafjax.core.records import Prediction, Question

@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 
 from experiments import build, finetune, finetune_pack
-from experiments.configs import Finetune
-from kafjax.core.config import changed, record
+from experiments.configs.finetune import Finetune
+from kafjax.core.config import changed
+from kafjax.core.config_record import record
 from kafjax.core.errors import Preempted, UserError
 from kafjax.core.rundir import Run, read_json, read_jsonl, write_json
 from tests import tiny

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from experiments import configs, planning
+from experiments import planning
+from experiments.configs.compare import Compare
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from kafjax.models import Decoder, DecoderConfig
@@ -45,14 +46,14 @@ HOUR = {
     ],
 )
 def test_a_budget_takes_passes_first_then_subjects_then_steps(values, budget, chosen):
-    config = changed(configs.Compare(), **values, budget=budget)
+    config = changed(Compare(), **values, budget=budget)
     assert planning.within(config, budget, HOUR, label="test") == changed(
         config, **chosen, budget=None
     )
 
 
 def test_a_start_that_is_repeated_picks_the_same():
-    config = configs.Compare()
+    config = Compare()
     slower = {name: Forecast(f.steps, f.tokens, f.seconds * 1.1) for name, f in HOUR.items()}
     picks = {
         repr(planning.within(config, "20m", expected, label="test")) for expected in (HOUR, slower)

@@ -13,9 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import configs, report
+from experiments import report
 from experiments.comparison import save_arm
-from kafjax.core.config import changed, record
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.report import Report
+from experiments.configs.sweep_lora import SweepLora
+from kafjax.core.config import changed
+from kafjax.core.config_record import record
 from kafjax.core.errors import UserError
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, write_json, write_jsonl
@@ -43,7 +48,7 @@ def compared(
 ) -> Path:
     """A run of experiments.compare as far as a report reads it. An answer follows from subject and
     quality, not from chance."""
-    config = changed(configs.Compare(), methods=methods, **settings)
+    config = changed(Compare(), methods=methods, **settings)
     write_json(runs / name / "config.json", record(config))
     rows = []
     for method in methods:
@@ -71,9 +76,7 @@ def fill(runs: Path) -> None:
 
 def write(tmp_path: Path, **settings: object) -> tuple[list, Path]:
     out = tmp_path / "out"
-    return report.run(
-        configs.Report(folder=(str(tmp_path / "runs"),), out=str(out), **settings)
-    ), out
+    return report.run(Report(folder=(str(tmp_path / "runs"),), out=str(out), **settings)), out
 
 
 def test_arms_are_what_differs_beside_the_seed(tmp_path, capsys):
@@ -192,12 +195,10 @@ def test_trainings_have_a_loss_and_students_interval(tmp_path, capsys):
         folder = tmp_path / "runs" / f"s{seed}"
         write_json(
             folder / "config.json",
-            record(changed(configs.Finetune(), seed=seed, mesh=f"data:{seed + 1}")),
+            record(changed(Finetune(), seed=seed, mesh=f"data:{seed + 1}")),
         )
         write_json(folder / "result.json", {**TOOK, "final_loss": loss})
-    write_json(
-        tmp_path / "runs" / "broken" / "config.json", record(changed(configs.Finetune(), seed=9))
-    )
+    write_json(tmp_path / "runs" / "broken" / "config.json", record(changed(Finetune(), seed=9)))
     (arm,), out = write(tmp_path)
     assert sorted(arm.losses) == [1.0, 2.0, 3.0]
     row = next(csv.DictReader((out / "arms.csv").open()))
@@ -209,7 +210,7 @@ def test_trainings_have_a_loss_and_students_interval(tmp_path, capsys):
 
 
 def test_mirror_of_a_training_is_the_same_trial(tmp_path):
-    config = record(changed(configs.Finetune(), seed=3, rank=4))
+    config = record(changed(Finetune(), seed=3, rank=4))
     took = {**TOOK, "final_loss": 1.5}
     write_json(tmp_path / "run" / "config.json", config)
     write_json(tmp_path / "run" / "result.json", took)
@@ -221,7 +222,7 @@ def test_mirror_of_a_training_is_the_same_trial(tmp_path):
 
 def test_lanes_of_a_sweep_are_trials(tmp_path):
     folder = tmp_path / "runs" / "sweep"
-    write_json(folder / "config.json", record(configs.SweepLora()))
+    write_json(folder / "config.json", record(SweepLora()))
     for rank in (4, 16):
         for seed in (0, 1):
             lane = folder / "lanes" / f"r{rank}s{seed}"
@@ -271,7 +272,7 @@ def test_bad_input_is_told_in_a_line_and_writes_nothing(tmp_path, monkeypatch, s
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with pytest.raises(UserError) as error:
         report.run(
-            configs.Report(
+            Report(
                 **{"folder": (str(tmp_path / "runs"),), "out": str(tmp_path / "out"), **settings}
             )
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import table
-from experiments.configs import SideBySide
+from experiments.configs.table import SideBySide
 from kafjax.core.errors import UserError
 from kafjax.evaluation.results import collect
 from tests.evaluation.conftest import make_arm

@@ -8,7 +8,7 @@ import torch
 from oracles import carry_over, tiny_hf
 
 from kafjax.generation import Generator, Sampling
-from kafjax.generation.decode import bucket
+from kafjax.generation.batching import bucket
 
 PROMPTS = [
     "The lamp",

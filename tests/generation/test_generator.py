@@ -16,9 +16,9 @@ import pytest
 from kafjax import lora
 from kafjax.core.errors import UserError
 from kafjax.generation import Generator, Sampling
+from kafjax.generation.batching import batches, bucket
 from kafjax.generation.config import LONGEST_LIMIT, SHORTEST_LIMIT, GenerationConfig, limit_for
-from kafjax.generation.decode import STRIDE, bucket, decode, first_token, prefill
-from kafjax.generation.generator import batches
+from kafjax.generation.decode import STRIDE, decode, first_token, prefill
 
 # 2 to 35 tokens with BOS: within the window of 7, past it, past the smallest bucket.
 PROMPTS = [

@@ -87,7 +87,7 @@ def attempts(ledger: Ledger) -> Counter[str]:
 
 
 def main() -> None:
-    from experiments.configs import Finetune
+    from experiments.configs.finetune import Finetune
     from kafjax.core.config import changed
     from launch import sweep
     from launch.spec import Sweep, product

@@ -16,7 +16,9 @@ import pytest
 import safetensors.numpy
 
 from experiments import answer, finetune, report
-from experiments.configs import Answer, Finetune, Report
+from experiments.configs.answer import Answer
+from experiments.configs.finetune import Finetune
+from experiments.configs.report import Report
 from kafjax.core import paths
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.configs import Compare, Finetune
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from launch import sweeps
@@ -154,7 +155,7 @@ def test_yaml_knows_exponents_and_nests():
 def test_python_file_defines_its_sweep(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from experiments.configs import Finetune\nfrom launch.spec import *\nsweep = Sweep(Finetune(), product(rank=[3]))\n"
+        "from experiments.configs.finetune import Finetune\nfrom launch.spec import *\nsweep = Sweep(Finetune(), product(rank=[3]))\n"
     )
     assert open_spec(str(file)).runs()[0].record["rank"] == 3
 

@@ -9,7 +9,9 @@ import time
 
 from absl import flags
 
-from kafjax.core.config import Config, define, from_flags, option, read_record
+from kafjax.core.command_line import define, from_flags
+from kafjax.core.config import Config, option
+from kafjax.core.config_record import read_record
 from kafjax.core.errors import Preempted, UserError, run_main
 from kafjax.core.paths import as_path
 from kafjax.core.rundir import append_jsonl, open_run, read_jsonl, read_object, write_json

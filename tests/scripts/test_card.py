@@ -5,9 +5,12 @@ from __future__ import annotations
 import huggingface_hub
 import pytest
 
-from experiments import configs
+from experiments.configs.compare import Compare
+from experiments.configs.finetune import Finetune
+from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
-from kafjax.core.config import changed, record
+from kafjax.core.config import changed
+from kafjax.core.config_record import record
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import write_json, write_jsonl
 from kafjax.evaluation.score import score
@@ -32,13 +35,13 @@ def answered(split, n_right, n):
     ("experiment", "folder", "scores", "main"),
     [
         (
-            changed(configs.Compare(), lr_lora=0.02, name="x"),
+            changed(Compare(), lr_lora=0.02, name="x"),
             "artifacts/lora",
             "arms/lora",
             "python -m experiments.compare --lr_lora=0.02",
         ),
         (
-            changed(configs.SweepLora(), ranks=(2, 4)),
+            changed(SweepLora(), ranks=(2, 4)),
             "lanes/r2",
             "lanes/r2",
             "python -m experiments.sweep_lora --ranks=2,4",
@@ -71,7 +74,7 @@ NUMBERS += ("optimizer_bytes", "flops_measured", "peak_memory_bytes")
 
 
 def test_a_training_alone_has_its_loss(tmp_path):
-    write_json(tmp_path / "config.json", {**record(configs.Finetune()), "chat_template": "0123"})
+    write_json(tmp_path / "config.json", {**record(Finetune()), "chat_template": "0123"})
     write_json(
         tmp_path / "result.json",
         {**dict.fromkeys(NUMBERS, 1), "final_loss": 0.5, "steps": 7, "tokens": 1234},

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from experiments.configs import ListPassages, Rank
+from experiments.configs.passages import ListPassages
+from experiments.configs.rank import Rank
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage

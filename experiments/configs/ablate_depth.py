@@ -1,11 +1,10 @@
-"""The configuration of `experiments.ablate_depth`: its flags, record and identity (see
-`experiments.configs`)."""
+"""The configuration of `experiments.ablate_depth`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from experiments.configs import MESH, ModelConfig, RunConfig
+from experiments.configs.shared import MESH, ModelConfig, RunConfig
 from kafjax.core.config import Config, nested, option
 from kafjax.corpus import CorpusConfig
 from kafjax.corpus.distractors import DISTRACTORS

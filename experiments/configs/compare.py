@@ -1,0 +1,62 @@
+"""The configuration of `experiments.compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from experiments.configs.shared import MESH, ModelConfig, RunConfig, budget_flag, index_flag
+from kafjax.core.config import Config, nested, option
+from kafjax.corpus import CorpusConfig
+from kafjax.methods import METHODS, Settings
+
+PROFILES = {
+    "smoke": {
+        "subjects": 4,
+        "attributes": 3,
+        "retention": 6,
+        "held_out": 2,
+        "epochs": 5,
+        "latency_queries": 1,
+    },
+    "default": {},
+    "large": {
+        "subjects": 200,
+        "attributes": 6,
+        "retention": 70,
+        "held_out": 40,
+        "batch_rows": 8,
+        "latency_queries": 100,
+    },
+}
+"""Values by flag that differ from the defaults. `default` is made for two cores and twenty
+minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(Config):
+    """All ways to add knowledge, on one corpus and one bill."""
+
+    model: ModelConfig = nested(ModelConfig())
+    corpus: CorpusConfig = nested(CorpusConfig())
+    settings: Settings = nested(Settings())
+    mesh: str = option("auto", MESH, identity=False)
+    methods: tuple[str, ...] = option(
+        METHODS,
+        "Methods to compare: base, full, lora (or a variant: rslora, dora, pissa, olora); oracle, rag, hyde; or WEIGHTS+READER, "
+        "such as dora+rag.",
+        identity=False,
+    )
+    profile: str = option(
+        "default",
+        "Size of the comparison; flags given explicitly win over it.",
+        choices=tuple(PROFILES),
+        identity=False,
+    )
+    latency_queries: int = option(
+        12, "Queries asked one at a time to measure the latency.", least=0, most=10**6
+    )
+    index: str | None = index_flag(
+        "Folder of experiments.build_index with the passages of --corpus: searched instead of embedding them again."
+    )
+    budget: str | None = budget_flag()
+    run: RunConfig = nested(RunConfig())
