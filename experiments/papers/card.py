@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.configs.paper import TINY
 from experiments.report import trials_under
 from kafjax.evaluation.arms import Arm, arms_of
 from kafjax.evaluation.claims import Claim
 from kafjax.evaluation.table import Table
 from launch.spec import Sweep
-
-TINY, GPU, FULL = "tiny", "gpu", "full"
-SCALES = (TINY, GPU, FULL)
 
 
 def read_runs(folder: Path) -> list[Arm]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import matplotlib
 
-from experiments.configs import SweepLora
+from experiments.configs.paper import FULL, GPU, TINY
+from experiments.configs.sweep_lora import SweepLora
 from experiments.papers import reproduce
-from experiments.papers.card import FULL, GPU, TINY, Card, Sabotage
+from experiments.papers.card import Card, Sabotage
 from kafjax.core.config import changed
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, chosen, named

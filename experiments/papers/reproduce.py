@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import build
-from experiments.papers.card import SCALES, TINY, Card, Sabotage
-from kafjax.core.config import Config, option
+from experiments.configs.paper import Paper
+from experiments.papers.card import Card, Sabotage
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.progress import LINE_SECONDS, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
@@ -21,34 +20,6 @@ from launch.config import Launch
 from launch.ledger import DONE, Ledger
 
 RAW = "raw.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Paper(Config):
-    """One paper, at one scale."""
-
-    scale: str = option(
-        TINY,
-        "Size: tiny (two cores, half an hour), gpu (one GPU, an hour), full (the paper's own).",
-        choices=SCALES,
-    )
-    folder: str | None = option(
-        None,
-        "Folder of the runs (default: papers/NAME-SCALE); the same command goes on there.",
-        path=True,
-    )
-    dry_run: bool = option(False, "Show the card and a line a run with estimates, and stop.")
-    raw: str | None = option(
-        None,
-        "File raw.jsonl of an earlier run: judge its answers again, and run nothing.",
-        path=True,
-    )
-    sabotage: str | None = option(
-        None, "Break the experiment in the way of this name: its verdicts must turn."
-    )
-    out: str | None = option(
-        None, "Folder that the results are written to (default: beside the runs).", path=True
-    )
 
 
 def main(card: Card) -> None:
