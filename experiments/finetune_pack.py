@@ -38,8 +38,9 @@ from kafjax.training import TrainResult, discard_checkpoints, placement
 from kafjax.training.batches import Batch
 from kafjax.training.checksum import weights_hash
 from kafjax.training.demand import training_demand
+from kafjax.training.lane import Lane, LaneResult, check_lanes
 from kafjax.training.lane_step import LaneTask, free_bytes, lanes_that_fit
-from kafjax.training.lanes import Lane, LaneResult, check_lanes, train_lanes
+from kafjax.training.lanes import train_lanes
 from kafjax.training.loop import Data, batches_of, refuse_checkpoints
 from kafjax.training.task import Task
 from kafjax.training.track import MODES, tracker

@@ -9,7 +9,7 @@ import re
 from experiments.configs.sweep_lora import SweepLora
 from kafjax import lora
 from kafjax.core.errors import UserError
-from kafjax.training.lanes import Lane
+from kafjax.training.lane import Lane
 
 
 def grid(config: SweepLora) -> list[Lane]:

@@ -27,8 +27,9 @@ from kafjax.models import Decoder
 from kafjax.parallel import n_data_shares
 from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, TrainConfig, discard_checkpoints
+from kafjax.training.lane import EarlyStop, Lane, LaneResult
 from kafjax.training.lane_step import LaneTask, lanes_that_fit
-from kafjax.training.lanes import EarlyStop, Lane, LaneResult, train_lanes
+from kafjax.training.lanes import train_lanes
 from kafjax.training.loop import batches_of
 
 BASE = "base"

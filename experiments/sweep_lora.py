@@ -50,8 +50,8 @@ from kafjax.parallel import make_mesh, n_data_shares
 from kafjax.prompts.prompt import Prompts
 from kafjax.training import Example, placement
 from kafjax.training.checksum import weights_hash
+from kafjax.training.lane import EarlyStop, Lane, check_lanes
 from kafjax.training.lane_step import check_divides
-from kafjax.training.lanes import EarlyStop, Lane, check_lanes
 from kafjax.training.loop import batches_of
 
 HELD_OUT = 5  # with --early_stop, one training question in so many

@@ -60,13 +60,13 @@ def define(experiment: type[Config], values: flags.FlagValues = flags.FLAGS) -> 
 
 def from_flags(
     experiment: type[C],
-    base: Mapping[str, Any] | None = None,
+    fallback: Mapping[str, Any] | None = None,
     values: flags.FlagValues = flags.FLAGS,
 ) -> C:
     """Builds the configuration that the command line asks for.
 
     Args:
-      base: values by flag, used where no flag was given: a profile, or the record of a run.
+      fallback: values by flag, used where no flag was given: a profile, or the record of a run.
 
     Raises:
       UserError: a value that cannot be read or is refused by its field.
@@ -76,8 +76,8 @@ def from_flags(
         given = values[leaf.flag]
         if given.present:
             found[leaf.flag] = read_flag(leaf, given.value)
-        elif base and leaf.flag in base:
-            found[leaf.flag] = base[leaf.flag]
+        elif fallback and leaf.flag in fallback:
+            found[leaf.flag] = fallback[leaf.flag]
     return changed(experiment(), **found)
 
 

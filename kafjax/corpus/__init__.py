@@ -4,16 +4,9 @@ from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capitals, factbook, prose
-from kafjax.corpus.folder import (
-    is_dealt,
-    load_folder,
-    load_passages,
-    load_questions,
-    save_folder,
-    save_questions,
-    stream_folder,
-)
+from kafjax.corpus.folder import load_folder, load_passages, save_folder, stream_folder
 from kafjax.corpus.load import CorpusStream, load, open_corpus, stream_corpus
+from kafjax.corpus.questions import is_dealt, load_questions, save_questions
 from kafjax.corpus.sentences import sentences
 
 __all__ = [

@@ -4,7 +4,7 @@ they are. docs/data.md has the formats.
     corpus.jsonl      {"id": "17", "contents": "Title\\nText ..."} a line; or files, each a document, ids are relative paths
     questions.jsonl   {"id": "q1", "question": "...", "golden_answers": ["...", ...]} a line; optionally
                       "passages": ids of gold documents, or of single passages of them ("17#0")
-                      "split": see SPLITS (also accepted inside "metadata")
+                      "split": see `questions.SPLITS` (also accepted inside "metadata")
                       "subject": whom or what it is about (likewise)
     held_out.jsonl, replay.jsonl   optional prose for perplexity and for replay, as corpus.jsonl
 
@@ -15,20 +15,13 @@ sha256 puts half of them among the training questions (asked again as `seen`), t
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import difflib
-import hashlib
-import itertools
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
-from kafjax.core.errors import UserError, nearest
+from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Passage, Question
 from kafjax.core.rundir import write_jsonl
 from kafjax.core.text import shortened
@@ -36,24 +29,12 @@ from kafjax.core.words import has_more_words
 from kafjax.corpus import beir, rows
 from kafjax.corpus.chunking import PAGES, cut, deduplicate
 from kafjax.corpus.files import read_documents, row_source, tell_of_others, utf8_name
+from kafjax.corpus.gold import gold_ids
 from kafjax.corpus.markdown import MARKDOWN
+from kafjax.corpus.questions import load_questions, read_questions, save_questions
 
-SPLITS = (
-    "train",
-    "seen",
-    "paraphrase",
-    "untrained",
-    "retention",
-    "replay",
-    "reversed",
-    "two_hop",
-    "update",
-)
 # A first line of `contents` up to this long is a title.
 TITLE_WORDS = 12
-Gold = Mapping[str, tuple[Passage, ...]]
-"""The passages that each id in a question's `passages` stands for."""
-_WORD = re.compile(r"\w+")
 
 
 def load_folder(
@@ -77,7 +58,7 @@ def load_folder(
     _check_directory(root)
     documents = _documents(root)
     passages, kept = deduplicate(cut(documents, size, overlap))
-    questions = _questions(root, _gold_ids(documents, passages, kept), needed=needs_questions)
+    questions = read_questions(root, gold_ids(documents, passages, kept), needed=needs_questions)
     by_split = defaultdict(list)
     for question in questions:
         by_split[
@@ -170,31 +151,9 @@ def save_folder(corpus: Corpus, path: str | Path) -> None:
     )
 
 
-def save_questions(directory: Path, questions: Iterable[Question]) -> None:
-    """Writes `questions.jsonl`, whole or not at all."""
-    write_jsonl(directory / "questions.jsonl", map(_question_row, questions))
-
-
-def load_questions(directory: Path) -> list[Question]:
-    """Reads `questions.jsonl` without the corpus, so gold passages are left out. Raises `UserError`
-    as `load_folder` does."""
-    return _questions(directory, None)
-
-
 def _document_row(document: Document) -> dict[str, Any]:
     row = {"id": document.id, "title": document.title, "contents": document.text}
     return {**row, "format": document.format} if document.format else row
-
-
-def _question_row(question: Question) -> dict[str, Any]:
-    return {
-        "id": question.id,
-        "question": question.text,
-        "golden_answers": list(question.answers),
-        "passages": list(question.passages),
-        "split": question.split,
-        "subject": question.subject,
-    }
 
 
 def _check_directory(root: Path) -> None:
@@ -258,206 +217,6 @@ def _document(row: rows.Row) -> Document:
     ):
         return Document(values["id"], f"{title}\n{rest}", title)
     return Document(values["id"], contents, format=style)
-
-
-def _gold_ids(
-    documents: Iterable[Document], passages: Iterable[Passage], kept: Mapping[str, str]
-) -> Gold:
-    """Maps each id in a question's `passages` to passages: a document to all of its own, a passage
-    to the one kept in its place."""
-    by_id = {passage.id: passage for passage in passages}
-    of_document: dict[str, dict[str, Passage]] = {document.id: {} for document in documents}
-    for passage, representative in kept.items():
-        of_document[passage.rpartition("#")[0]][representative] = by_id[representative]
-    return {passage: (by_id[representative],) for passage, representative in kept.items()} | {
-        document: tuple(own.values()) for document, own in of_document.items()
-    }
-
-
-def holding(passages: Sequence[Passage], answers: Sequence[str]) -> list[Passage]:
-    """Returns the passages that hold one of the answers, as whole words, whatever the case,
-    punctuation and blanks."""
-    # Scripts beyond ASCII may not separate words: there an answer is looked for anywhere.
-    wanted = [
-        plain if plain.isascii() else plain.strip()
-        for answer in answers
-        if (plain := _plain(answer)).strip()
-    ]
-    return [
-        passage
-        for passage in passages
-        if any(answer in text for text in [_plain(passage.text)] for answer in wanted)
-    ]
-
-
-def _nearest_first(passages: Sequence[Passage], question: str) -> tuple[Passage, ...]:
-    """Sorts the passages of a document by the question's words in them. A word counts the more, the
-    fewer of the passages hold it: a short answer such as "2" stands in many."""
-    asked = set(_WORD.findall(question.casefold()))
-    held = [asked & set(_WORD.findall(passage.text.casefold())) for passage in passages]
-    often = collections.Counter(word for words in held for word in words)
-    weights = [sum(1 / often[word] for word in words) for words in held]
-    order = sorted(range(len(passages)), key=lambda i: -weights[i])
-    return tuple(passages[i] for i in order)
-
-
-def _plain(text: str) -> str:
-    return f" {' '.join(_WORD.findall(text.casefold()))} "
-
-
-def _questions(root: Path, gold: Gold | None, *, needed: bool = True) -> list[Question]:
-    """Reads the questions. `gold` says what each id in `passages` stands for; None leaves gold
-    passages out.
-
-    Tells of questions that name a document of which no passage holds an accepted answer. Raises
-    `UserError` for a file that is missing or empty, if it is `needed`, and for whatever is wrong in
-    it.
-    """
-    if beir.is_beir(root):
-        if needed:
-            why = "BEIR's queries have no answers to score or to train on"
-            raise UserError(
-                f"{root}: {why}; rank its documents with scripts/rank.py, or add questions.jsonl"
-            )
-        return beir.questions(root, gold) if (root / "qrels").is_dir() else []
-    file = rows.find(root, "questions")
-    if file is None:
-        if not needed:
-            return []
-        others = [
-            other.name
-            for other in sorted(root.glob("*.jsonl"))
-            if other.stem not in ("corpus", "held_out", "replay")
-        ]
-        instead = f"; rename {others[0]} if it holds them" if others else ""
-        raise UserError(
-            f'there is no questions.jsonl in {root}: one {{"id", "question", "golden_answers"}} a line{instead}'
-        )
-    questions: list[Question] = []
-    without: list[str] = []
-    for row in rows.read(root, file, {}):
-        values, place = row.values, row.place
-        optional = {**_from_metadata(values.get("metadata")), **values}
-        answers = _answers(place, values)
-        question = Question(
-            id=values["id"],
-            text=rows.string(place, values, "question"),
-            answers=answers,
-            split=_split(place, optional),
-            passages=() if gold is None else _gold(place, values, answers, gold, without),
-            subject=", ".join(rows.strings(place, optional, "subject"))
-            if optional.get("subject") is not None
-            else "",
-        )
-        questions += [question] if question.split else deal(question)
-    if not questions:
-        raise UserError(f"{file} is empty")
-    if without:
-        named = f"{len(without)} questions name a document of which no passage holds an accepted answer, such as '{without[0]}'"
-        logging.warning("%s: %s; all of its passages count as gold", file, named)
-    return questions
-
-
-def _from_metadata(metadata: Any) -> dict[str, Any]:
-    """Reads split and subject out of a row's metadata, where they mean the same. Others write there
-    what they like."""
-    if not isinstance(metadata, dict):
-        return {}
-    split, subject = metadata.get("split"), metadata.get("subject")
-    found = {"split": split} if isinstance(split, str) and split in SPLITS else {}
-    names = subject if isinstance(subject, list) else [subject]
-    return found | (
-        {"subject": subject}
-        if all(isinstance(name, str | int) and not isinstance(name, bool) for name in names)
-        else {}
-    )
-
-
-def deal(question: Question) -> list[Question]:
-    """Deals a question without a split: by a hash of its id, half are trained on and asked
-    again."""
-
-    def as_split(split: str, suffix: str = "") -> Question:
-        return Question(
-            f"{question.id}{suffix}",
-            question.text,
-            question.answers,
-            split,
-            question.passages,
-            question.subject,
-        )
-
-    if hashlib.sha256(question.id.encode()).digest()[0] % 2:
-        return [as_split("untrained")]
-    return [as_split("train", "/train"), as_split("seen")]
-
-
-def is_dealt(corpus: Corpus) -> bool:
-    """True if the questions of a corpus take part as `deal` deals them: their file says nothing of
-    splits."""
-    as_dealt = [one for question in corpus.questions for one in deal(question)]
-    asked = [question for question in as_dealt if question.split != "train"]
-    trained = {question.id for question in as_dealt if question.split == "train"}
-    return asked == list(corpus.questions) and trained == {
-        question.id for question in corpus.training_questions
-    }
-
-
-def _answers(place: str, values: dict[str, Any]) -> tuple[str, ...]:
-    answers = rows.strings(place, values, "golden_answers")
-    choices = values.get("choices")
-    # a question of several choices: answers are their numbers, from 0
-    if isinstance(choices, list) and choices:
-        named = rows.strings(place, values, "choices")
-        indices = [int(answer) for answer in answers if answer.isdecimal() and len(answer) < 9]
-        if len(indices) < len(answers) or not all(index < len(named) for index in indices):
-            raise UserError(
-                f"{place}: 'golden_answers' must be numbers of 'choices', 0 to {len(named) - 1}"
-            )
-        answers = tuple(named[index] for index in indices)
-    answers = tuple(answer for answer in answers if answer.strip())
-    if not answers:
-        raise UserError(
-            f"{place}: question '{values['id']}' has no answers ('golden_answers' is empty)"
-        )
-    return answers
-
-
-def _gold(
-    place: str, row: dict[str, Any], answers: tuple[str, ...], gold: Gold, without: list[str]
-) -> tuple[str, ...]:
-    """Reads the ids of a question's gold passages: of a document those that hold an accepted
-    answer, first the one with most of the question's words, since it alone is what an oracle reads.
-
-    Where none does they are all of the document's, and the question's id goes to `without`.
-    """
-    found: dict[str, None] = {}
-    for passage in rows.strings(place, row, "passages") if row.get("passages") is not None else ():
-        if passage not in gold:
-            close = difflib.get_close_matches(
-                passage, itertools.islice(gold, 100_000), n=1, cutoff=0.0
-            )
-            raise UserError(
-                f"{place}: gold passage '{passage}' of question '{row['id']}' matches nothing in the corpus "
-                f"(nearest: '{close[0]}'; ids with '#' depend on the chunk size)"
-            )
-        own = gold[passage]
-        if len(own) > 1:
-            own = _nearest_first(own, row["question"])
-        with_answer = holding(own, answers) if len(own) > 1 else list(own)
-        if not with_answer:
-            without.append(row["id"])
-        found |= dict.fromkeys(one.id for one in with_answer or own)
-    return tuple(found)
-
-
-def _split(place: str, values: dict[str, Any]) -> str:
-    if values.get("split") is None:
-        return ""
-    split = rows.string(place, values, "split")
-    if split not in SPLITS:
-        raise UserError(f"{place}: unknown split '{split}'. {nearest(split, SPLITS)}")
-    return split
 
 
 def _texts(root: Path, name: str) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ from typing import Any
 from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Passage, Question
 from kafjax.corpus.chunking import cut, deduplicate
-from kafjax.corpus.folder import deal, holding
+from kafjax.corpus.gold import holding
+from kafjax.corpus.questions import deal
 from kafjax.corpus.tfds_rows import LISTS, SPLITS, TEXTS, corpus_of
 
 PREFIX = "tfds:"

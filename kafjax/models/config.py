@@ -8,7 +8,7 @@ from typing import Any
 
 from kafjax.core.errors import UserError
 from kafjax.models import families, written
-from kafjax.models.families import count, refuse
+from kafjax.models.family_fields import count, refuse
 from kafjax.models.settings import check_settings
 from kafjax.ops.rope import QueryGrowth, Stretch
 

@@ -13,7 +13,7 @@ import numpy as np
 from kafjax import lora
 from kafjax.models import Decoder
 from kafjax.training.lane_step import LaneTask
-from kafjax.training.step import TrainState, places_of
+from kafjax.training.step import TrainState, shardings_of
 
 
 def smaller(n_left: int, n_lanes: int, lane_shards: int) -> int:
@@ -35,7 +35,7 @@ def repack(state: TrainState, kept: Sequence[int], task: LaneTask) -> TrainState
     def gather(state: Any, slots_M: Any) -> Any:
         return jax.tree.map(lambda x: x[slots_M], state)
 
-    return jax.jit(gather, out_shardings=places_of(task.abstract))(state, slots_M)
+    return jax.jit(gather, out_shardings=shardings_of(task.abstract))(state, slots_M)
 
 
 def _adapter_trees(function: Callable[[Any], Any], state: TrainState) -> TrainState:

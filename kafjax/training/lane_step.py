@@ -33,7 +33,7 @@ from kafjax.parallel import BATCH_AXES, replicated, shard, shardings
 from kafjax.training import optimizers
 from kafjax.training.batches import Batch
 from kafjax.training.config import TrainConfig
-from kafjax.training.step import TrainState, new_state, places_of, state_shardings
+from kafjax.training.step import TrainState, new_state, shardings_of, state_shardings
 from kafjax.training.task import place_frozen
 
 
@@ -171,9 +171,11 @@ class LaneTask:
         optimizer = optimizer_of(config)
         state = jax.eval_shape(jax.vmap(lambda adapters: new_state(adapters, optimizer)), stacked)
         by_lane = NamedSharding(mesh, PartitionSpec("lane"))
-        places = state_shardings(shardings(axes, stacked, mesh), state, mesh, counters=by_lane)
+        of_state = state_shardings(shardings(axes, stacked, mesh), state, mesh, counters=by_lane)
         abstract = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state,
+            of_state,
         )
         return cls(model, config, mesh, shapes, n_lanes, frozen, abstract)
 
@@ -183,7 +185,7 @@ class LaneTask:
         def zeros() -> Any:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract)
 
-        return jax.jit(zeros, out_shardings=places_of(self.abstract))()
+        return jax.jit(zeros, out_shardings=shardings_of(self.abstract))()
 
     def resized(self, n_lanes: int) -> LaneTask:
         """Returns the task for another number of lanes, with the same arrays of the base."""
@@ -197,7 +199,7 @@ class LaneTask:
         def set_(state: Any, slot: Any, lane_state: Any) -> Any:
             return jax.tree.map(lambda all_, one: all_.at[slot].set(one), state, lane_state)
 
-        return jax.jit(set_, out_shardings=places_of(self.abstract), donate_argnums=0)
+        return jax.jit(set_, out_shardings=shardings_of(self.abstract), donate_argnums=0)
 
     @property
     def lane_shards(self) -> int:
@@ -259,11 +261,12 @@ class LaneTask:
         def shapes(tree: Any) -> Any:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
-        places, by_lane = places_of(self.abstract), NamedSharding(self.mesh, PartitionSpec("lane"))
+        of_state = shardings_of(self.abstract)
+        by_lane = NamedSharding(self.mesh, PartitionSpec("lane"))
         jitted = jax.jit(
             self._step,
-            in_shardings=(places, places_of(self.frozen), by_lane, self.batch_sharding()),
-            out_shardings=(places, replicated(self.mesh)),
+            in_shardings=(of_state, shardings_of(self.frozen), by_lane, self.batch_sharding()),
+            out_shardings=(of_state, replicated(self.mesh)),
             donate_argnums=0,
         )
         return jitted.lower(self.abstract, self.frozen, shapes(inputs), shapes(batch))

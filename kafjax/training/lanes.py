@@ -17,108 +17,32 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from kafjax import lora
 from kafjax.core import trees
-from kafjax.core.errors import Preempted, UserError
+from kafjax.core.errors import Preempted
 from kafjax.core.progress import Progress, say, waiting
 from kafjax.models import Decoder
-from kafjax.parallel import make_mesh, n_data_shares, replicated, shard
+from kafjax.parallel import make_mesh, n_data_shares, shard
 from kafjax.parallel.preemption import Preemption
-from kafjax.training import optimizers
 from kafjax.training.batches import Batch, Example
-from kafjax.training.checkpoint import Checkpoints
 from kafjax.training.config import TrainConfig
 from kafjax.training.feed import Source
-from kafjax.training.lane_state import drawn, padded, repack, smaller, take, unpadded
-from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask, optimizer_of
-from kafjax.training.loop import Log, batches_of, fingerprint_of, open_checkpoints
+from kafjax.training.lane import EarlyStop, Lane, LaneResult, check_lanes
+from kafjax.training.lane_occupant import Occupant, open_lane
+from kafjax.training.lane_state import padded, repack, smaller
+from kafjax.training.lane_step import CompiledLanes, LaneInputs, LaneTask
+from kafjax.training.loop import Log, batches_of
 from kafjax.training.memory import PeakMemory
-from kafjax.training.step import TrainState, new_state
-
-
-@dataclasses.dataclass(frozen=True)
-class Lane:
-    """One adapter of a sweep, by the settings in which lanes may differ. `name` is a unique folder
-    name."""
-
-    name: str
-    spec: lora.Spec
-    learning_rate: float
-    seed: int = 0
-
-    def config(self, shared: TrainConfig) -> TrainConfig:
-        """Configuration of the same adapter trained alone."""
-        return dataclasses.replace(shared, learning_rate=self.learning_rate, seed=self.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class EarlyStop:
-    """Early stopping: a lane leaves when its loss on `examples`, computed every `every` steps, has
-    not improved for `patience` times."""
-
-    examples: Sequence[Example]
-    every: int = 20
-    patience: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class LaneResult:
-    """Result of a lane.
-
-    Attributes:
-      adapters: at its own rank, as `train` would have given them.
-      curve: a dict a step, as of `train`.
-      checks: `{"step", "loss"}` of each look at the examples of `EarlyStop`.
-      ending: finished, stopped (early) or diverged (its loss was no longer finite; the others go
-        on).
-      tokens: trained on, padding not counted.
-      seconds, compile_seconds: its share of the steps' and of the compiler's.
-      peak_memory_bytes: of the process, for all lanes together.
-      lanes: number of lanes that shared the program.
-    """
-
-    adapters: lora.Adapters
-    curve: list[dict[str, float]]
-    checks: list[dict[str, float]]
-    ending: str
-    tokens: int
-    seconds: float
-    compile_seconds: float
-    peak_memory_bytes: int
-    lanes: int
-
-
-@dataclasses.dataclass
-class _Occupant:
-    """A lane while it trains. `history` is what its checkpoints keep beside the state, `saved` the
-    step of the last of them."""
-
-    lane: Lane
-    batches: Source
-    n_steps: int
-    history: dict[str, Any]
-    checkpoints: Checkpoints | None
-    opened: contextlib.ExitStack
-    saved: int = 0
-
-    @property
-    def done(self) -> int:
-        return len(self.history["curve"])
-
-    @property
-    def ending(self) -> str | None:
-        return self.history.get("ending") or ("finished" if self.done >= self.n_steps else None)
+from kafjax.training.step import TrainState
 
 
 def train_lanes(
@@ -188,24 +112,6 @@ def train_lanes(
     return run.train_all()
 
 
-def check_lanes(params: trees.Tree, config: TrainConfig, lanes: Sequence[Lane]) -> None:
-    """Raises what `train_lanes` would raise for invalid lanes."""
-    if not lanes:
-        raise UserError("there are no lanes to train: the list is empty")
-    if (config.optimizer, config.param_dtype) != ("adamw", "float32"):
-        given = f"{config.param_dtype} with {config.optimizer}"
-        raise UserError(
-            f"lanes train in float32 with adamw, not in {given}; train such adapters alone"
-        )
-    for name, count in collections.Counter(lane.name for lane in lanes).items():
-        if count > 1:
-            raise UserError(f"two lanes are named '{name}'")
-    for lane in lanes:
-        lane.config(config)
-        lora.lanes.check(lane.spec)
-        lora.abstract(lane.spec, params)
-
-
 @dataclasses.dataclass
 class _Run:
     """A sweep while it trains.
@@ -227,7 +133,7 @@ class _Run:
     on_done: Callable[[Lane, LaneResult], None] | None
     log: Log | None
     label: str
-    occupants: list[_Occupant | None] = dataclasses.field(init=False)
+    occupants: list[Occupant | None] = dataclasses.field(init=False)
     programs: dict[int, CompiledLanes] = dataclasses.field(init=False, default_factory=dict)
     results: dict[str, LaneResult] = dataclasses.field(init=False, default_factory=dict)
     n_ticks: int = dataclasses.field(init=False, default=0)
@@ -240,10 +146,9 @@ class _Run:
         self.looked_at: list[Batch] = (
             _all_batches(self.early_stop.examples, self.task) if self.early_stop else []
         )
-        self.n_steps = {
-            seed: self.task.config.steps or len(batches) for seed, batches in self.data.items()
-        }
-        self.total = sum(self.n_steps[lane.seed] for lane in self.waiting)
+        self.total = sum(
+            self.task.config.steps or len(self.data[lane.seed]) for lane in self.waiting
+        )
         self.n_lanes = len(self.waiting)
 
     def train_all(self) -> dict[str, LaneResult]:
@@ -280,35 +185,19 @@ class _Run:
                     self.state, np.int32(slot), padded(lane_state, self.task.shapes)
                 )
 
-    def _open(self, lane: Lane) -> tuple[_Occupant, TrainState]:
-        """Opens a lane at its start, or at its last checkpoint."""
-        task, config = self.task, lane.config(self.task.config)
+    def _open(self, lane: Lane) -> tuple[Occupant, TrainState]:
         opened = self.opened.enter_context(contextlib.ExitStack())
-        folder = None if self.run_dir is None else self.run_dir / lane.name
-        fingerprint = fingerprint_of(task.model, self.params, self.variants, config, lane.spec)
-        checkpoints = opened.enter_context(open_checkpoints(folder, config, fingerprint))
-        optimizer = optimizer_of(config)
-        abstract = jax.eval_shape(
-            lambda adapters: new_state(adapters, optimizer), lora.abstract(lane.spec, self.params)
+        occupant, state = open_lane(
+            lane,
+            self.task,
+            self.params,
+            self.variants,
+            self.data[lane.seed],
+            self.run_dir,
+            opened,
         )
-        everywhere = replicated(task.mesh)
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract
-        )
-        restored = None if checkpoints is None else checkpoints.restore(abstract)
-        if restored is None:
-            adapters = drawn(
-                dataclasses.replace(lane.spec, alpha=1.0), task.model, jax.random.key(lane.seed)
-            )
-            restored = new_state(adapters, optimizer), {"seconds": 0.0, "curve": []}
-        state, history = restored
-        occupant = _Occupant(
-            lane, self.data[lane.seed], self.n_steps[lane.seed], history, checkpoints, opened
-        )
-        occupant.saved = occupant.done
         if occupant.done:
             self.bar.advance(occupant.done)
-            say(lane.name, f"resuming after step {occupant.done} of {occupant.n_steps}")
         return occupant, state
 
     def _leave_and_fill(self) -> bool:
@@ -319,28 +208,21 @@ class _Run:
             if occupant.ending
         ]
         for slot, occupant, ending in leaving:
-            self._close(occupant, ending, self._own_state(slot, occupant))
+            self._close(slot, occupant, ending)
             self.occupants[slot] = None
         if leaving:
             self._fill()
             self._repack_if_it_pays()
         return bool(leaving)
 
-    def _close(self, occupant: _Occupant, ending: str, state: TrainState) -> None:
-        curve = occupant.history["curve"]
-        tokens = sum(row["tokens"] for row in curve)
-        adapters = jax.tree.map(jnp.asarray, state.trainable)
+    def _close(self, slot: int, occupant: Occupant, ending: str) -> None:
         compiling = sum(program.seconds for program in self.programs.values())
-        result = LaneResult(
-            adapters=adapters,
-            curve=curve,
-            checks=occupant.history.get("checks", []),
-            ending=ending,
-            tokens=int(tokens),
-            seconds=occupant.history["seconds"],
+        result = occupant.result(
+            ending,
+            occupant.own_state(self.state, slot),
             compile_seconds=compiling / self.n_lanes,
-            peak_memory_bytes=self.peak.n_bytes,
-            lanes=self.n_lanes,
+            peak=self.peak.n_bytes,
+            n_lanes=self.n_lanes,
         )
         self.results[occupant.lane.name] = result
         self.bar.advance(occupant.n_steps - occupant.done)
@@ -348,15 +230,9 @@ class _Run:
         if self.on_done is not None:
             self.on_done(occupant.lane, result)
 
-    def _occupied(self) -> list[tuple[int, _Occupant]]:
+    def _occupied(self) -> list[tuple[int, Occupant]]:
         """Lists the occupied slots with their lanes."""
         return [(slot, occupant) for slot, occupant in enumerate(self.occupants) if occupant]
-
-    def _own_state(self, slot: int, occupant: _Occupant) -> TrainState:
-        """Returns the state in a slot, as the lane would have it alone."""
-        return unpadded(
-            take(self.state, np.int32(slot)), lora.abstract(occupant.lane.spec, self.params)
-        )
 
     def _repack_if_it_pays(self) -> None:
         """Repacks into half the slots or fewer, if that saves more time than compiling takes."""
@@ -391,7 +267,10 @@ class _Run:
 
     def _inputs(self) -> LaneInputs | None:
         """Inputs of the occupied slots. Empty slots get a copy, marked inactive."""
-        rows = [self._inputs_of(occupant) if occupant else None for occupant in self.occupants]
+        rows = [
+            occupant.inputs(self.task, self.params) if occupant else None
+            for occupant in self.occupants
+        ]
         if not any(rows):
             return None
         filler = dataclasses.replace(next(filter(None, rows)), active_N=np.bool_(False))
@@ -399,28 +278,13 @@ class _Run:
             jax.tree.map(lambda *leaves: np.stack(leaves), *(row or filler for row in rows))
         )
 
-    def _inputs_of(self, occupant: _Occupant) -> LaneInputs:
-        warmup = optimizers.warmup_steps(occupant.n_steps, self.task.config.warmup_fraction)
-        scales = lora.lanes.scales(occupant.lane.spec, self.params, self.task.shapes)
-        return LaneInputs(
-            scales,
-            np.float32(occupant.lane.learning_rate),
-            np.int32(warmup),
-            np.int32(occupant.n_steps),
-            np.bool_(True),
-        )
-
     def _batch(self, ahead: int = 0) -> Batch | None:
         """Returns the rows of each lane `ahead` steps from now. A slot that is or will be idle gets
         any rows."""
-
-        def rows(occupant: _Occupant) -> Batch:
-            return occupant.batches[min(occupant.done + ahead, occupant.n_steps - 1)]
-
         occupied = [occupant for occupant in self.occupants if occupant]
         if not occupied:
             return None
-        filler = rows(occupied[0])
+        filler = occupied[0].rows(ahead)
         axis = 0 if self.task.config.accumulate == 1 else 1
 
         def stack(*leaves: np.ndarray) -> np.ndarray:
@@ -428,7 +292,8 @@ class _Run:
 
         return shard(
             jax.tree.map(
-                stack, *(rows(occupant) if occupant else filler for occupant in self.occupants)
+                stack,
+                *(occupant.rows(ahead) if occupant else filler for occupant in self.occupants),
             ),
             self.task.batch_sharding(),
         )
@@ -438,21 +303,9 @@ class _Run:
         self.seconds += seconds
         occupied = self._occupied()
         for slot, occupant in occupied:
-            step = occupant.done
-            row = {
-                "step": step + 1,
-                **{name: float(value[slot]) for name, value in metrics.items()},
-            }
-            row["tokens"] = occupant.batches.n_tokens(step)
+            own = {name: float(value[slot]) for name, value in metrics.items()}
+            row = occupant.record(own, seconds / len(occupied))
             self.tokens += row["tokens"]
-            occupant.history["curve"].append(row)
-            occupant.history["seconds"] += seconds / len(occupied)
-            if not math.isfinite(row["loss"]):
-                occupant.history["ending"] = "diverged"
-                say(
-                    occupant.lane.name,
-                    f"the loss is {row['loss']} at step {step + 1}: learning rate {occupant.lane.learning_rate:g} is too high",
-                )
             if self.log is not None and jax.process_index() == 0:
                 self.log(label=occupant.lane.name, **row)
         losses = [occupant.history["curve"][-1]["loss"] for _, occupant in occupied]
@@ -460,39 +313,23 @@ class _Run:
         self.bar.advance(len(occupied), text)
         if self.early_stop:
             self._look(self.early_stop)
+        every = self.task.config.checkpoint_every
         for slot, occupant in occupied:
-            if (
-                occupant.checkpoints is not None
-                and occupant.done % self.task.config.checkpoint_every == 0
-                and not occupant.ending
-            ):
-                self._save(slot, occupant, occupant.checkpoints)
-
-    def _save(self, slot: int, occupant: _Occupant, checkpoints: Checkpoints) -> None:
-        checkpoints.save(
-            occupant.done,
-            shard(self._own_state(slot, occupant), replicated(self.task.mesh)),
-            occupant.history,
-        )
-        occupant.saved = occupant.done
+            if every and occupant.done % every == 0 and not occupant.ending:
+                occupant.save(self.state, slot, self.task)
 
     def _save_and_leave(self) -> None:
         """Saves each lane that has trained since its last checkpoint, waits for the disk and raises
         `Preempted`."""
         occupied = self._occupied()
-        kept = [
-            (slot, occupant, occupant.checkpoints)
-            for slot, occupant in occupied
-            if occupant.checkpoints is not None
-        ]
+        kept = [one.checkpoints for _, one in occupied if one.checkpoints is not None]
         if len(kept) < len(occupied):
             raise Preempted(
                 f"{self.label}: the steps of {len(occupied)} lanes are lost, as checkpoints are off"
             )
-        for slot, occupant, checkpoints in kept:
-            if occupant.done > occupant.saved:
-                self._save(slot, occupant, checkpoints)
-        for _, _, checkpoints in kept:
+        for slot, occupant in occupied:
+            occupant.save(self.state, slot, self.task)
+        for checkpoints in kept:
             checkpoints.wait()
         steps = ", ".join(
             f"{occupant.lane.name} at step {occupant.done}" for _, occupant in occupied
@@ -518,11 +355,7 @@ class _Run:
             np.asarray(weight) for _, weight in sums
         )
         for slot, occupant in due:
-            checks = occupant.history.setdefault("checks", [])
-            checks.append({"step": occupant.done, "loss": float(losses_N[slot])})
-            best = min(range(len(checks)), key=lambda i: checks[i]["loss"])
-            if len(checks) - 1 - best >= stop.patience:
-                occupant.history["ending"] = "stopped"
+            occupant.look(float(losses_N[slot]), stop.patience)
 
 
 def _all_batches(examples: Sequence[Example], task: LaneTask) -> list[Batch]:

@@ -51,21 +51,21 @@ def state_shardings(
     Moments are sharded as their parameters. Adafactor's row and column means keep the sharding of
     their remaining axes. Counters are replicated, or sharded by `counters`."""
     counters = replicated(mesh) if counters is None else counters
-    places = dict(jax.tree_util.tree_leaves_with_path(trainable_shardings))
+    by_path = dict(jax.tree_util.tree_leaves_with_path(trainable_shardings))
     shapes = {
         path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.trainable)
     }
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        of = next((path[start:] for start in range(len(path)) if path[start:] in places), None)
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        of = next((path[start:] for start in range(len(path)) if path[start:] in by_path), None)
         if of is None:
             return counters
         shape, spec = (
             shapes[of],
-            (*places[of].spec, *(None,) * (len(shapes[of]) - len(places[of].spec))),
+            (*by_path[of].spec, *(None,) * (len(shapes[of]) - len(by_path[of].spec))),
         )
         if leaf.shape == shape:
-            return places[of]
+            return by_path[of]
         name = jax.tree_util.keystr(path[: -len(of)])
         if len(shape) < 2:
             return counters  # a vector, which Adafactor does not factor
@@ -77,11 +77,13 @@ def state_shardings(
 
     everywhere: Any = counters  # a state of shardings in place of arrays
     return TrainState(
-        everywhere, trainable_shardings, jax.tree_util.tree_map_with_path(place, abstract.opt_state)
+        everywhere,
+        trainable_shardings,
+        jax.tree_util.tree_map_with_path(sharding, abstract.opt_state),
     )
 
 
-def places_of(tree: Any) -> Any:
+def shardings_of(tree: Any) -> Any:
     """Returns the sharding of each array of a tree."""
     return jax.tree.map(lambda x: x.sharding, tree)
 

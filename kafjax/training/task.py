@@ -30,7 +30,7 @@ from kafjax.training.step import (
     TrainState,
     make_step,
     new_state,
-    places_of,
+    shardings_of,
     state_shardings,
 )
 
@@ -171,7 +171,7 @@ class Task:
             return (
                 (adapters, spec)
                 if initial is None
-                else lora.plain(params, adapters, shard(initial, places_of(adapters)), spec)
+                else lora.plain(params, adapters, shard(initial, shardings_of(adapters)), spec)
             )
 
         return cls._build(
@@ -244,10 +244,10 @@ class Task:
         )
 
     def new_state(self) -> TrainState:
-        places = places_of(self.abstract)
-        trainable = shard(self.make_trainable(), places.trainable)
+        of_state = shardings_of(self.abstract)
+        trainable = shard(self.make_trainable(), of_state.trainable)
         return jax.jit(
-            lambda t: new_state(t, self.optimizer), out_shardings=places, donate_argnums=0
+            lambda t: new_state(t, self.optimizer), out_shardings=of_state, donate_argnums=0
         )(trainable)
 
     def compile(self, batch: Batch) -> CompiledStep:
@@ -275,8 +275,8 @@ class Task:
             self.optimizer,
             self.schedule,
             mesh=self.mesh,
-            state_shardings=places_of(self.abstract),
-            frozen_shardings=places_of(self.frozen),
+            state_shardings=shardings_of(self.abstract),
+            frozen_shardings=shardings_of(self.frozen),
             accumulate=self.config.accumulate,
             chunk=self.config.loss_chunk,
             seed=self.config.seed,

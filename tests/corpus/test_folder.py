@@ -15,15 +15,9 @@ from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus import CorpusConfig
 from kafjax.corpus.biographies import biographies
 from kafjax.corpus.chunking import chunk
-from kafjax.corpus.folder import (
-    load_folder,
-    load_passages,
-    load_questions,
-    save_folder,
-    save_questions,
-    stream_folder,
-)
+from kafjax.corpus.folder import load_folder, load_passages, save_folder, stream_folder
 from kafjax.corpus.load import load, open_corpus, stream_corpus
+from kafjax.corpus.questions import load_questions, save_questions
 
 PASSAGES = [
     {"id": "p1", "contents": "Rome\nIt is old. It is big."},

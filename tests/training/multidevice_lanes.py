@@ -10,8 +10,9 @@ from kafjax import lora
 from kafjax.core.errors import UserError
 from kafjax.parallel import make_mesh
 from kafjax.training import TrainConfig
+from kafjax.training.lane import Lane
 from kafjax.training.lane_step import LaneTask
-from kafjax.training.lanes import Lane, train_lanes
+from kafjax.training.lanes import train_lanes
 from tests.training.multidevice_train import MODEL, examples
 
 CONFIG = TrainConfig(steps=4, batch_rows=4, seq_len=16, loss_chunk=8)

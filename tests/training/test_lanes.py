@@ -17,9 +17,10 @@ from kafjax.core.errors import Preempted, UserError
 from kafjax.models import Decoder, DecoderConfig
 from kafjax.parallel import make_mesh
 from kafjax.training import Example, TrainConfig, train
+from kafjax.training.lane import EarlyStop, Lane
 from kafjax.training.lane_state import repack, smaller
 from kafjax.training.lane_step import LaneTask, lane_losses
-from kafjax.training.lanes import EarlyStop, Lane, train_lanes
+from kafjax.training.lanes import train_lanes
 from kafjax.training.loop import batches_of
 
 CONFIG = TrainConfig(steps=50, batch_rows=4, seq_len=16, weight_decay=0.01)

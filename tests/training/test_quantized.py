@@ -20,8 +20,9 @@ from kafjax.models import Decoder, DecoderConfig
 from kafjax.ops.quantized import FORMATS, dequantize_params, quantize_params
 from kafjax.parallel import make_mesh
 from kafjax.training import TrainConfig, train
+from kafjax.training.lane import Lane
 from kafjax.training.lane_step import LaneTask
-from kafjax.training.lanes import Lane, train_lanes
+from kafjax.training.lanes import train_lanes
 from kafjax.training.loop import batches_of, check_training, fingerprint_of
 from kafjax.training.task import Task
 from tests.devices import on_eight_devices
