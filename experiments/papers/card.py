@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.configs.paper import TINY
 from experiments.report import trials_under
+from kafjax.core.rundir import read_jsonl, read_object
+from kafjax.core.schema import read
 from kafjax.evaluation.arms import Arm, arms_of
 from kafjax.evaluation.claims import Claim
 from kafjax.evaluation.table import Table
+from kafjax.training.took import Took
 from launch.spec import Sweep
 
 
 def read_runs(folder: Path) -> list[Arm]:
     """Reads the arms of all finished runs in a folder."""
     return arms_of(trials_under(folder))
+
+
+def finished(folder: Path) -> Iterator[tuple[dict[str, Any], Took, list[dict[str, Any]]]]:
+    """Yields the settings of each finished training in a folder, what it took, and a row a step."""
+    for file in sorted(folder.glob("*/result.json")):
+        rows = read_jsonl(file.with_name("metrics.jsonl"))
+        yield read_object(file.with_name("config.json")), read(Took, file), rows
+
+
+def nothing(scale: str) -> None:
+    """Prepares nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +63,7 @@ class Card:
       sweep: the runs of a scale.
       claims: inequalities, in the paper's order.
       figure: draws the arms to a file.
+      prepare: makes what the runs of a scale begin from, where it is missing; called first.
       read: reads the arms from the folder of the runs.
       sabotages: by name, as `--sabotage=NAME`.
     """
@@ -62,6 +77,7 @@ class Card:
     sweep: Callable[[str], Sweep]
     claims: tuple[Claim, ...]
     figure: Callable[[Sequence[Arm], Path], Path]
+    prepare: Callable[[str], None] = nothing
     read: Callable[[Path], list[Arm]] = read_runs
     sabotages: Mapping[str, Sabotage] = dataclasses.field(default_factory=dict)
 

@@ -42,6 +42,7 @@ def run(card: Card, config: Paper) -> list[Verdict] | None:
     if config.raw is not None:
         found = raw.read(Path(config.raw))
     else:
+        card.prepare(config.scale)
         sweep = card.sweep(config.scale)
         if broken is not None:
             print(f"Sabotage: {broken.what}.\n")
