@@ -242,7 +242,7 @@ CARD = Card(
     sabotages={
         "wrong_rate": Sabotage(
             "the rate is 1e-6, at which nothing is learned",
-            {"lr": 1e-6},
+            lambda sweep: sweep.override(lr=1e-6),
             (CLAIMS[0].text, CLAIMS[1].text, CLAIMS[4].text),
         )
     },

@@ -40,12 +40,12 @@ class Sabotage:
 
     Attributes:
       what: what is broken, in words.
-      settings: values by flag, set in every run.
+      change: breaks the runs.
       turns: texts of the claims that may no longer be shown.
     """
 
     what: str
-    settings: Mapping[str, Any]
+    change: Callable[[Sweep], Sweep]
     turns: tuple[str, ...]
 
 

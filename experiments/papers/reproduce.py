@@ -46,7 +46,7 @@ def run(card: Card, config: Paper) -> list[Verdict] | None:
         sweep = card.sweep(config.scale)
         if broken is not None:
             print(f"Sabotage: {broken.what}.\n")
-            sweep = sweep.override(**broken.settings)
+            sweep = broken.change(sweep)
         ledger = Ledger(folder, sweep.runs())
         ledger.check()
         if config.dry_run:

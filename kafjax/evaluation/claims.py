@@ -83,7 +83,7 @@ def equal(text: str, measured: Callable[[Arms], Pair], margin: float) -> Claim:
 def between(
     text: str, measured: Callable[[Arms], Interval], low: float, high: float = math.inf
 ) -> Claim:
-    """A number's 95% interval lies between two bounds."""
+    """A number's 95% interval lies between two bounds, either of which may be infinite."""
     return Claim(text, measured, low, high)
 
 
@@ -142,6 +142,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> table.Table:
 
 
 def _needed(claim: Claim) -> str:
+    if claim.low == -math.inf:
+        return f"at most {claim.high:g}"
     if claim.high == math.inf:
         return f"above {claim.low:g}" if claim.strict else f"at least {claim.low:g}"
     return f"{claim.low:g} to {claim.high:g}"
