@@ -30,12 +30,9 @@ help:  ## Show this list
 compare: $(VENV)/.for-run  ## Compare all methods: PROFILE=default|smoke|large NAME=run ARGS="--methods=base,rag"
 	$(VPY) -m experiments.compare --profile=$(PROFILE) $(if $(NAME),--name=$(NAME)) $(ARGS)
 
-STUDY := runs/study
-
 .PHONY: study
 study: $(VENV)/.for-run  ## The full protocol (docs/protocol.md), hours on two cores; stop it and go on at will
-	$(VPY) -m launch.sweep study --folder=$(STUDY) $(ARGS)
-	$(VPY) -m experiments.report --folder=$(STUDY)/runs --choose=lr_lora,lr_full --baseline=method=rag --out=docs/results/study
+	$(VPY) -m experiments.study $(ARGS)
 
 .PHONY: test
 test: lint  ## Lint, then run every test that this machine can run: ARGS="-k lora"

@@ -10,13 +10,15 @@ queries/s and latency at recall@10 >= 0.95, memory; and what our layer adds to r
 Vectors are seeded, of unit length, around sqrt(N) centres, with a spectrum that falls like that of
 text embeddings; queries are drawn as they are. Each engine runs in a process of its own, which
 gives its peak memory (RssAnon where vectors are mapped from a file: the file's pages are the page
-cache's). Peers are tuned over a grid to the fastest setting that reaches the recall; kafjax has no
-such setting and stands at its own. Then all processes stay and take turns, every other round
-backwards, at one batch of all queries and at single ones. A ratio is one of medians over the
-rounds, with a 95% bootstrap interval.
+cache's). Peers are tuned over a grid to the fastest setting that reaches the recall for these
+queries; kafjax stands at its own setting, kafjax-0.95 at that which `--recall=0.95` chose as it was
+built, by vectors of its own. Then all processes stay and take turns, every other round backwards,
+at one batch of all queries and at single ones. A ratio is one of medians over the rounds, with a
+95% bootstrap interval.
 
-The layer is measured inside kafjax's process: `Index.search`, with its checks and string ids, and
-ScaNN's own searcher beneath it, with the same settings, in turns.
+The layer is measured inside kafjax's processes: `Index.search`, with its checks and string ids, and
+ScaNN's own searcher beneath it, with the same settings, in short turns, by the clock and by the
+time of the processor, which what others compute meanwhile does not lengthen.
 
 Measurements are added to OUT/search.json, in place of an earlier one of the same count. OUT/search.md
 shows all of them. The peers are the extra [bench].
@@ -37,7 +39,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.search_engines import ENGINES, Engine, K
+from benchmarks.search_engines import ENGINES, RECALL, Engine, K
 from benchmarks.turns import ratio
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import Progress, say, waiting
@@ -47,8 +49,8 @@ from kafjax.evaluation import table
 from kafjax.retrieval import Store
 from kafjax.retrieval.exact import ExactIndex
 from kafjax.retrieval.folder import size_on_disk
+from kafjax.retrieval.tuning import exact_neighbours
 
-RECALL = 0.95
 N_APPENDED = 1_000
 REST_SECONDS = 0.1  # thread pools of the engine before spin for a while
 OPENED = "opened"  # the key of that measurement among the results
@@ -97,7 +99,7 @@ def main(_: list[str]) -> None:
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
     """All engines over the same vectors: `{"settings": .., "engines": {name: figures}, "layer":
-    ratios}`."""
+    {name: ratios}}`."""
     values = flags.FLAGS
     with waiting("vectors", f"drawing {count}, and their true neighbours"):
         drawn = clustered(
@@ -106,7 +108,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         vectors, queries = drawn[: count + N_APPENDED], drawn[count + N_APPENDED :]
         np.save(folder / "vectors.npy", vectors)
         np.save(folder / "queries.npy", queries)
-        np.save(folder / "truth.npy", neighbours(vectors[:count], queries))
+        np.save(folder / "truth.npy", exact_neighbours(vectors[:count], queries, K)[1])
         del drawn, vectors, queries
     # OpenMP's threads (faiss, hnswlib) would spin on cores that others compute on.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -122,16 +124,17 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
             say(name, f"built in {made['build']:.1f} s, recall {made['recall']:.3f}")
         batches: dict[str, list[float]] = {name: [] for name in workers}
         singles: dict[str, list[float]] = {name: [] for name in workers}
-        layer: dict[str, list[list[float]]] = {"batch": [], "single": []}
+        layer: dict[str, dict[str, list[list[float]]]] = {
+            name: {"batch": [], "single": []} for name in workers if name.startswith("kafjax")
+        }
         with Progress("turns", values.rounds, unit="round") as bar:
             for n in range(values.rounds):
                 for name in list(workers)[:: 1 if n % 2 else -1]:
                     time.sleep(REST_SECONDS)
                     batches[name].append(_ask(workers[name], "batch"))
                     singles[name] += _ask(workers[name], "singles", values.singles)
-                    if name == "kafjax":
-                        for form in layer:
-                            layer[form] += _ask(workers[name], "layer", form, n)
+                    for form, pairs in layer.get(name, {}).items():
+                        pairs += _ask(workers[name], "layer", form, n)
                 bar.advance(1)
         for name, worker in workers.items():
             figures[name] |= _ask(worker, "append")
@@ -149,8 +152,14 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     return {
         "settings": {**settings, "threads": os.cpu_count()},
         "engines": figures,
-        # of ours to raw
-        "layer": {form: ratio(*np.array(taken).T[::-1]) for form, taken in layer.items() if taken},
+        "layer": {
+            name: {
+                form + clock: ratio(*np.array(pairs)[:, :, i].T[::-1])  # of ours to raw
+                for form, pairs in forms.items()
+                for i, clock in enumerate(("", ", processor"))
+            }
+            for name, forms in layer.items()
+        },
     }
 
 
@@ -169,20 +178,6 @@ def clustered(n: int, dimension: int, seed: int, centres: float) -> np.ndarray:
         drawn[rows] += centres_CxD[own]
         drawn[rows] /= np.linalg.norm(drawn[rows], axis=1, keepdims=True)
     return drawn
-
-
-def neighbours(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Rows of the K nearest vectors of each query, int64 `[Q, K]`, by scoring all of them."""
-    best, rows = np.full((len(queries), K), -np.inf, np.float32), np.zeros((len(queries), K), int)
-    for start in range(0, len(vectors), 50_000):
-        scores = queries @ vectors[start : start + 50_000].T
-        found = np.argpartition(-scores, K - 1, axis=1)[:, :K]
-        scores = np.concatenate([best, np.take_along_axis(scores, found, axis=1)], axis=1)
-        rows = np.concatenate([rows, found + start], axis=1)
-        kept = np.argsort(-scores, axis=1)[:, :K]
-        best = np.take_along_axis(scores, kept, axis=1)
-        rows = np.take_along_axis(rows, kept, axis=1)
-    return rows
 
 
 def recall(found_QxK: np.ndarray, truth_QxK: np.ndarray) -> float:
@@ -228,16 +223,19 @@ class _Served:
     def singles(self, n: int) -> list[float]:
         return [_seconds(lambda i=i: self.engine.single(self.queries[i : i + 1])) for i in range(n)]
 
-    def layer(self, form: str, turn: int) -> list[list[float]]:
-        """Pairs of seconds, ours and raw: of ten batches, or of single queries. Short turns, so that
-        what others compute meanwhile meets both."""
-        split = [self.queries[i::10] for i in range(10)]
+    def layer(self, form: str, turn: int) -> list[list[tuple[float, float]]]:
+        """Pairs of ours and raw, each in seconds and in seconds of the processor: of forty batches,
+        or of single queries. Short turns, so that what others compute meanwhile meets both."""
+        split = [self.queries[i % 10 :: 10] for i in range(40)]
         pairs = []
-        for i, queries in enumerate(split if form == "batch" else self.queries[:50, None]):
+        for i, queries in enumerate(split if form == "batch" else self.queries[:200, None]):
             calls = [lambda q=queries: self.engine.index.search(q, K)]
             calls.append(lambda q=queries: self.engine.raw(q))
             order = (0, 1) if (turn + i) % 2 else (1, 0)
-            taken = {which: _seconds(calls[which]) for which in order}
+            taken = {}
+            for which in order:
+                used = time.process_time()
+                taken[which] = (_seconds(calls[which]), time.process_time() - used)
             pairs.append([taken[0], taken[1]])
         return pairs
 
@@ -367,11 +365,11 @@ def tables(case: Mapping[str, Any]) -> list[table.Table]:
         f"p50 / p99: {s['singles']} single queries a round. Append: {N_APPENDED} vectors, and saved again. Peak: with the vectors given.",
         "Settings: " + "; ".join(f"{name} {f['setting']}" for name, f in case["engines"].items()),
     ]
-    if layer:
-        notes.append(
-            f"Our layer's time over raw ScaNN's, same structure and settings: {table.ratio(layer['batch'])} in a batch, "
-            f"{table.ratio(layer['single'])} alone."
-        )
+    notes += [
+        f"Layer of {name}, its seconds over raw ScaNN's, same structure and settings: "
+        + "; ".join(f"{form} {table.ratio(ratio)}" for form, ratio in ratios.items())
+        for name, ratios in layer.items()
+    ]
     title = f"Search: {s['count']:,} x {s['dimension']} clustered vectors, float32, {s['threads']} threads"
     rows = tuple(row(name, figures) for name, figures in case["engines"].items())
     return [table.Table(title, headers, rows, tuple(notes))]

@@ -19,6 +19,7 @@ from kafjax.retrieval import load_index
 from kafjax.retrieval.scann_index import ScannIndex
 
 K = 10
+RECALL = 0.95
 SEARCHED = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # shares of the lists
 VISITED = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240, 320, 640)  # nodes of a graph
 REORDERED = 100
@@ -55,10 +56,13 @@ class Engine(abc.ABC):
 
 
 class Kafjax(Engine):
+    """Our index as it is by default: it stands at its own setting."""
+
     grid = ("its own",)
+    recall: float | None = None
 
     def build(self, vectors: np.ndarray) -> None:
-        self.index = ScannIndex()
+        self.index = ScannIndex(recall=self.recall)
         self.index.build([str(i) for i in range(len(vectors))], vectors)
 
     def save(self, path: Path) -> None:
@@ -87,6 +91,14 @@ class Kafjax(Engine):
     def append(self, vectors: np.ndarray) -> None:
         first = len(self.index)
         self.index.append([str(first + i) for i in range(len(vectors))], vectors)
+
+
+class KafjaxAtRecall(Kafjax):
+    """Our index as `--recall=0.95` builds it: tuned on vectors of its own, not on the queries that
+    peers are tuned on."""
+
+    grid = (f"--recall={RECALL}",)
+    recall = RECALL
 
 
 class Scann(Engine):
@@ -225,6 +237,7 @@ class Usearch(Engine):
 
 ENGINES: dict[str, type[Engine]] = {
     "kafjax": Kafjax,
+    f"kafjax-{RECALL}": KafjaxAtRecall,
     "scann": Scann,
     "faiss": Faiss,
     "hnswlib": Hnswlib,

@@ -97,11 +97,11 @@ def run(config: Answer) -> None:
                 f"the chat template of {config.model.model} has changed since {folder.path} was asked by it; start a new run"
             )
     elif config.index:
-        folder = Run(Path(config.index))  # nothing is written
+        folder = Run(as_path(config.index))  # nothing is written
     else:
         # Whatever documents hold: where they change, their index changes with them.
         also.pop(build.CORPUS_HASH, None)
-        folder = find_run(Path(config.runs), None, indexed, prefix="answer", also=also)
+        folder = find_run(as_path(config.runs), None, indexed, prefix="answer", also=also)
     lab = build.open_lab(
         config.model,
         settings,
@@ -116,7 +116,7 @@ def run(config: Answer) -> None:
     _check_trained(config, method, folder, stored)
     method.check()
     if not (config.run or config.index):
-        opened = open_run(Path(config.runs), None, indexed, prefix="answer", also=also)
+        opened = open_run(as_path(config.runs), None, indexed, prefix="answer", also=also)
         opened.close()  # others may ask, too: nothing more is written but an index
     method.learn()
     if config.question is not None:

@@ -112,6 +112,8 @@ def corpus_identity(config: CorpusConfig, corpus: Corpus) -> dict[str, str]:
     if config.is_generated:
         return {}
     contents = dataclasses.asdict(corpus)
+    if not contents["supervised_questions"]:
+        del contents["supervised_questions"]  # older releases had no such field
     for text in (*contents["documents"], *contents["passages"]):
         for name in ("source", "cuts", "format"):
             text.pop(name, None)
@@ -189,7 +191,11 @@ def suited(prompts: Plain | Dialogue, questions: Iterable[Question]) -> Plain | 
 def asked_of(corpus: Corpus) -> Iterator[Question]:
     """Yields all questions that a corpus asks or trains on."""
     return itertools.chain(
-        corpus.questions, corpus.training_questions, corpus.retention, corpus.replay_questions
+        corpus.questions,
+        corpus.training_questions,
+        corpus.retention,
+        corpus.replay_questions,
+        corpus.supervised_questions,
     )
 
 
@@ -259,7 +265,8 @@ def open_lab(
       index: folder of an index that is there, searched instead of one of the run's own.
       log: takes the rows of metrics.jsonl (default: the run's own).
     """
-    if index is not None and not Path(index).is_dir():
+    given = None if index is None else paths.as_path(index)
+    if given is not None and not given.is_dir():
         raise UserError(
             f"--index={index} is no folder; make one with experiments.build_index --corpus=DIR --out={index}"
         )
@@ -286,5 +293,5 @@ def open_lab(
         log=log or run.log,
         progress=lambda label, total: Progress(label, total, unit="passage"),
         prompts=suited(prompts, asked_of(corpus)),
-        index=None if index is None else Path(index),
+        index=given,
     )

@@ -8,6 +8,7 @@ folder that may be moved.
     python -m experiments.build_index --corpus=DIR --out=INDEX --retriever=lexical    for BM25 alone: no vectors, no embedding model
     python -m experiments.build_index --out=INDEX --append=NEW.jsonl         more documents, a {"id", "contents"} a line, without a rebuild
     python -m experiments.build_index --out=INDEX --delete=17,18#2           fewer: ids of documents, or of single passages
+    python -m experiments.build_index --out=gs://BUCKET/INDEX ...                     in a bucket; read from a copy on this machine
 
 Documents are cut into passages by --chunk. --delete comes before --append, so that both together
 replace a document, and --query last. A change appears whole or not at all; a folder that holds
@@ -29,11 +30,21 @@ from experiments import build
 from experiments.configs.build_index import BuildIndex
 from kafjax import hub
 from kafjax.core.errors import UserError, nearest
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import Advance, Progress
 from kafjax.core.text import visible
 from kafjax.corpus import CorpusConfig, load_passages, open_corpus
 from kafjax.models import Encoder
-from kafjax.retrieval import Embedder, Store, build_store, folder, open_retriever, open_scorer
+from kafjax.retrieval import (
+    Embedder,
+    Store,
+    build_store,
+    folder,
+    mirror,
+    open_retriever,
+    open_scorer,
+)
+from kafjax.retrieval.config import RetrievalConfig
 from kafjax.retrieval.folder import size_on_disk
 from kafjax.retrieval.kinds import LEXICAL, check_kind, embed_passages
 
@@ -46,14 +57,15 @@ def run(config: BuildIndex) -> None:
     """
     if not config.out:
         raise UserError("say where the index is, or shall be: --out=FOLDER")
-    out = Path(config.out)
+    out = as_path(config.out)
     build.use_compilation_cache()
     changes = bool(config.append or config.delete)
     opens = not config.corpus.corpus and bool(changes or config.query)
     writes = not opens or changes
-    embedder = functools.cache(lambda: open_embedder(config.retrieval.embedder))
+    embedder = functools.cache(lambda: open_embedder(config.retrieval))
     check_kind(config.retrieval.retriever)
-    parts = out.resolve().parent / f".{out.name}.parts"
+    home = mirror.copy_of(out) if is_address(out) else out.resolve()
+    parts = home.parent / f".{home.name}.parts"
     with_vectors = config.retrieval.retriever != LEXICAL
     if with_vectors:
         embedder()  # refused before the index is touched
@@ -83,7 +95,10 @@ def run(config: BuildIndex) -> None:
                 if store.index is None
                 else f"{store.index.dimension} dimensions, {store.index.engine}"
             )
-            print(f"{out}: {len(store)} passages, {vectors}, {size_on_disk(out):,} bytes")
+            print(
+                f"{out}: {len(store)} passages, {vectors}, {size_on_disk(mirror.fetched(out)):,} bytes"
+            )
+            print(f"search: {store.stats.search}")
     if config.query:
         settings = config.retrieval
         retriever = open_retriever(store, settings.retriever, embedder, scorer, settings.candidates)
@@ -96,14 +111,15 @@ def run(config: BuildIndex) -> None:
             print("no passage holds a word of the query")
 
 
-def open_embedder(name: str) -> Embedder:
+def open_embedder(config: RetrievalConfig) -> Embedder:
     """Loads the embedding model. Raises `UserError` for a language model."""
+    name = config.embedder
     model, params = hub.load(name)
     if not isinstance(model, Encoder):
         raise UserError(
             f"--embedder={name} is a language model; an encoder is needed (minilm, or a folder of a BERT model)"
         )
-    return Embedder(model, params, hub.tokenizer(name))
+    return Embedder(model, params, hub.tokenizer(name), dtype=config.embedder_dtype)
 
 
 def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Path) -> Store:
@@ -120,7 +136,13 @@ def _build(config: BuildIndex, open_embedder: Callable[[], Embedder], parts: Pat
         return build_store(passages, settings.retriever, settings.engine, open_embedder)
     with _timed(len(passages)) as advance:
         return build_store(
-            passages, settings.retriever, settings.engine, open_embedder, advance, parts
+            passages,
+            settings.retriever,
+            settings.engine,
+            open_embedder,
+            advance,
+            parts,
+            settings.recall,
         )
 
 

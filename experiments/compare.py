@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -39,8 +38,10 @@ from experiments.configs.compare import PROFILES, Compare
 from kafjax import hub
 from kafjax.core.command_line import command_of
 from kafjax.core.config_record import record
-from kafjax.core.errors import UserError
+from kafjax.core.errors import UserError, nearest
+from kafjax.core.paths import as_path
 from kafjax.core.progress import say
+from kafjax.core.records import Corpus
 from kafjax.core.rundir import environment, find_run, open_run
 from kafjax.corpus import open_corpus
 from kafjax.evaluation import comparison_tables, table
@@ -67,6 +68,7 @@ def run(config: Compare) -> dict[str, Any]:
         open_corpus(config.corpus, config.settings.seed),
         hub.tokenizer(config.model.model),
     )
+    asking = _asking(corpus, config.ask)
     config = build.with_limit(config, corpus, tokenizer, label="compare")
     template = build.open_template(config.model.model, config.model.chat)
     if config.budget is not None:
@@ -78,7 +80,7 @@ def run(config: Compare) -> dict[str, Any]:
     settings = dataclasses.replace(config.settings, document_parts=config.corpus.document_parts)
     also = build.corpus_identity(config.corpus, corpus) | build.chat_identity(template)
     where = {"prefix": config.profile, "also": also}
-    root = Path(config.run.runs)
+    root = as_path(config.run.runs)
     found = find_run(root, config.run.name, config, **where)
     forecasts: dict[str, Forecast] = {}
     lab = build.open_lab(
@@ -92,6 +94,8 @@ def run(config: Compare) -> dict[str, Any]:
         index=config.index,
         log=renewing(found.log, forecasts, "method"),
     )
+    # only now: limits and worked examples are those of all questions, whichever are asked
+    lab = dataclasses.replace(lab, corpus=asking)
     for name in names:
         open_method(lab, name).check()
     untrained = [name for name in names if not open_method(lab, name).is_trained]
@@ -107,7 +111,7 @@ def run(config: Compare) -> dict[str, Any]:
         "name": config.run.name,
     }
     command = command_of("experiments.compare", Compare, values)
-    counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(corpus.questions)} questions"
+    counts = f"{len(corpus.documents)} documents, {len(corpus.passages)} passages, {len(asking.questions)} questions"
     say(
         "compare",
         f"{corpus.name}: {counts}, {len(corpus.retention)} on other matters; writing to {folder.path}",
@@ -125,13 +129,15 @@ def run(config: Compare) -> dict[str, Any]:
             # the notes come with the whole table
             so_far = dataclasses.replace(comparison_tables.quality_table(results), notes=())
             print(f"\n{table.to_markdown(so_far)}", flush=True)
-        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"))
+        arm = run_arm(lab, pending[0], config.latency_queries, arms.get("base"), config.realign)
         arms[pending[0]] = dataclasses.replace(arm, environment=code)
         save_arm(folder, pending[0], arms[pending[0]])
     results = write_results(folder, lab, names, arms, code, command)
     print(
         f"\n{table.render(comparison_tables.main_tables(results), comparison_tables.footer(results))}"
     )
+    if (told := comparison_tables.verdict(results)) is not None:
+        print(told)
     highest = max(arm.cost.peak_memory_bytes or 0 for arm in arms.values())
     say("compare", f"{time.monotonic() - began:.0f} s, at most {highest / 1e9:.1f} GB")
     print(
@@ -145,6 +151,21 @@ def run(config: Compare) -> dict[str, Any]:
         build.next_command("experiments.compare", Compare, config, profile="default", **one_thing)
     )
     return results
+
+
+def _asking(corpus: Corpus, splits: tuple[str, ...]) -> Corpus:
+    """Returns the corpus with the questions of these splits; all of them for none. Raises
+    `UserError` with the nearest one for a split that nothing is asked in."""
+    known = list(dict.fromkeys(question.split for question in corpus.questions))
+    for split in splits:
+        if split not in known:
+            raise UserError(
+                f"--ask: {corpus.name} asks nothing in '{split[:60]}'. {nearest(split, known)}"
+            )
+    if not splits:
+        return corpus
+    kept = tuple(question for question in corpus.questions if question.split in splits)
+    return dataclasses.replace(corpus, questions=kept)
 
 
 def _profile() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kafjax.evaluation.cost import Cost, TokensPerQuery, latency_summary, query_
 from kafjax.evaluation.prompts import read_prompts, write_prompts
 from kafjax.evaluation.report import write_report
 from kafjax.evaluation.results import RETENTION, Arm, as_one_split, causes_of, collect
-from kafjax.methods import BASE, Lab, Method, open_method, parts
+from kafjax.methods import BASE, Lab, Method, open_method, parts, retention
 from kafjax.methods.oracle import Oracle
 from kafjax.training import discard_checkpoints
 from kafjax.training.memory import PeakMemory
@@ -29,8 +29,8 @@ PROMPTS = "prompts.json"
 """File beside an arm's predictions with what the model was asked, word for word."""
 
 
-def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
-    """Runs one method from end to end."""
+def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None, n_realign: int = 0) -> Arm:
+    """Runs one method from end to end. `n_realign`: see `retention.examine`."""
     method = open_method(lab, name)
     say(name, method.activity)
     method.learn()
@@ -50,6 +50,7 @@ def run_arm(lab: Lab, name: str, n_latency: int, base: Arm | None) -> Arm:
             nll, tokens = lab.held_out_nll(method.params, bar.advance)
     latencies = _latencies(method, [q for q in questions if q.split != RETENTION], n_latency)
     cost = _with_queries(method.cost(), predictions, latencies, lab, peak.n_bytes)
+    predictions = retention.examine(method, predictions, n_realign)
     return Arm(
         predictions, cost, nll, tokens, _oracle_of_misses(method, predictions, lab), method.note
     )

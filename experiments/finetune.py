@@ -43,7 +43,7 @@ from kafjax import hub, lora
 from kafjax.core import trees
 from kafjax.core.config_record import config_hash, record
 from kafjax.core.errors import UserError
-from kafjax.core.paths import as_path, is_address
+from kafjax.core.paths import as_path
 from kafjax.core.progress import say
 from kafjax.core.records import Question
 from kafjax.core.rundir import Run, environment, find_run, open_run, write_atomic, write_json
@@ -298,8 +298,6 @@ def _show(config: Finetune, run: Run, shown: Sequence[tuple[str, str, str]]) -> 
     if config.rows is None:
         values: dict[str, Any] = {"methods": ("base", "rag", config.method)}
         values[f"lr_{config.method}"] = config.lr
-        if is_address(config.run.runs):
-            values["runs"] = None  # a comparison keeps an index, which no bucket can
         print("or see what training buys, costs and forgets beside retrieval:")
         print(build.next_command("experiments.compare", Compare, config, budget=None, **values))
 

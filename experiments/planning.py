@@ -16,7 +16,7 @@ from kafjax.core.progress import say, waiting
 from kafjax.core.records import Corpus
 from kafjax.corpus import CorpusConfig
 from kafjax.lora.spec import VARIANTS, Spec
-from kafjax.methods import BASE, READING, parts
+from kafjax.methods import BASE, READING, parts, regimes
 from kafjax.methods.examples import training_examples
 from kafjax.models import Decoder
 from kafjax.parallel import make_mesh
@@ -49,16 +49,30 @@ def of_weights(
     ]
     if not weights:
         return {}
+    variants = {}
     with waiting("compare", "packing what is trained on", after=5.0):
-        variants = training_examples(corpus, tokenizer, settings, model.config.text_end, prompts)
+        for regime in dict.fromkeys(regimes.split(name)[1] for name in weights):
+            read, how = regimes.in_regime(corpus, settings, regime)
+            variants[regime] = training_examples(
+                read, tokenizer, how, model.config.text_end, prompts
+            )
     mesh = make_mesh()
     speed = measure(model, settings.train, mesh)
 
     def spec(name: str) -> Spec | None:
-        return None if name == "full" else dataclasses.replace(settings.spec, **VARIANTS[name])
+        kind, _ = regimes.split(name)
+        return None if kind == "full" else dataclasses.replace(settings.spec, **VARIANTS[kind])
 
     return {
-        name: forecast(model, variants, settings.train, mesh, speed, spec(name)) for name in weights
+        name: forecast(
+            model,
+            variants[regimes.split(name)[1]],
+            settings.train,
+            mesh,
+            speed,
+            spec(name),
+        )
+        for name in weights
     }
 
 

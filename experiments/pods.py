@@ -161,7 +161,7 @@ def lower_prefill(
     """Prompts of `length` tokens, at once."""
     model = dataclasses.replace(model, constrain=Constrain(mesh))
     tokens, lengths, start = _on(mesh, (rows, length)), _on(mesh, (rows,)), _on(mesh, ())
-    return decode.prefill.lower(
+    return decode.prefill.on(model.constrain.platform).lower(
         model, _serving_params(model, mesh), tokens, lengths, None, start, n_free=0
     )
 
@@ -184,7 +184,7 @@ def lower_decode(
         _on(mesh, (model.config.vocab_size,), jnp.bool_),
     )
     sampling = Sampling(max_new_tokens=decode.STRIDE).distribution()
-    return decode.decode.lower(
+    return decode.decode.on(model.constrain.platform).lower(
         model, _serving_params(model, mesh), state, cache, stops, _on(mesh, ()), sampling
     )
 

@@ -4,7 +4,7 @@ against one, and response curves.
     python -m experiments.report --folder=sweeps/rank_rate_seed/runs                      every run of a sweep
     python -m experiments.report --folder=runs/a,runs/b --baseline=method=lora            tests of the others against an arm
     python -m experiments.report --folder=sweeps/variants_best_rate/runs --choose=lr_lora --baseline=method=lora
-                                                     each variant at its best rate, chosen on one half of the subjects
+                                                     each variant at its best rate, chosen on development subjects, or on one half
 
 An arm is what differs in nothing but the seed. Runs of compare, sweep_lora and finetune go
 together; those of finetune have a loss only. Questions are clustered by subject and crossed with
@@ -30,7 +30,7 @@ from experiments.configs.sweep_lora import SweepLora
 from experiments.sweep_lanes import TrainedLane
 from kafjax.core.config import leaves
 from kafjax.core.errors import UserError
-from kafjax.core.paths import as_path
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.progress import LINE_SECONDS, say, waiting
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import Run, read_object, write_atomic
@@ -39,7 +39,7 @@ from kafjax.evaluation import arms, table
 from kafjax.evaluation.answers import Answered, answers_section
 from kafjax.evaluation.arms import METHOD, SEED, Arm, Trial
 from kafjax.evaluation.report import html_figures, html_table, write_page
-from kafjax.evaluation.results import BASE, RETENTION, causes_of, forgotten
+from kafjax.evaluation.results import BASE, DEVELOPMENT, RETENTION, causes_of, forgotten
 from kafjax.training.took import Took
 
 MOST_ANSWERS = 20_000
@@ -75,7 +75,7 @@ def _report(config: Report) -> list[Arm]:
             tables.append(arms.comparison_table(compared, baseline, split, config.margin))
     text = table.render(
         tables,
-        _choice(config),
+        _choice(config, found),
     )
     out = Path(config.out)
     figures = arms.draw(found, out / "figures")
@@ -105,15 +105,23 @@ def _answers(found: Sequence[Arm]) -> str:
             f"{n:,} answers are too many for a page of {MOST_ANSWERS:,}: give fewer runs to look them up",
         )
         return ""
-    above = os.path.commonpath([trial.run.absolute().parent for trial in trials])
+    names = _names([trial.run for trial in trials])
     groups = [
-        Answered(trial.predictions, trial.causes, os.path.relpath(trial.run.absolute(), above))
-        for trial in trials
+        Answered(trial.predictions, trial.causes, name)
+        for trial, name in zip(trials, names, strict=True)
     ]
     return answers_section(groups, {})
 
 
-def _choice(config: Report) -> list[str]:
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Names runs from the folder above all of them on; addresses in full."""
+    if any(is_address(run) for run in runs):
+        return [str(run) for run in runs]
+    above = os.path.commonpath([run.absolute().parent for run in runs])
+    return [os.path.relpath(run.absolute(), above) for run in runs]
+
+
+def _choice(config: Report, found: Sequence[Arm]) -> list[str]:
     """Says what was chosen, by what."""
     if not config.choose:
         return []
@@ -123,7 +131,12 @@ def _choice(config: Report) -> list[str]:
         else f", among those that forget at most {config.most_forgotten:g} nats a token of held-out prose"
     )
     what = " and ".join(config.choose)
-    return [f"For each arm the best {what} was chosen on one half of the subjects{bound}."]
+    on = (
+        "development subjects"
+        if DEVELOPMENT in arms.splits_of(found)
+        else "one half of the subjects"
+    )
+    return [f"For each arm the best {what} was chosen on {on}{bound}."]
 
 
 def trials_under(folder: Path) -> list[Trial]:

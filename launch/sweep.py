@@ -39,6 +39,7 @@ from kafjax.core.rundir import environment, read_object, write_atomic
 from kafjax.evaluation import table
 from kafjax.parallel.chips import parse_slice
 from kafjax.parallel.place import find_place
+from kafjax.training.forecast import show_seconds
 from launch import packs
 from launch.config import Launch
 from launch.engines import jobset, queued, slurm
@@ -116,12 +117,11 @@ def open_ledger(config: Launch) -> Ledger:
 
 
 def _check_bucket(ledger: Ledger) -> None:
-    """Raises `UserError` for runs that keep an index in their folder, which is mapped into
-    memory."""
+    """Raises `UserError` for experiments that write to folders of this machine only."""
     others = {run.module for run in ledger.runs if run.module.startswith("experiments.")}
-    if others := sorted(others - {"experiments.finetune"}):
+    if others := sorted(others - {"experiments.compare", "experiments.finetune"}):
         raise UserError(
-            f"{others[0]} maps files of its folder into memory, which those of {ledger.folder} cannot be; "
+            f"{others[0]} does not write to buckets, and {ledger.folder} is in one; "
             "give a --folder of this machine, or one where the bucket is mounted"
         )
 
@@ -282,14 +282,21 @@ def watch(ledger: Ledger, config: Launch) -> None:
         time.sleep(1.0 if sys.stdout.isatty() else LINE_SECONDS)
 
 
-def render(ledger: Ledger, config: Launch, costs: Mapping[str, estimate.Cost] | None = None) -> str:
-    """Writes a line a run: its settings, where it stands, and with `costs` what it takes."""
+def render(
+    ledger: Ledger,
+    config: Launch,
+    costs: Mapping[str, estimate.Cost] | None = None,
+    programs: Mapping[str, str] | None = None,
+) -> str:
+    """Writes a line a run: its settings, where it stands, and with `costs` what it takes. `programs`
+    marks runs that will share one."""
     settings = list(dict.fromkeys(name for run in ledger.runs for name in run.settings))
     headers = (
         "run",
         *settings,
         "state",
         "who, or why",
+        *(("program",) if programs else ()),
         *(("TFLOP", "tokens", "GB a device", "seconds", "by") if costs else ()),
     )
     rows = []
@@ -304,6 +311,7 @@ def render(ledger: Ledger, config: Launch, costs: Mapping[str, estimate.Cost] | 
                 *values,
                 state.name,
                 state.told,
+                *((programs.get(run.id, "alone"),) if programs else ()),
                 *(_cost_cells(costs[run.id]) if costs else ()),
             )
         )
@@ -330,33 +338,44 @@ def dry_run(ledger: Ledger, config: Launch) -> str:
         )
         lines[-1] += f" on {sum(cost.tokens for cost in left):,.0f} tokens, by formula."
     if left and all(cost.seconds is not None for cost in left):
-        hours = sum(cost.seconds for cost in left) / 3600
-        lines.append(f"One after the other that is {table.number(hours)} hours" + (
-            f", {table.number(hours * topology.n_chips)} accelerator-hours." if topology else "."
+        seconds = sum(cost.seconds for cost in left)
+        lines.append(f"One after the other that is {show_seconds(seconds)}" + (
+            f", {table.number(seconds / 3600 * topology.n_chips)} accelerator-hours."
+            if topology
+            else "."
         ))  # fmt: skip
     elif left:
         lines.append(
             "How long they take is known once one is done, or for a --topology by formula."
         )
-    lines += _packed(ledger, states, costs, config)
+    shared = _shared(ledger, states, config)
+    lines += _packed(shared, costs, config)
     lines += _code_differences(states) + _weights_differences(ledger, states)
-    return "\n".join([render(ledger, config, costs), *lines])
+    return "\n".join([render(ledger, config, costs, shared), *lines])
+
+
+def _shared(ledger: Ledger, states: Mapping[str, State], config: Launch) -> dict[str, str]:
+    """Names the program of each run that will share one: 1, 2, ..."""
+    shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
+    names: dict[str, str] = {}
+    return {
+        run.id: names.setdefault(shared[run.id], str(len(names) + 1))
+        for run in ledger.runs
+        if states[run.id].name not in (DONE, FAILED) and shared.get(run.id, run.id) != run.id
+    }
 
 
 def _packed(
-    ledger: Ledger, states: Mapping[str, State], costs: Mapping[str, estimate.Cost], config: Launch
+    shared: Mapping[str, str], costs: Mapping[str, estimate.Cost], config: Launch
 ) -> list[str]:
-    """Says which runs will share a program, and what that saves."""
-    shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
-    groups: dict[str, list[str]] = {}
-    for run in ledger.runs:
-        if states[run.id].name not in (DONE, FAILED) and shared.get(run.id, run.id) != run.id:
-            groups.setdefault(shared[run.id], []).append(run.id)
+    """Says how many programs the runs that share one come to, and what that saves."""
     lines, n_saved = [], 0
-    for ids in groups.values():
-        n = -(-len(ids) // config.lanes)
-        n_saved += len(ids) - n
-        lines.append(f"{n} program{'s' * (n > 1)} for {len(ids)} runs: {', '.join(ids)}.")
+    for name, n_runs in Counter(shared.values()).items():
+        n = -(-n_runs // config.lanes)
+        n_saved += n_runs - n
+        lines.append(
+            f"Program {name}: {n_runs} runs, {n} start{'s' * (n > 1)} of up to {config.lanes} lanes."
+        )
     if n_saved:
         weights = next((c.base_bytes for c in costs.values() if c.base_bytes), 0)
         lines.append(

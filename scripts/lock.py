@@ -30,6 +30,7 @@ EXTRAS = (
     "data",
     "demo",
     "dev",
+    "documents",
     "gcs",
     "launch",
     "retrieval",

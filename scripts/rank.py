@@ -42,9 +42,11 @@ def run(config: Rank) -> None:
         raise UserError(
             f"{config.corpus.corpus} has no questions to rank for (questions.jsonl, or queries.jsonl and qrels)"
         )
-    embedder = functools.cache(lambda: open_embedder(settings.embedder))
+    embedder = functools.cache(lambda: open_embedder(settings))
     scorer = None if settings.reranker is None else open_scorer(settings.reranker)
-    store = build_store(corpus.passages, settings.retriever, settings.engine, embedder)
+    store = build_store(
+        corpus.passages, settings.retriever, settings.engine, embedder, recall=settings.recall
+    )
     retriever = open_retriever(
         store, settings.retriever, embedder, scorer, max(settings.candidates, _DEPTH * settings.k)
     )

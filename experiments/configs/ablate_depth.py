@@ -16,7 +16,7 @@ class AblateDepth(Config):
     """One retrieving method at many depths: how many passages help, and what they cost."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     method: str = option(
         "rag",
         "Whose answers: rag, hyde, or WEIGHTS+READER, such as lora+rag; weights are trained first. reader+rag and raft+rag learn to read.",

@@ -43,5 +43,9 @@ class Answer(Config):
         bucket=True,
     )
     runs: str = option(
-        "runs", "Folder in which an index is kept, without --run.", record=False, path=True
+        "runs",
+        "Folder in which an index is kept, without --run.",
+        record=False,
+        path=True,
+        bucket=True,
     )

@@ -13,7 +13,8 @@ class BuildDataset(Config):
     """A TFDS dataset, prepared."""
 
     corpus: CorpusConfig = nested(
-        CorpusConfig(), without=("corpus", "chunk", "retention", "held_out")
+        CorpusConfig(),
+        without=("corpus", "chunk", "retention", "held_out", "development", "controls"),
     )
     dataset: str | None = option(
         None,

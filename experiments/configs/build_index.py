@@ -16,7 +16,7 @@ class BuildIndex(Config):
 
     corpus: CorpusConfig = nested(CorpusConfig(corpus="", held_out=0), without=("held_out",))
     seed: int = option(0, "Seed of the generated corpus.", least=0, most=2**31 - 1)
-    out: str | None = option(None, "Folder of the index.", record=False, path=True)
+    out: str | None = option(None, "Folder of the index.", record=False, path=True, bucket=True)
     retrieval: RetrievalConfig = nested(RetrievalConfig())
     append: str | None = option(
         None, "File of documents to add, in the format of corpus.jsonl.", record=False, path=True

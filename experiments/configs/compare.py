@@ -16,6 +16,8 @@ PROFILES = {
         "retention": 6,
         "held_out": 2,
         "epochs": 5,
+        "controls": 1,
+        "realign": 0,
         "latency_queries": 1,
     },
     "default": {},
@@ -37,13 +39,13 @@ class Compare(Config):
     """All ways to add knowledge, on one corpus and one bill."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(controls=4))
     settings: Settings = nested(Settings())
     mesh: str = option("auto", MESH, identity=False)
     methods: tuple[str, ...] = option(
         METHODS,
         "Methods to compare: base, full, lora (or a variant: rslora, dora, pissa, olora); oracle, rag, hyde; or WEIGHTS+READER, "
-        "such as dora+rag.",
+        "such as dora+rag. Weights that train have regimes: lora-documents, lora-supervised, lora-single (docs/protocol.md).",
         identity=False,
     )
     profile: str = option(
@@ -54,6 +56,17 @@ class Compare(Config):
     )
     latency_queries: int = option(
         12, "Queries asked one at a time to measure the latency.", least=0, most=10**6
+    )
+    ask: tuple[str, ...] = option(
+        (),
+        "Splits of questions about the documents to ask (default: all): development, where settings are chosen.",
+        added=True,
+    )
+    realign: int = option(
+        10,
+        "Questions on other matters that trained weights learn before retention is asked again: what comes back was not lost. 0: none.",
+        least=0,
+        most=1000,
     )
     index: str | None = index_flag(
         "Folder of experiments.build_index with the passages of --corpus: searched instead of embedding them again."

@@ -33,7 +33,7 @@ class Evolve(Config):
     model: ModelConfig = nested(ModelConfig())
     corpus: CorpusConfig = nested(
         CorpusConfig(subjects=12, retention=0, held_out=0),
-        without=("retention", "held_out", "chunk"),
+        without=("retention", "held_out", "chunk", "development", "controls"),
     )
     old: str | None = option(
         None,

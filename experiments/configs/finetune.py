@@ -18,7 +18,7 @@ class Finetune(Config):
     """One training, full or LoRA."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     method: str = option(
         "lora", "What to train: a LoRA adapter, or all weights.", choices=tuple(LEARNING_RATE)
     )

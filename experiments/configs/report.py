@@ -23,7 +23,8 @@ class Report(Config):
     )
     choose: tuple[str, ...] = option(
         (),
-        "Settings whose best values are chosen for each arm, on one half of the subjects; the report is about the other half.",
+        "Settings whose best values are chosen for each arm, on development subjects; or else on one half of the subjects, "
+        "and the report is about the other half.",
     )
     most_forgotten: float | None = option(
         None,

@@ -27,7 +27,7 @@ def budget_flag() -> str | None:
 
 def index_flag(help: str) -> str | None:
     """Declares `--index`, whose use differs between experiments, which `help` explains."""
-    return option(None, help, path=True, added=True)
+    return option(None, help, path=True, bucket=True, added=True)
 
 
 def chat_flag() -> str:

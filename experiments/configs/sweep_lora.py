@@ -18,7 +18,7 @@ class SweepLora(Config):
     """A grid of adapters that train as one program."""
 
     model: ModelConfig = nested(ModelConfig())
-    corpus: CorpusConfig = nested(CorpusConfig())
+    corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     ranks: tuple[int, ...] = option(
         (4, 16), "Grid: ranks, separated by commas.", least=1, identity=False
     )

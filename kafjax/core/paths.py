@@ -211,10 +211,39 @@ def delete(path: Path) -> None:
         fs.rm(str(path), recursive=True)
 
 
+def move(folder: Path, target: Path) -> None:
+    """Gives a folder another name, beside it or not; in a bucket, object by object. Raises
+    `OSError`."""
+    if not is_address(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+        return
+    names = files_under(folder)
+    with telling(folder):
+        for name in sorted(names):
+            _fs(folder).cp_file(f"{folder}/{name}", f"{target}/{name}")
+    delete(folder)
+
+
 def upload(file: Path, path: Path) -> None:
     """Copies a file of this machine to `path`. Raises `OSError`."""
     with telling(path):
         _fs(path).put_file(str(file), str(path))
+
+
+def download(path: Path, file: Path) -> None:
+    """Copies an object to a file of this machine. Raises `OSError`."""
+    with telling(path):
+        _fs(path).get_file(str(path), str(file))
+
+
+def files_under(path: Path) -> set[str]:
+    """Lists the names of all objects below the folder `path` of a bucket, from there on. Raises
+    `OSError`."""
+    with telling(path):
+        found = _fs(path).find(str(path))
+    below = f"{str(path).partition('://')[2]}/"
+    return {name.removeprefix(below) for name in found if name.startswith(below)}
 
 
 @contextlib.contextmanager
@@ -228,8 +257,7 @@ def local(path: Path) -> Generator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="kafjax-") as folder:
         copy = Path(folder) / path.name
-        with telling(path):
-            _fs(path).get_file(str(path), str(copy))
+        download(path, copy)
         yield copy
 
 
@@ -293,13 +321,16 @@ def _reach(scheme: str, bucket: str) -> None:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
+    log_in = {
+        "gs": "gcloud auth application-default login",
+        "s3": "aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    }[scheme]
     if not outcome:
-        raise UserError(f"{scheme}://{bucket} does not answer within {REACH_SECONDS:g} s")
+        raise UserError(
+            f"{scheme}://{bucket} does not answer within {REACH_SECONDS:g} s; "
+            f"look at the network, and if credentials are missing: {log_in}"
+        )
     if outcome[0] is not None:
-        log_in = {
-            "gs": "gcloud auth application-default login",
-            "s3": "aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        }[scheme]
         raise UserError(
             f"cannot open {scheme}://{bucket} ({_reason(outcome[0])}); "
             f"if credentials are missing: {log_in}"

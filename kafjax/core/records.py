@@ -70,14 +70,30 @@ class Passage:
     source: Source | None = dataclasses.field(default=None, compare=False)
 
 
+SUPERVISED = "supervised"
+"""Split of questions that only supervised methods train on: see `Corpus`."""
+
+
+RELATIONS = ("capital", "currency", "continent")
+"""What retention questions about countries ask for. A question's id begins with it,
+`capital-fr`."""
+
+
+def relation_of(question_id: str) -> str | None:
+    """Reads the relation off a question's id. None for questions of a user's own."""
+    relation, dash, _ = question_id.partition("-")
+    return relation if dash and relation in RELATIONS else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A question with its accepted answers.
 
     `split` says what it measures: `train` (used for training), `seen` (a training question, asked
     again), `paraphrase` (same fact, unseen wording), `untrained` (a subject with no training
-    questions), `retention` (a fact the base model knows). `passages` are ids of gold passages, each
-    sufficient alone.
+    questions), `development` (another such subject, for choosing settings), `control` (a subject in
+    no document), `retention` (a fact the base model knows). `passages` are ids of gold passages,
+    each sufficient alone.
     """
 
     id: str
@@ -95,7 +111,8 @@ class Corpus:
     `passages` are the retrieval units cut from `documents`. `training_questions` may be trained on;
     `questions` only evaluated. `retention` are questions on other matters, `held_out_texts`
     ordinary prose for perplexity: both measure forgetting. `replay_texts` and `replay_questions`
-    are disjoint from them and may be mixed into training.
+    are disjoint from them and may be mixed into training. `supervised_questions` ask for the facts
+    that `untrained` questions ask for, in other words: only a method that says so trains on them.
     """
 
     name: str
@@ -107,6 +124,7 @@ class Corpus:
     held_out_texts: tuple[str, ...] = ()
     replay_texts: tuple[str, ...] = ()
     replay_questions: tuple[Question, ...] = ()
+    supervised_questions: tuple[Question, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

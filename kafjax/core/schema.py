@@ -54,16 +54,26 @@ def checked(kind: type[T], value: Any, where: Path | str, *, fix: str = "") -> T
       UserError: naming `where`, the first key that is missing or of another type or range, and
         `fix`.
     """
+    return parsed(kind, json.dumps(value), where, fix=fix)
+
+
+def parsed(kind: type[T], text: str | bytes, where: Path | str, *, fix: str = "") -> T:
+    """Converts JSON into `kind`, as `checked` does, and reads it only once.
+
+    Raises:
+      UserError: as `checked`, and for what is no JSON.
+    """
     try:
-        return _adapter(kind).validate_json(json.dumps(value), strict=True)
+        return _adapter(kind).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))[:80]
-        told = (
-            "it is missing"
-            if first["type"].startswith("missing")
-            else f"{_lower(first['msg'])}, not {_shown(first['input'])}"
-        )
+        if first["type"] == "json_invalid":
+            told = "it is damaged"
+        elif first["type"].startswith("missing"):
+            told = "it is missing"
+        else:
+            told = f"{_lower(first['msg'])}, not {_shown(first['input'])}"
         raise UserError(
             f"{where}: {place + ': ' if place else ''}{told}{'; ' + fix if fix else ''}"
         ) from error

@@ -3,7 +3,7 @@
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.chunking import chunk
 from kafjax.corpus.config import NAMES, CorpusConfig
-from kafjax.corpus.factbook import capitals, factbook, prose
+from kafjax.corpus.factbook import factbook, prose
 from kafjax.corpus.folder import load_folder, load_passages, save_folder, stream_folder
 from kafjax.corpus.load import CorpusStream, load, open_corpus, stream_corpus
 from kafjax.corpus.questions import is_dealt, load_questions, save_questions
@@ -14,7 +14,6 @@ __all__ = [
     "CorpusConfig",
     "CorpusStream",
     "biographies",
-    "capitals",
     "chunk",
     "control",
     "factbook",

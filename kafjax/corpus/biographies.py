@@ -10,10 +10,22 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Passage, Question
-from kafjax.corpus.facts import Attribute, Subject, assemble, fill, gold, state, stream
+from kafjax.corpus.facts import (
+    TEST,
+    Attribute,
+    Subject,
+    assemble,
+    fill,
+    gold,
+    role,
+    state,
+    stream,
+    told,
+)
 from kafjax.corpus.people import (
     ATTRIBUTES,
     FIRST_NAMES,
@@ -39,6 +51,9 @@ def biographies(
     reversed_questions: bool = False,
     two_hop: bool = False,
     updates: bool = False,
+    n_development: int = 0,
+    n_controls: int = 0,
+    supervised: bool = False,
 ) -> Corpus:
     """Invented people, `n_documents` documents on each, every fact asked.
 
@@ -55,6 +70,9 @@ def biographies(
         person the mentor is must be known as well).
       updates: corrects one fact of each person without training questions in further documents, and
         asks for the new value (split `update`, in place of the question for the old one).
+      n_development, n_controls: adds people behind the others of whom only documents tell
+        (`development`), or nothing (`control`).
+      supervised: adds training questions about the people without, for methods that say so.
 
     Raises `UserError` for counts out of range, and for updates together with one of the others.
     """
@@ -62,8 +80,11 @@ def biographies(
         raise UserError(
             "updates leave two answers to a fact: ask reversed and two-hop questions of a corpus without them"
         )
-    subjects, attributes = _people(n_people, n_attributes, seed, two_hop=two_hop)
-    documents = state(subjects, attributes, _at_least_one("documents a person", n_documents), seed)
+    subjects, attributes = _people(
+        n_people, n_attributes, seed, n_development, n_controls, two_hop=two_hop
+    )
+    described = told(subjects)
+    documents = state(described, attributes, _at_least_one("documents a person", n_documents), seed)
     changed = _changed(subjects, attributes[:n_attributes], seed) if updates else ()
     documents += tuple(
         document
@@ -79,14 +100,15 @@ def biographies(
         seed=seed,
         size=size,
         overlap=overlap,
+        supervised=supervised,
     )
     questions = corpus.questions
     if changed:
         questions = _updated(questions, changed, corpus.passages)
     if reversed_questions:
-        questions += _reversed(subjects, attributes[:n_attributes], corpus.passages)
+        questions += _reversed(described, attributes[:n_attributes], corpus.passages)
     if two_hop:
-        questions += _two_hop(subjects, attributes[:n_attributes], corpus.passages)
+        questions += _two_hop(described, attributes[:n_attributes], corpus.passages)
     return dataclasses.replace(corpus, questions=questions)
 
 
@@ -106,7 +128,7 @@ def control(
     here is guessing and format.
     """
     subjects, attributes = _people(2 * n_people, n_attributes, seed)
-    asked = {
+    asked: dict[str, Any] = {
         "questions_per_fact": questions_per_fact,
         "seed": seed,
         "size": size,
@@ -127,7 +149,13 @@ def people(n_people: int, n_attributes: int = 4, seed: int = 0) -> tuple[Subject
 
 
 def _people(
-    n_people: int, n_attributes: int, seed: int, *, two_hop: bool = False
+    n_people: int,
+    n_attributes: int,
+    seed: int,
+    n_development: int = 0,
+    n_controls: int = 0,
+    *,
+    two_hop: bool = False,
 ) -> tuple[tuple[Subject, ...], tuple[Attribute, ...]]:
     if not 2 <= n_people <= MAX_PEOPLE:
         raise UserError(
@@ -136,7 +164,7 @@ def _people(
     if not 1 <= n_attributes <= len(ATTRIBUTES):
         raise UserError(f"attributes a person must be 1 to {len(ATTRIBUTES)}, got {n_attributes}")
     attributes = ATTRIBUTES[:n_attributes]
-    names = _names(n_people, seed)
+    names = _names(n_people + n_development + n_controls, seed)
     subjects = []
     for index, name in enumerate(names):
         facts = {
@@ -145,7 +173,7 @@ def _people(
         if two_hop and index:
             facts[MENTOR.name] = (names[stream(seed, name, MENTOR.name, "value").randrange(index)],)
         subjects.append(
-            Subject(id=f"person-{index}", name=name, facts=facts, asked_in_training=index % 2 == 0)
+            Subject(f"person-{index}", name, facts, role(index, n_people, n_development))
         )
     return tuple(subjects), (*attributes, MENTOR) if two_hop else attributes
 
@@ -218,7 +246,7 @@ def _changed(
     """One attribute with a new value for every person without training questions."""
     changed = []
     for subject in subjects:
-        if not subject.asked_in_training:
+        if subject.role == TEST:
             rng = stream(seed, subject.name, "update")
             attribute = rng.choice(attributes)
             value = rng.choice(

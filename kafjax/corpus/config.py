@@ -27,6 +27,20 @@ class CorpusConfig(Config):
         least=2,
         most=10**6,
     )
+    development: int = option(
+        0,
+        "People or countries beside --subjects of which only documents are trained: settings are chosen by the questions about them.",
+        least=0,
+        most=10**6,
+        added=True,
+    )
+    controls: int = option(
+        0,
+        "People or countries of a generated corpus that are asked about, and are in no document.",
+        least=0,
+        most=1000,
+        added=True,
+    )
     attributes: int = option(
         4, "Facts per person or country, or questions per table, of a generated corpus.", least=1, most=1000
     )
@@ -41,7 +55,7 @@ class CorpusConfig(Config):
     )
     retention: int = option(
         32,
-        "Capitals asked to measure forgetting; as many others are there for replay.",
+        "Questions about countries (capital, currency, continent) that measure forgetting; as many others are there for replay.",
         least=0,
         most=1000,
     )

@@ -210,6 +210,29 @@ def capital(country: Country) -> tuple[str, ...]:
     return _unique(*spellings, *map(without_accents, spellings))
 
 
+CONTINENTS = ("Africa", "Asia", "Europe", "North America", "South America", "Oceania")
+# Plurals and old forms as the Factbook has them, by the word for one of them.
+_CURRENCIES = {"zlotych": "zloty", "kronor": "krona", "kroner": "krone", "leva": "lev"}
+
+
+def continent(country: Country) -> tuple[str, ...]:
+    """The continent; () where the Factbook's maps show a country on two of them, or in a region."""
+    found = text(country, "Geography", "Map references")
+    return (found,) if found in CONTINENTS else ()
+
+
+def currency(country: Country) -> tuple[str, ...]:
+    """The currency without its country ("rupee"), and its plural."""
+    match = re.match(
+        r"([A-Za-z ]+?) ?\([A-Z]{3}\) per US dollar",
+        text(country, "Economy", "Exchange rates", "Currency"),
+    )
+    if not match:
+        return ()
+    word = match[1].split()[-1].lower()
+    return _unique(_CURRENCIES.get(word, word.removesuffix("s")), word)
+
+
 def gdp(country: Country) -> float:
     """GDP at official exchange rates in US dollars, 0 where unknown."""
     match = re.match(

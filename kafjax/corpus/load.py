@@ -12,9 +12,11 @@ from kafjax.core.errors import UserError, nearest
 from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.config import NAMES, CorpusConfig
-from kafjax.corpus.factbook import capital_halves, capitals, factbook, prose
+from kafjax.corpus.factbook import capital_halves, factbook, prose
 from kafjax.corpus.folder import corpus_name, load_folder, stream_folder
 from kafjax.corpus.queries import queries
+from kafjax.corpus.questions import NOT_ASKED
+from kafjax.corpus.retention import world_questions
 from kafjax.corpus.tfds_in import PREFIX, load_tfds
 
 _DEFAULT = CorpusConfig()
@@ -26,6 +28,8 @@ def open_corpus(config: CorpusConfig, seed: int = 0, *, needs_questions: bool = 
     return load(
         config.corpus,
         n_subjects=config.subjects,
+        n_development=config.development,
+        n_controls=config.controls,
         n_attributes=config.attributes,
         n_documents=config.documents,
         questions_per_fact=config.questions_per_fact,
@@ -60,7 +64,7 @@ def stream_corpus(config: CorpusConfig, seed: int = 0) -> CorpusStream:
     if _is_directory(config.corpus):
         documents, questions = stream_folder(config.corpus)
         trained = tuple(q for q in questions if q.split == "train")
-        asked = tuple(q for q in questions if q.split not in ("train", "retention", "replay"))
+        asked = tuple(q for q in questions if q.split not in NOT_ASKED)
         return CorpusStream(corpus_name(config.corpus), documents, None, trained, asked)
     corpus = open_corpus(config, seed)
     n_documents = len(corpus.documents)
@@ -77,6 +81,8 @@ def load(
     source: str | os.PathLike[str],
     *,
     n_subjects: int = _DEFAULT.subjects,
+    n_development: int = _DEFAULT.development,
+    n_controls: int = _DEFAULT.controls,
     n_attributes: int = _DEFAULT.attributes,
     n_documents: int = _DEFAULT.documents,
     questions_per_fact: int = _DEFAULT.questions_per_fact,
@@ -95,8 +101,9 @@ def load(
     "document"; by default sentences, or what suits the documents of a directory. With
     `needs_questions=False` a directory of documents alone will do.
 
-    Attached are `n_retention` capitals to ask before and after, `n_held_out` pieces of prose for
-    perplexity, and `n_retention` each of capitals and prose of other countries for replay. A
+    Attached are `n_retention` questions about countries to ask before and after, `n_held_out` pieces
+    of prose for perplexity, and `n_retention` each of such questions and of prose about other
+    countries for replay. A
     directory's own retention questions, prose or replay come first; with all of them, or with
     `n_retention=0` and `n_held_out=0`, the World Factbook is not needed.
 
@@ -112,15 +119,16 @@ def load(
         "size": "sentence" if chunk is None else chunk,
         "overlap": overlap,
     }
+    roles = {"n_development": n_development, "n_controls": n_controls, "supervised": True}
     if name == "biographies":
-        corpus = biographies(n_subjects, **generated)
+        corpus = biographies(n_subjects, **generated, **roles)
     elif name == "biographies-control":
         corpus = control(n_subjects, **generated)
     elif name == "factbook":
         # Training on a country must not touch what is asked about it for retention, so the corpus
         # takes others.
         exclude = {country.code for half in capital_halves(n_retention) for country in half}
-        corpus = factbook(n_subjects, **generated, exclude=exclude)
+        corpus = factbook(n_subjects, **generated, **roles, exclude=exclude)
     elif name == "queries":
         corpus = queries(n_subjects, n_attributes, seed)
     elif name.startswith(PREFIX):
@@ -143,7 +151,7 @@ def _is_directory(name: str) -> bool:
 def _with_retention(corpus: Corpus, n_retention: int, n_held_out: int) -> Corpus:
     attached = {}
     if n_retention and not (corpus.retention and corpus.replay_questions):
-        attached["retention"], attached["replay_questions"] = capitals(n_retention)
+        attached["retention"], attached["replay_questions"] = world_questions(n_retention)
     if (n_retention or n_held_out) and not (corpus.held_out_texts and corpus.replay_texts):
         attached["held_out_texts"], attached["replay_texts"] = prose(n_held_out, n_retention)
     return dataclasses.replace(

@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from kafjax.core.errors import UserError, nearest
-from kafjax.core.records import Corpus, Question
+from kafjax.core.records import SUPERVISED, Corpus, Question
 from kafjax.core.rundir import write_jsonl
 from kafjax.corpus import beir, rows
 from kafjax.corpus.gold import Gold, gold_of
@@ -21,12 +21,17 @@ SPLITS = (
     "seen",
     "paraphrase",
     "untrained",
+    "development",
+    "control",
+    SUPERVISED,
     "retention",
     "replay",
     "reversed",
     "two_hop",
     "update",
 )
+NOT_ASKED = ("train", "retention", "replay", SUPERVISED)
+"""Splits that are no part of the questions about the documents."""
 
 
 def load_questions(directory: Path) -> list[Question]:

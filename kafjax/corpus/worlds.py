@@ -10,7 +10,7 @@ from pathlib import Path
 from kafjax.core.errors import UserError, nearest
 from kafjax.corpus.biographies import people
 from kafjax.corpus.editions import FIELDS, HOW, newer, older
-from kafjax.corpus.facts import Attribute, Subject, stream
+from kafjax.corpus.facts import TEST, Attribute, Subject, role, stream
 from kafjax.corpus.people import ATTRIBUTES, POOLS
 from kafjax.corpus.stream import Answers, World
 
@@ -95,7 +95,7 @@ def factbook_world(
             facts={
                 name: (before if number < n_start else after)[code].facts[name] for name in names
             },
-            asked_in_training=number < n_start and number % 2 == 0,
+            role=role(number, n_start) if number < n_start else TEST,
         )
         for number, code in enumerate(codes[: n_start + n_later])
     )
@@ -112,6 +112,11 @@ def factbook_world(
 
 def _untrained_later(everyone: Sequence[Subject], n_start: int) -> tuple[Subject, ...]:
     return tuple(
-        Subject(person.id, person.name, person.facts, person.asked_in_training and number < n_start)
+        Subject(
+            person.id,
+            person.name,
+            person.facts,
+            role(number, n_start) if number < n_start else TEST,
+        )
         for number, person in enumerate(everyone)
     )

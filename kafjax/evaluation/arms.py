@@ -20,7 +20,7 @@ from kafjax.evaluation import clustered, table
 from kafjax.evaluation.clustered import Cells, Difference
 from kafjax.evaluation.figures import METHOD_STYLE, STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import ALPHA, Interval
-from kafjax.evaluation.results import RETENTION, headline, ordered
+from kafjax.evaluation.results import DEVELOPMENT, RETENTION, headline, ordered
 
 METHOD, SEED = "method", "seed"
 _VERDICTS = {"greater": "better", "less": "worse", "equivalent": "equal", "undecided": "undecided"}
@@ -114,11 +114,11 @@ def splits_of(arms: Sequence[Arm]) -> list[str]:
 def chosen(
     arms: Sequence[Arm], settings: Sequence[str], most_forgotten: float | None = None
 ) -> list[Arm]:
-    """Chooses for each arm the best values of settings on one half of the subjects, and keeps the
-    answers about the other half.
+    """Chooses for each arm the best values of settings by the questions about development subjects.
 
-    The halves follow from the subjects' names, so that every arm has the same ones. The measure is
-    the headline split. With `most_forgotten`, in nats a token, values that forget more on average
+    Where none were asked, one half of the subjects stands in, by the headline split, and the
+    answers about the other half are kept. The halves follow from the subjects' names, so that every
+    arm has the same ones. With `most_forgotten`, in nats a token, values that forget more on average
     are passed over; where all do, the one that forgets least is taken.
 
     Raises:
@@ -131,7 +131,8 @@ def chosen(
             raise UserError(
                 f"--choose: the runs do not vary '{setting[:60]}'. {nearest(setting, known) if known else 'They vary nothing.'}"
             )
-    if (split := headline(splits_of(arms))) is None:
+    apart = DEVELOPMENT in splits_of(arms)
+    if (split := DEVELOPMENT if apart else headline(splits_of(arms))) is None:
         raise UserError(
             f"--choose={','.join(settings)}: nothing was asked in these runs, so there is nothing to choose by"
         )
@@ -145,12 +146,14 @@ def chosen(
         rivals.setdefault(repr(others), []).append(arm)
 
     def score(arm: Arm) -> tuple[float, float]:
-        right = clustered.mean_of(_half(arm, 0).cells(split)) or 0.0
+        asked = arm if apart else _half(arm, 0)
+        right = clustered.mean_of(asked.cells(split)) or 0.0
         if most_forgotten is None or not arm.forgotten:
             return (0.0, right)
         return (-max(statistics.mean(arm.forgotten) - most_forgotten, 0.0), right)
 
-    return [_half(max(group, key=score), 1) for group in rivals.values()]
+    best = [max(group, key=score) for group in rivals.values()]
+    return best if apart else [_half(arm, 1) for arm in best]
 
 
 def _half(arm: Arm, half: int) -> Arm:
@@ -178,12 +181,12 @@ def named(arms: Sequence[Arm], wanted: str) -> Arm:
     return found[0]
 
 
-def quality_table(arms: Sequence[Arm]) -> table.Table:
+def quality_table(arms: Sequence[Arm], *, grouped: bool = True) -> table.Table:
     """A row an arm: settings, seeds, final loss, and each split's share of right answers with its
     interval."""
     names, splits = list(arms[0].settings), splits_of(arms)
     split = headline(splits)
-    letters = _letters(arms, split) if split is not None else None
+    letters = _letters(arms, split) if grouped and split is not None else None
     measured = any(arm.forgotten for arm in arms)
     rows = []
     for index, arm in enumerate(arms):

@@ -7,11 +7,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kafjax.core.records import RELATIONS
 from kafjax.evaluation.clustered import FEW
 from kafjax.evaluation.cost import OTHER, STAGES, TOTAL
 from kafjax.evaluation.error_budget import CAUSES
 from kafjax.evaluation.intervals import ALPHA, MARGIN
-from kafjax.evaluation.results import ALL, RETENTION, headline, splits_of
+from kafjax.evaluation.results import (
+    ALL,
+    BASE,
+    CONTROL,
+    DEVELOPMENT,
+    LIKELIEST,
+    RAG,
+    REALIGNED,
+    RETENTION,
+    headline,
+    splits_of,
+)
 from kafjax.evaluation.table import NONE, PENDING, Table, number, percent, ratio
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
@@ -55,7 +67,9 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         "paraphrase": "paraphrase: facts whose questions were trained, in unseen wording",
         "seen": "seen: trained questions asked again",
         ALL: "all (the headline): every question about the documents; nothing is trained, so none is set apart",
-        RETENTION: "retention: other facts, which the base model knows",
+        DEVELOPMENT: "development: subjects like those of untrained, by which settings may be chosen",
+        CONTROL: "control: subjects in no document, so that what is right there is guessed",
+        RETENTION: "retention: other facts, of which the base model knows many",
     }
     notes = [
         "Correct: an accepted answer stands in the reply's first line as whole words, case, punctuation and articles aside. "
@@ -67,6 +81,33 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         "or texts (prose: BCa bootstrap). n=32 of 8: 32 questions about 8 subjects.",
     ]
     return _method_table("Quality and forgetting", results, columns, notes)
+
+
+def retention_table(results: Mapping[str, Any]) -> Table | None:
+    """Tabulates the retention suite, by relation and in all; None where it was not asked."""
+    parts = [
+        (f"{relation}{kind}", f"{RETENTION}_{relation}{key}")
+        for relation in RELATIONS
+        for kind, key in (("", ""), (", likeliest", f"_{LIKELIEST}"))
+    ]
+    parts += [
+        ("all, said", RETENTION),
+        ("all, likeliest", f"{RETENTION}_{LIKELIEST}"),
+        ("all, realigned", f"{RETENTION}_{REALIGNED}"),
+    ]
+    columns = [
+        (f"{label} %{_n(results, key)}", _percent_of(key))
+        for label, key in parts
+        if _has(results, key)
+    ]
+    if len(columns) < 2:
+        return None
+    notes = [
+        "Said: in the reply. Likeliest: likelier than three wrong answers of its kind (by chance 25%). Realigned: said after "
+        "the weights have learned a few questions about other countries: what comes back was out of form, not lost. "
+        "Methods that retrieve answer with passages in the prompt, as forced."
+    ]
+    return _method_table("What is kept of other matters", results, columns, notes)
 
 
 def _nats(perplexity_ratio: Mapping[str, Any] | None) -> str:
@@ -134,16 +175,21 @@ def learning_cost_table(results: Mapping[str, Any]) -> Table:
         ("trained parameters", lambda m: number(m["cost"]["trainable_parameters"])),
         ("tokens", lambda m: number(m["cost"]["train_tokens"])),
         ("train s", lambda m: number(m["cost"]["train_seconds"])),
+        ("compile s", lambda m: number(m["cost"].get("compile_seconds"))),
         ("index s", lambda m: number(m["cost"]["index_seconds"])),
         ("TFLOP formula", _scaled("train_flops_formula", 1e12)),
-        ("TFLOP measured", _scaled("train_flops_measured", 1e12)),
+        ("useful", _scaled("train_flops_useful", 1e12)),
+        ("executed", _scaled("train_flops_measured", 1e12)),
         ("optimizer MB", _scaled("optimizer_bytes", 1e6)),
-        ("peak memory GB", _scaled("peak_memory_bytes", 1e9)),
+        ("step GB", _scaled("train_memory_bytes", 1e9)),
+        ("process GB", _scaled("peak_memory_bytes", 1e9)),
         ("keep MB", _scaled("artifact_bytes", 1e6)),
     ]
     notes = [
         "Tokens: all passes over the training data. Formula: 6N a token for full, 4N for LoRA, plus attention and logits. "
-        "Measured: XLA's count for the compiled step. Keep: bytes for this corpus beside the base model. MB = 10^6 bytes."
+        "Useful and executed: XLA's count for the compiled step, TFLOP; executed with places of the loss that have no target. "
+        "Step: what the compiled training step needs, by XLA. Process: highest of the process until then, which depends on what "
+        "ran before. Keep: bytes for this corpus beside the base model. MB = 10^6 bytes."
     ]
     return _method_table("Cost of learning and keeping", results, columns, notes)
 
@@ -230,7 +276,7 @@ def _comparable(accuracy: Mapping[str, Any]) -> str:
 
 def error_budget_table(results: Mapping[str, Any]) -> Table:
     """Tabulates the sources of right answers and the causes of wrong ones for each method, in
-    percent of the knowledge questions."""
+    percent of the questions of the headline split."""
     budgets = results["error_budget"]
     causes = [cause for cause in CAUSES if any(cause in budget for budget in budgets.values())]
     numbers = {name: next(iter(budget.values()))["n"] for name, budget in budgets.items()}
@@ -247,13 +293,13 @@ def error_budget_table(results: Mapping[str, Any]) -> Table:
         + "; ".join(f"{cause}: {CAUSES[cause]}" for cause in causes)
         + ".",
     )
-    title = "Error budget, % of knowledge questions"
+    title = f"Error budget, % of {headline(splits_of(results)) or ALL} questions"
     n = f" (n={next(iter(numbers.values()))})" if same else ""
     return Table(title + n, ("method", *causes), tuple(rows), notes)
 
 
 def pairwise_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Shows paired differences between all methods, row minus column: a table for each split, the
+    """Shows the paired differences that were tested, row minus column: a table for each split, the
     headline first."""
     splits = dict.fromkeys(pair["split"] for pair in results["comparisons"])
     return [
@@ -268,19 +314,20 @@ def _pairwise_table(
     split: str, pairs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
 ) -> Table:
     names = list(results["methods"])
-    cells = {(a, a): "" for a in names}
+    against = list(dict.fromkeys(pair["b"] for pair in pairs))
+    cells = {}
     for pair in pairs:
         value, mark = pair["difference"]["value"], _MARKS.get(pair["verdict"], "")
         for a, b, sign in ((pair["a"], pair["b"], 1), (pair["b"], pair["a"], -1)):
             cells[a, b] = NONE if value is None else f"{100 * sign * value or 0.0:+.1f}{mark}"
-    rows = tuple((a, *(cells[a, b] for b in names)) for a in names)
+    rows = tuple((a, *(cells.get((a, b), "") for b in against)) for a in names)
     found = [pair["smallest"] for pair in pairs if pair.get("smallest") is not None]
     notes = (
         f"Row minus column, in points. *: p < {ALPHA} when whole subjects' signs are flipped, after Holm's correction for "
         f"{len(pairs)} comparisons. =: equal within {100 * MARGIN:.0f} points (two one-sided tests). Neither: not shown.",
         *_power(found),
     )
-    return Table(f"Who is better on {split}", ("", *names), rows, notes)
+    return Table(f"Who is better on {split}", ("", *against), rows, notes)
 
 
 _MARKS = {"greater": "*", "less": "*", "equivalent": "="}
@@ -296,10 +343,35 @@ def _power(smallest: Sequence[float]) -> list[str]:
     ]
 
 
+def verdict(results: Mapping[str, Any]) -> str | None:
+    """Says how the methods stand against rag, or else against base, on the headline split. None
+    where nothing was compared."""
+    split = headline({pair["split"] for pair in results["comparisons"]})
+    pairs = [pair for pair in results["comparisons"] if pair["split"] == split]
+    reference = next((name for name in (RAG, BASE) if any(p["b"] == name for p in pairs)), None)
+    if reference is None:
+        return None
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair["b"] == reference:
+            found.setdefault(_WORDS[pair["verdict"]], []).append(pair["a"])
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items())
+    return f"On {split}, against {reference}: {told}."
+
+
+_WORDS = {
+    "greater": "better",
+    "less": "worse",
+    "equivalent": "equal",
+    "undecided": "no difference shown",
+}
+
+
 def main_tables(results: Mapping[str, Any]) -> list[Table]:
     """The tables for the terminal, top to bottom."""
     tables = (
         quality_table,
+        retention_table,
         learning_cost_table,
         query_cost_table,
         error_budget_table,
@@ -324,8 +396,8 @@ def footer(results: Mapping[str, Any]) -> list[str]:
 
 
 def setting(results: Mapping[str, Any]) -> list[str]:
-    """Lists the setting of a run: the machine with its versions, and the corpus, model, numeric
-    type and seed."""
+    """Lists the setting of a run: the machine with its versions, the corpus, model, numeric type and
+    seed, and how often training tells a fact."""
     environment, config = results["environment"], results["config"]
     cores = f"{environment['cores']} cores" if environment.get("cores") else None
     packages = environment.get("packages") or {}
@@ -340,9 +412,23 @@ def setting(results: Mapping[str, Any]) -> list[str]:
         for key in ("corpus", "model", "profile", "dtype", "seed")
         if key in config
     ]
-    return [", ".join(parts) for parts in (machine, run) if parts]
+    return [", ".join(parts) for parts in (machine, run, tellings(config)) if parts]
 
 
+def tellings(config: Mapping[str, Any]) -> list[str]:
+    """Says how often training tells each fact, of a generated corpus: the same for all methods that
+    train."""
+    epochs, documents = config.get("epochs"), config.get("documents")
+    if config.get("corpus") not in GENERATED or config.get("steps") or not epochs or not documents:
+        return []
+    return [
+        f"each fact is told {epochs} times in training: {documents} documents in other words and order, "
+        f"one of them a pass, {epochs} passes"
+    ]
+
+
+GENERATED = ("biographies", "biographies-control", "factbook")
+"""Corpora of which every document of a subject tells all of its facts."""
 _CODE = {
     "git_sha": "commit",
     "git_dirty": "uncommitted changes:",
@@ -425,7 +511,7 @@ def _percent_of(key: str) -> Callable[[Mapping[str, Any]], str]:
 
 def _scaled(key: str, unit: float) -> Callable[[Mapping[str, Any]], str]:
     return lambda method: number(
-        None if method["cost"][key] is None else method["cost"][key] / unit
+        None if method["cost"].get(key) is None else method["cost"][key] / unit
     )
 
 

@@ -37,7 +37,11 @@ class Cost:
     """One method's bill for one corpus. None means not measured; zero means it costs nothing.
 
     `train_tokens` counts every pass over the data. `train_flops_formula` is this module's,
-    `train_flops_measured` XLA's `cost_analysis` of the compiled step times the steps run.
+    `train_flops_measured` XLA's `cost_analysis` of the compiled step times the steps run, and
+    `train_flops_useful` the same without places of the loss that have no target. `train_seconds`
+    are without compiling, which `compile_seconds` took. `train_memory_bytes` is what the compiled
+    training step needs (`memory_analysis`): it depends on nothing that ran before, as
+    `peak_memory_bytes` of the process does.
     `artifact_bytes` is what must be kept for this corpus beside the base model: weights or adapter,
     or the index with its text. `peak_memory_bytes` is the highest of learning and answering.
     `adapter_only` says that the base model's weights stay as they are. `latency_seconds` is
@@ -50,7 +54,10 @@ class Cost:
     train_tokens: int = 0
     train_flops_formula: float = 0.0
     train_flops_measured: float | None = None
+    train_flops_useful: float | None = None
     train_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    train_memory_bytes: int | None = None
     index_seconds: float = 0.0
     index_flops_formula: float = 0.0
     peak_memory_bytes: int | None = None

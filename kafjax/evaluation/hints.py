@@ -49,7 +49,7 @@ def _experiment(qualities: Mapping[str, Any], splits: Sequence[str]) -> list[str
         (interval["high"] - interval["low"], split)
         for quality in qualities.values()
         for split in splits
-        if (interval := quality.get(split)) and interval["n"]
+        if (interval := quality.get(split)) and interval["low"] is not None
     ]
     width, widest = max(widths, default=(0.0, ""))
     if width > 0.2:
@@ -71,7 +71,7 @@ def _training(qualities: Mapping[str, Any], trained: Collection[str]) -> list[st
                 (PARAPHRASE, HEADLINE, drilled),
             ):
                 a, b = quality.get(easier), quality.get(harder)
-                if a and b and a["n"] and b["n"] and a["low"] > b["high"]:
+                if a and b and None not in (a["low"], b["high"]) and a["low"] > b["high"]:
                     gaps[name] = f"{100 * (a['value'] - b['value']):.0f}"
     found = []
     if drilled:
@@ -108,7 +108,9 @@ def _retrieval(budgets: Mapping[str, Any]) -> list[str]:
             if cause in budget and budget[cause]["n"]
         }
         large = {
-            name: f"{share['value']:.0%}" for name, share in shares.items() if share["low"] > 0.05
+            name: f"{share['value']:.0%}"
+            for name, share in shares.items()
+            if share["low"] is not None and share["low"] > 0.05
         }
         if large:
             found.append(f"Questions lost to {cause}: {_listed(large)}. {remedy}.")

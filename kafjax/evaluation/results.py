@@ -24,7 +24,7 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from kafjax.core.records import Prediction
+from kafjax.core.records import RELATIONS, Prediction, relation_of
 from kafjax.evaluation import clustered, intervals
 from kafjax.evaluation.clustered import FEW, Difference, cells, mean_of_questions
 from kafjax.evaluation.cost import (
@@ -46,6 +46,13 @@ ALL = "all"
 """All questions of a corpus that sets none apart, in a run that trains nothing: see
 `as_one_split`."""
 KNOWLEDGE = (HEADLINE, PARAPHRASE, SEEN)
+DEVELOPMENT, CONTROL = "development", "control"
+ASIDE = (DEVELOPMENT, CONTROL, RETENTION)
+"""Splits that no claim about knowledge is made on: those that settings are chosen by, questions
+that no document answers, and other matters."""
+RAG = "rag"
+LIKELIEST, REALIGNED = "likeliest", "realigned"
+"""Scores of the retention suite (`methods.retention`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +77,18 @@ class Arm:
 
 
 def ordered(splits: Collection[str]) -> list[str]:
-    """Sorts splits for showing: the headline, the other known ones, the user's own, retention
-    last."""
+    """Sorts splits for showing: the headline, the other known ones, the user's own, then those of
+    `ASIDE`."""
     known = [split for split in KNOWLEDGE if split in splits]
-    others = [split for split in splits if split not in (*KNOWLEDGE, RETENTION)]
-    return [*known, *others, *(split for split in (RETENTION,) if split in splits)]
+    others = [split for split in splits if split not in (*KNOWLEDGE, *ASIDE)]
+    return [*known, *others, *(split for split in ASIDE if split in splits)]
 
 
 def headline(splits: Collection[str]) -> str | None:
     """Picks the split that verdicts are about: `untrained`, else the first one there is in the
-    order of `ordered`."""
-    return next((split for split in ordered(splits) if split != RETENTION), None)
+    order of `ordered`; `development` only where nothing else was asked."""
+    claims = [split for split in ordered(splits) if split not in ASIDE]
+    return next(iter(claims), DEVELOPMENT if DEVELOPMENT in splits else None)
 
 
 def splits_of(results: Mapping[str, Any]) -> list[str]:
@@ -97,8 +105,7 @@ def as_one_split(arms: Mapping[str, Arm]) -> dict[str, Arm]:
 
     def whole(arm: Arm) -> Arm:
         predictions = [
-            p if p.split == RETENTION else dataclasses.replace(p, split=ALL)
-            for p in arm.predictions
+            p if p.split in ASIDE else dataclasses.replace(p, split=ALL) for p in arm.predictions
         ]
         return dataclasses.replace(arm, predictions=predictions)
 
@@ -116,6 +123,7 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
             name for p in of_split for name in p.score if name != "contains"
         ):
             quality[f"{split}_{metric}"] = _metric(of_split, metric)
+    quality |= _by_relation([p for p in arm.predictions if p.split == RETENTION])
     for metric in ("recall_at_k", "mrr"):
         if any(metric in p.score for p in arm.predictions):
             quality[metric] = _metric(arm.predictions, metric)
@@ -131,6 +139,20 @@ def summarise(arm: Arm, base: Arm | None = None) -> dict[str, Interval]:
                 arm.held_out_nll, base.held_out_nll, arm.held_out_tokens
             )
     return quality
+
+
+def _by_relation(predictions: Sequence[Prediction]) -> dict[str, Interval]:
+    """Returns the shares of a relation's answers that are said, and that are the likeliest:
+    `retention_capital`, `retention_capital_likeliest`."""
+    found: dict[str, Interval] = {}
+    for relation in RELATIONS:
+        asked = [p for p in predictions if relation_of(p.id) == relation]
+        if asked:
+            name = f"{RETENTION}_{relation}"
+            found[name] = mean_of_questions(asked, [float(p.correct) for p in asked])
+            if any(LIKELIEST in p.score for p in asked):
+                found[f"{name}_{LIKELIEST}"] = _metric(asked, LIKELIEST)
+    return found
 
 
 def forgotten(arm: Arm, base: Arm) -> float | None:
@@ -168,6 +190,7 @@ def collect(
     """The contents of results.json for the arms that are done, in their order; `pending` names
     those still to come."""
     base = arms.get(BASE)
+    first = headline(_splits(arms.values()))
     methods = {
         name: {
             "quality": {key: interval.to_json() for key, interval in summarise(arm, base).items()},
@@ -186,7 +209,7 @@ def collect(
         "error_budget": {
             name: {
                 cause: share.to_json()
-                for cause, share in error_budget(*_causes_from(name, arms)).items()
+                for cause, share in error_budget(*_causes_from(name, arms, first)).items()
             }
             for name, arm in arms.items()
         },
@@ -196,8 +219,8 @@ def collect(
 
 
 def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """Compares every pair of arms on every split of knowledge. Holm's correction is over the pairs
-    of one split.
+    """Makes the contrasts of `contrasts` on every split of knowledge. Holm's correction is over
+    those of one split.
 
     The oracle can answer only questions whose gold passage is known: others are compared with it on
     those.
@@ -211,7 +234,7 @@ def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
 
     rows = []
     for split in _knowledge_splits(arms.values()):
-        pairs = list(itertools.combinations(arms, 2))
+        pairs = contrasts(list(arms))
         compared = clustered.compare(
             [_cells(predictions(a, b), predictions(b, a), split) for a, b in pairs]
         )
@@ -222,9 +245,30 @@ def _comparisons(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     return rows
 
 
+def contrasts(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Lists the pairs that are tested: each arm against `rag`, and each against `base`. Where
+    neither is there, all pairs.
+
+    They were fixed before any run of the study: 13 contrasts of eight arms find smaller differences
+    than all 28 pairs do after Holm's correction.
+    """
+    references = [name for name in (RAG, BASE) if name in names]
+    if not references:
+        return list(itertools.combinations(names, 2))
+    return [
+        (name, reference)
+        for reference in references
+        for name in names
+        if name != reference and (name, reference) != (BASE, RAG)
+    ]
+
+
+def _splits(arms: Iterable[Arm]) -> list[str]:
+    return ordered(dict.fromkeys(p.split for arm in arms for p in arm.predictions))
+
+
 def _knowledge_splits(arms: Iterable[Arm]) -> list[str]:
-    found = dict.fromkeys(p.split for arm in arms for p in arm.predictions)
-    return [split for split in ordered(found) if split != RETENTION]
+    return [split for split in _splits(arms) if split not in ASIDE]
 
 
 def _trained_and_retrieving(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
@@ -293,20 +337,27 @@ def causes_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, str]]:
     return {name: attribute(*_causes_from(name, arms)) for name in arms}
 
 
-def _causes_from(name: str, arms: Mapping[str, Arm]) -> tuple[Sequence[Prediction], ...]:
-    """Returns the predictions that tell the causes of an arm's answers: its own, those of its
-    weights with a gold passage alone, and those of its weights without passages."""
+def _causes_from(
+    name: str, arms: Mapping[str, Arm], split: str | None = None
+) -> tuple[Sequence[Prediction], ...]:
+    """Returns the predictions that tell the causes of an arm's answers, to the questions of a split
+    or of all: its own, those of its weights with a gold passage alone, and those of its weights
+    without passages."""
     arm, (weights, plus, _) = arms[name], name.partition("+")
-    own = _knowledge(arm.predictions)
-    closed_book = arms.get(weights if plus else BASE) if retrieves(own) else None
-    alone = [] if closed_book is None else _knowledge(closed_book.predictions)
-    return own, _oracle_for(arm, arms), alone
+
+    def asked(predictions: Sequence[Prediction]) -> list[Prediction]:
+        return [p for p in predictions if (p.split == split if split else p.split not in ASIDE)]
+
+    own = asked(arm.predictions)
+    closed_book = arms.get(weights if plus else BASE) if retrieves(arm.predictions) else None
+    alone = [] if closed_book is None else asked(closed_book.predictions)
+    return own, asked(_oracle_for(arm, arms)), alone
 
 
 def _oracle_for(arm: Arm, arms: Mapping[str, Arm]) -> Sequence[Prediction]:
     if arm.oracle or arm.cost.trainable_parameters or ORACLE not in arms:
         return arm.oracle
-    return _knowledge(arms[ORACLE].predictions)
+    return arms[ORACLE].predictions
 
 
 def _metric(predictions: Sequence[Prediction], metric: str) -> Interval:
@@ -316,7 +367,3 @@ def _metric(predictions: Sequence[Prediction], metric: str) -> Interval:
 
 def _split(predictions: Sequence[Prediction], split: str) -> list[Prediction]:
     return [p for p in predictions if p.split == split]
-
-
-def _knowledge(predictions: Sequence[Prediction]) -> list[Prediction]:
-    return [p for p in predictions if p.split != RETENTION]

@@ -10,17 +10,17 @@ of the prompt alone.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from kafjax.core import trees
+from kafjax.core.programs import program
 from kafjax.models import Cache, Decoder, caches
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_free"))
+@program(static=("n_free",))
 def prefill_branches(
     model: Decoder,
     params: trees.Tree,

@@ -8,13 +8,13 @@ compiled.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kafjax.core import trees
+from kafjax.core.programs import program
 from kafjax.generation.sample import Sampling, next_token
 from kafjax.models import Cache, Decoder, caches
 
@@ -34,7 +34,7 @@ class State(NamedTuple):
     key_B: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_free", "whole"))
+@program(static=("n_free", "whole"))
 def prefill(
     model: Decoder,
     params: trees.Tree,
@@ -71,7 +71,7 @@ def prefill(
     return model.constrain(last_BxD, ("batch", None)), _constrained(model, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_new", "sampling"))
+@program(static=("n_new", "sampling"))
 def first_token(
     model: Decoder,
     params: trees.Tree,
@@ -99,9 +99,7 @@ def first_token(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "sampling"), donate_argnames=("state", "cache")
-)
+@program(static=("sampling",), donated=("state", "cache"))
 def decode(
     model: Decoder,
     params: trees.Tree,

@@ -6,16 +6,15 @@ row               prompt, reply          a row for each reply; only the reply is
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from kafjax.core import trees
+from kafjax.core.programs import program
 from kafjax.models import Cache, Decoder
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_reply"))
+@program(static=("n_reply",))
 def reply_log_likelihoods(
     model: Decoder,
     params: trees.Tree,

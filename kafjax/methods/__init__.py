@@ -1,9 +1,9 @@
 """The methods under comparison: weights, a reader, or weights with a reader, such as `lora`, `rag`,
 `lora+rag`.
 
-Weights say where answers come from without passages; a reader puts passages into the prompt of some
-weights. Any two go together. A new one is a file with a `Method` and a line in `WEIGHTS` or
-`READERS`.
+Weights say where answers come from without passages, those that train also in which regime
+(`regimes`); a reader puts passages into the prompt of some weights. Any two go together. A new one
+is a file with a `Method` and a line in `WEIGHTS` or `READERS`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from kafjax.core.errors import UserError, nearest
 from kafjax.lora.spec import VARIANTS
+from kafjax.methods import regimes
 from kafjax.methods.base import Base
 from kafjax.methods.full import Full
 from kafjax.methods.hyde import HyDE
@@ -21,6 +22,7 @@ from kafjax.methods.method import Method
 from kafjax.methods.oracle import Oracle
 from kafjax.methods.rag import RAG
 from kafjax.methods.reading import READING, Reading
+from kafjax.methods.regimes import REGIMES
 from kafjax.methods.settings import REPLAY, TRAIN, Settings
 
 BASE = "base"
@@ -29,6 +31,8 @@ WEIGHTS: dict[str, Callable[[Lab, str], Method]] = {
     **dict.fromkeys(VARIANTS, LoRA),
     "full": Full,
     **dict.fromkeys(READING, Reading),
+    **{f"{name}-{regime}": LoRA for name in VARIANTS for regime in REGIMES if regime},
+    **{f"full-{regime}": Full for regime in REGIMES if regime},
 }
 READERS: dict[str, Callable[[Lab, str, Method], Method]] = {
     "oracle": Oracle,
@@ -63,10 +67,11 @@ def parts(name: str) -> tuple[str, str | None]:
         return weights, reader or None
     names = [*WEIGHTS, *READERS, *(f"{w}+{r}" for w in WEIGHTS for r in READERS if w != BASE)]
     close = nearest(name, names)
+    plain = ", ".join(weights for weights in WEIGHTS if not regimes.split(weights)[1])
     hint = (
         close
         if close.startswith("Did")
-        else f"Weights: {', '.join(WEIGHTS)}; readers: {', '.join(READERS)}; or WEIGHTS+READER."
+        else f"Weights: {plain}; readers: {', '.join(READERS)}; or WEIGHTS+READER."
     )
     raise UserError(f"unknown method '{name[:60]}'. {hint}")
 

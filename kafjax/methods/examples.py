@@ -32,6 +32,7 @@ def check_texts(corpus: Corpus, tokenizer: Tokenizer, vocab_size: int) -> None:
     for question in (
         *corpus.training_questions,
         *corpus.replay_questions,
+        *corpus.supervised_questions,
         *corpus.questions,
         *corpus.retention,
     ):
@@ -56,10 +57,10 @@ def training_examples(
     `replay`, texts and questions about other matters. The loss covers whole documents, and only the
     answers of questions. `prompts` formats questions; documents are plain text.
     """
-    questions = [_question(tokenizer, question, prompts) for question in corpus.training_questions]
+    questions = question_examples(corpus.training_questions, tokenizer, prompts)
     texts = text_examples(tokenizer, [document.text for document in corpus.documents], eos_id)
     other = _interleaved(
-        [_question(tokenizer, question, prompts) for question in corpus.replay_questions],
+        question_examples(corpus.replay_questions, tokenizer, prompts),
         text_examples(tokenizer, list(corpus.replay_texts), eos_id),
     )
     variants, used = [], 0
@@ -70,6 +71,13 @@ def training_examples(
         used += n_replay
         variants.append(examples)
     return variants
+
+
+def question_examples(
+    questions: Iterable[Question], tokenizer: Tokenizer, prompts: Prompts = prompt
+) -> list[Example]:
+    """Makes an example of each question with its first answer, which alone the loss covers."""
+    return [_question(tokenizer, question, prompts) for question in questions]
 
 
 def stream_examples(
@@ -94,7 +102,7 @@ def stream_examples(
     def of_questions(questions: list[Question]) -> list[Example]:
         for question in questions:
             _check_question(foreign, question)
-        return [_question(tokenizer, question, prompts) for question in questions]
+        return question_examples(questions, tokenizer, prompts)
 
     yield from _ahead(of_documents, corpus.documents)
     yield from _ahead(of_questions, corpus.training_questions)

@@ -12,7 +12,7 @@ class Full(Trained):
     """Trains the model's own parameters, and answers with them."""
 
     @property
-    def note(self) -> str:
+    def described(self) -> str:
         frozen = ", embedding frozen" if self.lab.settings.train.freeze_embedding else ""
         return f"all weights trained{frozen}, learning rate {self.learning_rate:g}, no passages"
 

@@ -18,7 +18,7 @@ from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
-from kafjax.core.paths import refuse_address
+from kafjax.core.programs import program
 from kafjax.core.progress import Advance, unshown, waiting
 from kafjax.core.records import Corpus, Passage
 from kafjax.core.rundir import write_json
@@ -39,8 +39,10 @@ from kafjax.retrieval.kinds import (
     embed_passages,
     open_retriever,
 )
+from kafjax.retrieval.mirror import fetched
 from kafjax.retrieval.rerank import CrossScorer, open_scorer
 from kafjax.retrieval.retriever import Retriever
+from kafjax.retrieval.scann_index import ScannIndex
 from kafjax.retrieval.store import Store
 from kafjax.training import make_batch, text_example
 from kafjax.training.batches import pack
@@ -114,7 +116,8 @@ class Lab:
             raise UserError(
                 f"'{self.embedder_name}' is no encoder; --embedder needs one (minilm, or a folder of a BERT model)"
             )
-        return Embedder(model, params, hub.tokenizer(self.embedder_name))
+        dtype = self.settings.retrieval.embedder_dtype
+        return Embedder(model, params, hub.tokenizer(self.embedder_name), dtype=dtype)
 
     @functools.cached_property
     def store(self) -> Store:
@@ -122,11 +125,6 @@ class Lab:
         brought up to the corpus."""
         if self.index is not None:
             return self._open_given(self.index)
-        refuse_address(
-            self.folder,
-            "an index is mapped into memory; make one in a folder of this machine "
-            "(experiments.build_index) and give it by --index, or copy the run",
-        )
         path = self.folder / "index"
         if not (path / "built.json").exists():
             with hold(path):
@@ -144,10 +142,14 @@ class Lab:
         return None if self.settings.retrieval.retriever == LEXICAL else self.embedder.fingerprint
 
     def _open_given(self, path: Path) -> Store:
-        store, engine = Store.load(path, self._encoder), self.settings.retrieval.engine
-        if store.index is not None and engine not in ("auto", store.index.engine):
+        store, config = Store.load(path, self._encoder), self.settings.retrieval
+        if store.index is not None and config.engine not in ("auto", store.index.engine):
             raise UserError(
-                f"--engine={engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+                f"--engine={config.engine}: --index={path} is of engine {store.index.engine}; leave --engine out"
+            )
+        if isinstance(store.index, ScannIndex) and config.recall not in (None, store.index.recall):
+            raise UserError(
+                f"--recall={config.recall}: --index={path} was built with {store.index.recall or 'none'}; leave --recall out"
             )
         if self.corpus.passages:
             gone, new = changes(store, self.corpus.passages)
@@ -178,7 +180,12 @@ class Lab:
         began = time.perf_counter()
         with PeakMemory() as peak, self.progress("indexing passages", len(passages)) as bar:
             store = build_store(
-                passages, config.retriever, config.engine, lambda: self.embedder, bar.advance
+                passages,
+                config.retriever,
+                config.engine,
+                lambda: self.embedder,
+                bar.advance,
+                recall=config.recall,
             )
         seconds = time.perf_counter() - began
         store.save(path / "store")
@@ -241,8 +248,8 @@ class Lab:
 
     @property
     def store_folder(self) -> Path:
-        """The folder that the passages and their index lie in."""
-        return self.folder / "index" / "store" if self.index is None else self.index
+        """The folder of this machine that the passages and their index lie in."""
+        return fetched(self.folder / "index" / "store" if self.index is None else self.index)
 
     @property
     def index_record(self) -> IndexRecord:
@@ -303,6 +310,6 @@ class Lab:
         return nll, tokens
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@program()
 def _text_loss(model: Decoder, params: trees.Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss(model, params, batch)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 from kafjax import lora
+from kafjax.core.paths import size
 from kafjax.evaluation.cost import train_flops_lora
 from kafjax.lora.files import ADAPTER
 from kafjax.lora.spec import VARIANTS
@@ -18,10 +19,10 @@ class LoRA(Trained):
 
     @property
     def spec(self) -> lora.Spec:
-        return dataclasses.replace(self.lab.settings.spec, **VARIANTS[self.name])
+        return dataclasses.replace(self.lab.settings.spec, **VARIANTS[self.kind])
 
     @property
-    def note(self) -> str:
+    def described(self) -> str:
         spec = self.spec
         on = [
             name
@@ -41,7 +42,7 @@ class LoRA(Trained):
 
     def save(self, trainable):
         lora.save(self._file, trainable, self.spec)
-        return self._file.stat().st_size
+        return size(self._file)
 
     def load(self):
         adapters, spec = lora.load(self._file, self.lab.params)

@@ -11,21 +11,41 @@ from kafjax.methods.rag import Reader
 
 
 class Oracle(Reader):
-    """Reads a passage that the corpus names as an answer to the question."""
+    """Reads what `rag` reads without the distractors: the same worked examples, and of the passages
+    that answer the one that retrieval ranks first.
+
+    Where none of them is retrieved, the first that the corpus names stands in.
+    """
 
     activity = "answering"
-    note = "one passage that states the answer in the prompt: what the reader could do with perfect retrieval"
+    note = "the passage with the answer alone, behind the examples of rag: what the reader could do with perfect retrieval"
+
+    def check(self):
+        super().check()
+        self.lab.check_retriever()
+
+    def learn(self):
+        super().learn()
+        _ = self.lab.store  # builds it or loads it
 
     def questions(self):
         return [question for question in self.lab.corpus.questions if question.passages]
 
     def answer(self, questions, advance=unshown):
-        return self.read(questions, self._passages(questions), 1, advance=advance)
+        k = self.lab.settings.retrieval.k
+        return self.read(questions, self._passages(questions), k, advance=advance)
 
     def weigh(self, questions, replies):
-        prefix, prompts, _ = self.write(questions, self._passages(questions), 1)
+        k = self.lab.settings.retrieval.k
+        prefix, prompts, _ = self.write(questions, self._passages(questions), k)
         return self.likelihoods(prefix, prompts, replies)
 
     def _passages(self, questions: Sequence[Question]) -> list[list[Passage]]:
-        by_id = {passage.id: passage for passage in self.lab.corpus.passages}
-        return [[by_id[id] for id in question.passages[:1]] for question in questions]
+        lab = self.lab
+        by_id = {passage.id: passage for passage in lab.corpus.passages}
+        found = lab.retriever.search([q.text for q in questions], lab.settings.retrieval.k)
+        gold = [
+            next((hit.passage.id for hit in hits if hit.passage.id in q.passages), q.passages[0])
+            for q, hits in zip(questions, found, strict=True)
+        ]
+        return [[by_id[id]] for id in gold]

@@ -4,6 +4,7 @@ frozen reader)."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from kafjax.core import trees
@@ -75,7 +76,9 @@ class Reader(Method):
         """Writes the prompts of questions behind their passages, best first. Returns what all begin
         with, the prompts, and how many passages of each the model's context holds."""
         generator, settings, write = self.lab.generator, self.lab.settings, self.lab.prompts
-        prefix = write.reading_prefix(n_passages)
+        best_last = settings.retrieval.best_last
+        prefix = write.reading_prefix(n_passages, best_last)
+        reading = functools.partial(write.reading, best_last=best_last)
         room = (
             self.lab.model.config.max_length
             - settings.generation.limit
@@ -83,7 +86,7 @@ class Reader(Method):
             - 1
         )
         fitted = [
-            prompt.fit(question.text, [p.text for p in found], room, generator.count, write.reading)
+            prompt.fit(question.text, [p.text for p in found], room, generator.count, reading)
             for question, found in zip(questions, passages, strict=True)
         ]
         if cut := sum(
@@ -96,8 +99,7 @@ class Reader(Method):
                 f"{cut} of {len(fitted)} prompts did not fit {context}; passages were dropped or cut",
             )
         prompts = [
-            write.reading(question.text, kept)
-            for question, kept in zip(questions, fitted, strict=True)
+            reading(question.text, kept) for question, kept in zip(questions, fitted, strict=True)
         ]
         return prefix, prompts, [len(kept) for kept in fitted]
 
@@ -121,7 +123,8 @@ class RAG(Reader):
     def note(self) -> str:
         whose = "" if self.weights.name == "base" else f"{self.weights.name}'s weights read; "
         k = self.lab.settings.retrieval.k
-        return f"{whose}{k} passages in the prompt, the nearest last, found by {self.lab.retriever_note}"
+        place = "last" if self.lab.settings.retrieval.best_last else "first"
+        return f"{whose}{k} passages in the prompt, the nearest {place}, found by {self.lab.retriever_note}"
 
     def check(self) -> None:
         super().check()

@@ -34,7 +34,7 @@ class Reading(LoRA):
         return self.lab.settings.spec
 
     @property
-    def note(self) -> str:
+    def described(self) -> str:
         settings = self.lab.settings
         if self.name == "reader":
             behind = "the passage that answers"

@@ -12,6 +12,7 @@ from kafjax.core import trees
 from kafjax.core.rundir import write_json
 from kafjax.core.schema import Amount, Count, read
 from kafjax.evaluation.cost import Cost
+from kafjax.methods import regimes
 from kafjax.methods.examples import training_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook
@@ -33,6 +34,7 @@ class Trained(ClosedBook):
 
     def __init__(self, lab: Lab, name: str):
         super().__init__(lab, name)
+        self.kind, self.regime = regimes.split(name)
         self.folder = lab.folder / name  # where a hybrid finds what the plain method has trained
         self._params: trees.Tree | None = None
 
@@ -44,8 +46,9 @@ class Trained(ClosedBook):
     def examples(self) -> list[list[Example]]:
         """Makes what is trained on: lists of examples, one an epoch, in turn."""
         lab = self.lab
+        corpus, settings = regimes.in_regime(lab.corpus, lab.settings, self.regime)
         return training_examples(
-            lab.corpus, lab.tokenizer, lab.settings, lab.model.config.text_end, lab.prompts
+            corpus, lab.tokenizer, settings, lab.model.config.text_end, lab.prompts
         )
 
     @property
@@ -79,12 +82,22 @@ class Trained(ClosedBook):
         if self.is_trained:
             return
         _ = self._config
+        regimes.in_regime(self.lab.corpus, self.lab.settings, self.regime)
         if self.spec is not None:
             lora.abstract(self.spec, self.lab.params)
 
     @property
     def is_trained(self) -> bool:
         return self._params is not None or self._record.exists()
+
+    @property
+    def note(self) -> str:
+        return "; ".join(filter(None, (regimes.REGIMES[self.regime], self.described)))
+
+    @property
+    @abc.abstractmethod
+    def described(self) -> str:
+        """Tells what trains, and how, for the note."""
 
     def learn(self) -> None:
         if not self.is_trained:
@@ -138,7 +151,12 @@ class Trained(ClosedBook):
             train_tokens=record.tokens,
             train_flops_formula=record.train_flops_formula,
             train_flops_measured=record.flops_measured,
-            train_seconds=record.seconds + record.compile_seconds,
+            train_flops_useful=record.flops_useful,
+            train_seconds=record.seconds,
+            compile_seconds=record.compile_seconds,
+            train_memory_bytes=None
+            if record.argument_bytes is None or record.temporary_bytes is None
+            else record.argument_bytes + record.temporary_bytes,
             peak_memory_bytes=record.peak_memory_bytes,
             artifact_bytes=record.artifact_bytes,
         )

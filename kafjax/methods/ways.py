@@ -194,7 +194,10 @@ def _train(
     method.learn()
     cost = method.cost()
     return method, Update(
-        cost.train_seconds, cost.train_tokens, cost.train_flops_formula, cost.artifact_bytes
+        cost.train_seconds + cost.compile_seconds,
+        cost.train_tokens,
+        cost.train_flops_formula,
+        cost.artifact_bytes,
     )
 
 

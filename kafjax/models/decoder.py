@@ -44,7 +44,7 @@ from kafjax.models.stacks import Block, Stack, blocks, joined, of_stack
 from kafjax.ops.attention import kernel_for
 from kafjax.ops.blockwise import soft_cap
 from kafjax.ops.experts import mixture, route
-from kafjax.ops.linear import factors
+from kafjax.ops.linear import dot, factors
 from kafjax.ops.norms import rms_norm
 from kafjax.ops.rope import rotate
 from kafjax.parallel.sharding import ONE_DEVICE, Constrain
@@ -315,13 +315,8 @@ class Decoder:
     def logits(self, params: trees.Tree, hidden: jax.Array) -> jax.Array:
         """Final hidden states `[.., D]` -> logits float32 `[.., V]`."""
 
-        def product(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            return jnp.einsum("...d,vd->...v", *pair, preferred_element_type=jnp.float32)
-
-        return soft_cap(
-            functools.reduce(jnp.add, map(product, factors(hidden, self.unembedding(params)))),
-            self.config.logit_cap,
-        )
+        products = (dot(x, table, 1) for x, table in factors(hidden, self.unembedding(params)))
+        return soft_cap(functools.reduce(jnp.add, products), self.config.logit_cap)
 
     def unembedding(self, params: trees.Tree) -> Any:
         """The leaf `[V, D]` whose product with a hidden state makes the logits, before their cap:

@@ -24,8 +24,9 @@ from kafjax.models.config import EncoderConfig
 from kafjax.models.layers import Embedding, LayerNorm, Projection
 from kafjax.models.pooling import dense, normalised, pool
 from kafjax.models.split import Split, random_params, split
-from kafjax.ops.attention import attend
 from kafjax.ops.linear import dtype_of
+
+_MASKED = -1e30  # finite, so that a row with nothing to look at gives a mean instead of NaN
 
 
 class Embeddings(nnx.Module):
@@ -60,17 +61,56 @@ class EncoderLayer(nnx.Module):
         self.mlp_norm = LayerNorm(D, cfg.norm_eps)
         self.n_heads = H
 
-    def __call__(self, x, mask_BxTxT):
+    def __call__(self, x, mask_BxT):
         # Products are in the dtype of the kernels; what is added up and normed is float32.
         def heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], self.n_heads, -1)
 
         y = x.astype(dtype_of(self.q_proj.kernel.get_value()))
         q, k, v = heads(self.q_proj(y)), heads(self.k_proj(y)), heads(self.v_proj(y))
-        attended = attend(q, [k], [v], [mask_BxTxT], q.shape[-1] ** -0.5).reshape(x.shape)
+        attended = attend(q, k, v, mask_BxT).reshape(x.shape)
         x = self.attn_norm(x + self.o_proj(attended).astype(jnp.float32))
         hidden = gelu(self.up_proj(x.astype(y.dtype)).astype(jnp.float32))
         return self.mlp_norm(x + self.down_proj(hidden.astype(y.dtype)).astype(jnp.float32))
+
+
+def attend(
+    q_BxTxHxD: jax.Array, k_BxSxHxD: jax.Array, v_BxSxHxD: jax.Array, mask_BxS: jax.Array
+) -> jax.Array:
+    """Computes softmax attention to the keys of the mask, `[B, T, H, D]` in the dtype of `q`;
+    scores and softmax are float32.
+
+    Heads stay in front until the end, and the mask is added: on a CPU a layer of 128 tokens takes a
+    tenth less time than by `ops.attention.attend`, which serves groups of heads and caches.
+    """
+    scores_BxHxTxS = jnp.einsum(
+        "bthd,bshd->bhts", q_BxTxHxD, k_BxSxHxD, preferred_element_type=jnp.float32
+    )
+    scores_BxHxTxS = scores_BxHxTxS * q_BxTxHxD.shape[-1] ** -0.5
+    scores_BxHxTxS += jnp.where(mask_BxS, 0.0, _MASKED)[:, None, None]
+    weights_BxHxTxS = jnp.exp(scores_BxHxTxS - scores_BxHxTxS.max(axis=-1, keepdims=True))
+    mixed_BxHxTxD = jnp.einsum(
+        "bhts,bshd->bhtd",
+        weights_BxHxTxS.astype(v_BxSxHxD.dtype),
+        v_BxSxHxD,
+        preferred_element_type=jnp.float32,
+    )
+    mixed_BxHxTxD /= weights_BxHxTxS.sum(axis=-1, keepdims=True)
+    return mixed_BxHxTxD.astype(q_BxTxHxD.dtype).transpose(0, 2, 1, 3)
+
+
+def as_bits(kernel: jax.Array) -> jax.Array:
+    """Holds a bfloat16 kernel as the uint16 of its bits, as `Encoder` takes it too.
+
+    On a CPU XLA makes the stacked bfloat16 kernels of a scan float32 before it, and each layer's
+    bfloat16 again within it: a quarter of an encoder's time.
+    """
+    return jax.lax.bitcast_convert_type(kernel.astype(jnp.bfloat16), jnp.uint16)
+
+
+def _from_bits(leaf: jax.Array) -> jax.Array:
+    is_bits = leaf.dtype == jnp.uint16
+    return jax.lax.bitcast_convert_type(leaf, jnp.bfloat16) if is_bits else leaf
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -153,12 +193,9 @@ class Encoder:
         x = self._embeddings.module(params["embeddings"])(
             tokens_BxT, jnp.zeros_like(tokens_BxT) if types_BxT is None else types_BxT
         )
-        mask_BxTxT = jnp.broadcast_to(
-            mask_BxT[:, None, :], (*tokens_BxT.shape, tokens_BxT.shape[1])
-        )
 
         def layer(x, layer_params):
-            return self._layer.module(layer_params)(x, mask_BxTxT), None
+            return self._layer.module(jax.tree.map(_from_bits, layer_params))(x, mask_BxT), None
 
         return jax.lax.scan(
             layer, x, params["layers"], unroll=self.config.n_layers if self.unroll else 1

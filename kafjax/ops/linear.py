@@ -142,20 +142,51 @@ def _low_rank_forward(x, a, b):
 def _low_rank_backward(saved, cotangent):
     x, z, a, b = saved
     d_z = _product(cotangent, b, 1)
-
-    def rows(v: jax.Array) -> jax.Array:
-        return v.reshape(-1, v.shape[-1])
-
     # The barrier keeps XLA from folding this transpose into a product that would transpose `x`
     # instead.
-    d_a = jax.lax.optimization_barrier(_product(rows(d_z).T, rows(x), 0)).T
-    return _product(d_z, a, 1), d_a, _product(rows(z).T, rows(cotangent), 0)
+    d_a = jax.lax.optimization_barrier(_product(_turned(d_z), _rows(x), 0)).T
+    return _product(d_z, a, 1), d_a, _product(_turned(z), _rows(cotangent), 0)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def dot(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    """Contracts the last axis of `x [.., n]` with an axis of a matrix `y`, without transposing `y`.
+    Float32, whatever the operands are.
+
+    XLA on a CPU has a fast product of bfloat16 matrices, but not of a single row: there it first
+    writes all of `y` as float32. So a row of zeros goes along.
+    """
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        contract = (((x.ndim - 1,), (axis,)), ((), ()))
+        return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
+
+    def of_two_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+        return product(jnp.pad(_rows(x), ((0, 1), (0, 0))), y)[0].reshape(*x.shape[:-1], -1)
+
+    if x.dtype == jnp.float32 or x.size > x.shape[-1]:
+        return product(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=of_two_rows, default=product)
 
 
 def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
-    """Contracts the last axis of `x [.., n]` with an axis of `y`, without transposing `y`."""
-    contract = (((x.ndim - 1,), (axis,)), ((), ()))
-    return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32).astype(x.dtype)
+    """`dot` in the dtype of `x`."""
+    return dot(x, y, axis).astype(x.dtype)
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """`x [.., n]` as `[n, rows]`.
+
+    XLA on a CPU has no fast product of bfloat16 where the first axis of the left side is
+    contracted: it writes both sides as float32. There the barrier keeps it from folding this
+    transpose into the product.
+    """
+    return jax.lax.platform_dependent(
+        _rows(x), cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose
+    )
 
 
 low_rank_dot.defvjp(_low_rank_forward, _low_rank_backward)
@@ -187,11 +218,19 @@ def _backward(saved, cotangent):
     if kernel is not None:
         dx = _product(cotangent, kernel, 1)  # `kernel.T` would be a temporary of its size
     if x is not None:
-        rows = tuple(range(x.ndim - 1))
-        dkernel = jnp.tensordot(
-            x, cotangent, (rows, rows), preferred_element_type=jnp.float32
-        ).astype(x.dtype)
+        dkernel = jax.lax.platform_dependent(x, cotangent, cpu=_of_turned, default=_of_rows).astype(
+            x.dtype
+        )
     return dx, dkernel
+
+
+def _of_turned(x: jax.Array, y: jax.Array) -> jax.Array:
+    return dot(_turned(x), _rows(y), 0)
+
+
+def _of_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    rows = tuple(range(x.ndim - 1))  # not reshaped: a mesh may split them
+    return jnp.tensordot(x, y, (rows, rows), preferred_element_type=jnp.float32)
 
 
 low_precision_dot.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kafjax.ops.blockwise import soft_cap
-from kafjax.ops.linear import LoRAWeight, factors
+from kafjax.ops.linear import LoRAWeight, dot, factors
 
 
 def chunked_cross_entropy(
@@ -116,7 +116,7 @@ def _logits(hiddens: Tables, tables: Tables, cap: float | None) -> jax.Array:
     stands beside the embedding."""
 
     def product(h: jax.Array, table: jax.Array) -> jax.Array:
-        return jnp.einsum("cd,vd->cv", h, table, preferred_element_type=jnp.float32)
+        return dot(h, table, 1)
 
     return soft_cap(functools.reduce(jnp.add, map(product, hiddens, tables)), cap)
 
@@ -163,12 +163,17 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap):
         exps_CxV, scale_C = exps_CxV.astype(hs[0].dtype), weights / totals_C
 
         # d loss / d logits = weight * (softmax - onehot). The one-hot part is a lookup: only the
-        # softmax goes through products, and its denominator is applied to their results. [D, C] is
-        # the shape that takes half the time on a CPU where C is small; the barrier keeps XLA from
-        # turning it around again.
-        def d_hidden(h, table):
+        # softmax goes through products, and its denominator is applied to their results. In float32
+        # [D, C] is the shape that takes half the time on a CPU where C is small; the barrier keeps
+        # XLA from turning it around again. In bfloat16 there is no fast product of that shape.
+        def mixed(table):
+            if table.dtype != jnp.float32:
+                return dot(exps_CxV, table, 0)
             d_h_DxC = jnp.einsum("vd,cv->dc", table, exps_CxV, preferred_element_type=jnp.float32)
-            d_h = jax.lax.optimization_barrier(d_h_DxC).T * scale_C[:, None]
+            return jax.lax.optimization_barrier(d_h_DxC).T
+
+        def d_hidden(h, table):
+            d_h = mixed(table) * scale_C[:, None]
             return (d_h - hot_C[:, None] * table[targets].astype(jnp.float32)).astype(h.dtype)
 
         def d_table(d, h):

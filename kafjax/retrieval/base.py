@@ -81,8 +81,6 @@ class Index(abc.ABC):
     """
 
     engine: str
-    how: str
-    """How neighbours are chosen, in words."""
 
     def __init__(self) -> None:
         self.dimension: int | None = None  # unknown until the first vectors
@@ -96,6 +94,11 @@ class Index(abc.ABC):
     def ids(self) -> tuple[str, ...]:
         """All ids."""
         return tuple(self._rows.ids)
+
+    @property
+    @abc.abstractmethod
+    def how(self) -> str:
+        """States how neighbours are chosen, in words."""
 
     @property
     def stats(self) -> Stats:

@@ -36,11 +36,15 @@ class ExactIndex(Index):
     """
 
     engine = "exact"
-    how = "exact: every vector is scored"
 
     def __init__(self) -> None:
         super().__init__()
         self._vectors_CxD = jnp.zeros((0, 0), jnp.float32)
+
+    @property
+    def how(self) -> str:
+        """States how neighbours are chosen, in words."""
+        return "exact: every vector is scored"
 
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
         padded_CxD = _padded(vectors_NxD, capacity(len(ids)))

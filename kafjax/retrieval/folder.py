@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 
 from kafjax.core.errors import UserError
 from kafjax.core.lock import hold
+from kafjax.core.paths import as_path, is_address
 from kafjax.core.rundir import (
     check_writable,
     clear_temporaries,
@@ -26,7 +27,8 @@ from kafjax.core.rundir import (
     temporary_beside,
     write_json,
 )
-from kafjax.core.schema import Count, checked, read
+from kafjax.core.schema import Count, Share, checked, read
+from kafjax.retrieval.tuning import Setting
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -34,7 +36,7 @@ AGAIN = "build it again, with experiments.build_index --corpus"
 T = TypeVar("T")
 _READS = 100
 _BLOCK = 1 << 20  # bytes summed at a time: fits a processor's cache
-_LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
+LEFT = re.compile(r"segment-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{32}\.tmp")
 """Names of what a killed writer leaves in a folder."""
 
 
@@ -48,7 +50,7 @@ def writing(directory: Path | str) -> Generator[None]:
         but a folder saved before: someone's files are not ours to delete.
     """
     with hold(directory):
-        directory = Path(directory).resolve()
+        directory = as_path(directory) if is_address(directory) else Path(directory).resolve()
         if directory.exists() and not is_replaceable(directory):
             raise UserError(
                 f"{directory} exists and holds files that were not saved by kafjax; choose another folder"
@@ -76,7 +78,7 @@ def committing(directory: Path) -> Generator[Path]:
                 try:
                     yield directory
                 finally:
-                    _sweep(directory, ours)
+                    sweep(directory, ours)
                 return
             made = temporary_beside(directory)
             made.mkdir(parents=True)
@@ -89,12 +91,12 @@ def committing(directory: Path) -> Generator[Path]:
             raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
 
 
-def _sweep(directory: Path, ours: set[str]) -> None:
-    """Deletes files that no manifest names any more: some of `ours`, and what killed writers left.
-    Readers may have them open."""
+def sweep(directory: Path, ours: set[str]) -> None:
+    """Deletes what the manifest does not name: files of the names `ours`, and what killed writers
+    left. Readers may have them open."""
     manifest = read(Manifest, directory / MANIFEST)
     for path in directory.iterdir():
-        if path.name not in _named(manifest) and (path.name in ours or _LEFT.fullmatch(path.name)):
+        if path.name not in _named(manifest) and (path.name in ours or LEFT.fullmatch(path.name)):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -167,6 +169,8 @@ class Manifest:
     engine: str = ""
     encoder: str = ""
     leaves: Count | None = None
+    recall: Share | None = None
+    tuned: tuple[Setting, ...] = ()
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     folders: tuple[str, ...] = ()
 
@@ -211,7 +215,12 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
         raise UserError(
             f"{directory} {reason}: not a saved {kind}; give the folder that save() wrote"
         )
-    stored = read_json(path)
+    return checked_manifest(read_json(path), path, kind)
+
+
+def checked_manifest(stored: Any, path: Path, kind: str) -> Manifest:
+    """Checks what was read from the manifest at `path`. Raises `UserError` as `read_manifest`
+    does."""
     if not isinstance(stored, dict) or stored.get("kind") != f"kafjax {kind}":
         raise UserError(f"{path} is not the manifest of a saved {kind}")
     manifest = checked(Manifest, stored, path, fix=AGAIN)
@@ -222,7 +231,8 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
     if manifest.format == FORMAT and not manifest.segments:
         raise UserError(f"{path} names no segments; {AGAIN}")
     for segment in manifest.segments:
-        if not _LEFT.fullmatch(segment.name):
+        plain = all(Path(name).name == name and "\0" not in name for name in segment.files)
+        if not plain or not LEFT.fullmatch(segment.name):
             raise UserError(f"{path} is damaged; {AGAIN}")
     return manifest
 
@@ -300,17 +310,17 @@ def size_on_disk(folder: Path) -> int:
 
 
 def is_replaceable(directory: Path) -> bool:
-    """True for an empty folder, or one that holds no more than what its manifest names and killed
-    writers left."""
+    """True for a folder that holds no more than what its manifest names and killed writers
+    left."""
     if not directory.is_dir():
         return False
     names = {path.name for path in directory.iterdir()}
     if MANIFEST not in names:
-        return not names
+        return all(LEFT.fullmatch(name) for name in names)
     try:
         manifest = read(Manifest, directory / MANIFEST)
     except UserError:
         return False
     return manifest.kind.startswith("kafjax ") and all(
-        name in _named(manifest) or _LEFT.fullmatch(name) for name in names
+        name in _named(manifest) or LEFT.fullmatch(name) for name in names
     )

@@ -17,9 +17,9 @@ from kafjax.retrieval.scann_index import ScannIndex, why_unavailable
 ENGINES = ("auto", "scann", "exact", *MESH_ENGINES)
 
 
-def open_index(engine: str = "auto") -> Index:
+def open_index(engine: str = "auto", recall: float | None = None) -> Index:
     """An empty index. `auto` is ScaNN where it is installed, else the exact engine (told in the
-    log).
+    log). `recall` is the target of ScaNN's tree; the other engines have one recall.
 
         >>> open_index("exact").stats.engine
         'exact'
@@ -34,7 +34,7 @@ def open_index(engine: str = "auto") -> Index:
         return MeshIndex(MESH_ENGINES[engine])
     reason = why_unavailable()
     if reason is None:
-        return ScannIndex()
+        return ScannIndex(recall=recall)
     if engine == "scann":
         raise UserError(reason)
     logging.warning("searching with the exact engine: %s", reason)

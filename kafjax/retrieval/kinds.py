@@ -36,6 +36,7 @@ def build_store(
     open_embedder: Callable[[], Embedder],
     advance: Advance = unshown,
     parts: Path | None = None,
+    recall: float | None = None,
 ) -> Store:
     """Builds what a kind of retriever keeps. A dense store serves every kind; a lexical one has no
     vectors and serves that kind alone.
@@ -49,6 +50,7 @@ def build_store(
       advance: told of every n passages embedded.
       parts: folder that keeps what is embedded, so that a killed build goes on from there; the
         caller deletes it once the store is saved.
+      recall: target of ScaNN's tree; None: half of the leaves.
 
     Raises:
       UserError: an unknown kind or engine, ids that are not unique strings, a passage that is empty or
@@ -58,7 +60,7 @@ def build_store(
     check_texts(passages)  # before hours of embedding
     if kind == LEXICAL:
         return Store(None, passages)
-    index, embedder = open_index(engine), open_embedder()
+    index, embedder = open_index(engine, recall), open_embedder()
     vectors_NxD = embed_passages(embedder, passages, advance, parts)
     index.build([passage.id for passage in passages], vectors_NxD)
     return Store(index, passages, embedder.fingerprint)

@@ -50,11 +50,14 @@ class MeshIndex(Index):
         super().__init__()
         self.dtype, self.engine = dtype, f"mesh-{dtype}"
         self._mesh = mesh_of(jax.devices())
-        exact = jax.default_backend() != "tpu"
-        self.how = f"{dtype} over {self._mesh.size} devices; " + (
-            "every vector is scored" if exact else f"approximate, recall {RECALL}"
-        )
         self._vectors_CxD, self._scales_C = jnp.zeros((0, 0)), jnp.zeros(0)
+
+    @property
+    def how(self) -> str:
+        """States how neighbours are chosen, in words."""
+        exact = jax.default_backend() != "tpu"
+        found = "every vector is scored" if exact else f"approximate, recall {RECALL}"
+        return f"{self.dtype} over {self._mesh.size} devices; {found}"
 
     def _build(self, ids: list[str], vectors_NxD: np.ndarray) -> None:
         self._place(*quantised(vectors_NxD, self.dtype))

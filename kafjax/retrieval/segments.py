@@ -79,23 +79,25 @@ class Rows:
             )
         return self._number
 
-    def number_of(self, id: str) -> int:
-        """Row number of an id, without a dictionary of all of them: hashes are sorted in a quarter
+    def numbers_of(self, ids: Sequence[str]) -> list[int]:
+        """Row numbers of ids, without a dictionary of all of them: hashes are sorted in a quarter
         of its time, and take a fifth of its memory. Raises `KeyError` for an unknown id."""
         if self._number is not None:
-            return self._number[id]
+            return [self._number[id] for id in ids]
         if self._hashes is None:
             hashes = np.fromiter(map(hash, self.ids), np.int64, len(self.ids))
             places = np.argsort(hashes)
             self._hashes = hashes[places], places
         hashes, places = self._hashes
-        wanted = hash(id)
-        for at in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
-            if hashes[at] != wanted:
-                break
-            if self.ids[places[at]] == id:
-                return int(self._given[places[at]])
-        raise KeyError(id)
+        wanted = np.fromiter(map(hash, ids), np.int64, len(ids))
+        firsts, ends = (hashes.searchsorted(wanted, side).tolist() for side in ("left", "right"))
+        numbers = []
+        for id, first, end in zip(ids, firsts, ends, strict=True):
+            place = next((at for at in places[first:end].tolist() if self.ids[at] == id), None)
+            if place is None:
+                raise KeyError(id)
+            numbers.append(int(self._given[place]))
+        return numbers
 
     @property
     def new_ids(self) -> list[str]:

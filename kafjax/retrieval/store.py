@@ -3,6 +3,7 @@ keep."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from kafjax.core.errors import UserError
 from kafjax.core.records import Passage
 from kafjax.core.schema import read_rows
-from kafjax.retrieval import folder, segments, texts
+from kafjax.retrieval import folder, mirror, segments, texts
 from kafjax.retrieval.base import Index, Stats
 from kafjax.retrieval.folder import Manifest
 from kafjax.retrieval.index import index_for, load_index
@@ -39,7 +40,8 @@ class Store:
         'Ada paints bells.'
 
     On disk it is segments of ids, texts and vectors: see `kafjax.retrieval.segments`. Texts are
-    read from there when they are asked for.
+    read from there when they are asked for. A folder may be an address of a bucket
+    (`kafjax.retrieval.mirror`).
     """
 
     def __init__(self, index: Index | None, passages: Iterable[Passage], encoder: str = ""):
@@ -75,12 +77,17 @@ class Store:
     @property
     def passages(self) -> list[Passage]:
         """All passages."""
-        return [self.passage(id) for id in self._rows.ids]
+        return self._read(self._rows.ids)
 
     def passage(self, id: str) -> Passage:
         """Reads the passage of an id. Raises `KeyError` for an id that is not there, `UserError`
         for a damaged line."""
-        return self._texts.passage(id, self._rows.number_of(id))
+        (passage,) = self._read([id])
+        return passage
+
+    def _read(self, ids: Sequence[str]) -> list[Passage]:
+        numbers = self._rows.numbers_of(ids)
+        return [self._texts.passage(id, number) for id, number in zip(ids, numbers, strict=True)]
 
     @property
     def stats(self) -> Stats:
@@ -102,8 +109,10 @@ class Store:
                 "these passages have no vectors; search them with --retriever=lexical, or build them with --retriever=dense"
             )
         ids, scores_QxK = self.index.search(queries_QxD, k)
+        once = list(dict.fromkeys(itertools.chain.from_iterable(ids)))  # questions share passages
+        passages = dict(zip(once, self._read(once), strict=True))
         return [
-            [Hit(self.passage(id), score) for id, score in zip(row, scores, strict=True)]
+            [Hit(passages[id], score) for id, score in zip(row, scores, strict=True)]
             for row, scores in zip(ids, scores_QxK.tolist(), strict=True)
         ]
 
@@ -158,10 +167,9 @@ class Store:
         Saving again to the same folder costs what has changed. Raises `UserError` if the disk
         refuses, if the folder holds something else, or if another process has changed it since.
         """
-        before = self._rows.log
-        ids = segments.save(
-            directory, "store", self._rows, self._write_all, self._write_new, **self._fields()
-        )
+        before, writers = self._rows.log, (self._write_all, self._write_new)
+        with mirror.changing(directory) as path:
+            ids = segments.save(path, "store", self._rows, *writers, **self._fields())
         log = self._rows.log
         if log is None or log is before:
             return
@@ -179,7 +187,7 @@ class Store:
         embedder than `encoder`, the fingerprint of the one that will make the queries: their
         neighbours would mean nothing.
         """
-        return folder.reading(directory, lambda path: cls._load(path, encoder))
+        return folder.reading(mirror.fetched(directory), lambda path: cls._load(path, encoder))
 
     @classmethod
     def _load(cls, directory: Path, encoder: str | None) -> Self:
@@ -187,7 +195,7 @@ class Store:
         made_by = manifest.encoder
         if encoder is not None and made_by not in ("", encoder):
             raise UserError(
-                f"{directory} was built with another embedding model; give the --embedder it was built with, or build it again"
+                f"{directory} was built with another embedding model; give the --embedder and --embedder_dtype it was built with, or build it again"
             )
         if manifest.format == 1:
             return cls._load_format_1(directory, manifest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from kafjax.core.errors import SaveFailed, UserError
 from kafjax.parallel import distributed
 from kafjax.training.checksum import checksums
 from kafjax.training.journal import Journal
+from kafjax.training.staged import Staged
 from kafjax.training.step import TrainState
 
 _STATE, _NOTES, _JOURNAL = "state", "notes", "history.jsonl"
@@ -51,6 +53,11 @@ class Checkpoints:
     def __init__(self, folder: Path, fingerprint: str, keep: int = 2):
         logging.getLogger("absl").addFilter(_not_of_orbax)
         self.folder = folder if paths.is_address(folder) else folder.resolve()
+        try:
+            self._staged = Staged(self.folder) if str(self.folder).startswith("s3:") else None
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {error.strerror or error}") from error
+        self._here = self.folder if self._staged is None else self._staged.folder
         self._fingerprint, self._keep = fingerprint, keep
         self._saving: int | None = None  # the step that may still be on its way to the disk
         self._failed = False
@@ -63,7 +70,7 @@ class Checkpoints:
             max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
         try:
-            return ocp.CheckpointManager(self.folder, options=options, item_names=(_STATE, _NOTES))
+            return ocp.CheckpointManager(self._here, options=options, item_names=(_STATE, _NOTES))
         except OSError as error:
             raise UserError(
                 f"cannot write checkpoints to {self.folder}: {error.strerror or error}"
@@ -85,6 +92,9 @@ class Checkpoints:
         except UserError:
             if error is None:
                 raise
+        finally:
+            if self._staged is not None:
+                self._staged.close()
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
@@ -92,7 +102,7 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, history: dict[str, Any]) -> None:
         """Copies the state to the host and returns; the state may then be overwritten. A thread
-        writes the copy and renames it when whole.
+        writes the copy and renames it when whole. For `s3://` it returns when all is uploaded.
 
         Raises:
           UserError: the disk does not take this one, or did not take the one before.
@@ -112,6 +122,9 @@ class Checkpoints:
                 **{_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(noted)}
             )
             self._manager.save(step, args=items, force=True)
+            if self._staged is not None:
+                self._manager.wait_until_finished()
+                self._staged.publish()
 
         self._tell_errors(write)
 
@@ -187,7 +200,7 @@ class Checkpoints:
     ) -> tuple[dict[str, jax.Array], dict[str, Any], dict[str, Any]]:
         # By the handler and not by the manager: if one process cannot read its part, the others
         # shall not wait for it in there.
-        folder = self.folder / str(step)
+        folder = self._here / str(step)
         notes = json.loads((folder / _NOTES / "metadata").read_text())
         if notes["fingerprint"] != self._fingerprint:
             raise UserError(
@@ -209,8 +222,9 @@ class Checkpoints:
         self._manager.close()
         aside = self.folder.with_name(f"{self.folder.name}-damaged") / f"{step}-{time.time_ns()}"
         if distributed.is_main():
-            paths.make_folder(aside.parent)
-            (self.folder / str(step)).rename(aside)
+            paths.move(self.folder / str(step), aside)
+            if self._staged is not None:
+                shutil.rmtree(self._here / str(step))
         distributed.wait_for_all("set aside")
         self._manager = self._open()
         return aside

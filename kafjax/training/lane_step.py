@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
+from kafjax.core.programs import compiler_options
 from kafjax.models import Decoder
 from kafjax.ops.loss import even_chunk, summed_and_single_losses, used
 from kafjax.parallel import BATCH_AXES, replicated, shard, shardings
@@ -268,6 +269,7 @@ class LaneTask:
             in_shardings=(of_state, shardings_of(self.frozen), by_lane, self.batch_sharding()),
             out_shardings=(of_state, replicated(self.mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(self.model.constrain.platform),
         )
         return jitted.lower(self.abstract, self.frozen, shapes(inputs), shapes(batch))
 

@@ -335,10 +335,11 @@ def batches_of(variants: Data, config: TrainConfig, groups: int) -> Source:
 
 
 def refuse_checkpoints(run_dir: Path, config: TrainConfig) -> None:
-    """Raises `UserError` for checkpoints in a bucket that orbax does not write to (tried: 0.12.8)."""
-    if config.checkpoint_every > 0 and str(run_dir).startswith("s3:"):
+    """Raises `UserError` for checkpoints of many processes in a bucket that orbax does not write to
+    (tried: 0.12.8): each has parts of its own."""
+    if config.checkpoint_every > 0 and str(run_dir).startswith("s3:") and jax.process_count() > 1:
         raise UserError(
-            f"checkpoints are not written to {run_dir}: orbax knows gs:// and folders; "
+            f"checkpoints of many processes are not written to {run_dir}: orbax knows gs:// and folders; "
             "give --checkpoint_every=0, or mount the bucket and give its path"
         )
 

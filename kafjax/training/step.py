@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kafjax.core import trees
+from kafjax.core.programs import compiler_options
 from kafjax.models import Decoder
 from kafjax.parallel import BATCH_AXES, replicated
 from kafjax.training import objective
@@ -165,6 +166,7 @@ def make_step(
         in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh, accumulate)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(model.constrain.platform),
     )
 
 

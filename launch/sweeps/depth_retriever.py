@@ -9,5 +9,5 @@ from launch.spec import Sweep, product
 
 sweep = Sweep(
     changed(Compare(), methods=("oracle", "rag", "hyde")),
-    product(k=[1, 2, 5, 10, 20], engine=["exact", "scann"], seed=range(3)),
+    product(k=[1, 2, 5, 10, 20], retriever=["dense", "lexical", "hybrid"], seed=range(3)),
 )

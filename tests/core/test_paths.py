@@ -4,6 +4,8 @@ loopback."""
 from __future__ import annotations
 
 import dataclasses
+import http.server
+import json
 import subprocess
 import sys
 import threading
@@ -180,6 +182,32 @@ def test_missing_package_is_told(monkeypatch):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gs:// needs gcsfs: pip install 'kafjax\[gcs\]'"):
         as_path("gs://bucket/x")
+
+
+def test_bucket_that_wants_credentials_says_how_to_get_them(google, monkeypatch):
+    """Serves what Google answers a caller without any."""
+    reason = "Anonymous caller does not have storage.objects.list access to the bucket."
+    told = {"error": {"code": 401, "message": reason, "errors": [{"reason": "required"}]}}
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(told).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(paths, "_filesystem", paths._filesystem.__wrapped__)
+    paths._reach.cache_clear()
+    with pytest.raises(UserError, match=r"Anonymous caller does not have .*gcloud auth") as told_us:
+        as_path("gs://private/x")
+    assert "\n" not in str(told_us.value)
+    server.shutdown()
 
 
 def test_folders_that_are_renamed_are_refused_on_buckets(google):

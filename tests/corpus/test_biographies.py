@@ -280,3 +280,23 @@ def test_the_control_answers_nothing() -> None:
 def test_counts_out_of_range(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         biographies(**arguments)
+
+
+def test_people_for_development_are_told_of_and_controls_are_in_no_document():
+    plain = biographies(8, supervised=True)
+    corpus = biographies(8, n_development=3, n_controls=2, supervised=True)
+    by_split = {
+        split: {q.subject for q in _of_split(corpus, split)}
+        for split in ("untrained", "development", "control")
+    }
+    assert [len(names) for names in by_split.values()] == [4, 3, 2]
+    told = " ".join(document.text for document in corpus.documents)
+    assert all(name in told for name in by_split["untrained"] | by_split["development"])
+    assert not any(name in told for name in by_split["control"])
+    assert all(q.passages == () for q in _of_split(corpus, "control"))
+    assert corpus.training_questions == plain.training_questions
+    assert corpus.documents[: len(plain.documents)] == plain.documents
+    asked = {q.text: q.answers for q in corpus.questions}
+    same_facts = corpus.supervised_questions
+    assert {q.subject for q in same_facts} == by_split["untrained"] | by_split["development"]
+    assert not {q.text for q in same_facts} & asked.keys()

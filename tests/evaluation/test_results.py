@@ -162,6 +162,7 @@ def test_an_arm_that_wins_on_trained_questions_alone_is_not_called_better_on_doc
         "Who is better on untrained",
         "Who is better on paraphrase",
     ]
+    assert comparison_tables.verdict(collected) == "On untrained, against rag: worse: lora."
     assert "beat subjects of which only documents were trained: lora 66" in "\n".join(
         hints(collected)
     )
@@ -175,8 +176,16 @@ def test_the_headline_is_the_split_that_only_documents_taught_where_there_is_one
     assert module.headline(["retention"]) is None
 
 
-def test_comparisons_are_every_pair_once_a_split_with_corrected_p_values(arms, results):
-    pairs = len(arms) * (len(arms) - 1) // 2
+def test_comparisons_are_those_with_rag_and_with_base_once_a_split_with_corrected_p_values(
+    arms, results
+):
+    pairs = 2 * (len(arms) - 1) - 1
+    assert {row["b"] for row in results["comparisons"]} == {"rag", "base"}
+    assert module.contrasts(["lora", "full", "dora"]) == [
+        ("lora", "full"),
+        ("lora", "dora"),
+        ("full", "dora"),
+    ]
     by_split = {
         split: [row for row in results["comparisons"] if row["split"] == split]
         for split in ("untrained", "paraphrase", "seen")

@@ -55,6 +55,11 @@ def refusal(compare, world, tmp_path):
         ("--k=0", "k=0: must be"),
         ("--engine=faiss", "faiss"),
         ("--chunk=page", "unknown chunk size 'page'"),
+        ("--ask=developement", "--ask: corpus asks nothing in 'developement'."),
+        (
+            "--methods=base,lora-supervised",
+            "corpus has no questions of split 'supervised', which -supervised trains on",
+        ),
         ("--epochs=many", "--epochs=many"),
         ("--metods=rag", "Did you mean: methods"),
         ("rag", "unexpected argument 'rag'"),

@@ -115,7 +115,7 @@ def test_another_embedder_cannot_ask(build_index, built, world, tmp_path):
     other = tiny.write_bert(tmp_path / "other", seed=1)
     outcome = build_index(f"--embedder={other}", f"--out={built}", "--query=Who makes maps?")
     assert (
-        "was built with another embedding model; give the --embedder it was built with"
+        "was built with another embedding model; give the --embedder and --embedder_dtype it was built with"
         in refused(outcome)
     )
 

@@ -126,6 +126,22 @@ def test_choice_is_made_on_one_half_of_the_subjects_and_told_on_the_other(tmp_pa
     assert not kept & other and kept | other == set(SUBJECTS)
 
 
+def test_choice_is_made_on_development_subjects_where_there_are_some():
+    def arm(rate, development, untrained):
+        answers = [
+            Prediction(
+                f"{split}{i}", "lora", split, "?", "", (), correct=i < n, subject=f"{split}{i}"
+            )
+            for split, n in (("development", development), ("untrained", untrained))
+            for i in range(8)
+        ]
+        return arms.Trial({"lr": rate}, 0, answers, None, "", Path())
+
+    trials = [arm(1e-4, 2, 8), arm(1e-3, 6, 1), arm(1e-2, 5, 7)]
+    (best,) = arms.chosen(arms.arms_of(trials), ("lr",))
+    assert best.settings == {"lr": 1e-3} and len(best.trials[0].predictions) == 16
+
+
 def test_what_forgets_too_much_is_passed_over_in_the_choice(tmp_path):
     runs = tmp_path / "runs"
     measured = []

@@ -255,7 +255,7 @@ def test_new_lengths_seeds_and_stops_find_their_programs_compiled(model, tokeniz
     generator = Generator(fresh, tokenizer)
 
     def compiled() -> list[int]:
-        return [program._cache_size() for program in (prefill, first_token, decode)]
+        return [program.n_compiled("cpu") for program in (prefill, first_token, decode)]
 
     def generate(prompts, **changes):
         generator.generate(params, prompts, dataclasses.replace(WARM, **changes))
@@ -369,11 +369,11 @@ def test_rows_with_adapters_of_their_own_are_answered_as_alone(
 def test_adapters_swap_places_without_a_compile(generator, params, adapters):
     before = in_slots(params, adapters, [0, 1])
     first = tokens_of(generator.generate(before, PROMPTS[:4], GREEDY, adapters=[0, 1, 0, 1]))
-    programs = [prefill._cache_size(), first_token._cache_size(), decode._cache_size()]
+    programs = [p.n_compiled("cpu") for p in (prefill, first_token, decode)]
     after = in_slots(params, adapters, [1, 0])
     assert tokens_of(generator.generate(after, PROMPTS[:4], GREEDY, adapters=[1, 0, 1, 0])) == first
     assert tokens_of(generator.generate(after, PROMPTS[:4], GREEDY, adapters=[0, 1, 0, 1])) != first
-    assert [prefill._cache_size(), first_token._cache_size(), decode._cache_size()] == programs
+    assert [p.n_compiled("cpu") for p in (prefill, first_token, decode)] == programs
 
 
 def test_a_slot_that_is_not_there_is_told(generator, params, adapters):

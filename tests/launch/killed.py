@@ -28,6 +28,7 @@ from launch.ledger import DONE, PENDING, Ledger
 from launch.worker import Pool, Slot
 
 N_RUNS, N_KILLS, N_RACING = 24, 20, 3
+_PATIENCE_SECONDS = 20.0
 _context = multiprocessing.get_context("forkserver")  # starts a worker in milliseconds
 _context.set_forkserver_preload(["launch.worker", "launch.packs"])
 
@@ -64,13 +65,15 @@ def kill(worker: multiprocessing.process.BaseProcess, how: str) -> bool:
 
 
 def disturb(folder: Path, kills: int, seconds: tuple[float, float], lanes: int) -> Counter[str]:
-    """Starts a worker and ends it after a random time, again and again; then lets several finish.
+    """Starts a worker and ends it a random time after it has begun to work, again and again; then
+    lets several finish.
 
     Returns how many were ended, by how.
     """
     rng, ended = random.Random(0), Counter()
     for number in range(kills):
         worker = start(folder, number, lanes)
+        _until_it_works(Ledger.read(folder), worker)
         time.sleep(rng.uniform(*seconds))
         how = rng.choice(["preempted", "worker", "machine"])
         ended[how] += kill(worker, how)
@@ -78,6 +81,17 @@ def disturb(folder: Path, kills: int, seconds: tuple[float, float], lanes: int) 
     for worker in racing:
         worker.join()
     return ended
+
+
+def _until_it_works(ledger: Ledger, worker: multiprocessing.process.BaseProcess) -> None:
+    """Waits for the worker's first attempt: earlier it has nothing that could be preempted. It may
+    get none while orphans of killed workers are at the last runs."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while worker.is_alive() and time.monotonic() < until:
+        tried = (one for run in ledger.runs for one in ledger.state(run, 2).attempts)
+        if any(one.pid == worker.pid for one in tried):
+            return
+        time.sleep(0.05)
 
 
 def attempts(ledger: Ledger) -> Counter[str]:
@@ -111,7 +125,7 @@ def main() -> None:
         print(f"Left alone: {time.monotonic() - began:.0f} s.", flush=True)
         print(_estimate(whole), flush=True)
         began = time.monotonic()
-        ended = disturb(killed.folder, N_KILLS, (4.0, 12.0), 8)
+        ended = disturb(killed.folder, N_KILLS, (1.0, 10.0), 8)
         print(f"Killed {ended.total()} times ({dict(ended)}): {time.monotonic() - began:.0f} s.")
         print(f"Attempts: {dict(attempts(killed))}; alone: {dict(attempts(whole))}.")
         print(f"All done: {all(killed.state(run, 2).name == DONE for run in runs)}.")

@@ -3,6 +3,7 @@ of a disk."""
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import psutil
 import pytest
 import safetensors.numpy
 
-from experiments import answer, finetune, report
+from experiments import answer, build_index, compare, finetune, report
 from experiments.configs.answer import Answer
+from experiments.configs.build_index import BuildIndex
+from experiments.configs.compare import Compare
 from experiments.configs.finetune import Finetune
 from experiments.configs.report import Report
 from kafjax.core import paths
@@ -109,10 +112,6 @@ def test_training_in_a_bucket_leaves_what_a_disk_holds(world, google, tmp_path, 
     taken = {leaf: getattr(settings(world, bucket, "x").model, leaf) for leaf in ("model",)}
     answer.run(changed(Answer(), corpus=str(world / "corpus"), **taken, **asked))
     assert "known" in capsys.readouterr().out
-    with pytest.raises(UserError, match="an index is mapped into memory"):
-        words = {**asked, "method": "lora+rag", "retriever": "lexical"}
-        answer.run(changed(Answer(), corpus=str(world / "corpus"), **taken, **words))
-    assert not any("index" in name for name in names_under(f"{bucket}/lora/"))
     arms = report.run(changed(Report(), folder=(bucket,), out=str(tmp_path / "report")))
     assert len(arms) == 2
 
@@ -160,10 +159,79 @@ def test_training_in_a_bucket_is_killed_and_goes_on_to_the_bit(world, google, tm
         np.testing.assert_array_equal(ours[key], tensor)
 
 
-def test_what_cannot_lie_in_a_bucket_is_refused_by_name(world, google, amazon, tmp_path):
-    with pytest.raises(UserError, match="orbax knows gs:// and folders"):
-        finetune.run(settings(world, f"{amazon}/runs", "a"))
-    spec = tmp_path / "compare.yaml"
-    spec.write_text("experiment: compare\nruns: {product: {seed: [0, 1]}}\n")
-    with pytest.raises(UserError, match=r"experiments\.compare maps files of its folder"):
+COMPARED = {
+    "retriever": "lexical",
+    "epochs": 1,
+    "batch_rows": 2,
+    "seq_len": 64,
+    "checkpoint_every": 2,
+    "rank": 2,
+    "k": 2,
+    "max_new_tokens": 4,
+    "latency_queries": 0,
+}
+
+
+def comparison(world: Path, runs: str, *methods: str) -> Compare:
+    folders = {"model": str(world / "gemma"), "corpus": str(world / "corpus"), "runs": runs}
+    return changed(Compare(), **{**COMPARED, **folders, "methods": methods, "name": "run"})
+
+
+def files_of(run: Path) -> set[str]:
+    """Lists the files of a run, without locks, whatever its segments are called."""
+    names = (
+        paths.files_under(run)
+        if paths.is_address(run)
+        else {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+    )
+    return {re.sub("segment-[0-9a-f]+", "segment", n) for n in names if not n.endswith(".lock")}
+
+
+@pytest.mark.slow
+def test_comparison_in_a_bucket_says_what_one_on_a_disk_says(
+    world, google, amazon, tmp_path, capsys
+):
+    methods = ("base", "lora", "rag", "lora+rag")
+    there = f"{google}/{uuid.uuid4().hex}"
+    here = compare.run(comparison(world, str(tmp_path), *methods))["methods"]
+    assert compare.run(comparison(world, there, *methods))["methods"].keys() == here.keys()
+    mine = as_path(f"{there}/run")
+    assert files_of(mine) == files_of(tmp_path / "run")
+    found = {**read_json(mine / "results.json")["methods"]}
+    assert [found[name]["quality"] for name in methods] == [here[n]["quality"] for n in methods]
+    # Amazon's, where checkpoints are staged
+    (other,) = compare.run(comparison(world, f"{amazon}/{uuid.uuid4().hex}", "lora"))[
+        "methods"
+    ].values()
+    assert other["quality"]["seen"] == here["lora"]["quality"]["seen"]
+    capsys.readouterr()
+    compare.run(comparison(world, there, *methods))
+    assert capsys.readouterr().err.count("finished earlier") == len(methods)
+    asked = {"method": "lora+rag", "question": "Where was Mira Toll born?", "retriever": "lexical"}
+    folders = {"model": str(world / "gemma"), "corpus": str(world / "corpus")}
+    answer.run(changed(Answer(), **folders, **asked, k=2, run=f"{there}/run"))
+    assert "passages  1." in capsys.readouterr().out
+    arms = report.run(changed(Report(), folder=(there,), out=str(tmp_path / "report")))
+    assert len(arms) == 4 and "Mira Toll" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_index_in_a_bucket_is_built_changed_and_asked(world, google, tmp_path, capsys):
+    index = f"{google}/{uuid.uuid4().hex}/index"
+    words = {"out": index, "retriever": "lexical"}
+    build_index.run(changed(BuildIndex(), **words, corpus=str(world / "corpus")))
+    (tmp_path / "new.jsonl").write_text('{"id": "new", "contents": "Zora Quell keeps owls."}\n')
+    build_index.run(
+        changed(BuildIndex(), **words, append=str(tmp_path / "new.jsonl"), query="Who keeps owls?")
+    )
+    told = capsys.readouterr().out
+    assert f"{index}: " in told and "Zora Quell keeps owls." in told
+    asked = {"index": index, "retriever": "lexical", "k": 1, "question": "Who keeps owls?"}
+    answer.run(changed(Answer(), model=str(world / "gemma"), **asked))
+    assert "] Zora Quell keeps owls." in capsys.readouterr().out
+
+
+def test_what_cannot_lie_in_a_bucket_is_refused_by_name(google, tmp_path):
+    spec = tmp_path / "lanes.yaml"
+    spec.write_text("experiment: sweep_lora\nruns: {product: {warmup: [0, 1]}}\n")
+    with pytest.raises(UserError, match=r"experiments\.sweep_lora does not write to buckets"):
         sweep.run(Launch(spec=str(spec), folder=f"{google}/{uuid.uuid4().hex}"))

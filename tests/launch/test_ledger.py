@@ -289,6 +289,7 @@ def test_sweep_killed_twenty_times_and_raced_equals_one_left_alone(tmp_path):
     assert len(ended) == 3 and names(other) == ["done"] * killed.N_RUNS
     told = killed.attempts(other)
     assert told["done"] == killed.N_RUNS and told["failed"] == 0 and told["lost"] > 0
+    assert 0 < told["preempted"] <= ended["preempted"]
     for run in other.runs:
         results, steps = [], []
         for ledger in (whole, other):

@@ -75,7 +75,10 @@ def test_dry_run_estimates_trainings(spec, tmp_path, capsys):
         and "accelerator-hours" in out
     )
     # the texts lie in a folder, so that seeds share them
-    assert "1 program for 4 runs: " in out and "Sharing saves 3 compilations" in out
+    assert (
+        "Program 1: 4 runs, 1 start of up to 8 lanes." in out
+        and "Sharing saves 3 compilations" in out
+    )
     sweep.run(Launch(spec=str(spec), folder=str(tmp_path / "none"), set=("steps=9",), dry_run=True))
     assert "known once one is done" in capsys.readouterr().out
 

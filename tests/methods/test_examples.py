@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from kafjax.core.errors import UserError
 from kafjax.core.records import Corpus, Document, Question
 from kafjax.corpus import biographies
 from kafjax.methods.examples import training_examples
+from kafjax.methods.regimes import in_regime
 from kafjax.methods.settings import Settings
 from kafjax.prompts import prompt
 
@@ -146,3 +148,23 @@ def test_people_without_training_questions_have_none(tokenizer, people):
     assert not any(subject in text for subject in untrained for text in asked)
     # their documents are read
     assert all(any(subject in text for text in examples) for subject in untrained)
+
+
+def test_regimes_train_on_the_questions_and_the_tellings_that_they_name():
+    corpus = biographies(4, n_documents=3, n_development=1, supervised=True)
+    how = dataclasses.replace(Settings(), document_parts=3)
+    documents, _ = in_regime(corpus, how, "documents")
+    assert documents.training_questions == () and documents.documents == corpus.documents
+    supervised, _ = in_regime(corpus, how, "supervised")
+    trained_on = {q.subject for q in supervised.training_questions}
+    assert trained_on == {d.title for d in corpus.documents}
+    assert not {q.text for q in supervised.training_questions} & {
+        q.text for q in corpus.questions if q.split == "untrained"
+    }
+    single, changed = in_regime(corpus, how, "single")
+    assert [d.id for d in single.documents] == [f"person-{i}/0" for i in range(5)]
+    assert changed.document_parts == 1  # so each epoch tells every fact once, as in the others
+    with pytest.raises(UserError, match="tells every subject once"):
+        in_regime(single, how, "single")
+    with pytest.raises(UserError, match="no questions of split 'supervised'"):
+        in_regime(biographies(4), how, "supervised")

@@ -138,3 +138,13 @@ def test_a_given_index_of_other_passages_is_refused(make_lab):
     assert len(lexical.store)
     with pytest.raises(UserError, match="needs vectors"):
         dataclasses.replace(lab, index=lexical.store_folder).check_retriever()
+
+
+def test_a_given_index_keeps_the_recall_that_it_was_built_for(make_lab):
+    made, _ = make_lab(engine="scann", recall=0.9)
+    assert made.store.index.recall == 0.9
+    given = {"engine": "auto", "recall": 0.9}
+    dataclasses.replace(make_lab(**given)[0], index=made.store_folder).check_retriever()
+    other = dataclasses.replace(make_lab(**{**given, "recall": 0.8})[0], index=made.store_folder)
+    with pytest.raises(UserError, match=r"--recall=0.8: --index=.* was built with 0.9; leave"):
+        other.check_retriever()

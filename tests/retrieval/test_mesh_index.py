@@ -23,14 +23,19 @@ from kafjax.retrieval.mesh_index import (
     planned_bytes,
     quantised,
 )
+from tests import tiny
 from tests.devices import on_eight_devices
-from tests.retrieval.eight_devices import found
+from tests.retrieval.eight_devices import embedded, found
 
 
 @pytest.mark.multiprocess
-def test_eight_devices_find_what_one_finds():
-    lines = on_eight_devices(Path(__file__).parent / "eight_devices.py")
-    assert [json.loads(line) for line in lines] == [found(name)[0] for name in DTYPES]
+def test_eight_devices_find_what_one_finds_and_embed_as_one_does(tmp_path):
+    bert = tiny.write_bert(tmp_path / "bert")
+    *ids, vectors = map(
+        json.loads, on_eight_devices(Path(__file__).parent / "eight_devices.py", bert)
+    )
+    assert ids == [found(name)[0] for name in DTYPES]
+    np.testing.assert_allclose(vectors, embedded(str(bert)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

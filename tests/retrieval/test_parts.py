@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kafjax.retrieval import parts
 from kafjax.retrieval.parts import embed_in_parts
+from tests import compiling, tiny
+from tests.retrieval import killed_embedding
 
 TEXTS = [f"text {i}" for i in range(25)]
 
@@ -68,3 +74,27 @@ def test_a_damaged_part_is_embedded_again(tmp_path):
     expected = embedder().embed_documents(TEXTS, lambda n: None)
     np.testing.assert_array_equal(embed_in_parts(again, TEXTS, tmp_path), expected)
     assert again.embedded == TEXTS
+
+
+@pytest.mark.multiprocess
+def test_a_killed_process_leaves_whole_parts_that_the_next_one_takes(tmp_path, monkeypatch):
+    bert, kept = str(tiny.write_bert(tmp_path / "bert")), tmp_path / "parts"
+    killed = subprocess.run(
+        [sys.executable, Path(__file__).parent / "killed_embedding.py", bert, kept],
+        env=compiling.environment(),
+    )
+    assert killed.returncode == -signal.SIGKILL
+    texts, n = killed_embedding.TEXTS, killed_embedding.PART
+    assert len(list(kept.glob("*.npy"))) == 2
+    monkeypatch.setattr(parts, "PART", n)
+    encoder = killed_embedding.open_embedder(bert)
+    expected, embed, asked = encoder.embed_documents(texts), encoder.embed_documents, []
+
+    def counted(texts, advance):
+        asked.extend(texts)
+        return embed(texts, advance)
+
+    monkeypatch.setattr(encoder, "embed_documents", counted)
+    vectors = embed_in_parts(encoder, texts, kept)
+    assert asked == texts[2 * n :]
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)

@@ -116,6 +116,57 @@ def test_a_tenth_appended_costs_no_recall_beside_a_tree_built_anew():
         assert recall(grown, among) >= recall(anew, among) - margin
 
 
+def test_a_target_for_the_recall_is_reached_for_new_queries_by_as_few_leaves_as_it_takes(oracle):
+    queries, leaves = clustered(1_000, 3), []
+    for target in (0.7, 0.95, 1.0):
+        index = built(ScannIndex(tree_from=1_000, recall=target))
+        assert set(index.ids) == set(names(N))
+        for setting in index.tuned:
+            assert setting.recall >= target
+            true_ids, _ = oracle.search(queries, setting.k)
+            ids, _ = index.search(queries, setting.k)
+            found = [len({*a} & {*b}) / setting.k for a, b in zip(ids, true_ids, strict=True)]
+            # of a mean over the queries, and of the one that was measured
+            assert np.mean(found) + 4 * np.std(found) / len(found) ** 0.5 >= target
+            assert abs(np.mean(found) - setting.recall) <= 6 * np.std(found) / 500**0.5
+        leaves.append([setting.leaves for setting in index.tuned])
+    assert leaves == sorted(leaves) and leaves[0][0] < leaves[2][0]
+
+
+def test_settings_of_a_target_are_saved_and_outlast_changes(tmp_path):
+    index = updated(built(ScannIndex(tree_from=1_000, recall=0.9)))
+    index.save(tmp_path / "a")
+    index.append(names(10, "late"), clustered(10, 4))
+    index.save(tmp_path / "a")  # a segment beside the base
+    loaded = load_index(tmp_path / "a")
+    assert isinstance(loaded, ScannIndex) and loaded.stats.n_segments == 2
+    assert (loaded.recall, loaded.tuned, loaded.how) == (0.9, index.tuned, index.how)
+    queries = clustered(50, 5)
+    for k in (1, 10, 11, 100, 101):
+        assert loaded.settings(k) == index.settings(k)
+        assert loaded.search(queries, k)[0] == index.search(queries, k)[0]
+        assert loaded.search(queries[:1], k)[0] == loaded.search(queries, k)[0][:1]
+    ten, hundred = index.tuned
+    assert [loaded.settings(k)[1] for k in (1, 10, 11, 100)] == [
+        *[ten.leaves] * 2,
+        *[hundred.leaves] * 2,
+    ]
+    assert loaded.settings(101) == built(ScannIndex(tree_from=1_000)).settings(101)
+    assert f"recall@10 {ten.recall:.3f} in {ten.leaves} of them" in loaded.stats.search
+
+
+def test_an_exhaustive_index_meets_any_target_and_measures_none():
+    index = ScannIndex(recall=0.5)
+    index.build(names(100), clustered(100, 1))
+    assert index.tuned == () and "every vector" in index.stats.search
+
+
+@pytest.mark.parametrize("recall", [0.0, -1, 1.01, float("nan")])
+def test_no_target_outside_0_to_1(recall):
+    with pytest.raises(UserError, match="recall="):
+        ScannIndex(recall=recall)
+
+
 @pytest.mark.parametrize(("k", "enough"), [(60, 0.9), (150, 0.98), (1_000, 0.98), (N, 1.0)])
 def test_tree_gives_as_many_as_asked_for(tree, oracle, k, enough):
     """Numbers lie past the default reordering, past the first leaves' contents, and at

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 import types
+import uuid
 
 import absl.logging
 import jax
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kafjax.core import paths
 from kafjax.core.errors import UserError
+from kafjax.core.paths import as_path
 from kafjax.training import checkpoint
-from kafjax.training.checkpoint import Checkpoints
+from kafjax.training.checkpoint import _JOURNAL, Checkpoints
 from kafjax.training.step import TrainState
 
 
@@ -300,3 +303,40 @@ def test_warnings_of_this_project_are_heard_beside_silent_saves(tmp_path, caplog
         caplog.clear()
         absl.logging.warning("heard")
     assert "heard" in caplog.text and "orbax" not in caplog.text
+
+
+def test_checkpoint_in_a_bucket_that_orbax_does_not_know_counts_once_it_is_whole(amazon):
+    folder = as_path(f"{amazon}/{uuid.uuid4().hex}/checkpoints")
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(step), {"losses": [0.1] * step})
+    held = paths.files_under(folder)
+    assert {name.partition("/")[0] for name in held} == {"2", "3", _JOURNAL}
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        found = checkpoints.restore(abstract())
+        assert found is not None and same(found[0], state(3)) and found[1]["losses"] == [0.1] * 3
+    # as after a kill in the upload of step 3
+    paths.delete(folder / "3" / "_CHECKPOINT_METADATA")
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        assert checkpoints.steps() == [2]
+        found = checkpoints.restore(abstract())
+        assert found is not None and same(found[0], state(2)) and found[1]["losses"] == [0.1] * 2
+        checkpoints.save(3, state(3), {"losses": [0.1] * 3})
+    assert {name.partition("/")[0] for name in paths.files_under(folder)} == {"2", "3", _JOURNAL}
+
+
+@pytest.mark.parametrize("place", ["google", "amazon"], indirect=True)
+def test_damaged_checkpoint_of_a_bucket_is_set_aside(place, capsys):
+    folder = as_path(f"{place}/checkpoints")
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step), {"losses": [0.1] * step})
+    paths.write(folder / "2" / "notes" / "metadata", b"{")
+    with Checkpoints(folder, "fingerprint") as checkpoints:
+        found = checkpoints.restore(abstract())
+        assert found is not None and same(found[0], state(1))
+        checkpoints.save(2, state(2), {"losses": [0.1] * 2})
+    assert "step 2 is damaged" in capsys.readouterr().err
+    aside = paths.files_under(folder.parent / "checkpoints-damaged")
+    assert any(name.endswith("/notes/metadata") for name in aside)
+    assert "2/_CHECKPOINT_METADATA" in paths.files_under(folder)
