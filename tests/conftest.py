@@ -29,6 +29,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Where in Python an operation stands is written into each program, a twentieth of its lowering.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # torch's threads would spin on cores that the other worker needs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -74,7 +76,7 @@ def pytest_collection_finish() -> None:
     """Takes what was imported out of the collector's sight: half a million objects, which live as
     long as the session and would be gone over again and again."""
     gc.collect()
-    gc.freeze()
+    compiling.collect_rarely()
 
 
 @pytest.fixture(scope="session")

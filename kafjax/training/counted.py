@@ -23,17 +23,27 @@ def flops(jaxpr: ClosedJaxpr, lowered: jax.stages.Lowered) -> float:
 def _once_and_all(jaxpr: ClosedJaxpr, lowered: jax.stages.Lowered) -> tuple[float, float]:
     """Returns XLA's own count, in which the body of a loop counts once, and that of all its turns.
 
-    Each body is lowered alone, which takes milliseconds. An unrolled program would have to be
-    traced again, a layer at a time.
+    Each body that counts too little is lowered alone, tens of milliseconds. An unrolled program
+    would have to be traced again, a layer at a time.
     """
     costs: Any = lowered.cost_analysis()
     once = total = float(costs.get("flops", 0.0))  # it is missing where nothing is computed
     for turns, in_program, body in _scans(jaxpr.jaxpr):
+        if turns == in_program and _counts_once(body):
+            continue
         inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in body.in_avals]
         function = jax.jit(jax.extend.core.jaxpr_as_fun(body))
         of_body, of_all = _once_and_all(body, function.lower(*inputs))
         total += turns * of_all - in_program * of_body
     return once, total
+
+
+def _counts_once(jaxpr: ClosedJaxpr) -> bool:
+    """True if XLA's own count is that of all turns."""
+    return all(
+        turns == in_program and _counts_once(body)
+        for turns, in_program, body in _scans(jaxpr.jaxpr)
+    )
 
 
 def _scans(jaxpr: Any) -> Iterator[tuple[int, int, ClosedJaxpr]]:

@@ -10,7 +10,6 @@ python preloaded.py experiments.compare     then on stdin a line a command, {"ar
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests import kills
+from tests import compiling, kills
 
 
 def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list) -> dict:
@@ -53,6 +52,6 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list)
 if __name__ == "__main__":
     main = importlib.import_module(sys.argv[1])
     importlib.import_module("scipy.stats")  # kafjax imports it late
-    gc.freeze()  # children share the memory of what is imported as long as nobody writes there
+    compiling.collect_rarely()
     for line in sys.stdin:
         print(json.dumps(run(main, **json.loads(line))), flush=True)

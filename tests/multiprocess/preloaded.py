@@ -8,13 +8,14 @@ Reads a request a line and answers in a line:
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
 import sys
 
 import jax
+
+from tests import compiling
 
 MODULES = ("experiments.finetune", "tests.multiprocess.worker")
 
@@ -37,7 +38,7 @@ def fork(
 if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(module)
-    gc.freeze()  # children share the memory of what is imported as long as nobody writes there
+    compiling.collect_rarely()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
