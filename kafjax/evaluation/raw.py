@@ -19,11 +19,13 @@ from kafjax.core.schema import read_rows
 from kafjax.evaluation.arms import METHOD, Arm, Trial, arms_of
 from kafjax.evaluation.clustered import subject_of
 
+_GOLD = "gold"
+
 
 @dataclasses.dataclass(frozen=True)
 class RawTrial:
-    """A line of the file. `answers` are [id, checksum of the question, split, subject, 1 if
-    right]; the other fields are those of a `Trial`."""
+    """A line of the file. `answers` are [id, checksum of the question, split, subject, 1 if right,
+    1 if a gold passage was found]; the other fields are those of a `Trial`."""
 
     settings: dict[str, Any]
     seed: int
@@ -48,9 +50,21 @@ def read(path: Path) -> list[Arm]:
     return arms_of([_trial(row, path) for row in read_rows(RawTrial, path)])
 
 
+def is_found(prediction: Prediction) -> bool:
+    """True if a gold passage stood in the prompt."""
+    return not set(prediction.gold_passages).isdisjoint(prediction.passages)
+
+
 def _raw(trial: Trial, names: Sequence[str]) -> RawTrial:
     answers = [
-        [p.id, f"{zlib.crc32(p.question.encode()):08x}", p.split, subject_of(p), int(p.correct)]
+        [
+            p.id,
+            f"{zlib.crc32(p.question.encode()):08x}",
+            p.split,
+            subject_of(p),
+            int(p.correct),
+            int(is_found(p)),
+        ]
         for p in trial.predictions
     ]
     settings = {name: trial.settings.get(name) for name in names}
@@ -67,10 +81,23 @@ def _raw(trial: Trial, names: Sequence[str]) -> RawTrial:
 
 def _trial(row: RawTrial, path: Path) -> Trial:
     method = str(row.settings.get(METHOD, ""))
-    predictions = [
-        Prediction(id, method, split, question, "", (), subject=subject, correct=bool(right))
-        for id, question, split, subject, right in row.answers
-    ]
+    predictions = []
+    for id, question, split, subject, right, found in row.answers:
+        passages = (_GOLD,) if found else ()
+        predictions.append(
+            Prediction(
+                id,
+                method,
+                split,
+                question,
+                "",
+                (),
+                passages=passages,
+                gold_passages=passages,
+                subject=subject,
+                correct=bool(right),
+            )
+        )
     return Trial(
         row.settings,
         row.seed,
