@@ -30,6 +30,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.configs.ablate_depth import AblateDepth
 from experiments.configs.compare import PROFILES, Compare
 from experiments.configs.finetune import Finetune
 from experiments.configs.sweep_lora import SweepLora
@@ -39,7 +40,7 @@ from kafjax.core.config_record import config_hash, identity, read_record, record
 from kafjax.core.errors import UserError, nearest
 
 MOST_POINTS = 100_000
-SWEPT = (Compare, Finetune, SweepLora)
+SWEPT = (AblateDepth, Compare, Finetune, SweepLora)
 """Experiments that a sweep can run, each run of it in a folder of its own."""
 
 Point = Mapping[str, Any]

@@ -65,7 +65,7 @@ class Verdict:
     how: str
 
 
-def greater(text: str, measured: Callable[[Arms], Pair]) -> Claim:
+def greater(text: str, measured: Callable[[Arms], Pair | Interval]) -> Claim:
     """The first of two arms scores higher. Shown by the sign-flip test over subjects."""
     return Claim(text, measured, 0.0, math.inf, strict=True)
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.configs.paper import Paper
 from experiments.configs.sweep_lora import SweepLora
-from experiments.papers import capacity, lora, ovadia, regret, reproduce, scratch
+from experiments.papers import capacity, depth, lora, ovadia, regret, reproduce, scratch
 from experiments.papers.card import Sabotage
 from kafjax import hub
 from kafjax.core.config import changed
@@ -23,7 +23,7 @@ from kafjax.evaluation.intervals import Interval
 from launch.spec import Sweep, product
 from tests import tiny
 
-CARDS = (capacity.CARD, lora.CARD, ovadia.CARD, regret.CARD)
+CARDS = (capacity.CARD, depth.CARD, lora.CARD, ovadia.CARD, regret.CARD)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
