@@ -27,7 +27,7 @@ class Paper(Config):
     dry_run: bool = option(False, "Show the card and a line a run with estimates, and stop.")
     raw: str | None = option(
         None,
-        "File raw.jsonl of an earlier run: judge its answers again, and run nothing.",
+        "File raw.jsonl.gz of an earlier run: judge its answers again, and run nothing.",
         path=True,
     )
     sabotage: str | None = option(

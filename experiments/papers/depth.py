@@ -222,7 +222,8 @@ CARD = Card(
     "right one stands; a hypothetical document helps an encoder that was not trained for search.",
     design={
         TINY: "Gemma 3 270M reads 1 to 20 passages about 24 invented people with two facts each, found by MiniLM with the question or a "
-        "hypothetical document; and the right passage at each of 5 places among near ones. Three seeds, each with people of its own. The reader is not trained.",
+        "hypothetical document; and the right passage at each of 5 places among near ones. Three seeds, each with people of its own. The "
+        "reader is not trained.",
         GPU: "The same with 400 people and four facts, in bfloat16.",
         FULL: "Natural Questions. Fusing readers are not here: the claims are those of one prompt.",
     },

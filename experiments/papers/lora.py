@@ -3,7 +3,7 @@
 python -m experiments.papers.lora --dry_run             the card and the runs, with estimates
 python -m experiments.papers.lora                       all of it at tiny; again goes on where it stopped
 python -m experiments.papers.lora --sabotage=wrong_rate     no claim may be shown
-python -m experiments.papers.lora --raw=docs/papers/lora/raw.jsonl     judges committed answers again
+python -m experiments.papers.lora --raw=docs/papers/lora/raw.jsonl.gz     judges committed answers again
 """
 
 from __future__ import annotations

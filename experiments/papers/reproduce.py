@@ -19,7 +19,7 @@ from launch import sweep as launch_sweep
 from launch.config import Launch
 from launch.ledger import DONE, Ledger
 
-RAW = "raw.jsonl"
+RAW = "raw.jsonl.gz"
 
 
 def main(card: Card) -> None:
@@ -87,7 +87,7 @@ def check_turned(broken: Sabotage, verdicts: Sequence[Verdict]) -> None:
 def write(
     card: Card, scale: str, found: Sequence[Arm], verdicts: Sequence[Verdict], out: Path
 ) -> None:
-    """Writes README.md (card, both tables, verdicts), raw.jsonl and figure.png, and prints the
+    """Writes README.md (card, both tables, verdicts), raw.jsonl.gz and figure.png, and prints the
     tables."""
     tables = [arms.quality_table(found), card.published, verdict_table(verdicts)]
     text = table.render(tables, [])

@@ -72,7 +72,7 @@ def greater(text: str, measured: Callable[[Arms], Pair | Interval]) -> Claim:
 
 def at_least(text: str, measured: Callable[[Arms], Pair], margin: float) -> Claim:
     """The first of two arms scores at most `margin` lower: a one-sided test at 5%."""
-    return Claim(text, measured, -margin, math.inf)
+    return Claim(text, measured, 0.0 - margin, math.inf)
 
 
 def equal(text: str, measured: Callable[[Arms], Pair], margin: float) -> Claim:
@@ -143,7 +143,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> table.Table:
 
 def _needed(claim: Claim) -> str:
     if claim.low == -math.inf:
-        return f"at most {claim.high:g}"
+        return f"at most {claim.high:.3g}"
     if claim.high == math.inf:
-        return f"above {claim.low:g}" if claim.strict else f"at least {claim.low:g}"
-    return f"{claim.low:g} to {claim.high:g}"
+        return f"above {claim.low:g}" if claim.strict else f"at least {claim.low:.3g}"
+    return f"{claim.low:.3g} to {claim.high:.3g}"

@@ -1,5 +1,5 @@
 """Raw results of a study, small enough to commit: which question each trial answered right, and its
-numbers. A line a trial.
+numbers. A compressed line a trial.
 
 The texts of questions and replies are not kept; a checksum of each question tells whether two
 trials were asked the same.
@@ -8,18 +8,23 @@ trials were asked the same.
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kafjax.core.errors import UserError
 from kafjax.core.records import Prediction
-from kafjax.core.rundir import write_jsonl
-from kafjax.core.schema import read_rows
+from kafjax.core.rundir import read_bytes, write_atomic
+from kafjax.core.schema import checked
 from kafjax.evaluation.arms import METHOD, Arm, Trial, arms_of
 from kafjax.evaluation.clustered import subject_of
 
 _GOLD = "gold"
+MOST = 100_000_000
+"""Bytes of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +46,19 @@ def write(path: Path, arms: Sequence[Arm]) -> None:
     trials = [trial for arm in arms for trial in arm.trials.values()]
     # only what tells arms apart: the rest is in the spec of the sweep
     names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
-    write_jsonl(path, [dataclasses.asdict(_raw(trial, names)) for trial in trials])
+    lines = "".join(f"{json.dumps(dataclasses.asdict(_raw(t, names)))}\n" for t in trials)
+    # without the time, so that the same results are the same file
+    write_atomic(path, gzip.compress(lines.encode(), mtime=0))
 
 
 def read(path: Path) -> list[Arm]:
     """Reads arms back. They score as those that were written. Raises `UserError` for a broken
     file."""
-    return arms_of([_trial(row, path) for row in read_rows(RawTrial, path)])
+    try:
+        rows = [json.loads(line) for line in gzip.decompress(read_bytes(path, MOST)).splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path} holds no raw results: {error}") from error
+    return arms_of([_trial(checked(RawTrial, row, path), path) for row in rows])
 
 
 def is_found(prediction: Prediction) -> bool:

@@ -100,17 +100,17 @@ def test_holm_corrects_over_all_differences_of_a_card():
 
 def test_raw_results_are_judged_as_the_runs_were(tmp_path):
     claims = [greater("a", pair("all", "some")), equal("b", pair("all", "most"), 0.1)]
-    raw.write(tmp_path / "raw.jsonl", arms())
-    again = raw.read(tmp_path / "raw.jsonl")
+    raw.write(tmp_path / "raw.jsonl.gz", arms())
+    again = raw.read(tmp_path / "raw.jsonl.gz")
     for one, other in zip(judge(claims, arms()), judge(claims, again), strict=True):
         assert (one.interval, one.p_holm, one.how) == (other.interval, other.p_holm, other.how)
     assert again[0].trials[1].numbers == {"bits": 3.5} and again[0].losses == [0.25, 0.25]
 
 
 def test_a_broken_raw_file_is_named(tmp_path):
-    (tmp_path / "raw.jsonl").write_text('{"settings": {}, "seed": "one"}\n')
+    (tmp_path / "raw.jsonl.gz").write_text('{"settings": {}}')
     with pytest.raises(UserError, match=r"raw\.jsonl"):
-        raw.read(tmp_path / "raw.jsonl")
+        raw.read(tmp_path / "raw.jsonl.gz")
 
 
 def test_the_table_names_claim_need_and_verdict():

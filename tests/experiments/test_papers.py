@@ -12,7 +12,7 @@ import pytest
 
 from experiments.configs.paper import Paper
 from experiments.configs.sweep_lora import SweepLora
-from experiments.papers import capacity, depth, lora, ovadia, regret, reproduce, scratch
+from experiments.papers import capacity, depth, lora, ovadia, recall, regret, reproduce, scratch
 from experiments.papers.card import Sabotage
 from kafjax import hub
 from kafjax.core.config import changed
@@ -23,7 +23,7 @@ from kafjax.evaluation.intervals import Interval
 from launch.spec import Sweep, product
 from tests import tiny
 
-CARDS = (capacity.CARD, depth.CARD, lora.CARD, ovadia.CARD, regret.CARD)
+CARDS = (capacity.CARD, depth.CARD, lora.CARD, ovadia.CARD, recall.CARD, regret.CARD)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -164,6 +164,6 @@ def test_a_card_runs_as_a_sweep_and_is_judged_again_from_its_raw_results(tmp_pat
     page = (tmp_path / "out" / "README.md").read_text()
     assert all(claim.text in page for claim in card.claims) and str(tmp_path) not in page
     again = reproduce.run(
-        card, Paper(raw=str(tmp_path / "out" / "raw.jsonl"), out=str(tmp_path / "again"))
+        card, Paper(raw=str(tmp_path / "out" / "raw.jsonl.gz"), out=str(tmp_path / "again"))
     )
     assert [(v.how, v.interval) for v in first] == [(v.how, v.interval) for v in again]
