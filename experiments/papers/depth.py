@@ -1,4 +1,4 @@
-"""How many passages to read, and where (Lewis et al. 2020, FiD, Lost in the Middle, HyDE).
+"""Number of passages to read, and their place (Lewis et al. 2020, FiD, Lost in the Middle, HyDE).
 
 python -m experiments.papers.depth --dry_run             the card and the runs, with estimates
 python -m experiments.papers.depth                       all of it at tiny; again goes on where it stopped

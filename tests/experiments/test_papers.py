@@ -12,7 +12,18 @@ import pytest
 
 from experiments.configs.paper import Paper
 from experiments.configs.sweep_lora import SweepLora
-from experiments.papers import capacity, depth, lora, ovadia, recall, regret, reproduce, scratch
+from experiments.papers import (
+    capacity,
+    depth,
+    forget,
+    lora,
+    ovadia,
+    recall,
+    regret,
+    reproduce,
+    scratch,
+    unknown,
+)
 from experiments.papers.card import Sabotage
 from kafjax import hub
 from kafjax.core.config import changed
@@ -23,7 +34,9 @@ from kafjax.evaluation.intervals import Interval
 from launch.spec import Sweep, product
 from tests import tiny
 
-CARDS = (capacity.CARD, depth.CARD, lora.CARD, ovadia.CARD, recall.CARD, regret.CARD)
+CARDS = tuple(
+    paper.CARD for paper in (capacity, depth, forget, lora, ovadia, recall, regret, unknown)
+)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
