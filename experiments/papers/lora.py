@@ -56,6 +56,7 @@ _SAME = {
     "targets": (QV, Q),
     "lrs": (1e-3, 3e-3),
     "seeds": (0, 1, 2),
+    "attributes": 4,
     "documents": 1,
     "retention": 0,
     "held_out": 0,

@@ -22,7 +22,7 @@ class CorpusConfig(Config):
         path=True,
     )
     subjects: int = option(
-        16,
+        24,
         "People, countries or tables of a generated corpus; half of them have training questions.",
         least=2,
         most=10**6,
@@ -42,16 +42,16 @@ class CorpusConfig(Config):
         added=True,
     )
     attributes: int = option(
-        4, "Facts per person or country, or questions per table, of a generated corpus.", least=1, most=1000
+        3, "Facts per person or country, or questions per table, of a generated corpus.", least=1, most=1000
     )
     documents: int = option(
-        4,
+        5,
         "Documents per person or country, each stating every fact in other words.",
         least=1,
         most=1000,
     )
     questions_per_fact: int = option(
-        2, "Wordings of the training question of each fact.", least=1, most=1000
+        1, "Wordings of the training question of each fact.", least=1, most=1000
     )
     retention: int = option(
         32,
