@@ -56,14 +56,13 @@ _SAME = {
     "targets": (QV, Q),
     "lrs": (1e-3, 3e-3),
     "seeds": (0, 1, 2),
-    "attributes": 4,
     "documents": 1,
     "retention": 0,
     "held_out": 0,
     "epochs": 1,
 }
 _OF_SCALE = {
-    TINY: {"subjects": 40},
+    TINY: {"subjects": 40, "attributes": 4},
     GPU: {"subjects": 200, "attributes": 6, "dtype": "bfloat16"},
     FULL: {
         "model": "meta-llama/Llama-3.1-8B",
