@@ -32,7 +32,8 @@ class Trial:
     """One run of one method: `settings` by flag, without the seed. `source` is where it came from,
     for messages, `run` its folder, and `causes` why its answers are right or wrong, by the
     question's id. `forgotten` is the change of the cross entropy of held-out prose from the base
-    model's, in nats a token, where both were measured."""
+    model's, in nats a token, where both were measured. `numbers` are other measures by name, and
+    `curve` is the training loss by step, where an experiment notes them."""
 
     settings: Mapping[str, Any]
     seed: int
@@ -42,6 +43,8 @@ class Trial:
     run: Path
     causes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forgotten: float | None = None
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    curve: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
