@@ -58,7 +58,7 @@ def start_until_it_trains(
 
 
 def kill(raylet: psutil.Process) -> None:
-    """Kills all processes of a node at once, as a machine dies."""
+    """Kills a node and its processes at once, as a machine dies."""
     for one in [*raylet.children(recursive=True), raylet]:
         one.kill()
 
