@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = "tests.multiprocess.worker"
 FINETUNE = "experiments.finetune"
 SWEEP = "launch.sweep"
-STALLED_STEPS = 150  # of the training that is stopped twice in the middle: seconds
+STALLED_STEPS = 40  # of the training that is stopped in the middle: a second and more
 TIMEOUT = 300  # seconds, of a test's processes; far more than they take
 
 
@@ -76,16 +76,19 @@ class Crowd:
 class Launcher:
     """`with Launcher() as launcher: launcher.run(WORKER, ["learn", folder], n=2, log=folder)`.
 
-    With `optimised` the processes compile as for a user.
+    `modules` are imported once. With `optimised` the processes compile as for a user.
     """
 
-    def __init__(self, *, optimised: bool = False):
+    def __init__(
+        self, modules: Sequence[str] = (FINETUNE, SWEEP, WORKER), *, optimised: bool = False
+    ):
+        self._modules = modules
         self._environ = compiling.environment(optimised=optimised)
 
     def __enter__(self) -> Launcher:
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
         self._process = subprocess.Popen(
-            script,
+            [*script, *self._modules],
             cwd=ROOT,
             env=self._environ,
             stdin=subprocess.PIPE,

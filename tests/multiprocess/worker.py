@@ -130,7 +130,6 @@ ACTIONS = {
     "fail": fail,
     "alone": fail,
 }
-flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
 
 
 def _main(_: list[str]) -> None:
@@ -139,9 +138,6 @@ def _main(_: list[str]) -> None:
         ACTIONS[action](Path(folder), *rest)
 
 
-def main() -> None:
-    run_main(_main)
-
-
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
+    run_main(_main)
