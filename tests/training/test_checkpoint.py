@@ -19,6 +19,8 @@ from kafjax.core.errors import UserError
 from kafjax.core.paths import as_path
 from kafjax.training import checkpoint
 from kafjax.training.checkpoint import _JOURNAL, Checkpoints
+from kafjax.training.config import TrainConfig
+from kafjax.training.loop import refuse_checkpoints
 from kafjax.training.step import TrainState
 
 
@@ -126,7 +128,9 @@ def test_another_fingerprint_is_refused_and_nothing_is_moved(folder):
 SAVE_FOREVER = """
     import sys, pathlib, jax.numpy as jnp
     from kafjax.training.checkpoint import Checkpoints
-    from kafjax.training.step import TrainState
+    from kafjax.training.config import TrainConfig
+from kafjax.training.loop import refuse_checkpoints
+from kafjax.training.step import TrainState
 
     with Checkpoints(pathlib.Path(sys.argv[1]), "fingerprint") as checkpoints:
         for step in range(1, 1000):
@@ -163,7 +167,9 @@ SAVE_ON_A_FULL_DISK = """
     import resource, sys, pathlib, numpy as np, jax.numpy as jnp
     from kafjax.core.errors import UserError
     from kafjax.training.checkpoint import Checkpoints
-    from kafjax.training.step import TrainState
+    from kafjax.training.config import TrainConfig
+from kafjax.training.loop import refuse_checkpoints
+from kafjax.training.step import TrainState
 
     noise = np.random.default_rng(0).standard_normal(500_000).astype(np.float32)
     state = lambda step: TrainState(jnp.int32(step), {"w": jnp.asarray(noise) + step}, ())
@@ -248,7 +254,9 @@ SAVE_WHERE_THE_FOLDER_IS_GONE = """
     import contextlib, pathlib, shutil, sys, jax.numpy as jnp
     from kafjax.core.errors import run_main
     from kafjax.training.checkpoint import Checkpoints
-    from kafjax.training.step import TrainState
+    from kafjax.training.config import TrainConfig
+from kafjax.training.loop import refuse_checkpoints
+from kafjax.training.step import TrainState
 
     def main(_):
         folder = pathlib.Path(sys.argv[0])
@@ -340,3 +348,11 @@ def test_damaged_checkpoint_of_a_bucket_is_set_aside(place, capsys):
     aside = paths.files_under(folder.parent / "checkpoints-damaged")
     assert any(name.endswith("/notes/metadata") for name in aside)
     assert "2/_CHECKPOINT_METADATA" in paths.files_under(folder)
+
+
+def test_checkpoints_of_many_processes_in_such_a_bucket_are_refused(amazon, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    runs = as_path(f"{amazon}/runs")
+    with pytest.raises(UserError, match="of many processes are not written to s3://bucket/runs"):
+        refuse_checkpoints(runs, TrainConfig(checkpoint_every=2))
+    refuse_checkpoints(runs, TrainConfig(checkpoint_every=0))
