@@ -52,11 +52,9 @@ lint: $(VENV)/.for-test  ## Check the code with ruff, and the types of kafjax/ w
 	$(VENV)/bin/ty check --python $(VENV)
 
 .PHONY: bench
-bench: $(VENV)/.for-test  ## Run the side-by-side benchmarks, one after another
+bench: $(VENV)/.for-test  ## kafjax beside its peers, in one table: ARGS=--quick takes minutes, all rows hours
 	@$(PIP) -q --no-build-isolation -e '.[bench]'
-	@set -e; for file in $$(grep -l __main__ benchmarks/*.py); do \
-	  module=$${file%.py}; echo "== $$file"; $(VPY) -m $${module//\//.} $(ARGS); \
-	done
+	$(VPY) -m benchmarks.bench $(ARGS)
 
 .PHONY: lock
 lock:  ## Write constraints.txt anew, keeping its pins; ARGS=--upgrade takes the newest releases

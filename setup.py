@@ -131,7 +131,7 @@ setup(
         ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
-        # What benchmarks.search compares with.
+        # What benchmarks.search and by_hand compare with.
         "bench": ["faiss-cpu>=1.13", "hnswlib>=0.8", "usearch>=2.20"],
         "launch": ["ray>=2.50", "submitit>=1.5"],
         "test": TEST,

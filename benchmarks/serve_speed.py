@@ -23,7 +23,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ import torch
 import transformers
 from absl import flags
 
+from benchmarks.ours import our_decode, our_prefill
 from benchmarks.peers import hf_model
+from benchmarks.theirs import their_decode, their_prefill
 from benchmarks.turns import in_turns, listed, ratio, sample_tokens
 from kafjax import hub
 from kafjax.core import trees
@@ -42,8 +44,6 @@ from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
 from kafjax.evaluation import table
-from kafjax.generation.decode import decode, first_token, prefill
-from kafjax.generation.sample import Sampling
 from kafjax.models import Decoder
 
 CASES = {
@@ -57,9 +57,6 @@ DTYPES = {"float32": (jnp.float32, torch.float32), "bfloat16": (jnp.bfloat16, to
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of logits, over their largest magnitude
 SHORT_PROMPT = 16
 OURS, THEIRS = "kafjax", "torch"
-
-Work = Callable[[], np.ndarray]
-"""One call, done when it returns: logits `[B, V]` of prefill, tokens `[B, N]` of decoding."""
 
 
 def define_flags() -> None:
@@ -130,9 +127,18 @@ def measure(
     values, (kind, batch) = flags.FLAGS, CASES[case]
     length = values.prompt if kind == "prefill" else SHORT_PROMPT
     prompts_BxT = tokens_N[: batch * length].reshape(batch, length)
-    makers = (our_prefill, their_prefill) if kind == "prefill" else (our_decode, their_decode)
     with waiting(case, "compiling"):
-        sides = {OURS: makers[0](model, params, prompts_BxT), THEIRS: makers[1](peer, prompts_BxT)}
+        if kind == "prefill":
+            ours, (theirs, _) = (
+                our_prefill(model, params, prompts_BxT),
+                their_prefill(peer, prompts_BxT),
+            )
+        else:
+            ours, (theirs, _) = (
+                our_decode(model, params, prompts_BxT, values.tokens),
+                their_decode(peer, prompts_BxT, values.tokens),
+            )
+    sides = {OURS: ours, THEIRS: theirs}
     check = functools.partial(check_same_work, case, values.dtype)
     seconds, _ = in_turns(case, sides, values.rounds, values.warmup, check)
     made = batch * (length if kind == "prefill" else values.tokens)
@@ -163,75 +169,6 @@ def check_same_work(case: str, dtype: str, first: Mapping[str, np.ndarray]) -> N
         same = bool(np.abs(ours - theirs).max() <= TOLERANCE[dtype] * scale)
     if not same:
         raise UserError(f"{case}: the two sides give other results: they do not do the same work")
-
-
-def our_prefill(model: Decoder, params: trees.Tree, prompts_BxT: np.ndarray) -> Work:
-    length_B = np.full(len(prompts_BxT), prompts_BxT.shape[1], np.int32)
-
-    def run() -> np.ndarray:
-        last_BxD, cache = prefill(
-            model, params, prompts_BxT, length_B, None, np.int32(0), n_free=SHORT_PROMPT
-        )
-        logits_BxV = _logits(model, params, last_BxD)
-        return np.asarray(jax.block_until_ready((logits_BxV, cache))[0])
-
-    run()
-    return run
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _logits(model: Decoder, params: trees.Tree, last_BxD: jax.Array) -> jax.Array:
-    return model.logits(params, last_BxD)
-
-
-def our_decode(model: Decoder, params: trees.Tree, prompts_BxT: np.ndarray) -> Work:
-    B, T = prompts_BxT.shape
-    n_new = flags.FLAGS.tokens
-    length_B, number_B = np.full(B, T, np.int32), np.arange(B, dtype=np.int32)
-    greedy = Sampling(max_new_tokens=n_new).distribution()
-    never_V = jnp.zeros(model.config.vocab_size, bool)  # replies of one length on both sides
-
-    def run() -> np.ndarray:
-        last_BxD, cache = prefill(
-            model, params, prompts_BxT, length_B, None, np.int32(0), n_free=n_new
-        )
-        key = jax.random.key(0)
-        state = first_token(
-            model, params, last_BxD, length_B, number_B, key, never_V, n_new, greedy
-        )
-        state, _ = decode(model, params, state, cache, never_V, np.int32(n_new), greedy)
-        return np.asarray(state.out_BxN)
-
-    run()
-    return run
-
-
-def their_prefill(peer: transformers.PreTrainedModel, prompts_BxT: np.ndarray) -> Work:
-    tokens_BxT = torch.from_numpy(prompts_BxT).long()
-
-    @torch.inference_mode()
-    def run() -> np.ndarray:
-        out = peer(input_ids=tokens_BxT, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1].float().numpy()
-
-    run()
-    return run
-
-
-def their_decode(peer: transformers.PreTrainedModel, prompts_BxT: np.ndarray) -> Work:
-    tokens_BxT, n_new = torch.from_numpy(prompts_BxT).long(), flags.FLAGS.tokens
-    length = {"max_new_tokens": n_new, "min_new_tokens": n_new}
-
-    @torch.inference_mode()
-    def run() -> np.ndarray:
-        mask = torch.ones_like(tokens_BxT)
-        out = peer.generate(
-            tokens_BxT, attention_mask=mask, do_sample=False, eos_token_id=None, **length
-        )
-        return out[:, tokens_BxT.shape[1] :].numpy()
-
-    run()
-    return run
 
 
 def speed_table(rows: Mapping[str, Mapping[str, Any]], floor: float) -> table.Table:

@@ -17,7 +17,7 @@ the hidden states are picked before the head. torch runs eagerly with its fused 
 choice of attention. In bfloat16 what trains is float32 on both sides (torch: autocast), or
 --param_dtype, and what is frozen is bfloat16.
 
-First both losses, and in full fine-tuning both gradient norms, are compared: a difference above
+First both losses and both gradient norms are compared (adapters begin the same): a difference above
 1e-3 (float32) ends the benchmark. Then the sides take turns, the first turn alternating, with a
 rest between so that no thread pool still spins in the other's time. The ratio is that of the median
 step times; its interval is a 95% bootstrap over rounds. Writes OUT/train_speed.json and .md.
@@ -28,7 +28,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,19 @@ import torch
 import transformers
 from absl import flags
 
+from benchmarks import ours, theirs
 from benchmarks.peers import hf_model
 from benchmarks.turns import in_turns, listed, ratio, sample_tokens
-from kafjax import hub, lora
+from benchmarks.work import TrainWork
+from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.errors import UserError, nearest, run_main
 from kafjax.core.progress import say, waiting
 from kafjax.core.rundir import environment, write_atomic, write_json
-from kafjax.evaluation import cost, table
+from kafjax.evaluation import table
 from kafjax.models import Decoder, named
 from kafjax.ops.attention import ATTENTION
-from kafjax.parallel import make_mesh, shard
 from kafjax.parallel.chips import chip_of
-from kafjax.training import Example, TrainConfig
-from kafjax.training.batches import Batch, make_batch, pack
-from kafjax.training.demand import decoder_shape
-from kafjax.training.step import batch_sharding
-from kafjax.training.task import Task
 
 CASES = {
     "lora_all": ("LoRA, loss on all tokens", True, None),
@@ -64,12 +61,10 @@ CASES = {
     "full_all": ("full, loss on all tokens", False, None),
     "full_last16": ("full, loss on the last 16", False, 16),
 }
-DTYPES = {"float32": (jnp.float32, torch.float32), "bfloat16": (jnp.bfloat16, torch.bfloat16)}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-LEARNING_RATE = 1e-4
 SIDES = ("ours", "theirs")
 ON_GPU = jax.default_backend() == "gpu"
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 _SETTINGS = (
@@ -85,10 +80,6 @@ _SETTINGS = (
     "steps",
     "warmup",
 )
-
-Step = Callable[[], tuple[float, float]]
-"""One optimizer step, done when it returns; gives the loss before it and the norm of the gradient
-before clipping."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +141,8 @@ def main(_: list[str]) -> None:
     rows = {}
     for case in values.cases:
         measured = measure(case, model, params, tokens_BxT1)
-        rows[case] = row = summary(measured, values.rows * values.seq_len, model_flops(case, model))
+        flops = ours.train_flops(model, work_of(case))
+        rows[case] = row = summary(measured, values.rows * values.seq_len, flops)
         for side in measured:
             say(case, f"{side}: {row[side]['median']:.0f} tokens/s{mfu_text(row[side])}")
     settings = {name: values[name].value for name in _SETTINGS}
@@ -169,7 +161,7 @@ def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
     """The model, its parameters and int32 tokens `[rows, seq_len + 1]`: ordinary text, or random
     ones for random weights."""
     values = flags.FLAGS
-    dtype = DTYPES[values.dtype][0]
+    dtype = DTYPES[values.dtype]
     if values.model.startswith("random:"):
         model = Decoder(
             named(values.model.removeprefix("random:")),
@@ -177,9 +169,7 @@ def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
             remat=values.remat,
             attention=values.attention,
         )
-        kept = (
-            jnp.bfloat16 if jnp.bfloat16 in (dtype, DTYPES[values.param_dtype][0]) else jnp.float32
-        )
+        kept = jnp.bfloat16 if jnp.bfloat16 in (dtype, DTYPES[values.param_dtype]) else jnp.float32
         params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(kept), model.init(key)))(
             jax.random.key(0)
         )
@@ -198,23 +188,18 @@ def load_model() -> tuple[Decoder, trees.Tree, np.ndarray]:
     )
 
 
-def model_flops(case: str, model: Decoder) -> float:
-    """Arithmetic of a step by formula, nothing computed twice counted."""
-    values = flags.FLAGS
-    _, adapter, n_last = CASES[case]
-    shape, tokens = decoder_shape(model), values.rows * values.seq_len
-    looked_at = values.rows * (values.seq_len if n_last is None else n_last)
-    if not adapter:
-        return cost.train_flops_full(
-            shape, tokens, looked_at, values.seq_len, embedding_trained=False
-        )
-    n_adapter = trees.count(lora.abstract(adapter_spec(), model.abstract_params()))
-    return cost.train_flops_lora(shape, tokens, looked_at, values.seq_len, adapter_params=n_adapter)
-
-
-def adapter_spec() -> lora.Spec:
-    rank = flags.FLAGS.rank
-    return lora.Spec(rank, 2.0 * rank, rf"({'|'.join(TARGETS)})")
+def work_of(case: str) -> TrainWork:
+    values, (_, adapter, n_last) = flags.FLAGS, CASES[case]
+    return TrainWork(
+        values.rows,
+        values.seq_len,
+        n_last,
+        values.rank if adapter else None,
+        values.dtype,
+        values.param_dtype,
+        values.remat,
+        values.warmup + values.steps,
+    )
 
 
 def mfu_text(side: Mapping[str, float]) -> str:
@@ -228,12 +213,17 @@ def measure(
 
     Raises `UserError` if their losses or gradients differ: they would not be doing the same work.
     """
-    _, adapter, n_last = CASES[case]
-    values = flags.FLAGS
-    batch = loss_batch(tokens_BxT1, n_last)
-    with waiting(case, "compiling and preparing both sides"):
-        makers = {"ours": jax_step, "theirs": torch_step}
-        sides = {name: makers[name](model, params, batch, adapter) for name in values.sides}
+    values, work = flags.FLAGS, work_of(case)
+    with waiting(case, "compiling and preparing both sides"), tempfile.TemporaryDirectory() as made:
+        adapter = f"{made}/adapter"  # both begin with the same
+        sides = {}
+        if "ours" in values.sides:
+            sides["ours"] = ours.train_step(model, params, tokens_BxT1, work, adapter)
+        if "theirs" in values.sides:
+            kept = work.dtype if work.rank else work.param_dtype
+            peer = hf_model(model, params, theirs.DTYPES[kept]).to("cuda" if ON_GPU else "cpu")
+            start = adapter if "ours" in sides and work.rank else None
+            sides["theirs"], _ = theirs.train_step(peer, tokens_BxT1, work, start)
     seconds, results = in_turns(
         case,
         sides,
@@ -252,95 +242,10 @@ def check_same_work(case: str, ours: tuple[float, float], theirs: tuple[float, f
         f"first loss: kafjax {ours[0]:.6f}, torch {theirs[0]:.6f}; gradient norm: kafjax {ours[1]:.5f}, torch {theirs[1]:.5f}",
     )
     tolerance = TOLERANCE[flags.FLAGS.dtype]
-    same = abs(ours[0] - theirs[0]) <= tolerance
-    if not CASES[case][1]:  # each side draws its adapters, and their gradient depends on the draw
-        same = same and abs(ours[1] / theirs[1] - 1) <= tolerance
-    if not same:
+    if not (abs(ours[0] - theirs[0]) <= tolerance and abs(ours[1] / theirs[1] - 1) <= tolerance):
         raise UserError(
             f"{case}: losses or gradients differ by more than {tolerance:g}; the two sides do not do the same work"
         )
-
-
-def loss_batch(tokens_BxT1: np.ndarray, n_last: int | None) -> Batch:
-    """Rows of one text each; the loss looks at every token, or at the last `n_last` of each row."""
-    B, T1 = tokens_BxT1.shape
-    weights = np.ones(T1, np.float32)
-    weights[: 1 if n_last is None else T1 - n_last] = 0
-    examples = [Example(tokens, weights) for tokens in tokens_BxT1]
-    return make_batch(pack(examples, T1 - 1), seq_len=T1 - 1, batch_rows=B)
-
-
-def jax_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) -> Step:
-    """kafjax's own training step, compiled."""
-    values, mesh = flags.FLAGS, make_mesh()
-    n_steps = values.warmup + values.steps
-    config = TrainConfig(
-        steps=n_steps,
-        learning_rate=LEARNING_RATE,
-        warmup_fraction=0.0,
-        floor_fraction=1.0,  # a constant rate, as torch's
-        batch_rows=values.rows,
-        seq_len=values.seq_len,
-        freeze_embedding=True,
-        param_dtype=values.param_dtype if not adapter else "float32",
-        remat=values.remat,
-        loss_chunk=512,
-    )
-    if adapter:
-        task = Task.lora(model, params, config, mesh, n_steps, adapter_spec())
-    else:
-        task = Task.full(model, params, config, mesh, n_steps)
-    compiled, state = task.compile(batch), task.new_state()
-    batch = shard(batch, batch_sharding(mesh))
-
-    def step() -> tuple[float, float]:
-        nonlocal state
-        state, metrics = jax.block_until_ready(compiled.step(state, task.frozen, batch))
-        return float(metrics["loss"]), float(metrics["grad_norm"])
-
-    return step
-
-
-def torch_step(model: Decoder, params: trees.Tree, batch: Batch, adapter: bool) -> Step:
-    """The same step in torch, with peft for LoRA."""
-    values, device = flags.FLAGS, "cuda" if ON_GPU else "cpu"
-    dtype, param_dtype = DTYPES[values.dtype][1], DTYPES[values.param_dtype][1]
-    peer = hf_model(model, params, dtype if adapter else param_dtype).to(device)
-    if values.remat == "full":
-        peer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if adapter:
-        peft_config = peft.LoraConfig(
-            r=values.rank,
-            lora_alpha=2 * values.rank,
-            target_modules=list(TARGETS),
-            lora_dropout=0.0,
-        )
-        peft.get_peft_model(peer, peft_config)  # adapts `peer` in place; adapters are float32
-    else:
-        # where they are tied, one tensor
-        for end in {peer.get_input_embeddings(), peer.get_output_embeddings()}:
-            end.weight.requires_grad_(False)
-            end.weight.data = end.weight.data.to(dtype)
-    trainable = [p for p in peer.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    tokens_BxT = torch.from_numpy(batch.tokens_BxT).long().to(device)
-    places_N, targets_N = (
-        torch.from_numpy(x[0]).long().to(device) for x in (batch.places_SxN, batch.targets_SxN)
-    )
-    peer.train()
-
-    def step() -> tuple[float, float]:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            hidden_BxTxD = peer.model(input_ids=tokens_BxT, use_cache=False).last_hidden_state
-            logits_NxV = peer.lm_head(hidden_BxTxD.flatten(0, 1)[places_N])
-        loss = torch.nn.functional.cross_entropy(logits_NxV.float(), targets_N)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        return loss.item(), norm.item()
-
-    return step
 
 
 def summary(measured: Mapping[str, Measured], tokens: int, flops: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jax
 
 from tests import compiling
 
-MODULES = ("experiments.finetune", "tests.multiprocess.worker")
+MODULES = ("experiments.finetune", "launch.sweep", "tests.multiprocess.worker")
 
 
 def fork(
