@@ -42,7 +42,10 @@ class CorpusConfig(Config):
         added=True,
     )
     attributes: int = option(
-        3, "Facts per person or country, or questions per table, of a generated corpus.", least=1, most=1000
+        3,
+        "Facts per person or country, or questions per table, of a generated corpus.",
+        least=1,
+        most=1000,
     )
     documents: int = option(
         5,
