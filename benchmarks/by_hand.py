@@ -35,6 +35,7 @@ from benchmarks.work import TARGETS
 
 METHODS = ("base", "oracle", "rag", "hyde", "lora", "full", "lora+rag", "full+rag")
 PREFIX = {"base": "closed", "oracle": "oracle", "rag": "reading", "hyde": "reading"}
+PAD = 0  # masked, so that any token will do
 ROOT = Path(__file__).parents[1]
 
 
@@ -96,7 +97,8 @@ def by_hand(work: Mapping[str, Any], batches: Mapping[str, np.ndarray]) -> np.nd
     for reader in ("base", "oracle", "rag", "hyde"):
         rows[reader] = [*asker.asked(base, reader), nats]
     for weights in ("lora", "full"):
-        peer = train(copy.deepcopy(base), batches, work, weights)
+        start = copy.deepcopy(base) if weights == "lora" else base  # not needed afterwards
+        peer = train(start, batches, work, weights)
         nats = held_out(peer, asker.tokenizer, work)
         rows[weights] = [*asker.asked(peer, "base"), nats]
         rows[f"{weights}+rag"] = [*asker.asked(peer, "rag", again=True), nats]
@@ -171,6 +173,7 @@ class Asker:
         import transformers
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(work["model"], padding_side="left")
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD)
         vectors_NxD = encode(work["passages"])
         index = faiss.IndexFlatIP(vectors_NxD.shape[1])
         index.add(vectors_NxD)
@@ -249,7 +252,11 @@ class Asker:
             given = self.tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True)
             with torch.inference_mode():
                 out = peer.generate(
-                    **given, max_new_tokens=limit, do_sample=False, stopping_criteria=line_ends
+                    **given,
+                    max_new_tokens=limit,
+                    do_sample=False,
+                    stopping_criteria=line_ends,
+                    pad_token_id=PAD,
                 )
             for i, ids in zip(chosen, out[:, given["input_ids"].shape[1] :], strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -64,8 +64,9 @@ class Process:
 
     def call(self) -> dict[str, float]:
         """Calls the side once. Returns its `seconds`, and the `peak` of its memory in bytes."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, of which `_told` tells
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         return self._told()
 
     def result(self) -> np.ndarray:
@@ -73,7 +74,8 @@ class Process:
         return np.load(self.folder / "result.npy")
 
     def end(self) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
         self._process.kill()
@@ -152,7 +154,7 @@ def measure(
             if timed == WARM:
                 with waiting(label, f"loading and compiling {name}"):
                     process = stack.enter_context(started(job, folder / name))
-                facts[name], calls[name] = process.facts, process.call
+                calls[name], facts[name] = process.call, process.facts
             else:
                 calls[name] = _fresh(name, job, timed, folder / name, facts)
 
