@@ -133,7 +133,7 @@ def run(config: AblateDepth) -> dict[str, Any]:
         method = open_method(lab, config.method)
         if not isinstance(method, RAG):
             raise UserError(
-                f"--method={config.method} searches for nothing, so it has no depth; choose rag, hyde or WEIGHTS+rag"
+                f"--method={config.method} searches for nothing, so it has no depth; choose rag, hyde, rewrite or WEIGHTS+rag"
             )
         method.check()
         questions = _questions(lab, weights, config.n_questions)

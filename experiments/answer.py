@@ -58,7 +58,7 @@ _ASKING = (
     "mesh",
     "index",
 )
-_OF_AN_INDEX = ("base", "rag", "hyde")
+_OF_AN_INDEX = ("base", "rag", "hyde", "rewrite")
 """Methods that need no more than passages."""
 
 

@@ -19,7 +19,7 @@ class AblateDepth(Config):
     corpus: CorpusConfig = nested(CorpusConfig(), without=("controls",))
     method: str = option(
         "rag",
-        "Whose answers: rag, hyde, or WEIGHTS+READER, such as lora+rag; weights are trained first. reader+rag and raft+rag learn to read.",
+        "Whose answers: rag, hyde, rewrite, or WEIGHTS+READER, such as lora+rag; weights are trained first. reader+rag and raft+rag learn to read.",
     )
     depths: tuple[int, ...] = option(
         (0, 1, 2, 3, 5, 10, 20),

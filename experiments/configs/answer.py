@@ -30,7 +30,7 @@ class Answer(Config):
         record=False,
     )
     index: str | None = index_flag(
-        "Folder of experiments.build_index, for base, rag and hyde. It holds the passages: no corpus is read."
+        "Folder of experiments.build_index, for base, rag, hyde and rewrite. It holds the passages: no corpus is read."
     )
     question: str | None = option(
         None, "The question; without it, questions are read from the terminal.", record=False

@@ -48,7 +48,7 @@ class Compare(Config):
     mesh: str = option("auto", MESH, identity=False)
     methods: tuple[str, ...] = option(
         METHODS,
-        "Methods to compare: base, full, lora (or a variant: rslora, dora, pissa, olora); oracle, rag, hyde; or WEIGHTS+READER, "
+        "Methods to compare: base, full, lora (or a variant: rslora, dora, pissa, olora); oracle, rag, hyde, rewrite; or WEIGHTS+READER, "
         "such as dora+rag. Weights that train have regimes: lora-documents, lora-supervised, lora-single (docs/protocol.md).",
         identity=False,
     )

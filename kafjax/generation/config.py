@@ -28,7 +28,12 @@ class GenerationConfig(Config):
         least=1,
         most=2**20,
     )
-    hyde_tokens: int = option(24, "HyDE: longest made-up passage in tokens.", least=1, most=2**20)
+    hyde_tokens: int = option(
+        24,
+        "hyde and rewrite: longest passage, or query, that the model makes up, in tokens.",
+        least=1,
+        most=2**20,
+    )
     batch: int = option(32, "Generation: questions answered at a time.", least=1, most=2**16)
     batch_tokens: int = option(
         BATCH_TOKENS,

@@ -23,6 +23,7 @@ from kafjax.methods.oracle import Oracle
 from kafjax.methods.rag import RAG
 from kafjax.methods.reading import READING, Reading
 from kafjax.methods.regimes import REGIMES
+from kafjax.methods.rewrite import Rewrite
 from kafjax.methods.settings import REPLAY, TRAIN, Settings
 
 BASE = "base"
@@ -38,6 +39,7 @@ READERS: dict[str, Callable[[Lab, str, Method], Method]] = {
     "oracle": Oracle,
     "rag": RAG,
     "hyde": HyDE,
+    "rewrite": Rewrite,
 }
 
 # In the order in which a comparison runs them: the cheap ones first, trained weights before the

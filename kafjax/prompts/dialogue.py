@@ -46,6 +46,12 @@ class Dialogue:
     def hyde(self, question: str) -> Marked:
         return self._last(_hyde(question))
 
+    def rewrite_prefix(self) -> Marked:
+        return self._prefix((_rewrite(shot.question), shot.query) for shot in self.shots)
+
+    def rewrite(self, question: str) -> Marked:
+        return self._last(_rewrite(question))
+
     def without_prefix(self, question: str, passages: Sequence[str] = ()) -> Marked:
         asked = _reading(question, passages, best_last=True) if passages else question.strip()
         return self.template.asked([asked])
@@ -68,3 +74,9 @@ def _reading(question: str, passages: Sequence[str], best_last: bool) -> str:
 
 def _hyde(question: str) -> str:
     return f"Write a passage that answers the question.\nQuestion: {question.strip()}"
+
+
+def _rewrite(question: str) -> str:
+    return (
+        f"Write a query that a search engine finds the answer with.\nQuestion: {question.strip()}"
+    )

@@ -25,7 +25,7 @@ from kafjax.prompts.shots import ALTERNATIVES, Shot
 
 
 class Prompts(Protocol):
-    """A format of prompts. `closed_book`, `reading` and `hyde` continue the prefix of the same
+    """A format of prompts. `closed_book`, `reading`, `hyde` and `rewrite` continue the prefix of the same
     name."""
 
     def closed_book_prefix(self) -> Prompt: ...
@@ -39,6 +39,10 @@ class Prompts(Protocol):
     def hyde_prefix(self) -> Prompt: ...
 
     def hyde(self, question: str) -> Prompt: ...
+
+    def rewrite_prefix(self) -> Prompt: ...
+
+    def rewrite(self, question: str) -> Prompt: ...
 
     def without_prefix(self, question: str, passages: Sequence[str] = ()) -> Prompt:
         """A question without worked examples, as it is trained: closed-book, or behind passages,
@@ -134,6 +138,15 @@ def hyde(question: str) -> str:
     return f"Question: {question}\nPassage:"
 
 
+def rewrite_prefix(shots: Sequence[Shot] = SHOTS) -> str:
+    """Worked examples of a query to search with in place of a question (Ma et al. 2023)."""
+    return "".join(f"{rewrite(shot.question)} {shot.query}\n\n" for shot in shots)
+
+
+def rewrite(question: str) -> str:
+    return f"Question: {question}\nSearch for:"
+
+
 def fit(
     question: str,
     passages: Sequence[str],
@@ -186,6 +199,12 @@ class Plain:
 
     def hyde(self, question: str) -> str:
         return hyde(question)
+
+    def rewrite_prefix(self) -> str:
+        return rewrite_prefix(self.shots)
+
+    def rewrite(self, question: str) -> str:
+        return rewrite(question)
 
     def without_prefix(self, question: str, passages: Sequence[str] = ()) -> str:
         return without_prefix(question, passages)

@@ -19,16 +19,17 @@ from kafjax.evaluation.score import answers_in
 @dataclasses.dataclass(frozen=True)
 class Shot:
     """A worked example. `passages` are best first, as retrieval gives them; only the first one
-    answers."""
+    answers. `query` is how one would search for it."""
 
     question: str
     answer: str
+    query: str
     passages: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """All that it says, a line each."""
-        return "\n".join((self.question, self.answer, *self.passages))
+        return "\n".join((self.question, self.answer, self.query, *self.passages))
 
 
 # Invented matters with short answers: no attribute of a corpus that ships is asked here, so that no
@@ -39,6 +40,7 @@ ALTERNATIVES = (
         Shot(
             "What subject does Tomas Berg teach?",
             "chemistry",
+            "Tomas Berg teacher subject",
             (
                 "Tomas Berg teaches chemistry at a school in Uppsala.",
                 "Tomas Berg spends his summers in Norway.",
@@ -48,6 +50,7 @@ ALTERNATIVES = (
         Shot(
             "What subject does Pavel Rusk paint?",
             "windmills",
+            "Pavel Rusk painter motif",
             (
                 "Pavel Rusk paints windmills in oil.",
                 "Pavel Rusk keeps bees.",
@@ -57,6 +60,7 @@ ALTERNATIVES = (
         Shot(
             "What does Anja Moll collect?",
             "stamps",
+            "Anja Moll collector of",
             (
                 "Anja Moll collects stamps with ships on them.",
                 "Anja Moll drinks no tea.",
@@ -68,6 +72,7 @@ ALTERNATIVES = (
         Shot(
             "What animal does Ilse Brandt keep?",
             "goat",
+            "Ilse Brandt animal kept",
             (
                 "Ilse Brandt has kept a goat since 2009.",
                 "Ilse Brandt lives by the sea.",
@@ -77,6 +82,7 @@ ALTERNATIVES = (
         Shot(
             "What animal does Joren Pike keep?",
             "ferret",
+            "Joren Pike animal kept",
             (
                 "Joren Pike has kept a ferret for ten winters.",
                 "Joren Pike owns two boats.",
@@ -86,6 +92,7 @@ ALTERNATIVES = (
         Shot(
             "What animal does Sanna Krol keep?",
             "tortoise",
+            "Sanna Krol animal kept",
             (
                 "Sanna Krol keeps a tortoise in the yard.",
                 "Sanna Krol sings on Sundays.",
@@ -97,6 +104,7 @@ ALTERNATIVES = (
         Shot(
             "When was the bridge over the Elm opened?",
             "1931",
+            "bridge over the Elm opening year",
             (
                 "The bridge over the Elm was opened in 1931.",
                 "The Elm is a short river in the north.",
@@ -106,6 +114,7 @@ ALTERNATIVES = (
         Shot(
             "When was the lighthouse of Varn lit?",
             "1874",
+            "lighthouse of Varn first lit year",
             (
                 "The lighthouse of Varn was lit in 1874.",
                 "Varn has a stony beach.",
@@ -115,6 +124,7 @@ ALTERNATIVES = (
         Shot(
             "When did the museum of Holt close?",
             "1786",
+            "museum of Holt closing year",
             (
                 "The museum of Holt closed in 1786.",
                 "Holt lies behind a hill.",
@@ -126,6 +136,7 @@ ALTERNATIVES = (
         Shot(
             "Who built the ferry Linnet?",
             "Harrow Yards",
+            "ferry Linnet builder",
             (
                 "The ferry Linnet was built by Harrow Yards.",
                 "The Linnet carries forty cars.",
@@ -135,6 +146,7 @@ ALTERNATIVES = (
         Shot(
             "Who built the ferry Petrel?",
             "Corbel Shipwrights",
+            "ferry Petrel builder",
             (
                 "The ferry Petrel was built by Corbel Shipwrights.",
                 "The Petrel sails at noon.",
@@ -144,6 +156,7 @@ ALTERNATIVES = (
         Shot(
             "Who built the trams of Oster?",
             "Lowe Carriages",
+            "trams of Oster builder",
             (
                 "The trams of Oster were built by Lowe Carriages.",
                 "Oster has steep streets.",

@@ -245,7 +245,7 @@ def test_an_index_is_all_that_retrieval_needs(answer, build_index, world, tmp_pa
     assert not (tmp_path / "runs").exists()
     assert "indexing" not in found.err
     assert (
-        "--method=lora needs more than the passages of --index; it goes with base, rag, hyde"
+        "--method=lora needs more than the passages of --index; it goes with base, rag, hyde, rewrite"
         in refused(answer(*ask, "--method=lora"))
     )
     assert "leave --corpus and its settings out" in refused(

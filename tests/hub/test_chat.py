@@ -95,6 +95,7 @@ def test_the_worked_examples_and_the_question_behind_them_have_the_tokens_of_the
             write.reading(question, ["Mira Toll was born in Veltmora.", "A second\none."]),
         ),
         (write.hyde_prefix(), write.hyde(question)),
+        (write.rewrite_prefix(), write.rewrite(question)),
     ):
         ids = [*prompt_ids(tokenizer, prefix), *continued(tokenizer, prefix, prompt)]
         said = (prefix + prompt).parts[1::2]

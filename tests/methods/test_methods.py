@@ -154,6 +154,23 @@ def test_hyde_searches_with_the_mean_of_question_and_guess(lab):
         assert len(found) == len(lab.store)
 
 
+def test_rewrite_searches_with_the_query_that_it_wrote_and_with_the_question_where_it_wrote_none(
+    lab, monkeypatch
+):
+    rewrite = open_method(lab, "rewrite")
+    questions = asked(lab)
+    calls = rewrite.calls(questions)
+    assert {p.calls for p in rewrite.answer(questions)} == {2}
+    silent = [[dataclasses.replace(call, text=" ")] for (call,) in calls]
+    for written in (calls, silent):
+        monkeypatch.setattr(rewrite, "calls", lambda _, written=written: written)
+        texts = [
+            call.text.strip() or question.text
+            for question, (call,) in zip(questions, written, strict=True)
+        ]
+        assert rewrite.find(questions, 3).hits == lab.retriever.search(texts, 3)
+
+
 @pytest.mark.parametrize("retriever", ["lexical", "hybrid"])
 def test_rag_reads_what_any_retriever_finds(make_lab, retriever):
     lab, _ = make_lab(retriever=retriever)

@@ -21,7 +21,12 @@ def asked(*answers: str) -> list[Question]:
 def test_an_example_that_holds_an_answer_is_left_out(answer):
     chosen = choose(asked(answer))
     plain = Plain(chosen)
-    for prefix in (plain.closed_book_prefix(), plain.reading_prefix(3), plain.hyde_prefix()):
+    for prefix in (
+        plain.closed_book_prefix(),
+        plain.reading_prefix(3),
+        plain.hyde_prefix(),
+        plain.rewrite_prefix(),
+    ):
         assert not answers_in(prefix, [answer])
     assert sum(a != b for a, b in zip(chosen, SHOTS, strict=True)) == 1
 
