@@ -223,12 +223,14 @@ def use_compilation_cache() -> None:
     jax.config.update(least, min(getattr(jax.config, least), 0.05))
 
 
-def describe_decoder(config: ModelConfig) -> Decoder:
-    """Opens the model without its weights. Raises `UserError` for a model that writes no text."""
+def describe_decoder(config: ModelConfig, *, in_lanes: bool = False) -> Decoder:
+    """Opens the model without its weights; `in_lanes` where it trains as lanes, whose attention is
+    always XLA's. Raises `UserError` for a model that writes no text."""
     with waiting("model", f"reading what {config.model} is", after=1.0):
         model = hub.describe_decoder(config.model, dtype=DTYPES[config.dtype])
     kernel = NAMES[kernel_for(config.attention, jax.default_backend())]
-    say("model", f"attention among new tokens by {kernel}")
+    of_lanes = f", of lanes in training by {NAMES['xla']}" if in_lanes else ""
+    say("model", f"attention among new tokens by {kernel}{of_lanes}")
     return dataclasses.replace(model, attention=config.attention)
 
 

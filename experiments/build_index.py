@@ -101,7 +101,14 @@ def run(config: BuildIndex) -> None:
             print(f"search: {store.stats.search}")
     if config.query:
         settings = config.retrieval
-        retriever = open_retriever(store, settings.retriever, embedder, scorer, settings.candidates)
+        retriever = open_retriever(
+            store,
+            settings.retriever,
+            embedder,
+            scorer,
+            settings.candidates,
+            settings.dense_weight,
+        )
         (hits,) = retriever.search([config.query], settings.k)
         for rank, hit in enumerate(hits, 1):
             print(

@@ -92,7 +92,9 @@ def run(pack: Pack) -> None:
         build.open_template(first.model.model, first.model.chat),
         hub.tokenizer(first.model.model),
     )
-    model, prompts = build.asked_through(template, build.describe_decoder(first.model), tokenizer)
+    model, prompts = build.asked_through(
+        template, build.describe_decoder(first.model, in_lanes=True), tokenizer
+    )
     if len({shared_by(config, model) for config in configs.values()} | {None}) != 2:
         raise UserError(
             f"{', '.join(configs)} do not share a program; train them alone (experiments.finetune)"

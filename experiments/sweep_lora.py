@@ -90,7 +90,9 @@ def run(config: SweepLora) -> dict[str, Any] | None:
     }
     root, name = Path(config.run.runs), config.run.name
     rundir.find_run(root, name, config, **where)
-    model, prompts = build.asked_through(template, build.describe_decoder(config.model), tokenizer)
+    model, prompts = build.asked_through(
+        template, build.describe_decoder(config.model, in_lanes=True), tokenizer
+    )
     check_lanes(model.abstract_params(), config.train, lanes)
     check_texts(corpus, tokenizer, model.config.vocab_size)
     examples, stop = examples_of(config, corpus, tokenizer, model.config.text_end, prompts)

@@ -30,8 +30,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.configs.ablate_depth import AblateDepth
 from experiments.configs.compare import PROFILES, Compare
 from experiments.configs.finetune import Finetune
+from experiments.configs.search_recall import SearchRecall
 from experiments.configs.sweep_lora import SweepLora
 from kafjax.core.command_line import arguments_of
 from kafjax.core.config import Config, changed, leaves
@@ -39,7 +41,7 @@ from kafjax.core.config_record import config_hash, identity, read_record, record
 from kafjax.core.errors import UserError, nearest
 
 MOST_POINTS = 100_000
-SWEPT = (Compare, Finetune, SweepLora)
+SWEPT = (AblateDepth, Compare, Finetune, SearchRecall, SweepLora)
 """Experiments that a sweep can run, each run of it in a folder of its own."""
 
 Point = Mapping[str, Any]

@@ -72,17 +72,24 @@ def run(config: Launch) -> None:
     elif config.only is not None:
         run_one(ledger, config)
     else:
-        places = slots(config)
+        slots(config)  # refuses what this machine does not have
         if config.engine not in ("local", "ray"):
             print(prepare(ledger, config))
             return
-        ledger.create()
         if config.engine == "ray":
+            ledger.create()
             work(ledger, config, _ray_pool(ledger, config))
         else:
-            shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
-            sha = environment()["git_sha"]
-            work(ledger, config, Pool(ledger, config, places, sha, programs=shared))
+            race(ledger, config)
+
+
+def race(ledger: Ledger, config: Launch) -> None:
+    """Runs what is open, beside any other worker, until all is done. Raises as `work` does."""
+    places = slots(config)
+    ledger.create()
+    shared = packs.programs(ledger.runs) if config.lanes > 1 and not config.launcher else {}
+    sha = environment()["git_sha"]
+    work(ledger, config, Pool(ledger, config, places, sha, programs=shared))
 
 
 def _ray_pool(ledger: Ledger, config: Launch) -> RayPool | SlicePool:
@@ -304,7 +311,7 @@ def render(
                 *values,
                 state.name,
                 state.told,
-                *((programs.get(run.id, "alone"),) if programs else ()),
+                *((programs.get(run.id, table.NONE),) if programs else ()),
                 *(_cost_cells(costs[run.id]) if costs else ()),
             )
         )

@@ -48,7 +48,12 @@ def run(config: Rank) -> None:
         corpus.passages, settings.retriever, settings.engine, embedder, recall=settings.recall
     )
     retriever = open_retriever(
-        store, settings.retriever, embedder, scorer, max(settings.candidates, _DEPTH * settings.k)
+        store,
+        settings.retriever,
+        embedder,
+        scorer,
+        max(settings.candidates, _DEPTH * settings.k),
+        settings.dense_weight,
     )
     found = {}
     for start in range(0, len(questions), _BATCH):

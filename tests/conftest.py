@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,7 @@ import pytest
 
 from tests import compiling, seconds
 from tests.buckets import amazon, google, place  # noqa: F401
+from tests.multiprocess.launch import Launcher
 
 # Before any test module imports the libraries that read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -83,6 +85,12 @@ def pytest_collection_finish() -> None:
 def kafjax_cache() -> Path:
     """The session's folder of converted weights."""
     return Path(os.environ["KAFJAX_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def launcher(kafjax_cache) -> Iterator[Launcher]:
+    with Launcher() as launcher:
+        yield launcher
 
 
 @pytest.hookimpl(tryfirst=True)

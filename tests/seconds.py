@@ -18,7 +18,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 TABLE = TESTS / "seconds.json"
-LONG = 8.0  # CPU seconds from which on all of a file's tests are marked `slow`
+LONG = 5.0  # CPU seconds from which on all of a file's tests are marked `slow`
 
 
 def cpu_seconds() -> float:

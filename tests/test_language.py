@@ -58,7 +58,7 @@ def test_docstrings_open_with_a_verb_or_a_noun_phrase():
 
 
 def test_pages_are_wrapped():
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [
         f"{page.relative_to(ROOT)}:{line}"
         for page in pages

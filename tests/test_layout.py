@@ -22,6 +22,7 @@ ROWS = (
     ("methods",),
     ("experiments",),
     ("launch",),
+    ("papers",),
     ("benchmarks", "scripts", "tests"),
 )
 ROW = {package: row for row, packages in enumerate(ROWS) for package in packages}
@@ -71,8 +72,10 @@ def _module(root: Path, path: Path) -> str:
 
 def _package(module: str) -> str | None:
     """The layout's name for a module of ours: `kafjax.ops.linear` -> `ops`; `""` for `kafjax`
-    itself; None for any other."""
+    itself; None for any other. `experiments.papers` runs sweeps, so it stands above `launch`."""
     top, _, rest = module.partition(".")
+    if top == "experiments" and rest.partition(".")[0] == "papers":
+        return "papers"
     if top in OUTSIDE_KAFJAX:
         return top
     if top != "kafjax":

@@ -36,7 +36,11 @@ minutes."""
 
 @dataclasses.dataclass(frozen=True)
 class Compare(Config):
-    """All ways to add knowledge, on one corpus and one bill."""
+    """All ways to add knowledge, on one corpus and one bill.
+
+    Of 24 subjects 12 are the headline's, as many as its tests need; each fact is told 10 times
+    (docs/protocol.md).
+    """
 
     model: ModelConfig = nested(ModelConfig())
     corpus: CorpusConfig = nested(CorpusConfig(controls=4))

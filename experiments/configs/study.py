@@ -15,6 +15,7 @@ SIZE = {
     "questions_per_fact": 1,
     "corpus_seed": 0,
     "latency_queries": 0,
+    "runs": "runs/study",
 }
 """Settings of its comparisons that differ from the defaults, by flag."""
 

@@ -18,7 +18,8 @@ def compiler_options(platform: str) -> dict[str, str]:
     XLA on a CPU replaces operations on bfloat16 that are no products by ones on float32. In a loop
     over layers that are slices of stacked kernels, which it therefore keeps as a float32 copy of
     all kernels, and narrows again layer by layer; what is kept for the backward pass is float32
-    too. Its code generator knows bfloat16, so the pass is left out (docs/performance.md).
+    too. Its code generator knows bfloat16, so the pass is left out (docs/performance.md). Products of
+    bfloat16 then have to ask for a float32 result, as all of ours do: others do not compile.
     """
     return {"xla_disable_hlo_passes": "float-normalization-bf16"} if platform == "cpu" else {}
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from kafjax.core.config import Config, option
 
-NAMES = ("biographies", "biographies-control", "factbook")
+NAMES = ("biographies", "biographies-control", "factbook", "queries")
 """Corpora that are generated, at any size."""
 
 
@@ -17,12 +17,13 @@ class CorpusConfig(Config):
 
     corpus: str = option(
         "biographies",
-        "biographies (invented people), factbook (CIA), a folder with your documents and questions.jsonl, or a TFDS dataset (tfds:squad).",
+        "biographies (invented people), factbook (CIA), queries (a task of form), a folder with your documents and questions.jsonl, "
+        "or a TFDS dataset (tfds:squad).",
         path=True,
     )
     subjects: int = option(
-        16,
-        "People or countries of a generated corpus; half of them have training questions.",
+        24,
+        "People, countries or tables of a generated corpus; half of them have training questions.",
         least=2,
         most=10**6,
     )
@@ -41,16 +42,19 @@ class CorpusConfig(Config):
         added=True,
     )
     attributes: int = option(
-        4, "Facts per person or country of a generated corpus.", least=1, most=1000
+        3,
+        "Facts per person or country, or questions per table, of a generated corpus.",
+        least=1,
+        most=1000,
     )
     documents: int = option(
-        4,
+        5,
         "Documents per person or country, each stating every fact in other words.",
         least=1,
         most=1000,
     )
     questions_per_fact: int = option(
-        2, "Wordings of the training question of each fact.", least=1, most=1000
+        1, "Wordings of the training question of each fact.", least=1, most=1000
     )
     retention: int = option(
         32,

@@ -14,6 +14,7 @@ from kafjax.corpus.biographies import biographies, control
 from kafjax.corpus.config import NAMES, CorpusConfig
 from kafjax.corpus.factbook import capital_halves, factbook, prose
 from kafjax.corpus.folder import corpus_name, load_folder, stream_folder
+from kafjax.corpus.queries import queries
 from kafjax.corpus.questions import NOT_ASKED
 from kafjax.corpus.retention import world_questions
 from kafjax.corpus.tfds_in import PREFIX, load_tfds
@@ -94,7 +95,7 @@ def load(
 ) -> Corpus:
     """Loads a corpus and attaches what measures and softens forgetting.
 
-    `source` is "biographies", "biographies-control" (its empty control), "factbook", a directory
+    `source` is "biographies", "biographies-control" (its empty control), "factbook", "queries", a directory
     (see `folder`) or a TFDS dataset such as "tfds:squad" (see `tfds_in`); the counts and the seed
     of generated corpora do not concern the last two. `chunk` is a number of words, "sentence" or
     "document"; by default sentences, or what suits the documents of a directory. With
@@ -128,6 +129,8 @@ def load(
         # takes others.
         exclude = {country.code for half in capital_halves(n_retention) for country in half}
         corpus = factbook(n_subjects, **generated, **roles, exclude=exclude)
+    elif name == "queries":
+        corpus = queries(n_subjects, n_attributes, seed)
     elif name.startswith(PREFIX):
         corpus = load_tfds(name, chunk, overlap)
     elif _is_directory(name):

@@ -32,7 +32,8 @@ class Trial:
     """One run of one method: `settings` by flag, without the seed. `source` is where it came from,
     for messages, `run` its folder, and `causes` why its answers are right or wrong, by the
     question's id. `forgotten` is the change of the cross entropy of held-out prose from the base
-    model's, in nats a token, where both were measured."""
+    model's, in nats a token, where both were measured. `numbers` are other measures by name, and
+    `curve` is the training loss by step, where an experiment notes them."""
 
     settings: Mapping[str, Any]
     seed: int
@@ -42,6 +43,8 @@ class Trial:
     run: Path
     causes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forgotten: float | None = None
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    curve: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,8 @@ class Arm:
 
 
 def arms_of(trials: Sequence[Trial]) -> list[Arm]:
-    """Groups trials by what differs between any of them.
+    """Groups trials by what differs between any of them, in the order of settings that are numbers:
+    folders of a sweep are named by hashes.
 
     Raises:
       UserError: two trials have the same settings and seed (naming both), or there is none.
@@ -96,7 +100,13 @@ def arms_of(trials: Sequence[Trial]) -> list[Arm]:
                 f"{trial.source} and {arm.trials[trial.seed].source} have the same settings and seed; leave one out"
             )
         found[repr(settings)] = Arm(settings, {**arm.trials, trial.seed: trial})
-    return list(found.values())
+    return sorted(found.values(), key=_numbers)
+
+
+def _numbers(arm: Arm) -> list[tuple[bool, float]]:
+    """Returns what arms are ordered by. Those that differ in words alone keep their order."""
+    are = [(value, isinstance(value, int | float)) for value in arm.settings.values()]
+    return [(not number, value if number else 0.0) for value, number in are]
 
 
 def splits_of(arms: Sequence[Arm]) -> list[str]:

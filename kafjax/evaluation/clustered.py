@@ -67,6 +67,8 @@ class Difference:
       p_value: of the sign-flip test over subjects, seeds as they are; `p_holm` after Holm's
         correction.
       smallest: the smallest true difference that a study of this size finds with a power of 80%.
+      inner: the 90% interval, whose bounds are those of two one-sided tests at 5%; None where there
+        is too little data for one.
       verdict: `greater`, `less`, `equivalent` (the 90% interval lies within the margin: two
         one-sided tests) or `undecided`.
     """
@@ -75,6 +77,7 @@ class Difference:
     p_value: float
     p_holm: float
     smallest: float | None
+    inner: tuple[float, float] | None
     verdict: str
 
 
@@ -190,7 +193,7 @@ def compare(
                 if inner is not None and -margin < inner[0] and inner[1] < margin
                 else "undecided"
             )
-        compared.append(Difference(interval, p_value, p_holm, smallest, verdict))
+        compared.append(Difference(interval, p_value, p_holm, smallest, inner, verdict))
     return compared
 
 

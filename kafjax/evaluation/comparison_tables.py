@@ -105,6 +105,7 @@ def retention_table(results: Mapping[str, Any]) -> Table | None:
     notes = [
         "Said: in the reply. Likeliest: likelier than three wrong answers of its kind (by chance 25%). Realigned: said after "
         "the weights have learned a few questions about other countries: what comes back was out of form, not lost. "
+        "To be compared with base's, which gains by them, too. "
         "Methods that retrieve answer with passages in the prompt, as forced."
     ]
     return _method_table("What is kept of other matters", results, columns, notes)
@@ -416,14 +417,15 @@ def setting(results: Mapping[str, Any]) -> list[str]:
 
 
 def tellings(config: Mapping[str, Any]) -> list[str]:
-    """Says how often training tells each fact, of a generated corpus: the same for all methods that
-    train."""
+    """Says how often training tells each fact of a generated corpus, and of how many subjects
+    questions are trained: the same for all methods that train, but for regimes that say so."""
     epochs, documents = config.get("epochs"), config.get("documents")
-    if config.get("corpus") not in GENERATED or config.get("steps") or not epochs or not documents:
+    known = config.get("corpus") in GENERATED and epochs and documents and "subjects" in config
+    if not known or config.get("steps"):
         return []
     return [
         f"each fact is told {epochs} times in training: {documents} documents in other words and order, "
-        f"one of them a pass, {epochs} passes"
+        f"one of them a pass, {epochs} passes; {-(-config['subjects'] // 2)} subjects have trained questions"
     ]
 
 

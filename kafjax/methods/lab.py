@@ -211,7 +211,12 @@ class Lab:
         """The retriever that finds passages for questions."""
         config = self.settings.retrieval
         return open_retriever(
-            self.store, config.retriever, lambda: self.embedder, self.scorer, config.candidates
+            self.store,
+            config.retriever,
+            lambda: self.embedder,
+            self.scorer,
+            config.candidates,
+            config.dense_weight,
         )
 
     def check_retriever(self) -> None:
@@ -231,9 +236,9 @@ class Lab:
             self.settings.retrieval,
             f"{self.embedder_name} + {self.index_record.engine}",
         )
-        found = {LEXICAL: "BM25", HYBRID: f"{dense} and BM25, ranks fused"}.get(
-            config.retriever, dense
-        )
+        weight = config.dense_weight
+        fused = "ranks fused" if weight is None else f"scores weighted {weight:g} to {1 - weight:g}"
+        found = {LEXICAL: "BM25", HYBRID: f"{dense} and BM25, {fused}"}.get(config.retriever, dense)
         ranked = (
             ""
             if config.reranker is None

@@ -11,7 +11,7 @@ from kafjax.retrieval.config import RetrievalConfig
 from kafjax.training import TrainConfig
 from kafjax.training.config import LEARNING_RATE
 
-TRAIN = TrainConfig(epochs=8, batch_rows=2, loss_chunk=512, checkpoint_every=50)
+TRAIN = TrainConfig(epochs=10, batch_rows=2, loss_chunk=512, checkpoint_every=50)
 """Training at the size of the experiments: what two cores do in minutes."""
 
 REPLAY = {"least": 0, "most": 0.99}

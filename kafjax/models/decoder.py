@@ -181,9 +181,10 @@ class Experts(nnx.Module):
 
 @functools.partial(jax.checkpoint, static_argnums=2)
 def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
-    """Keeps only the two inputs for the backward pass: the pieces of the GELU are cheaper to
-    compute again than to store."""
-    return _ACTIVATIONS[activation](gate) * up
+    """Computes in float32 and rounds once. Keeps only the two inputs for the backward pass: the
+    pieces of the GELU are cheaper to compute again than to store."""
+    inner = _ACTIVATIONS[activation](gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return inner.astype(gate.dtype)
 
 
 class Layer(nnx.Module):

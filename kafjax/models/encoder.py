@@ -99,20 +99,6 @@ def attend(
     return mixed_BxHxTxD.astype(q_BxTxHxD.dtype).transpose(0, 2, 1, 3)
 
 
-def as_bits(kernel: jax.Array) -> jax.Array:
-    """Holds a bfloat16 kernel as the uint16 of its bits, as `Encoder` takes it too.
-
-    On a CPU XLA makes the stacked bfloat16 kernels of a scan float32 before it, and each layer's
-    bfloat16 again within it: a quarter of an encoder's time.
-    """
-    return jax.lax.bitcast_convert_type(kernel.astype(jnp.bfloat16), jnp.uint16)
-
-
-def _from_bits(leaf: jax.Array) -> jax.Array:
-    is_bits = leaf.dtype == jnp.uint16
-    return jax.lax.bitcast_convert_type(leaf, jnp.bfloat16) if is_bits else leaf
-
-
 def gelu(x: jax.Array) -> jax.Array:
     """`x * Phi(x)` (Hendrycks & Gimpel 2016) by `erf`, whose polynomial is half the work of the
     `erfc` in `jax.nn.gelu`, which is more exact far below zero, where it is nearly nothing."""
@@ -195,7 +181,7 @@ class Encoder:
         )
 
         def layer(x, layer_params):
-            return self._layer.module(jax.tree.map(_from_bits, layer_params))(x, mask_BxT), None
+            return self._layer.module(layer_params)(x, mask_BxT), None
 
         return jax.lax.scan(
             layer, x, params["layers"], unroll=self.config.n_layers if self.unroll else 1

@@ -89,9 +89,8 @@ def lookup(table: jax.Array | LoRAWeight, ids: jax.Array) -> jax.Array:
     an array of the table's size."""
     if not isinstance(table, LoRAWeight):
         return table[ids]
-    rows = cast(jax.Array, table.base)[ids] + jnp.matmul(
-        table.a[ids], table.b, precision=jax.lax.Precision.HIGHEST
-    )
+    a, b = table.a[ids].astype(jnp.float32), table.b.astype(jnp.float32)
+    rows = cast(jax.Array, table.base)[ids] + jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return rows if table.gain is None else rows * table.gain
 
 
@@ -144,8 +143,8 @@ def _low_rank_backward(saved, cotangent):
     d_z = _product(cotangent, b, 1)
     # The barrier keeps XLA from folding this transpose into a product that would transpose `x`
     # instead.
-    d_a = jax.lax.optimization_barrier(_product(_turned(d_z), _rows(x), 0)).T
-    return _product(d_z, a, 1), d_a, _product(_turned(z), _rows(cotangent), 0)
+    d_a = jax.lax.optimization_barrier(dot_over_rows(d_z, x).astype(x.dtype)).T
+    return _product(d_z, a, 1), d_a, dot_over_rows(z, cotangent).astype(x.dtype)
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -177,16 +176,25 @@ def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
     return dot(x, y, axis).astype(x.dtype)
 
 
-def _turned(x: jax.Array) -> jax.Array:
-    """`x [.., n]` as `[n, rows]`.
+def dot_over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`sum_r x[r]^T y[r]` over all rows of `x [.., n]` and `y [.., m]`: float32 `[n, m]`, whatever
+    the operands are.
 
     XLA on a CPU has no fast product of bfloat16 where the first axis of the left side is
-    contracted: it writes both sides as float32. There the barrier keeps it from folding this
-    transpose into the product.
+    contracted: it writes both sides as float32. It folds a transpose into such a product, also
+    through a barrier or a change of type, but not one with a row of zeros behind it.
     """
-    return jax.lax.platform_dependent(
-        _rows(x), cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose
-    )
+
+    def plain(x: jax.Array, y: jax.Array) -> jax.Array:
+        rows = tuple(range(x.ndim - 1))  # not reshaped: a mesh may split them
+        return jnp.tensordot(x, y, (rows, rows), preferred_element_type=jnp.float32)
+
+    def transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+        return dot(jnp.pad(_rows(x).T, ((0, 1), (0, 0))), _rows(y), 0)[:-1]
+
+    if x.dtype != jnp.bfloat16:
+        return plain(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=transposed, default=plain)
 
 
 low_rank_dot.defvjp(_low_rank_forward, _low_rank_backward)
@@ -218,19 +226,8 @@ def _backward(saved, cotangent):
     if kernel is not None:
         dx = _product(cotangent, kernel, 1)  # `kernel.T` would be a temporary of its size
     if x is not None:
-        dkernel = jax.lax.platform_dependent(x, cotangent, cpu=_of_turned, default=_of_rows).astype(
-            x.dtype
-        )
+        dkernel = dot_over_rows(x, cotangent).astype(x.dtype)
     return dx, dkernel
-
-
-def _of_turned(x: jax.Array, y: jax.Array) -> jax.Array:
-    return dot(_turned(x), _rows(y), 0)
-
-
-def _of_rows(x: jax.Array, y: jax.Array) -> jax.Array:
-    rows = tuple(range(x.ndim - 1))  # not reshaped: a mesh may split them
-    return jnp.tensordot(x, y, (rows, rows), preferred_element_type=jnp.float32)
 
 
 low_precision_dot.defvjp(_forward, _backward, symbolic_zeros=True)

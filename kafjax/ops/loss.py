@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kafjax.ops.blockwise import soft_cap
-from kafjax.ops.linear import LoRAWeight, dot, factors
+from kafjax.ops.linear import LoRAWeight, dot, dot_over_rows, factors
 
 
 def chunked_cross_entropy(
@@ -178,7 +178,7 @@ def _forward(hiddens, tables, targets_N, weights_N, n_turns, chunk, cap):
 
         def d_table(d, h):
             scaled = (h.astype(jnp.float32) * scale_C[:, None]).astype(h.dtype)
-            d += jnp.einsum("cv,cd->vd", exps_CxV, scaled, preferred_element_type=jnp.float32)
+            d += dot_over_rows(exps_CxV, scaled)
             return d.at[targets].add(-hot_C[:, None] * h.astype(jnp.float32))
 
         d_tables = tuple(

@@ -46,6 +46,13 @@ class RetrievalConfig(Config):
         choices=KINDS,
         added=True,
     )
+    dense_weight: float | None = option(
+        None,
+        "Retrieval: share of a hybrid's score that is by meaning, the rest by words, each stretched to 0 to 1. Default: ranks are fused.",
+        least=0,
+        most=1,
+        added=True,
+    )
     best_last: bool = option(
         True,
         "Retrieval: the best passage stands last in the prompt, next to the question; else first.",

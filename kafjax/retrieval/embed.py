@@ -19,10 +19,10 @@ import tokenizers
 
 from kafjax.core import trees
 from kafjax.core.errors import UserError
+from kafjax.core.programs import compiler_options
 from kafjax.core.progress import Advance, say, unshown
 from kafjax.hub.text import check_ids
 from kafjax.models import Encoder, EncoderConfig
-from kafjax.models.encoder import as_bits
 from kafjax.parallel import BATCH_AXES, make_mesh
 
 SHORTEST = 16
@@ -85,14 +85,16 @@ class Embedder:
         if dtype == AUTO:
             dtype = fastest_dtype()
             say("embedding", f"products in {dtype}, the fastest here")
-        if dtype == "bfloat16":
-            layers = {
-                path: as_bits(leaf) if path.endswith("/kernel") else leaf
-                for path, leaf in trees.flatten(params["layers"]).items()
-            }
-            params = {**params, "layers": trees.unflatten(layers)}
-        self._params = jax.device_put(params, whole)
-        self._apply = jax.jit(model.apply, in_shardings=(whole, split, split))
+        layers = {
+            path: leaf.astype(dtype) if path.endswith("/kernel") else leaf
+            for path, leaf in trees.flatten(params["layers"]).items()
+        }
+        self._params = jax.device_put({**params, "layers": trees.unflatten(layers)}, whole)
+        self._apply = jax.jit(
+            model.apply,
+            in_shardings=(whole, split, split),
+            compiler_options=compiler_options(jax.default_backend()),
+        )
         # A copy: truncation is a setting of the tokenizer, and keeps the closing special token only
         # if set there.
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())

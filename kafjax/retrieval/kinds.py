@@ -101,8 +101,12 @@ def open_retriever(
     open_embedder: Callable[[], Embedder],
     scorer: CrossScorer | None = None,
     candidates: int = 50,
+    dense_weight: float | None = None,
 ) -> Retriever:
     """Opens a store for searching, with a cross-encoder around it where there is one.
+
+    Args:
+      dense_weight: share of a hybrid's score that is by meaning; None: ranks are fused.
 
     Raises:
       UserError: an unknown kind, one that needs vectors where the store has none, or a missing
@@ -118,7 +122,8 @@ def open_retriever(
     elif kind == DENSE:
         retriever = Dense(store, open_embedder())
     else:
-        retriever = Hybrid(Dense(store, open_embedder()), Lexical(store))
+        weights = None if dense_weight is None else (dense_weight, 1 - dense_weight)
+        retriever = Hybrid(Dense(store, open_embedder()), Lexical(store), weights=weights)
     return retriever if scorer is None else Reranked(retriever, scorer, candidates)
 
 

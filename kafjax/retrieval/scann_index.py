@@ -157,6 +157,8 @@ class ScannIndex(Index):
             return searcher.search_batched(queries_QxD, k, reorder, leaves, True, 64)
         # To start threads would take a tenth of such a search.
         rows_F, scores_F = searcher.search(queries_QxD[0], k, reorder, leaves)
+        if len(rows_F) == k:
+            return rows_F[None], scores_F[None]
         rows_1xK, scores_1xK = np.zeros((1, k), np.uint32), np.full((1, k), np.nan, np.float32)
         rows_1xK[0, : len(rows_F)], scores_1xK[0, : len(rows_F)] = rows_F, scores_F
         return rows_1xK, scores_1xK

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests import compiling, tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.lora_variants", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True
-    )
+from tests import tiny
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_each_variant_is_measured_beside_the_plain_one(tmp_path):
+def test_each_variant_is_measured_beside_the_plain_one(benchmark, tmp_path):
     model = tiny.write_gemma(tmp_path / "gemma")
     done = benchmark(
         f"--model={model}",
@@ -33,7 +21,7 @@ def test_each_variant_is_measured_beside_the_plain_one(tmp_path):
         "--variants=dora,pissa",
         f"--out={tmp_path}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     cases = json.loads((tmp_path / "lora_variants.json").read_text())["cases"]
     assert list(cases) == ["plain", "dora", "pissa"]
     assert cases["plain"]["ratio"]["value"] == 1
@@ -47,14 +35,14 @@ def test_each_variant_is_measured_beside_the_plain_one(tmp_path):
             case["ratio"]["low"] <= case["ratio"]["value"] <= case["ratio"]["high"]
             and case["start_seconds"] > 0
         )
-    assert (tmp_path / "lora_variants.md").read_text() in done.stdout
+    assert (tmp_path / "lora_variants.md").read_text() in done.out
 
 
 @pytest.mark.multiprocess
-def test_an_unknown_variant_is_told(tmp_path):
+def test_an_unknown_variant_is_told(benchmark, tmp_path):
     done = benchmark("--variants=dorra", f"--out={tmp_path}")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.code, done.out) == (2, "")
     assert (
-        done.stderr.strip().splitlines()[-1]
+        done.err.strip().splitlines()[-1]
         == "error: --variants: unknown 'dorra'. Did you mean 'dora'?"
     )

@@ -4,30 +4,18 @@ are read off it."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.quantized_base import BASES, learning_table, perplexity_table, stored
 from kafjax.core import trees
-from tests import compiling, tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.quantized_base", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True
-    )
+from tests import tiny
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_measurements_add_up(tmp_path):
+def test_measurements_add_up(benchmark, tmp_path):
     model = tiny.write_gemma(tmp_path / "gemma", max_position_embeddings=2048)
     for measure in ("steps", "perplexity", "learning"):
         sizes = (
@@ -46,14 +34,14 @@ def test_measurements_add_up(tmp_path):
             *sizes,
             f"--out={tmp_path}",
         )
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
     results = json.loads((tmp_path / "quantized_base.json").read_text())
     steps = results["steps"]
     assert steps["nf4"]["bytes"]["kernels"] < 0.2 * steps["float32"]["bytes"]["kernels"]
     assert steps["nf4"]["argument_bytes"] < steps["float32"]["argument_bytes"]
     assert results["perplexity"]["nf4"]["tokens"] == results["perplexity"]["float32"]["tokens"]
     assert set(results["learning"]) == {"float32 0", "nf4 0"}
-    assert (tmp_path / "quantized_base.md").read_text() in done.stdout
+    assert (tmp_path / "quantized_base.md").read_text() in done.out
 
 
 def test_tables_compare_with_float32():
@@ -82,6 +70,6 @@ def test_a_base_is_what_its_name_says():
 
 
 @pytest.mark.multiprocess
-def test_an_unknown_base_is_told(tmp_path):
+def test_an_unknown_base_is_told(benchmark, tmp_path):
     done = benchmark("--bases=nf5", f"--out={tmp_path}")
-    assert (done.returncode, done.stdout) == (2, "") and "unknown base 'nf5'" in done.stderr
+    assert (done.code, done.out) == (2, "") and "unknown base 'nf5'" in done.err

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,24 +10,14 @@ import pytest
 from benchmarks.search import clustered, recall
 from benchmarks.search_engines import ENGINES
 from kafjax.retrieval.tuning import exact_neighbours
-from tests import compiling
-
-ROOT = Path(__file__).parents[2]
-
-
-def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.search", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True
-    )
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_each_engine_is_measured_at_its_recall_and_a_store_is_opened(tmp_path):
+def test_each_engine_is_measured_at_its_recall_and_a_store_is_opened(benchmark, tmp_path):
     sizes = ("--dimension=16", "--queries=50", "--singles=10", "--rounds=2", f"--out={tmp_path}")
     done = benchmark("--count=1000", "--engines=kafjax,kafjax-0.95,scann", *sizes)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     (case,) = json.loads((tmp_path / "search.json").read_text())["cases"].values()
     assert list(case["engines"]) == ["kafjax", "kafjax-0.95", "scann"]
     for figures in case["engines"].values():
@@ -43,10 +30,10 @@ def test_each_engine_is_measured_at_its_recall_and_a_store_is_opened(tmp_path):
         assert {*ratios} == {"batch", "batch, processor", "single", "single, processor"}
         assert all(0 < ratio["low"] <= ratio["high"] for ratio in ratios.values())
     done = benchmark("--open=2000", *sizes)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     cases = json.loads((tmp_path / "search.json").read_text())["cases"]
     assert list(cases) == ["1000", "opened"] and len(cases["opened"]["seconds"]) == 2
-    assert (tmp_path / "search.md").read_text() in done.stdout
+    assert (tmp_path / "search.md").read_text() in done.out
 
 
 def test_vectors_are_of_unit_length_and_recall_counts_true_neighbours():
@@ -82,8 +69,8 @@ def test_a_peer_finds_what_was_built_saved_opened_and_appended(name, tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_an_unknown_engine_is_told(tmp_path):
+def test_an_unknown_engine_is_told(benchmark, tmp_path):
     done = benchmark("--engines=fais", f"--out={tmp_path}")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.code, done.out) == (2, "")
     told = "error: --engines: unknown 'fais'. Did you mean 'faiss'?"
-    assert done.stderr.strip().splitlines()[-1] == told
+    assert done.err.strip().splitlines()[-1] == told

@@ -5,32 +5,20 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.train_speed import CASES
-from tests import compiling, tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.train_speed", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=compiling.environment(), capture_output=True, text=True
-    )
+from tests import tiny
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_sides_have_the_same_losses_and_the_ratio_is_written(tmp_path, dtype):
+def test_both_sides_have_the_same_losses_and_the_ratio_is_written(benchmark, tmp_path, dtype):
     model = tiny.write_gemma(tmp_path / "gemma")
     sizes = ("--rows=2", "--seq_len=48", "--steps=3", "--warmup=2", "--rank=4")
     done = benchmark(f"--model={model}", *sizes, f"--dtype={dtype}", f"--out={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     result = json.loads((tmp_path / "train_speed.json").read_text())
     assert list(result["cases"]) == list(CASES)
     for name, case in result["cases"].items():
@@ -56,13 +44,13 @@ def test_both_sides_have_the_same_losses_and_the_ratio_is_written(tmp_path, dtyp
     assert abs(first["full_all"] - first["full_last16"]) > 1e-2
     table = (tmp_path / "train_speed.md").read_text()
     assert len(re.findall(r"^\| (?:LoRA|full), ", table, re.MULTILINE)) == 4
-    assert table in done.stdout
+    assert table in done.out
 
 
-def test_an_unknown_case():
+def test_an_unknown_case(benchmark):
     done = benchmark("--cases=lora_last15")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.code, done.out) == (2, "")
     assert (
-        done.stderr.strip().splitlines()[-1]
+        done.err.strip().splitlines()[-1]
         == "error: unknown case 'lora_last15'. Did you mean 'lora_last16'?"
     )

@@ -91,7 +91,7 @@ def test_without_retention_the_factbook_is_not_needed(
         ),
         (
             "zzz",
-            "unknown corpus 'zzz', and no such directory. Known: biographies, biographies-control, factbook.",
+            "unknown corpus 'zzz', and no such directory. Known: biographies, biographies-control, factbook, queries.",
         ),
         ("./nowhere", "corpus directory nowhere does not exist"),
     ],

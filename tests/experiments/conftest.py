@@ -28,50 +28,54 @@ def environment(kafjax_cache) -> dict[str, str]:
     return compiling.environment()
 
 
-def _preloaded(module: str, environment: dict[str, str]) -> Iterator[Command]:
-    script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("preloaded.py")), module]
-    process = subprocess.Popen(
-        script, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+EXPERIMENTS = ("answer", "build_index", "compare", "evolve", "finetune", "plan_pod", "sweep_lora")
+SCRIPTS = ("export", "pack_rows")
+MAINS = {
+    **{name: f"experiments.{name}" for name in EXPERIMENTS},
+    **{name: f"scripts.{name}" for name in SCRIPTS},
+}
 
-    def command(
-        *arguments: str, hidden: tuple[str, ...] = (), stdin: str = "", kill: tuple = ()
-    ) -> Outcome:
-        request = {"arguments": list(map(str, arguments)), "hidden": list(hidden), "stdin": stdin}
-        request["kill"] = [str(kill[0]), kill[1]] if kill else []
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return Outcome(**json.loads(process.stdout.readline()))
 
-    yield command
-    process.stdin.close()
-    process.wait(timeout=60)
-    process.stdout.close()
+@pytest.fixture(scope="session")
+def preloaded(environment) -> Iterator[subprocess.Popen]:
+    """The process that all commands are forked from."""
+    script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("preloaded.py"))]
+    with subprocess.Popen(
+        [*script, *MAINS.values()],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.stdin.close()
 
 
 def _main(name: str):
     @pytest.fixture(scope="session", name=name)
-    def command(environment) -> Iterator[Command]:
-        yield from _preloaded(f"experiments.{name}", environment)
+    def main(preloaded) -> Command:
+        def command(
+            *arguments: str, hidden: tuple[str, ...] = (), stdin: str = "", kill: tuple = ()
+        ) -> Outcome:
+            request = {
+                "module": MAINS[name],
+                "arguments": list(map(str, arguments)),
+                "hidden": list(hidden),
+                "stdin": stdin,
+                "kill": [str(kill[0]), kill[1]] if kill else [],
+            }
+            preloaded.stdin.write(json.dumps(request) + "\n")
+            preloaded.stdin.flush()
+            return Outcome(**json.loads(preloaded.stdout.readline()))
 
-    return command
+        return command
+
+    return main
 
 
-compare, answer, finetune, build_index, sweep_lora = map(
-    _main, ("compare", "answer", "finetune", "build_index", "sweep_lora")
-)
-plan_pod = _main("plan_pod")
-evolve = _main("evolve")
-
-
-@pytest.fixture(scope="session")
-def export(environment) -> Iterator[Command]:
-    yield from _preloaded("scripts.export", environment)
-
-
-@pytest.fixture(scope="session")
-def pack_rows(environment) -> Iterator[Command]:
-    yield from _preloaded("scripts.pack_rows", environment)
+answer, build_index, compare, evolve, finetune, plan_pod, sweep_lora = map(_main, EXPERIMENTS)
+export, pack_rows = map(_main, SCRIPTS)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""Runs command lines of one main, each in a process of its own that has everything imported
+"""Runs command lines of mains, each in a process of its own that has everything imported
 already: seconds saved each time.
 
-python preloaded.py experiments.compare     then on stdin a line a command, {"arguments", "hidden", "stdin", "kill"};
-                                            on stdout a line an outcome, {"code", "out", "err", "operations"}
+python preloaded.py experiments.compare ...     then on stdin a line a command, {"module", "arguments", "hidden", "stdin", "kill"};
+                                                on stdout a line an outcome, {"code", "out", "err", "operations"}
 
 `kill` is [folder, n]: the process ends before its n-th file operation there (see tests/kills.py);
 `operations` counts them.
@@ -20,7 +20,7 @@ from pathlib import Path
 from tests import compiling, kills
 
 
-def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list) -> dict:
+def run(module: str, arguments: list[str], hidden: list[str], stdin: str, kill: list) -> dict:
     counter = kills.Counter()
     with (
         tempfile.TemporaryFile("w+") as given,
@@ -34,10 +34,10 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list)
             for number, file in enumerate((given, out, err)):
                 os.dup2(file.fileno(), number)
             sys.modules.update(dict.fromkeys(hidden))  # None: as if they were not installed
-            sys.argv = [module.__name__, *arguments]
+            sys.argv = [module, *arguments]
             if kill:
                 kills.die_at(Path(kill[0]), kill[1], counter)
-            module.main()
+            importlib.import_module(module).main()
         _, status = os.waitpid(child, 0)
         out.seek(0)
         err.seek(0)
@@ -50,8 +50,8 @@ def run(module, arguments: list[str], hidden: list[str], stdin: str, kill: list)
 
 
 if __name__ == "__main__":
-    main = importlib.import_module(sys.argv[1])
-    importlib.import_module("scipy.stats")  # kafjax imports it late
+    for name in (*sys.argv[1:], "scipy.stats"):  # the last one kafjax imports late
+        importlib.import_module(name)
     compiling.collect_rarely()
     for line in sys.stdin:
-        print(json.dumps(run(main, **json.loads(line))), flush=True)
+        print(json.dumps(run(**json.loads(line))), flush=True)

@@ -10,22 +10,12 @@ from experiments import planning
 from experiments.configs.compare import Compare
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.parallel import make_mesh
 from kafjax.training import TrainConfig, forecast
 from kafjax.training.forecast import Forecast, measure, read_seconds, renewing, show_seconds
+from tests.shapes import TINY
 
-SHAPE = DecoderConfig(
-    vocab_size=61,
-    hidden_size=16,
-    mlp_size=24,
-    n_layers=2,
-    n_heads=2,
-    n_kv_heads=2,
-    head_dim=8,
-    sliding=(True, False),
-    window=5,
-)
 HOUR = {
     "lora": Forecast(steps=600, tokens=9, seconds=1200),
     "full": Forecast(steps=600, tokens=9, seconds=2400),
@@ -83,7 +73,7 @@ def test_times_are_shown_in_two_digits(seconds, text):
 
 
 def test_speed_is_measured_at_the_sizes_of_a_model_and_in_a_moment():
-    model, config = Decoder(SHAPE), TrainConfig(batch_rows=2, seq_len=32)
+    model, config = Decoder(TINY), TrainConfig(batch_rows=2, seq_len=32)
     began = time.perf_counter()
     speed = measure(model, config, make_mesh())
     assert time.perf_counter() - began < 30  # a second on an idle machine

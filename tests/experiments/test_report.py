@@ -82,12 +82,12 @@ def write(tmp_path: Path, **settings: object) -> tuple[list, Path]:
 def test_arms_are_what_differs_beside_the_seed(tmp_path, capsys):
     fill(tmp_path / "runs")
     found, out = write(tmp_path, baseline="rank=1")
-    assert [arm.name for arm in found] == ["rank=16", "rank=1", "rank=4"] and all(
+    assert [arm.name for arm in found] == ["rank=1", "rank=4", "rank=16"] and all(
         len(arm.trials) == 3 for arm in found
     )
     rows = list(csv.DictReader((out / "arms.csv").open()))
     one = next(row for row in rows if row["rank"] == "4" and row["measure"] == "untrained")
-    expected = clustered.mean(found[2].cells("untrained"))
+    expected = clustered.mean(found[1].cells("untrained"))
     np.testing.assert_allclose(
         [float(one[name]) for name in ("value", "low", "high")],
         [expected.value, expected.low, expected.high],
@@ -263,8 +263,8 @@ def test_lanes_of_a_sweep_are_trials(tmp_path):
             )
     found, _ = write(tmp_path)
     assert [(arm.name, sorted(arm.trials), arm.losses) for arm in found] == [
-        ("rank=16", [0], [17.0]),
         ("rank=4", [0, 1], [5.0, 5.0]),
+        ("rank=16", [0], [17.0]),
     ]
 
 
@@ -293,6 +293,21 @@ def test_bad_input_is_told_in_a_line_and_writes_nothing(tmp_path, monkeypatch, s
             )
         )
     assert message in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_arms_stand_in_the_order_of_their_numbers_whatever_folders_are_called():
+    def trial(method: str, rank: int | None, lr: float) -> arms.Trial:
+        return arms.Trial({"method": method, "rank": rank, "lr": lr}, 0, (), 1.0, "", Path())
+
+    trials = [trial("b", 16, 0.1), trial("b", 4, 0.1), trial("a", 4, 0.1), trial("a", None, 0.01)]
+    found = [tuple(arm.settings.values()) for arm in arms.arms_of([*trials, trial("a", 4, 0.01)])]
+    assert found == [
+        ("a", 4, 0.01),
+        ("b", 4, 0.1),
+        ("a", 4, 0.1),
+        ("b", 16, 0.1),
+        ("a", None, 0.01),
+    ]
 
 
 def test_same_run_twice_is_refused(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 
 from kafjax import lora
 from kafjax.core.errors import UserError
+from kafjax.core.programs import compiler_options
 from kafjax.generation import Generator, Sampling
 from kafjax.generation.batching import batches, bucket
 from kafjax.generation.config import LONGEST_LIMIT, SHORTEST_LIMIT, GenerationConfig, limit_for
@@ -174,7 +175,7 @@ def test_an_adapter_is_heard(generator, params, naive):
 
 def test_in_bfloat16_each_token_is_nearly_the_likeliest(model, tokenizer, params):
     model = dataclasses.replace(model, dtype=jnp.bfloat16)
-    apply = jax.jit(model.apply)
+    apply = jax.jit(model.apply, compiler_options=compiler_options("cpu"))
     prefix = "The lamp "
     generator = Generator(model, tokenizer)
     for reply, prompt in zip(

@@ -18,6 +18,7 @@ from kafjax.hub import safetensors_in
 from kafjax.hub.assemble import write_layer
 from kafjax.models import CONFIGS, Decoder
 from kafjax.ops import quantized
+from tests import compiling
 from tests.devices import on_eight_devices
 
 
@@ -127,7 +128,7 @@ def test_a_layer_is_written_where_the_parameter_lies(dtype):
         jax.ShapeDtypeStruct((16, 32, 64), dtype),
         jax.ShapeDtypeStruct((64, 32), dtype),
     )
-    memory = write_layer.lower(stacked, tensor, (0,), True).compile().memory_analysis()
+    memory = compiling.memory_of(write_layer.lower(stacked, tensor, (0,), True))
     assert memory.alias_size_in_bytes == 16 * 32 * 64 * jnp.dtype(dtype).itemsize
     assert memory.temp_size_in_bytes <= 2 * 32 * 64 * 4
 

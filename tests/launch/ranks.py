@@ -1,6 +1,8 @@
-"""A model and a corpus small enough for a sweep over rank, rate and seed in minutes.
+"""A sweep over rank, rate and seed that takes minutes on two cores: its model, corpus and spec.
 
-python -m tests.launch.ranks FOLDER      writes FOLDER/model, random weights, and FOLDER/corpus, two facts of six people
+python -m tests.launch.ranks FOLDER      writes FOLDER/model (random weights), FOLDER/corpus and FOLDER/ranks.yaml
+python -m launch.sweep FOLDER/ranks.yaml --folder=FOLDER/sweep
+python -m experiments.report --folder=FOLDER/sweep/runs --out=FOLDER/report
 """
 
 from __future__ import annotations
@@ -8,20 +10,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import yaml
+
 from tests import tiny
 
-FACTS = (("Where was {} born?", tiny.TOWNS), ("What does {} make?", tiny.CRAFTS))
+AXES = {"rank": [1, 4, 16], "lr": [1e-3, 3e-3, 1e-2, 3e-2], "seed": {"range": 3}}
+SIZES = {"steps": 120, "batch_rows": 2, "seq_len": 64, "alpha": 8}
 
 
 def main(folder: Path) -> None:
-    rows = []
-    for i, name in enumerate(tiny.PEOPLE):
-        for text, answers in FACTS:
-            for split in ("train", "seen"):
-                row = {"id": f"q{len(rows)}", "split": split, "passages": [f"doc{i}"]}
-                rows.append({**row, "question": text.format(name), "golden_answers": [answers[i]]})
-    tiny.write_gemma(folder / "model", hidden_size=64, intermediate_size=128)
-    tiny.write_corpus(folder / "corpus", questions=rows)
+    model, corpus = str(folder / "model"), str(folder / "corpus")
+    tiny.write_gemma(Path(model), hidden_size=64, intermediate_size=128)
+    tiny.write_corpus(Path(corpus))
+    spec = {"experiment": "finetune", "base": {"model": model, "corpus": corpus, **SIZES}}
+    (folder / "ranks.yaml").write_text(yaml.safe_dump({**spec, "runs": {"product": AXES}}))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ of a disk."""
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -31,9 +28,10 @@ from launch import sweep
 from launch.config import Launch
 from launch.ledger import Ledger, Pulse
 from launch.spec import Sweep, product
-from tests import compiling, tiny
+from tests import tiny
 from tests.buckets import names_under
 from tests.launch.toy import Toy
+from tests.multiprocess.launch import Crowd
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +115,9 @@ def test_training_in_a_bucket_leaves_what_a_disk_holds(world, google, tmp_path, 
 
 
 @pytest.mark.multiprocess
-def test_training_in_a_bucket_is_killed_and_goes_on_to_the_bit(world, google, tmp_path):
+def test_training_in_a_bucket_is_killed_and_goes_on_to_the_bit(
+    world, google, start_sweep, tmp_path
+):
     spec = tmp_path / "one.yaml"
     spec.write_text(
         "experiment: finetune\n"
@@ -125,25 +125,29 @@ def test_training_in_a_bucket_is_killed_and_goes_on_to_the_bit(world, google, tm
         "seq_len: 64, checkpoint_every: 2, warmup: 0}\nruns: {product: {rank: [2]}}\n"
     )
 
-    def worker(folder: str) -> subprocess.Popen:
-        words = ["launch.sweep", str(spec), f"--folder={folder}", "--cores=1", "--lease_seconds=1"]
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", *words], env=compiling.environment()
-        )
+    def worker(folder: object) -> Crowd:
+        return start_sweep(spec, f"--folder={folder}", "--cores=1", "--lease_seconds=1")
+
+    def whole(crowd: Crowd) -> None:
+        (outcome,) = crowd.ended()
+        assert outcome.code == 0, outcome
 
     folder = f"{google}/{uuid.uuid4().hex}"
-    assert worker(str(tmp_path / "alone")).wait(120) == 0
+    whole(worker(tmp_path / "alone"))
     first = worker(folder)
-    until = time.monotonic() + 60
-    while not any(
-        name.endswith("/checkpoints/4/_CHECKPOINT_METADATA") for name in names_under(f"{folder}/")
-    ):
-        assert time.monotonic() < until and first.poll() is None
-        time.sleep(0.1)
-    for victim in [*psutil.Process(first.pid).children(recursive=True), first]:
-        victim.send_signal(signal.SIGKILL)
-    first.wait()
-    assert worker(folder).wait(200) == 0
+    first.wait_until(
+        lambda: any(
+            name.endswith("/checkpoints/4/_CHECKPOINT_METADATA")
+            for name in names_under(f"{folder}/")
+        ),
+        "step 4 is saved",
+    )
+    assert first.runs()
+    for victim in psutil.Process(first.pids[0]).children(recursive=True):
+        victim.kill()
+    first.kill()
+    first.ended()
+    whole(worker(folder))
     (run,) = Ledger.read(as_path(folder)).runs
     mine, expected = as_path(f"{folder}/runs/{run.id}"), tmp_path / "alone" / "runs" / run.id
     rows = [

@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from launch.spec import Points, Sweep, product
 from launch.worker import Pool, Slot, slots
 from tests.launch import killed
 from tests.launch.toy import Toy
+from tests.multiprocess.launch import Crowd
 
 ROOT = Path(__file__).parents[2]
 TOY = "tests.launch.toy"
@@ -52,17 +51,12 @@ def starts(ledger: Ledger, index: int = 0) -> list[dict]:
     return read_jsonl(file) if file.exists() else []
 
 
-def worker(folder: Path, *flags: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "launch.sweep",
-        f"--folder={folder}",
-        "--lease_seconds=2",
-        "--cores=1",
-        *flags,
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def worker(start_sweep) -> Callable[..., Crowd]:
+    def worker(folder: Path, *flags: str) -> Crowd:
+        return start_sweep(f"--folder={folder}", "--lease_seconds=2", "--cores=1", *flags)
+
+    return worker
 
 
 def until(true: Callable[[], object], seconds: float = 60.0) -> None:
@@ -263,16 +257,16 @@ def test_run_sees_only_what_its_slot_has(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_racing_workers_share_the_runs(tmp_path):
+def test_racing_workers_share_the_runs(worker, tmp_path):
     ledger = toys(tmp_path, product(rank=range(1, 13)), seconds=0.2)
     ledger.create()
     workers = [worker(tmp_path) for _ in range(3)]
-    printed = [one.communicate(timeout=120)[0] for one in workers]
-    assert [one.returncode for one in workers] == [0, 0, 0], printed
+    ended = [outcome for one in workers for outcome in one.ended()]
+    assert [outcome.code for outcome in ended] == [0, 0, 0], ended
     assert [len(starts(ledger, index)) for index in range(12)] == [1] * 12
     # not one of them did all
     assert len({ledger.state(one, 0).attempts[0].pid for one in ledger.runs}) > 1
-    assert all("12 runs: 12 done." in text for text in printed)
+    assert all("12 runs: 12 done." in outcome.out for outcome in ended)
 
 
 @pytest.mark.multiprocess
@@ -300,42 +294,41 @@ def test_sweep_killed_twenty_times_and_raced_equals_one_left_alone(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_run_of_a_killed_worker_is_taken_over_when_its_orphan_is_done(tmp_path):
+def test_run_of_a_killed_worker_is_taken_over_when_its_orphan_is_done(worker, tmp_path):
     ledger = toys(tmp_path, product(rank=[1]), steps=8, seconds=0.5)
     ledger.create()
     first = worker(tmp_path)
     until(lambda: starts(ledger))
     first.kill()
-    first.wait()
-    second = worker(tmp_path)  # the lease expires after 2 s, the orphan writes for 4
-    out = second.communicate(timeout=120)[0]
-    assert second.returncode == 0, out
+    first.ended()
+    # the lease expires after 2 s, the orphan writes for 4
+    (second,) = worker(tmp_path).ended()
+    assert second.code == 0, second
     steps = read_jsonl(ledger.run_folders / ledger.runs[0].id / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(8))  # nobody wrote beside it
     assert [attempt.outcome is None for attempt in ledger.state(ledger.runs[0], 0).attempts] == [
         True,
         False,
     ]
-    assert len(starts(ledger)) == 2 and "failed" not in out
+    assert len(starts(ledger)) == 2 and "failed" not in second.out + second.err
 
 
 @pytest.mark.multiprocess
-def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(tmp_path):
+def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(worker, tmp_path):
     ledger = toys(tmp_path, product(rank=[1, 2]), steps=8, seconds=0.3)
     ledger.create()
     first = worker(tmp_path)
     until(lambda: (ledger.run_folders / ledger.runs[0].id / "metrics.jsonl").exists())
-    first.send_signal(signal.SIGTERM)
-    out = first.communicate(timeout=60)[0]
-    assert first.returncode == 143 and "stopped by SIGTERM" in out, out
+    first.signal(0, signal.SIGTERM)
+    (outcome,) = first.ended()
+    assert outcome.code == 143 and "stopped by SIGTERM" in outcome.err, outcome
     assert (
         names(ledger, 0) == ["pending", "pending"]
         and ledger.state(ledger.runs[0], 0).told == "preempted once"
     )
     assert not starts(ledger, 1)
-    second = worker(tmp_path, "--retries=0")
-    assert second.wait(60) == 0
-    second.stdout.close()
+    (second,) = worker(tmp_path, "--retries=0").ended()
+    assert second.code == 0, second
     steps = read_jsonl(ledger.run_folders / ledger.runs[0].id / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(8))
 
@@ -351,13 +344,8 @@ def test_sigterm_leaves_the_run_open_and_the_next_start_goes_on(tmp_path):
         (["rank_rate_seed", "--retry=3"], "Unknown command line flag 'retry'"),
     ],
 )
-def test_bad_commands_are_told_in_a_line(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.sweep", *arguments], capture_output=True, text=True
-    )
-    assert (
-        done.returncode == 2
-        and message in done.stderr
-        and done.stderr.startswith("error:")
-        and done.stderr.count("\n") == 1
-    )
+def test_bad_commands_are_told_in_a_line(start_sweep, arguments, message):
+    (outcome,) = start_sweep(*arguments).ended()
+    assert outcome.code == 2
+    assert message in outcome.err and outcome.err.startswith("error:")
+    assert outcome.err.count("\n") == 1

@@ -31,6 +31,42 @@ def toys(folder: Path, **settings: object) -> Ledger:
     return ledger
 
 
+def start_until_it_trains(
+    ledger: Ledger, address: str, *settings: str
+) -> tuple[subprocess.Popen, psutil.Process]:
+    """Starts the sweep on the cluster. Returns its process once the first run has done three
+    steps, and the raylet that the run is on."""
+    command = [sys.executable, "-m", "launch.sweep", f"--folder={ledger.folder}", "--engine=ray"]
+    command += [f"--address={address}", "--cores=1", "--lease_seconds=3", "--retries=0", *settings]
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    driver = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until, metrics = time.monotonic() + 120, metrics_of(ledger)
+    while not (metrics.exists() and len(read_jsonl(metrics, skip_broken_tail=True)) > 2):
+        assert time.monotonic() < until and driver.poll() is None, (
+            driver.stdout.read() if driver.poll() is not None else ""
+        )
+        time.sleep(0.1)
+    worker = psutil.Process(ledger.state(ledger.runs[0], 0).attempts[0].pid)
+    return driver, next(one for one in worker.parents() if one.name() == "raylet")
+
+
+def kill(raylet: psutil.Process) -> None:
+    """Kills a node and its processes at once, as a machine dies."""
+    for one in [*raylet.children(recursive=True), raylet]:
+        one.kill()
+
+
+def metrics_of(ledger: Ledger) -> Path:
+    return ledger.run_folders / ledger.runs[0].id / "metrics.jsonl"
+
+
 def test_without_ray_a_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     toys(tmp_path)
@@ -50,49 +86,16 @@ def test_run_of_a_killed_node_goes_on_on_another(tmp_path):
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1, resources={"TPU": 4})
-        settings = [
-            f"--folder={ledger.folder}",
-            "--engine=ray",
-            f"--address={cluster.address}",
-            "--workers=2",
-            "--resources=TPU:4",
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "launch.sweep",
-            *settings,
-            "--cores=1",
-            "--lease_seconds=3",
-            "--retries=0",
-        ]
-        environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-        driver = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        metrics = ledger.run_folders / ledger.runs[0].id / "metrics.jsonl"
-        until = time.monotonic() + 90
-        while not (metrics.exists() and len(read_jsonl(metrics, skip_broken_tail=True)) > 2):
-            assert time.monotonic() < until and driver.poll() is None, (
-                driver.stdout.read() if driver.poll() is not None else ""
-            )
-            time.sleep(0.1)
-        worker = psutil.Process(ledger.state(ledger.runs[0], 0).attempts[0].pid)
-        raylet = next(one for one in worker.parents() if one.name() == "raylet")
-        for one in [*raylet.children(recursive=True), raylet]:  # as a machine dies: all at once
-            one.kill()
+        settings = ("--workers=2", "--resources=TPU:4")
+        driver, raylet = start_until_it_trains(ledger, cluster.address, *settings)
+        kill(raylet)
         out = driver.communicate(timeout=150)[0]
         assert driver.returncode == 0, out
     finally:
         cluster.shutdown()
     states = [ledger.state(run, 0) for run in ledger.runs]
     assert [state.name for state in states] == ["done"] * 3 and len(states[0].attempts) == 2
-    steps = [row["step"] for row in read_jsonl(metrics)]
+    steps = [row["step"] for row in read_jsonl(metrics_of(ledger))]
     assert steps == list(range(16))  # it went on where it was
 
 
@@ -123,36 +126,17 @@ def test_run_of_a_slice_goes_on_on_another_when_a_host_is_killed(tmp_path):
                     labels=labels,
                     env_vars={"TPU_NAME": f"slice-{number}", "TPU_WORKER_ID": str(host)},
                 )
-        words = [f"--folder={ledger.folder}", "--engine=ray", f"--address={cluster.address}"]
-        words += ["--topology=v5p-16", "--workers=1", "--cores=1", "--lease_seconds=3"]
-        environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "launch.sweep", *words, "--retries=0"],
-            cwd=ROOT,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        metrics = ledger.run_folders / ledger.runs[0].id / "metrics.jsonl"
-        until = time.monotonic() + 120
-        while not (metrics.exists() and len(read_jsonl(metrics, skip_broken_tail=True)) > 2):
-            assert time.monotonic() < until and driver.poll() is None, (
-                driver.stdout.read() if driver.poll() is not None else ""
-            )
-            time.sleep(0.1)
-        worker = psutil.Process(ledger.state(ledger.runs[0], 0).attempts[0].pid)
-        raylet = next(one for one in worker.parents() if one.name() == "raylet")
+        settings = ("--topology=v5p-16", "--workers=1")
+        driver, raylet = start_until_it_trains(ledger, cluster.address, *settings)
         assert len({*_processes(ledger, 0), *_processes(ledger, 1)}) == 2  # one a host
-        for one in [*raylet.children(recursive=True), raylet]:
-            one.kill()
+        kill(raylet)
         out = driver.communicate(timeout=200)[0]
         assert driver.returncode == 0 and "a host of its slice is lost" in out, out
     finally:
         cluster.shutdown()
     states = [ledger.state(run, 0) for run in ledger.runs]
     assert [state.name for state in states] == ["done"] * 3 and len(states[0].attempts) == 2
-    assert [row["step"] for row in read_jsonl(metrics)] == list(range(16))
+    assert [row["step"] for row in read_jsonl(metrics_of(ledger))] == list(range(16))
 
 
 def _processes(ledger: Ledger, number: int) -> list[int]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,9 +19,9 @@ from launch import sweep
 from launch.config import Launch
 from launch.ledger import Ledger
 from launch.load import open_spec
-from tests import compiling, tiny
+from tests import tiny
+from tests.multiprocess.launch import Crowd
 
-ROOT = Path(__file__).parents[2]
 KILLS = 2
 SPEC = """
 experiment: finetune
@@ -41,29 +39,6 @@ def spec(tmp_path_factory) -> Path:
     file = world / "ranks.yaml"
     file.write_text(SPEC.format(world=world))
     return file
-
-
-def worker(spec: Path, folder: Path, lanes: int) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "launch.sweep",
-        str(spec),
-        f"--folder={folder}",
-        "--cores=1",
-        "--lease_seconds=2",
-        f"--lanes={lanes}",
-    ]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=compiling.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def test_dry_run_estimates_trainings(spec, tmp_path, capsys):
@@ -92,28 +67,33 @@ def test_dry_run_names_the_run_that_would_be_refused(spec, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_packed_killed_and_raced_sweep_equals_one_left_alone_run_by_run(spec, tmp_path):
+def test_packed_killed_and_raced_sweep_equals_one_left_alone_run_by_run(
+    spec, start_sweep, tmp_path
+):
     (tmp_path / "two.yaml").write_text(spec.read_text().replace("range: 2", "range: 1"))
     spec = tmp_path / "two.yaml"
-    alone = worker(spec, tmp_path / "alone", lanes=1)
-    assert alone.wait(300) == 0, alone.stdout.read()
+
+    def worker(folder: str, lanes: int) -> Crowd:
+        settings = ("--cores=1", "--lease_seconds=2", f"--lanes={lanes}")
+        return start_sweep(spec, f"--folder={tmp_path / folder}", *settings)
+
+    (alone,) = worker("alone", lanes=1).ended()
+    assert alone.code == 0, alone
     rng, killed = random.Random(0), 0
     for number in range(KILLS):
-        one = worker(spec, tmp_path / "killed", lanes=8)
-        time.sleep(rng.uniform(5.0, 14.0))
-        if one.poll() is None:
+        one = worker("killed", lanes=8)
+        time.sleep(rng.uniform(2.0, 7.0))
+        if one.runs():
             killed += 1
-        victims = (
-            [one, *psutil.Process(one.pid).children(recursive=True)] if one.poll() is None else []
-        )
-        for victim in victims if number % 2 else victims[:1]:
             # a dead machine, or a preempted one
-            victim.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
-        one.communicate(timeout=120)
-    racing = [worker(spec, tmp_path / "killed", lanes=8) for _ in range(3)]
-    for one in racing:
-        assert one.wait(300) == 0, one.stdout.read()
-        one.stdout.close()
+            children = psutil.Process(one.pids[0]).children(recursive=True) if number % 2 else []
+            one.signal(0, signal.SIGKILL if number % 2 else signal.SIGTERM)
+            for child in children:
+                child.kill()
+        one.ended()
+    racing = [worker("killed", lanes=8) for _ in range(3)]
+    for (outcome,) in [one.ended() for one in racing]:
+        assert outcome.code == 0, outcome
     assert killed
     whole, other = (
         Ledger(tmp_path / name, open_spec(str(spec)).runs()) for name in ("alone", "killed")

@@ -16,21 +16,12 @@ from oracles import carry_over, hf_logits, quick_jit, random_tokens, tiny_hf
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.ops.linear import LoRAWeight
 from kafjax.ops.loss import chunked_cross_entropy
+from tests.shapes import TINY
 
-CONFIG = DecoderConfig(
-    vocab_size=61,
-    hidden_size=16,
-    mlp_size=24,
-    n_layers=2,
-    n_heads=2,
-    n_kv_heads=2,
-    head_dim=8,
-    sliding=(False, False),
-    window=None,
-)
+CONFIG = dataclasses.replace(TINY, sliding=(False, False), window=None)
 TIED = Decoder(CONFIG)
 UNTIED = Decoder(dataclasses.replace(CONFIG, tied=False))
 TOKENS = random_tokens(0, (2, 12), 61)

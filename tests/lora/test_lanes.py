@@ -12,22 +12,12 @@ from hypothesis import strategies as st
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.ops.linear import AdapterSlots, LoRAWeight, linear
 from tests.oracles import quick_jit, random_tokens
+from tests.shapes import ONE_KEY_HEAD
 
-CONFIG = DecoderConfig(
-    vocab_size=50,
-    hidden_size=16,
-    mlp_size=24,
-    n_layers=2,
-    n_heads=2,
-    n_kv_heads=1,
-    head_dim=8,
-    sliding=(True, False),
-    window=4,
-)
-MODEL = Decoder(CONFIG)
+MODEL = Decoder(ONE_KEY_HEAD)
 SPECS = (lora.Spec(2, 8.0, "q_proj"), lora.Spec(5, 10.0), lora.Spec(3, 1.0, "(v|down)_proj"))
 
 
@@ -92,7 +82,7 @@ def test_what_does_not_fit_is_told(params):
 def test_gradients_of_the_padding_are_exactly_zero(params):
     """Padding therefore stays zero under any optimizer."""
     shapes = lora.lanes.padded_shapes(SPECS, params)
-    tokens = random_tokens(0, (2, 6), CONFIG.vocab_size)
+    tokens = random_tokens(0, (2, 6), ONE_KEY_HEAD.vocab_size)
     for spec in SPECS:
         padded, scales = (
             lora.lanes.pad(trained(spec, params, 1), shapes),
@@ -120,7 +110,7 @@ def test_gradients_of_the_padding_are_exactly_zero(params):
 def test_rows_of_one_batch_use_their_own_adapters(params):
     shapes, tokens = (
         lora.lanes.padded_shapes(SPECS, params),
-        random_tokens(1, (5, 7), CONFIG.vocab_size),
+        random_tokens(1, (5, 7), ONE_KEY_HEAD.vocab_size),
     )
     slots = lora.lanes.empty_slots(params, shapes, n_slots=4)
     adapters = [trained(spec, params, seed) for seed, spec in enumerate(SPECS)]
@@ -150,7 +140,7 @@ def test_rows_of_one_batch_use_their_own_adapters(params):
 def test_swapping_an_adapter_compiles_nothing_and_copies_no_base(params):
     shapes, tokens = (
         lora.lanes.padded_shapes(SPECS, params),
-        random_tokens(1, (2, 7), CONFIG.vocab_size),
+        random_tokens(1, (2, 7), ONE_KEY_HEAD.vocab_size),
     )
     apply = quick_jit(MODEL.apply)
     slots = lora.lanes.empty_slots(params, shapes, n_slots=2)

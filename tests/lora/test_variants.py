@@ -15,22 +15,11 @@ from oracles import quick_jit, random_tokens
 
 from kafjax import lora
 from kafjax.core import trees
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.ops.linear import linear
+from tests.shapes import ONE_KEY_HEAD
 
-MODEL = Decoder(
-    DecoderConfig(
-        vocab_size=61,
-        hidden_size=16,
-        mlp_size=24,
-        n_layers=2,
-        n_heads=2,
-        n_kv_heads=1,
-        head_dim=8,
-        sliding=(True, False),
-        window=4,
-    )
-)
+MODEL = Decoder(ONE_KEY_HEAD)
 TOKENS = random_tokens(0, (2, 9), 61)
 ALL = lora.Spec(
     rank=3,

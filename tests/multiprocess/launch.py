@@ -15,11 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from tests import compiling
 
 ROOT = Path(__file__).parents[2]
 WORKER = "tests.multiprocess.worker"
 FINETUNE = "experiments.finetune"
+SWEEP = "launch.sweep"
 STALLED_STEPS = 40  # of the training that is stopped in the middle: a second and more
 TIMEOUT = 300  # seconds, of a test's processes; far more than they take
 
@@ -34,10 +37,14 @@ class Crowd:
     """Processes of one program, and the folder that what they print goes to."""
 
     def __init__(self, ask: Callable[[Any], Any], pids: list[int], log: Path):
-        self._ask, self._pids, self._log = ask, pids, log
+        self._ask, self.pids, self._log = ask, pids, log
 
     def signal(self, process: int, number: signal.Signals) -> None:
-        os.kill(self._pids[process], number)
+        os.kill(self.pids[process], number)
+
+    def runs(self, process: int = 0) -> bool:
+        """False once it has ended; `ended` has not been called."""
+        return psutil.Process(self.pids[process]).status() != psutil.STATUS_ZOMBIE
 
     def text(self, process: int, stream: str = "err") -> str:
         """Output so far; empty before the start."""
@@ -53,7 +60,7 @@ class Crowd:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        for pid in self._pids:
+        for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -61,7 +68,7 @@ class Crowd:
         """Waits for all of them; none is left behind."""
         overdue = threading.Timer(TIMEOUT, self.kill)
         overdue.start()
-        codes = [self._ask({"wait": pid}) for pid in self._pids]
+        codes = [self._ask({"wait": pid}) for pid in self.pids]
         overdue.cancel()
         return [Ended(code, self.text(i, "out"), self.text(i)) for i, code in enumerate(codes)]
 
@@ -69,16 +76,19 @@ class Crowd:
 class Launcher:
     """`with Launcher() as launcher: launcher.run(WORKER, ["learn", folder], n=2, log=folder)`.
 
-    With `optimised` the processes compile as for a user.
+    `modules` are imported once. With `optimised` the processes compile as for a user.
     """
 
-    def __init__(self, *, optimised: bool = False):
+    def __init__(
+        self, modules: Sequence[str] = (FINETUNE, SWEEP, WORKER), *, optimised: bool = False
+    ):
+        self._modules = modules
         self._environ = compiling.environment(optimised=optimised)
 
     def __enter__(self) -> Launcher:
         script = [sys.executable, "-W", "ignore", "-m", "tests.multiprocess.preloaded"]
         self._process = subprocess.Popen(
-            script,
+            [*script, *self._modules],
             cwd=ROOT,
             env=self._environ,
             stdin=subprocess.PIPE,

@@ -1,5 +1,7 @@
-"""Forks processes that have everything imported already: seconds saved each time. The first one to
-ask for a backend starts it.
+"""Forks processes that have everything imported already, and run a module as `python -m` does:
+seconds saved each time. The first one to ask for a backend starts it.
+
+python -m tests.multiprocess.preloaded MODULE...
 
 Reads a request a line and answers in a line:
   {"module", "arguments", "devices", "environ": [{...} a process], "logs": [[out, err] a process]}   ->   their process ids
@@ -11,13 +13,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import sys
 
 import jax
 
 from tests import compiling
-
-MODULES = ("experiments.finetune", "tests.multiprocess.worker")
 
 
 def fork(
@@ -31,12 +32,12 @@ def fork(
     os.environ.update(environ)
     jax.config.update("jax_num_cpu_devices", devices)
     sys.argv = [module, *arguments]
-    importlib.import_module(module).main()
-    raise AssertionError("main exits")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit()
 
 
 if __name__ == "__main__":
-    for module in MODULES:
+    for module in sys.argv[1:]:
         importlib.import_module(module)
     compiling.collect_rarely()
     for line in sys.stdin:

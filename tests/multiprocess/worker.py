@@ -16,24 +16,13 @@ from jax.experimental import multihost_utils
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError, run_main
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.parallel import distributed, make_mesh, watchdog
 from kafjax.training import Example, TrainConfig, train
 from tests.multiprocess.launch import STALLED_STEPS
+from tests.shapes import DIVISIBLE
 
-MODEL = Decoder(
-    DecoderConfig(
-        vocab_size=64,
-        hidden_size=16,
-        mlp_size=24,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        sliding=(True, False),
-        window=5,
-    )
-)
+MODEL = Decoder(DIVISIBLE)
 TRAIN = TrainConfig(steps=6, batch_rows=8, seq_len=16, learning_rate=3e-3)
 SPEC = lora.Spec(rank=4, alpha=8)
 KINDS = {"full": (TRAIN, None), "lora": (dataclasses.replace(TRAIN, accumulate=2), SPEC)}
@@ -141,7 +130,6 @@ ACTIONS = {
     "fail": fail,
     "alone": fail,
 }
-flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
 
 
 def _main(_: list[str]) -> None:
@@ -150,9 +138,6 @@ def _main(_: list[str]) -> None:
         ACTIONS[action](Path(folder), *rest)
 
 
-def main() -> None:
-    run_main(_main)
-
-
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_list("do", None, "Action, folder, and what else the action wants.")
+    run_main(_main)

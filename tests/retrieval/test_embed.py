@@ -11,6 +11,7 @@ import pytest
 from kafjax import hub
 from kafjax.core.errors import UserError
 from kafjax.retrieval import Embedder
+from kafjax.retrieval.embed import DTYPES, fastest_dtype
 
 LENGTHS_IN_WORDS = (
     0,
@@ -134,6 +135,19 @@ def test_progress_and_windows(embedder, monkeypatch):
     assert seen == [8, 8, 4, 6]
     some = [7, 19, 20, 25]
     np.testing.assert_allclose(vectors[some], embedder.embed([texts[i] for i in some]), atol=1e-6)
+
+
+def test_products_in_bfloat16_give_nearly_the_same_vectors_and_are_another_embedder(
+    scanned_minilm, embedder, vectors
+):
+    halved = Embedder(*scanned_minilm, batch=8, dtype="bfloat16")
+    found = halved.embed(TEXTS)
+    assert found.dtype == np.float32 and 0 < np.abs(found - vectors).max() < 0.01
+    assert ((found * vectors).sum(axis=1) > 0.999).all()
+    assert halved.fingerprint != embedder.fingerprint
+    auto = Embedder(*scanned_minilm, batch=8, dtype="auto")
+    chosen = dict(zip(DTYPES, (embedder, halved), strict=True))[fastest_dtype()]
+    assert auto.fingerprint == chosen.fingerprint
 
 
 def test_nothing_and_empty_texts(embedder):

@@ -24,6 +24,7 @@ from kafjax.retrieval import (
     fuse,
     open_retriever,
 )
+from kafjax.retrieval.hybrid import weigh
 from kafjax.retrieval.lexical import words
 from tests import tiny
 
@@ -222,6 +223,30 @@ def test_ranks_are_fused_as_in_the_paper():
     fused = fuse([[a, b, c], [c, a, d]])
     expected = {"a": 1 / 61 + 1 / 62, "c": 1 / 63 + 1 / 61, "b": 1 / 62, "d": 1 / 63}
     assert [(hit.passage.id, hit.score) for hit in fused] == list(expected.items())
+
+
+def test_weighted_scores_are_stretched_before_they_add_up():
+    a, b, c, d = (Passage(id, id) for id in "abcd")
+    rankings = [Hit(a, 10.0), Hit(b, 4.0), Hit(c, 2.0)], [Hit(d, -1.0), Hit(b, -3.0)]
+    fused = weigh(rankings, [0.75, 0.25])
+    assert [(hit.passage.id, hit.score) for hit in fused] == [
+        ("a", 0.75),
+        ("d", 0.25),
+        ("b", 0.75 * 0.25),
+        ("c", 0.0),
+    ]
+    assert [hit.score for hit in weigh([[Hit(a, 7.0)], []], [0.5, 0.5])] == [0.5]
+
+
+def test_a_hybrid_of_one_weight_ranks_as_that_retriever_does(embedder):
+    store = build_store(PASSAGES, "dense", "exact", lambda: embedder)
+
+    def found(kind, weight=None):
+        retriever = open_retriever(store, kind, lambda: embedder, dense_weight=weight)
+        return ids(retriever.search(ASKED, 1))
+
+    assert found("hybrid", 1.0) == found("dense")
+    assert found("hybrid", 0.0) == found("lexical")
 
 
 def test_seconds_of_stages_add_up(embedder):

@@ -4,25 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.training import Example
-
-CONFIG = DecoderConfig(
-    vocab_size=61,
-    hidden_size=16,
-    mlp_size=24,
-    n_layers=2,
-    n_heads=2,
-    n_kv_heads=2,
-    head_dim=8,
-    sliding=(True, False),
-    window=5,
-)
+from tests.shapes import TINY
 
 
 @pytest.fixture(scope="session")
 def model() -> Decoder:
-    return Decoder(CONFIG)
+    return Decoder(TINY)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +22,7 @@ def params(model):
 def random_example(rng: np.random.Generator, n: int, answer_only: bool = False) -> Example:
     weights = np.ones(n, np.float32)
     weights[: n // 2 if answer_only else 1] = 0
-    return Example(rng.integers(1, CONFIG.vocab_size, n).astype(np.int32), weights)
+    return Example(rng.integers(1, TINY.vocab_size, n).astype(np.int32), weights)
 
 
 @pytest.fixture(scope="session")

@@ -14,23 +14,14 @@ from jax.sharding import Mesh, PartitionSpec
 from kafjax import lora
 from kafjax.core import trees
 from kafjax.core.errors import UserError
-from kafjax.models import Decoder, DecoderConfig
+from kafjax.models import Decoder
 from kafjax.parallel import make_mesh, shardings
 from kafjax.training import Example, TrainConfig, TrainResult, placement, train
 from kafjax.training.task import Task
+from tests.shapes import DIVISIBLE
 from tests.variants import TOGETHER
 
-CONFIG = DecoderConfig(
-    vocab_size=64,
-    hidden_size=16,
-    mlp_size=24,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    sliding=(True, False),
-    window=5,
-)
+CONFIG = DIVISIBLE
 MODEL = Decoder(CONFIG)
 TRAIN = TrainConfig(steps=3, batch_rows=8, seq_len=16, learning_rate=1e-3, freeze_embedding=False)
 

@@ -19,6 +19,8 @@ from kafjax.core.errors import UserError
 from kafjax.core.paths import as_path
 from kafjax.training import checkpoint
 from kafjax.training.checkpoint import _JOURNAL, Checkpoints
+from kafjax.training.config import TrainConfig
+from kafjax.training.loop import refuse_checkpoints
 from kafjax.training.step import TrainState
 
 
@@ -340,3 +342,11 @@ def test_damaged_checkpoint_of_a_bucket_is_set_aside(place, capsys):
     aside = paths.files_under(folder.parent / "checkpoints-damaged")
     assert any(name.endswith("/notes/metadata") for name in aside)
     assert "2/_CHECKPOINT_METADATA" in paths.files_under(folder)
+
+
+def test_checkpoints_of_many_processes_in_such_a_bucket_are_refused(amazon, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    runs = as_path(f"{amazon}/runs")
+    with pytest.raises(UserError, match="of many processes are not written to s3://bucket/runs"):
+        refuse_checkpoints(runs, TrainConfig(checkpoint_every=2))
+    refuse_checkpoints(runs, TrainConfig(checkpoint_every=0))

@@ -22,6 +22,7 @@ from kafjax.training.lane_state import repack, smaller
 from kafjax.training.lane_step import LaneTask, lane_losses
 from kafjax.training.lanes import train_lanes
 from kafjax.training.loop import batches_of
+from tests import compiling
 
 CONFIG = TrainConfig(steps=50, batch_rows=4, seq_len=16, weight_decay=0.01)
 LANES = [
@@ -169,14 +170,16 @@ def test_one_base_whatever_the_number_of_lanes():
     used = {}
     for n in (1, 8):
         task = LaneTask.build(model, params, train_config, make_mesh(), shapes, n)
-        used[n] = task.compile(*task.abstract_inputs(batch))
+        used[n] = compiling.memory_of(task.lower(*task.abstract_inputs(batch)))
     base, adapter = trees.n_bytes(params), trees.n_bytes(shapes)
-    for n, compiled in used.items():
-        assert base + 3 * n * adapter <= compiled.argument_bytes <= 1.01 * (base + 3 * n * adapter)
+    for n, memory in used.items():
+        arguments = memory.argument_size_in_bytes
+        assert base + 3 * n * adapter <= arguments <= 1.01 * (base + 3 * n * adapter)
     blocks = trees.n_bytes(params["layers"])
     logits = 32 * 20_000 * 4
-    assert used[1].temporary_bytes > logits  # a chunk of them, so the next line looks at something
-    a_lane = (used[8].temporary_bytes - used[1].temporary_bytes) / 7
+    temporary = {n: memory.temp_size_in_bytes for n, memory in used.items()}
+    assert temporary[1] > logits  # a chunk of them, so the next line looks at something
+    a_lane = (temporary[8] - temporary[1]) / 7
     assert a_lane < adapter + 0.3 * blocks < blocks and a_lane < 0.5 * logits
 
 

@@ -25,6 +25,7 @@ from kafjax.training.lane_step import LaneTask
 from kafjax.training.lanes import train_lanes
 from kafjax.training.loop import batches_of, check_training, fingerprint_of
 from kafjax.training.task import Task
+from tests import compiling
 from tests.devices import on_eight_devices
 
 CONFIG = TrainConfig(steps=6, batch_rows=4, seq_len=16, learning_rate=3e-3)
@@ -120,7 +121,7 @@ def test_the_step_holds_the_small_base_only(examples, beside_floats, format, sha
 
     def compiled(params):
         task = Task.lora(model, params, config, make_mesh(), 6, SPEC)
-        return task, task.lower(batch).compile().memory_analysis()
+        return task, compiling.memory_of(task.lower(batch))
 
     task, ours = compiled(jax.eval_shape(lambda p: quantize_params(p, format), abstract))
     if remat not in beside_floats:
