@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -22,8 +23,9 @@ from kafjax.retrieval import Embedder
 from kafjax.training import Example, TrainConfig
 from kafjax.training.batches import Batch, make_batch, pack
 from kafjax.training.demand import decoder_shape
-from kafjax.training.lane_step import LaneInputs, LaneTask
-from kafjax.training.step import batch_sharding
+from kafjax.training.lane_state import drawn, padded
+from kafjax.training.lane_step import LaneInputs, LaneTask, optimizer_of
+from kafjax.training.step import batch_sharding, new_state
 from kafjax.training.task import Task
 
 FREE = 16  # tokens that a prefilled cache has room for
@@ -119,7 +121,12 @@ def lanes(folder: str, n: int, rows: int, seq_len: int, rank: int, steps: int) -
     tokens_NxBxT1 = tokens_of(folder, n, rows, seq_len + 1)
     spec = adapter_spec(rank)
     config = TrainConfig(
-        steps=steps, batch_rows=rows, seq_len=seq_len, freeze_embedding=True, loss_chunk=512
+        steps=steps,
+        floor_fraction=1.0,  # a constant rate, as torch's
+        batch_rows=rows,
+        seq_len=seq_len,
+        freeze_embedding=True,
+        loss_chunk=512,
     )
 
     def run() -> np.ndarray:
@@ -142,6 +149,10 @@ def lanes(folder: str, n: int, rows: int, seq_len: int, rank: int, steps: int) -
         )
         batch = shard(jax.tree.map(lambda *x: np.stack(x), *batches), task.batch_sharding())
         state, losses = task.empty(), []
+        for lane in range(n):
+            adapters = drawn(dataclasses.replace(spec, alpha=1.0), model, jax.random.key(lane))
+            own = padded(new_state(adapters, optimizer_of(config)), shapes)
+            state = task.put(state, np.int32(lane), own)
         for _ in range(steps):
             state, metrics = program.step(state, task.frozen, inputs, batch)
             losses.append(metrics["loss"])

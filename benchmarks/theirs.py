@@ -145,6 +145,7 @@ def unload(peer: transformers.PreTrainedModel) -> None:
     for name, module in list(peer.named_modules()):
         if isinstance(module, LoraLayer):
             peer.set_submodule(name, module.get_base_layer())
+    del peer.peft_config
 
 
 def answering(
