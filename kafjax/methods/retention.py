@@ -24,6 +24,7 @@ from kafjax.evaluation.results import LIKELIEST, REALIGNED, RETENTION
 from kafjax.methods.examples import question_examples
 from kafjax.methods.lab import Lab
 from kafjax.methods.method import ClosedBook, Method
+from kafjax.parallel import n_data_shares
 from kafjax.training import TrainConfig, train
 
 RATE = 1e-4
@@ -69,13 +70,15 @@ def examine(method: Method, predictions: Sequence[Prediction], n_examples: int) 
 
 def _realign(method: Method, examples: Sequence[Question]) -> trees.Tree:
     """Trains a small adapter on some questions, once each, and merges it into the method's
-    weights. It is the same for all methods, also for those that trained all weights."""
+    weights. It is the same for all methods, also for those that trained all weights. A step takes
+    one question, or as many as the mesh splits its rows into."""
     lab = method.lab
     trained = question_examples(examples, lab.tokenizer, lab.prompts)
+    shares = n_data_shares(lab.mesh)
     config = TrainConfig(
-        steps=len(trained),
+        steps=-(-len(trained) // shares),
         learning_rate=RATE,
-        batch_rows=1,
+        batch_rows=shares,
         seq_len=max(len(example.tokens) for example in trained),
         checkpoint_every=0,
         loss_chunk=lab.settings.train.loss_chunk,
