@@ -272,7 +272,7 @@ def test_racing_workers_share_the_runs(worker, tmp_path):
 @pytest.mark.multiprocess
 def test_sweep_killed_twenty_times_and_raced_equals_one_left_alone(tmp_path):
     points = product(rank=range(1, 7), seed=range(4))
-    whole, other = (toys(tmp_path / name, points, steps=2, seconds=0.1) for name in ("a", "b"))
+    whole, other = (toys(tmp_path / name, points, steps=2, seconds=0.3) for name in ("a", "b"))
     for ledger in (whole, other):
         ledger.create()
     Pool(whole, Launch(**FAST), [Slot((core,)) for core in os.sched_getaffinity(0)]).run(

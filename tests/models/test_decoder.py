@@ -23,6 +23,7 @@ from oracles import (
 
 from kafjax.core import stacks, trees
 from kafjax.core.errors import UserError
+from kafjax.core.programs import compiler_options
 from kafjax.hub.names import TABLES
 from kafjax.hub.safetensors_out import hf_tensors
 from kafjax.models import Cache, Decoder, caches
@@ -407,6 +408,19 @@ def test_gradients_of_all_parameters_equal_torch(family, tmp_path):
     assert ours.keys() == theirs.keys()
     for name, grad in ours.items():
         assert_close(grad, theirs[name], 1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_compiles_on_a_cpu_where_xla_no_longer_widens_it(family, tmp_path):
+    _, model, _ = load_tiny(tmp_path, family)
+    low = dataclasses.replace(model, dtype=jnp.bfloat16)
+
+    def gradient(params):
+        return jax.grad(lambda p: low.apply(p, random_tokens(2, (2, 8), 101)).sum())(params)
+
+    jax.jit(gradient, compiler_options=compiler_options("cpu")).lower(
+        low.abstract_params()
+    ).compile()
 
 
 def test_scores_with_a_cap_are_not_cudnns(tmp_path):
