@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import regex
 
+from kafjax.core.words import UNSPACED
+
 # A full stop after a title (or "e.g.") ends no sentence; after another abbreviation, an initial or
 # a dotted acronym ("the U.S.") it does only before a word that rarely stands there within a
 # sentence; "No." and its like belong to the number that follows.
@@ -49,7 +51,9 @@ _END = regex.compile(
     # A run of marks is looked at once, from its first one: else long rows of dots take quadratic time.
     rf"|(?<![{_SPACED_STOPS}])(?P<stop>[{_SPACED_STOPS}]++)[{_CLOSE}]*+\s++(?=[{_OPEN}]*+(?P<next>\w))"
     # Stops of other scripts (the full-width ones, danda, the Arabic question mark, ...) need no blank behind them.
-    rf"|(?P<sure>[\p{{Sentence_Terminal}}--[{_SPACED_STOPS}\uff0e]]++|(?<!\d)\uff0e|\uff0e(?!\d))[{_CLOSE}\u300d\u300f\uff09]*+\s*+"
+    # A Latin bracket behind one that touches a Latin word belongs to that word.
+    rf"|(?P<sure>[\p{{Sentence_Terminal}}--[{_SPACED_STOPS}\uff0e]]++|(?<!\d)\uff0e|\uff0e(?!\d))"
+    rf"(?:[\u300d\u300f\uff09]|[{_CLOSE}]++(?=\s|\Z|[{UNSPACED}]))*+\s*+"
     # Thai and Lao have no stops: blanks stand between clauses, and around names and numbers.
     r"|(?<=[\p{Thai}\p{Lao}])(?P<gap>\s++)(?=[\p{Thai}\p{Lao}])",
     regex.V1,

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kafjax.core.errors import UserError
@@ -80,14 +80,23 @@ def test_long_text_without_a_stop_is_split_in_linear_time() -> None:
     assert sentences(words) == [words.strip()]
 
 
+def test_a_latin_bracket_that_touches_a_word_stays_with_it():
+    assert sentences("\u597d\u3002)1 \u597d\u3002) \u597d\u3002)))1") == [
+        "\u597d\u3002",
+        ")1 \u597d\u3002)",
+        "\u597d\u3002",
+        ")))1",
+    ]
+
+
 @settings(deadline=None)
-@given(st.lists(_PROSE | _SENTENCES, max_size=4), st.integers(1, 12), st.data())
+@example(["1\u3002)1"], 2, 0)
+@given(st.lists(_PROSE | _SENTENCES, max_size=4), st.integers(1, 12), st.integers(0, 11))
 def test_packed_passages_keep_every_word_and_the_limit(
-    texts: list[str], size: int, data: st.DataObject
+    texts: list[str], size: int, overlap: int
 ) -> None:
     documents = [Document(id=str(k), text=text) for k, text in enumerate(texts)]
-    overlap = data.draw(st.integers(0, size - 1))
-    plain, overlapping = cut(documents, size), cut(documents, size, overlap)
+    plain, overlapping = cut(documents, size), cut(documents, size, overlap % size)
     assert all(len(words(passage.text)) <= size for passage in plain + overlapping)
 
     def told(passages: list[Passage], document: Document) -> list[str]:

@@ -215,7 +215,7 @@ def test_script_prepares_and_needs_no_tensorflow(tmp_path):
     environ = {"PYTHONPATH": f"{tmp_path / 'path'}:{ROOT}", "TFDS_DATA_DIR": str(tmp_path)}
     done = build("--dataset=biographies", "--subjects=2", **environ)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "tfds:biographies/2x4_documents4_questions2_seed0"
+    assert done.stdout.strip() == "tfds:biographies/2x3_documents5_questions1_seed0"
     read = subprocess.run(
         [sys.executable, "-c", code, done.stdout.strip()],
         capture_output=True,
