@@ -222,7 +222,7 @@ def test_script_prepares_and_needs_no_tensorflow(tmp_path):
         text=True,
         env=environ,
     )
-    assert read.stdout.strip() == "8", read.stderr
+    assert read.stdout.strip() == "10", read.stderr
 
 
 @pytest.mark.multiprocess
