@@ -78,7 +78,7 @@ def quality_table(results: Mapping[str, Any]) -> Table:
         "Change: of retention, paired with the base model. Prose: cross entropy of held-out texts in nats a token, less the base "
         "model's (the log of the ratio of perplexities).",
         "[low, high]: 95% interval over subjects (bootstrap of whole subjects, Wilson where each has one question or all agree) "
-        "or texts (prose: BCa bootstrap). n=32 of 8: 32 questions about 8 subjects.",
+        "or texts (prose: BCa bootstrap). n=Q of S: Q questions about S subjects.",
     ]
     return _method_table("Quality and forgetting", results, columns, notes)
 
