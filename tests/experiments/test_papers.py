@@ -28,12 +28,14 @@ from experiments.papers.card import Sabotage
 from kafjax import hub
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
+from kafjax.evaluation import raw
 from kafjax.evaluation.arms import Arm, Trial
 from kafjax.evaluation.claims import CONTRADICTED, NOT_SHOWN, SHOWN, Verdict, between, judge
 from kafjax.evaluation.intervals import Interval
 from launch.spec import Sweep, product
 from tests import tiny
 
+PAGES = Path(__file__).parents[2] / "docs" / "papers"
 CARDS = tuple(
     paper.CARD for paper in (capacity, depth, forget, lora, ovadia, recall, regret, unknown)
 )
@@ -129,6 +131,18 @@ def test_a_sabotage_that_turns_nothing_is_told():
     reproduce.check_turned(broken, [Verdict(claim, Interval(1.0, 0.9, 1.1, 3), None, NOT_SHOWN)])
     with pytest.raises(UserError, match="still shown: it holds"):
         reproduce.check_turned(broken, [Verdict(claim, Interval(1.0, 0.9, 1.1, 3), None, SHOWN)])
+
+
+COMMITTED = [card for card in CARDS if (PAGES / card.name / reproduce.RAW).exists()]
+
+
+@pytest.mark.parametrize("card", COMMITTED, ids=lambda card: card.name)
+def test_committed_answers_are_judged_as_their_page_says(card):
+    verdicts = judge(card.claims, raw.read(PAGES / card.name / reproduce.RAW))
+    page = (PAGES / card.name / "README.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    told = {row[1].strip(): row[-2].strip() for row in rows}
+    assert {v.claim.text: v.how for v in verdicts}.items() <= told.items()
 
 
 @pytest.mark.slow
