@@ -85,6 +85,7 @@ class Card:
         """Writes the card as it stands above the results of a scale."""
         lines = [
             f"# {self.name}",
+            "",
             *(f"- {paper}" for paper in self.papers),
             "",
             f"**Claim.** {self.claim}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from launch.config import Launch
 from launch.ledger import DONE, Ledger
 
 RAW = "raw.jsonl.gz"
+COLUMNS = 100
 
 
 def main(card: Card) -> None:
@@ -59,8 +61,9 @@ def run(card: Card, config: Paper) -> list[Verdict] | None:
     out = Path(config.out or folder)
     write(card, config.scale, found, verdicts, out)
     if config.raw is None:
+        raw.write(out / RAW, found)
         write_json(out / "took.json", took(ledger) | {"environment": environment()})
-    print(f"Look at {out}/README.md, {out}/figure.png and {out}/{RAW}.")
+    print(f"Look at {out}/README.md and {out}/figure.png.")
     if broken is not None:
         check_turned(broken, verdicts)
         print("Every claim that the sabotage should turn has turned.")
@@ -87,16 +90,29 @@ def check_turned(broken: Sabotage, verdicts: Sequence[Verdict]) -> None:
 def write(
     card: Card, scale: str, found: Sequence[Arm], verdicts: Sequence[Verdict], out: Path
 ) -> None:
-    """Writes README.md (card, both tables, verdicts), raw.jsonl.gz and figure.png, and prints the
-    tables."""
+    """Writes README.md (card, both tables, verdicts) and figure.png, and prints the tables."""
     tables = [arms.quality_table(found), card.published, verdict_table(verdicts)]
     text = table.render(tables, [])
     print(text)
-    raw.write(out / RAW, found)
     card.figure(found, out / "figure.png")
     command = f"python -m experiments.papers.{card.name} --scale={scale}"
     page = f"{card.told(scale)}\n{text}\n![figure](figure.png)\n\nCommand: `{command}`\n"
-    write_atomic(out / "README.md", page)
+    write_atomic(out / "README.md", wrapped(page))
+
+
+def wrapped(page: str) -> str:
+    """Wraps the prose of a page, as those of docs/ are. Tables and headings stay."""
+    parts = page.strip().split("\n\n")
+    lines = [
+        part
+        if part.startswith(("|", "#"))
+        else "\n".join(
+            textwrap.fill(line, COLUMNS, subsequent_indent="  " * line.startswith("- "))
+            for line in part.splitlines()
+        )
+        for part in (" ".join(p.split()) if not p.startswith(("|", "#", "-")) else p for p in parts)
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def took(ledger: Ledger) -> dict[str, object]:
