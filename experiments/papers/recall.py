@@ -219,7 +219,7 @@ CARD = Card(
         "more_neighbours": Sabotage(
             "20 neighbours are searched for, where the formulas are told of 10",
             lambda sweep: sweep.override(k=2 * K),
-            (CLAIMS[0].text, CLAIMS[3].text),
+            (CLAIMS[3].text, CLAIMS[4].text),
         )
     },
 )
