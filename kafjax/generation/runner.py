@@ -85,18 +85,8 @@ class Runner:
         replies, filled, ended = self._reply(
             params, last_BxD, cache, position_B, number_B, n, sampling
         )
-        return [
-            Generation(
-                text,
-                made,
-                has_ended,
-                n_cached + len(given),
-                n_cached,
-                filled - began,
-                ended - filled,
-            )
-            for given, (text, made, has_ended) in zip(prompt_tokens, replies, strict=True)
-        ]
+        counts = [(n_cached + len(given), n_cached) for given in prompt_tokens]
+        return _generations(replies, counts, filled - began, ended - filled)
 
     def branch_replies(
         self,
@@ -152,20 +142,11 @@ class Runner:
         replies, filled, ended = self._reply(
             params, last_BxD, cache, position_B, number_B, n, sampling
         )
-        return [
-            Generation(
-                text,
-                made,
-                has_ended,
-                n_cached + len(given),
-                n_cached + kept,
-                filled - began,
-                ended - filled,
-            )
-            for (_, _, given), kept, (text, made, has_ended) in zip(
-                flat, shared, replies, strict=True
-            )
+        counts = [
+            (n_cached + len(given), n_cached + kept)
+            for (_, _, given), kept in zip(flat, shared, strict=True)
         ]
+        return _generations(replies, counts, filled - began, ended - filled)
 
     def log_likelihoods(
         self,
@@ -247,6 +228,20 @@ class Runner:
             stops = Stops.of(self.tokenizer, strings, config.vocab_size, *config.end_ids)
             self._stops[strings] = dataclasses.replace(stops, mask_V=self._replicate(stops.mask_V))
         return self._stops[strings]
+
+
+def _generations(
+    replies: list[tuple[str, tuple[int, ...], bool]],
+    counts: list[tuple[int, int]],
+    prefill_seconds: float,
+    decode_seconds: float,
+) -> list[Generation]:
+    """Puts replies (text, tokens, whether they ended) together with the tokens of their prompts, all
+    and cached, and the seconds of the batch."""
+    return [
+        Generation(*reply, *count, prefill_seconds, decode_seconds)
+        for reply, count in zip(replies, counts, strict=True)
+    ]
 
 
 def _room(sampling: Sampling) -> int:
