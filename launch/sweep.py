@@ -71,16 +71,15 @@ def run(config: Launch) -> None:
         watch(ledger, config)
     elif config.only is not None:
         run_one(ledger, config)
+    elif config.engine == "local":
+        race(ledger, config)
     else:
         slots(config)  # refuses what this machine does not have
-        if config.engine not in ("local", "ray"):
+        if config.engine != "ray":
             print(prepare(ledger, config))
             return
-        if config.engine == "ray":
-            ledger.create()
-            work(ledger, config, _ray_pool(ledger, config))
-        else:
-            race(ledger, config)
+        ledger.create()
+        work(ledger, config, _ray_pool(ledger, config))
 
 
 def race(ledger: Ledger, config: Launch) -> None:

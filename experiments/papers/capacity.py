@@ -11,19 +11,18 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from experiments.configs.finetune import Finetune
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.papers import reproduce, scratch
 from experiments.papers.card import Card, Sabotage, finished
+from experiments.papers.drawing import axes_in
 from kafjax.core.config import changed
 from kafjax.corpus.people import ATTRIBUTES, POOLS
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, Trial, arms_of, named
 from kafjax.evaluation.claims import between
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import Interval
 from kafjax.evaluation.table import Table
 from launch.spec import Sweep, chain, product
@@ -58,29 +57,14 @@ def prepare(scale: str) -> None:
         scratch.write_facts(corpus(n), scratch.facts(n, seed=0))
     for part in range(PARTS):
         scratch.write_facts(corpus(n_many, part), scratch.facts(n_many, seed=0)[part::PARTS])
-    others = scratch.facts(n_many, seed=1)
-    texts = (
-        f"Question: {row['question']}\nAnswer: {row['golden_answers'][0]}\n"
-        for row in [*others, *scratch.facts(n_many, seed=0)]
-    )
-    scratch.base(
-        _base(scale),
-        _SHAPES[scale],
-        scratch.write_facts(ROOT / f"others-{n_many}", others),
-        texts,
-        epochs=20,
-    )
+    others = ROOT / f"others-{n_many}"
+    scratch.base_beside(_base(scale), scale, scratch.facts(n_many, seed=0), n_many, others)
 
 
 def _base(scale: str) -> Path:
     return ROOT / f"capacity-{scale}"
 
 
-_SHAPES = {
-    TINY: scratch.Shape(64, 2, 1024),
-    GPU: scratch.Shape(256, 4, 4096),
-    FULL: scratch.Shape(512, 8, 8192),
-}
 _SIZES = {TINY: (FEW, MANY), GPU: (4000, 16_000), FULL: (20_000, 80_000)}
 
 
@@ -195,11 +179,9 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws the bits of adapters against their rank, for few and for many facts."""
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(path, "rank", "bits learned (dotted: all there are)") as axes:
         for facts in sorted({arm.settings["facts"] for arm in arms}):
             points = sorted(
                 (arm.settings["rank"], float(np.mean(list(number(arm, BITS).values()))))
@@ -210,10 +192,6 @@ def figure(arms: Sequence[Arm], path: Path) -> Path:
             axes.axhline(facts * math.log2(POOL), linestyle=":", linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xlabel("rank")
-        axes.set_ylabel("bits learned (dotted: all there are)")
-        axes.legend()
-        return save_figure(drawn, path)
 
 
 CARD = Card(

@@ -76,7 +76,7 @@ class Card:
     published: Table
     sweep: Callable[[str], Sweep]
     claims: tuple[Claim, ...]
-    figure: Callable[[Sequence[Arm], Path], Path]
+    figure: Callable[[Sequence[Arm], Path], None]
     prepare: Callable[[str], None] = nothing
     read: Callable[[Path], list[Arm]] = read_runs
     sabotages: Mapping[str, Sabotage] = dataclasses.field(default_factory=dict)

@@ -12,12 +12,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
 from experiments.configs.ablate_depth import AblateDepth
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.papers import reproduce
 from experiments.papers.card import Card, Sabotage
+from experiments.papers.drawing import axes_in, log_ticks
 from kafjax.core.config import changed
 from kafjax.core.records import Prediction
 from kafjax.core.rundir import read_jsonl, read_object
@@ -25,7 +24,6 @@ from kafjax.core.schema import checked
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import METHOD, Arm, Trial, arms_of, named
 from kafjax.evaluation.claims import Claim, Pair, at_least, between, greater
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import Interval
 from kafjax.evaluation.raw import is_found
 from kafjax.evaluation.table import Table
@@ -187,12 +185,10 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws accuracy and recall against depth."""
     split = split_of(arms)
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(path, "passages in the prompt", "share of questions") as axes:
         for method in ("rag", "hyde"):
             for what, how in (("right", lambda arm: arm), ("recall", found)):
                 values = [
@@ -201,13 +197,7 @@ def figure(arms: Sequence[Arm], path: Path) -> Path:
                 ]
                 style = "-" if what == "right" else ":"
                 axes.plot(DEPTHS, values, style, marker="o", label=f"{method}, {what}")
-        axes.set_xscale("log")
-        axes.set_xticks(DEPTHS, list(map(str, DEPTHS)))
-        axes.minorticks_off()
-        axes.set_xlabel("passages in the prompt")
-        axes.set_ylabel("share of questions")
-        axes.legend()
-        return save_figure(drawn, path)
+        log_ticks(axes, DEPTHS)
 
 
 CARD = Card(

@@ -13,18 +13,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
 from experiments.configs.compare import Compare
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.papers import reproduce
 from experiments.papers.card import Card, Sabotage, read_runs
+from experiments.papers.drawing import axes_in
 from kafjax.core.config import changed
 from kafjax.core.records import Prediction
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, named
 from kafjax.evaluation.claims import Pair, at_least, between
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import Interval
 from kafjax.evaluation.results import REALIGNED, RETENTION
 from kafjax.evaluation.table import Table
@@ -127,11 +125,13 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws what was learned against what was forgotten, a point a training."""
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(
+        path,
+        "forgotten: prose, nats a token more than the base",
+        "learned: questions right about people never asked about",
+    ) as axes:
         for name in (FULL_ARM, LOW, HIGH):
             arm = named(arms, name)
             points = [
@@ -139,10 +139,6 @@ def figure(arms: Sequence[Arm], path: Path) -> Path:
                 for trial in arm.trials.values()
             ]  # fmt: skip
             axes.plot(*zip(*points, strict=True), "o", label=name)
-        axes.set_xlabel("forgotten: prose, nats a token more than the base")
-        axes.set_ylabel("learned: questions right about people never asked about")
-        axes.legend()
-        return save_figure(drawn, path)
 
 
 CARD = Card(

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.configs.sweep_lora import SweepLora
 from experiments.papers import reproduce
 from experiments.papers.card import Card, Sabotage
+from experiments.papers.drawing import axes_in
 from kafjax.core.config import changed
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, chosen, named
 from kafjax.evaluation.claims import Pair, equal, greater
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.table import Table
 from launch.spec import Sweep, product
 
@@ -103,12 +101,10 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws the share of right queries against rank."""
     best = at_best_rate(arms)
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(path, "rank", "queries right, unseen tables") as axes:
         for targets, marker in ((QV, "o"), (Q, "s")):
             of_targets = [arm for arm in best if arm.settings["targets"] == targets]
             found = [clustered.mean(arm.cells(SPLIT)) for arm in of_targets]
@@ -118,10 +114,6 @@ def figure(arms: Sequence[Arm], path: Path) -> Path:
             ranks = [arm.settings["rank"] for arm in of_targets]
             axes.errorbar(ranks, value, yerr=[below, above], marker=marker, label=targets)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("rank")
-        axes.set_ylabel("queries right, unseen tables")
-        axes.legend()
-        return save_figure(drawn, path)
 
 
 CARD = Card(

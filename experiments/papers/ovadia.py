@@ -12,17 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
 from experiments.configs.compare import Compare
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.papers import reproduce
 from experiments.papers.card import Card, Sabotage
+from experiments.papers.drawing import axes_in, log_ticks
 from kafjax.core.config import changed
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, named
 from kafjax.evaluation.claims import Claim, Pair, at_least, greater
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.raw import is_found
 from kafjax.evaluation.table import Table
 from launch.spec import Sweep, product, zip_
@@ -119,11 +117,9 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws the share of right answers against the number of wordings."""
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(path, "wordings of each fact, told 20 times in all", "questions right") as axes:
         for method in ALWAYS:
             of_method = [arm for arm in arms if arm.settings["method"] == method]
             points = sorted(
@@ -131,13 +127,7 @@ def figure(arms: Sequence[Arm], path: Path) -> Path:
                 for arm in of_method
             )
             axes.plot(*zip(*points, strict=True), marker="o", label=method)
-        axes.set_xscale("log")
-        axes.set_xticks(WORDINGS, list(map(str, WORDINGS)))
-        axes.minorticks_off()
-        axes.set_xlabel("wordings of each fact, told 20 times in all")
-        axes.set_ylabel("questions right")
-        axes.legend()
-        return save_figure(drawn, path)
+        log_ticks(axes, WORDINGS)
 
 
 CARD = Card(

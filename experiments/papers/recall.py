@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import matplotlib
 
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.configs.search_recall import SearchRecall
 from experiments.papers import reproduce
 from experiments.papers.card import Card, Sabotage
+from experiments.papers.drawing import axes_in
 from experiments.search_recall import FOUND
 from kafjax.core.config import changed
 from kafjax.core.records import Prediction
@@ -25,7 +25,6 @@ from kafjax.core.rundir import read_object
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, Trial, arms_of, named
 from kafjax.evaluation.claims import Pair, at_least, between, equal
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import Interval
 from kafjax.evaluation.table import Table
 from launch.spec import Sweep, chain, product
@@ -176,22 +175,17 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws queries a second against recall, for ScaNN's targets."""
     points = [
         (
             clustered.mean_of(of_target(arms, target).cells(SPLIT)) or 0.0,
-            sum(t.numbers[RATE] for t in of_target(arms, target).trials.values()) / 3,
+            statistics.mean(t.numbers[RATE] for t in of_target(arms, target).trials.values()),
         )
         for target in TARGETS
     ]
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(path, f"recall@{K}", "queries a second") as axes:
         axes.plot(*zip(*points, strict=True), marker="o")
-        axes.set_xlabel(f"recall@{K}")
-        axes.set_ylabel("queries a second")
-        return save_figure(drawn, path)
 
 
 CARD = Card(

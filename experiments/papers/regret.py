@@ -14,18 +14,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from experiments.configs.finetune import Finetune
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.papers import reproduce, scratch
 from experiments.papers.card import Card, Sabotage, finished
+from experiments.papers.drawing import axes_in
 from kafjax.core.config import changed
 from kafjax.evaluation.arms import Arm, Trial, arms_of
 from kafjax.evaluation.claims import between
 from kafjax.evaluation.clustered import t_interval
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import Interval
 from kafjax.evaluation.table import Table
 from launch.spec import Point, Sweep, chain, logspace, product, zip_
@@ -57,13 +56,8 @@ def prepare(scale: str) -> None:
     """Makes the base and the corpus that are missing."""
     n = _SIZES[scale]
     scratch.write_facts(_corpus(scale), scratch.facts(n, seed=0))
-    others = scratch.facts(4 * n, seed=1)
-    texts = (
-        f"Question: {row['question']}\nAnswer: {row['golden_answers'][0]}\n"
-        for row in [*others, *scratch.facts(n, seed=0)]
-    )
-    corpus = scratch.write_facts(ROOT / f"others-{4 * n}", others)
-    scratch.base(_base(scale), _SHAPES[scale], corpus, texts, epochs=20)
+    others = ROOT / f"others-{4 * n}"
+    scratch.base_beside(_base(scale), scale, scratch.facts(n, seed=0), 4 * n, others)
 
 
 def _base(scale: str) -> Path:
@@ -74,11 +68,6 @@ def _corpus(scale: str) -> Path:
     return ROOT / f"facts-{_SIZES[scale]}"
 
 
-_SHAPES = {
-    TINY: scratch.Shape(64, 2, 1024),
-    GPU: scratch.Shape(256, 4, 4096),
-    FULL: scratch.Shape(512, 8, 8192),
-}
 _SIZES = {TINY: 500, GPU: 4000, FULL: 20_000}
 
 
@@ -312,11 +301,9 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws the last loss against the rate, for full fine-tuning and each rank."""
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(path, "learning rate", "last loss, nats a token") as axes:
         shown = [("full", 0), *(("lora", rank) for rank in RANKS)]
         for method, rank in shown:
             by_seed = losses(arms, method=method, rank=rank)
@@ -324,10 +311,6 @@ def figure(arms: Sequence[Arm], path: Path) -> Path:
             means = [np.mean([of[rate] for of in by_seed.values() if rate in of]) for rate in rates]
             axes.plot(rates, means, marker="o", label=method if not rank else f"rank {rank}")
         axes.set_xscale("log")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("last loss, nats a token")
-        axes.legend()
-        return save_figure(drawn, path)
 
 
 CARD = Card(

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from experiments import finetune
 from experiments.configs.finetune import Finetune
+from experiments.configs.paper import FULL, GPU, TINY
 from kafjax import hub
 from kafjax.core import trees
 from kafjax.core.config import changed
@@ -40,6 +41,9 @@ class Shape:
     width: int = 64
     layers: int = 2
     vocabulary: int = 1024
+
+
+SHAPES = {TINY: Shape(64, 2, 1024), GPU: Shape(256, 4, 4096), FULL: Shape(512, 8, 8192)}
 
 
 def facts(n: int, seed: int, attribute: int = 0) -> list[dict[str, object]]:
@@ -73,6 +77,19 @@ def write_facts(folder: Path, rows: Iterable[dict[str, object]]) -> Path:
             write_jsonl(made / "corpus.jsonl", [{"id": "none", "contents": "Nothing."}])
             write_jsonl(made / "questions.jsonl", rows)
     return folder
+
+
+def base_beside(
+    folder: Path, scale: str, rows: Iterable[dict[str, object]], n_others: int, others: Path
+) -> Path:
+    """Makes a base that was trained on `n_others` other people, whose corpus is `others`, and whose
+    tokenizer has seen `rows`, too."""
+    theirs = facts(n_others, seed=1)
+    texts = (
+        f"Question: {row['question']}\nAnswer: {row['golden_answers'][0]}\n"
+        for row in [*theirs, *rows]
+    )
+    return base(folder, SHAPES[scale], write_facts(others, theirs), texts, epochs=20)
 
 
 def base(folder: Path, shape: Shape, corpus: Path, texts: Iterable[str], epochs: int) -> Path:

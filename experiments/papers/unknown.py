@@ -12,13 +12,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from experiments.configs.paper import FULL, GPU, TINY
 from experiments.configs.sweep_lora import SweepLora
 from experiments.papers import reproduce, scratch
 from experiments.papers.card import Card, Sabotage, read_runs
+from experiments.papers.drawing import axes_in, log_ticks
 from kafjax import hub
 from kafjax.core.config import changed
 from kafjax.core.errors import UserError
@@ -29,7 +29,6 @@ from kafjax.corpus.retention import world_questions
 from kafjax.evaluation import clustered
 from kafjax.evaluation.arms import Arm, arms_of, named
 from kafjax.evaluation.claims import Pair, at_least, between, greater
-from kafjax.evaluation.figures import STYLE, new_figure, save_figure
 from kafjax.evaluation.intervals import Interval
 from kafjax.evaluation.score import contains
 from kafjax.evaluation.table import Table
@@ -185,24 +184,18 @@ CLAIMS = (
 )
 
 
-def figure(arms: Sequence[Arm], path: Path) -> Path:
+def figure(arms: Sequence[Arm], path: Path) -> None:
     """Draws the share of known facts still answered against passes."""
-    with matplotlib.rc_context(STYLE):
-        drawn = new_figure(6.0, 4.0)
-        axes = drawn.subplots()
+    with axes_in(
+        path, "passes over the facts", "known facts still answered", legend="trained on"
+    ) as axes:
         for kind in (KNOWN, MIXED, UNKNOWN):
             found = [
                 clustered.mean(named(arms, f"kind={kind},passes={n}").cells(SPLIT))
                 for n in (EARLY, LONG)
             ]
             axes.plot((EARLY, LONG), [one.value for one in found], marker="o", label=kind)
-        axes.set_xscale("log")
-        axes.set_xticks((EARLY, LONG), (str(EARLY), str(LONG)))
-        axes.minorticks_off()
-        axes.set_xlabel("passes over the facts")
-        axes.set_ylabel("known facts still answered")
-        axes.legend(title="trained on")
-        return save_figure(drawn, path)
+        log_ticks(axes, (EARLY, LONG))
 
 
 CARD = Card(

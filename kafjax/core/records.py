@@ -75,7 +75,7 @@ SUPERVISED = "supervised"
 
 
 RELATIONS = ("capital", "currency", "continent")
-"""What retention questions about countries ask for. A question's id begins with it,
+"""Relations that retention questions about countries ask for. A question's id begins with its own:
 `capital-fr`."""
 
 

@@ -22,7 +22,7 @@ MOVES: tuple[Values, ...] = (
     {"k": 2},
     {"k": 20},
 )
-"""What a search for settings of reading changes, in this order."""
+"""Changes that a search for settings of reading tries, in this order."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ REGIMES = {
     SUPERVISED: "supervised: trained on questions for the facts that are asked, in other words",
     SINGLE: "trained on one telling of each subject, repeated",
 }
-"""What a method's note says, by regime."""
+"""Part of a method's note, by regime."""
 
 
 def split(weights: str) -> tuple[str, str]:
