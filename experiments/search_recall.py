@@ -26,6 +26,7 @@ from experiments.configs.search_recall import SearchRecall
 from kafjax.core.progress import say
 from kafjax.core.rundir import environment, open_run, write_json
 from kafjax.retrieval.index import open_index
+from kafjax.retrieval.tuning import exact_neighbours
 
 FOUND = "found.json"
 TURNS = 5
@@ -39,7 +40,7 @@ def run(config: SearchRecall) -> Path:
         say("search", f"measured earlier; delete {run.path} to measure again")
         return run.path
     vectors_NxD, queries_QxD = clustered_vectors(config)
-    true_QxK = np.argsort(-(queries_QxD @ vectors_NxD.T), axis=1)[:, : config.k]
+    _, true_QxK = exact_neighbours(vectors_NxD, queries_QxD, config.k)
     search = _bins(config, vectors_NxD) if config.how == "bins" else _scann(config, vectors_NxD)
     found_QxK = search(queries_QxD)
     hits_Q = [
